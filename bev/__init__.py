@@ -1,0 +1,1 @@
+"""The bird's-eye-view grid and what lives on it: geometry, lift, pillars, backbone, heads and boxes. Needs torch only."""

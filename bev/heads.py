@@ -1,0 +1,133 @@
+"""Detection from the grid, after CenterPoint (Yin et al., CVPR 2021): a heatmap per class and, at each cell, one box.
+
+Letters: B samples, C channels, K classes, A attributes, T top-scoring boxes, X and Y cells.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .boxes import Boxes
+from .grid import BEVGrid
+from .layers import ConvBlock
+
+# Regressed at the cell of the centre: offset in the cell (2, cells), height of the centre (1, m), log size (3: w, l, h in m),
+# sin and cos of yaw (2), velocity (2, m/s).
+REGRESSION_CHANNELS = 10
+_PRIOR = 0.05  # start value of every heatmap cell, so that the focal loss does not begin with a flood of false positives
+
+
+@dataclass(frozen=True)
+class DetectionLogits:
+    """What the head says of every cell."""
+
+    heatmap: Tensor  # [B, K, X, Y] logits
+    regression: Tensor  # [B, 10, X, Y]
+    attributes: Tensor  # [B, A, X, Y] logits
+
+
+class DetectionHead(nn.Module):
+    """[B, C, X, Y] features -> `DetectionLogits`."""
+
+    def __init__(self, channels: int, num_classes: int, num_attributes: int) -> None:
+        super().__init__()
+        self.shared = ConvBlock(channels, channels)
+        self.heatmap = nn.Sequential(ConvBlock(channels, channels, kernel=1), nn.Conv2d(channels, num_classes, 1))
+        self.boxes = nn.Sequential(
+            ConvBlock(channels, channels, kernel=1), nn.Conv2d(channels, REGRESSION_CHANNELS + num_attributes, 1)
+        )
+        _start_at_prior(self.heatmap[-1])
+
+    def forward(self, features: Tensor) -> DetectionLogits:
+        shared = self.shared(features)
+        boxes = self.boxes(shared)
+        return DetectionLogits(
+            heatmap=self.heatmap(shared),
+            regression=boxes[:, :REGRESSION_CHANNELS],
+            attributes=boxes[:, REGRESSION_CHANNELS:],
+        )
+
+
+class HeatmapHead(nn.Sequential):
+    """The auxiliary head of one modality: [B, C, X, Y] -> [B, K, X, Y] heatmap logits. Used in training only."""
+
+    def __init__(self, channels: int, num_classes: int) -> None:
+        super().__init__(ConvBlock(channels, channels, kernel=1), nn.Conv2d(channels, num_classes, 1))
+        _start_at_prior(self[-1])
+
+
+def _start_at_prior(layer: nn.Module) -> None:
+    assert isinstance(layer, nn.Conv2d) and layer.bias is not None
+    nn.init.constant_(layer.bias, torch.logit(torch.tensor(_PRIOR)).item())
+
+
+def decode(logits: DetectionLogits, grid: BEVGrid, *, max_boxes: int, nms_radius_m: Tensor | None = None) -> Boxes:
+    """The `max_boxes` highest peaks as `Boxes` [B, T], sorted by score; a suppressed box has score 0.
+
+    A peak is a cell that no neighbour of its 3 x 3 exceeds. `nms_radius_m` [K] then suppresses a box when a better one of
+    its class lies within that radius (circle NMS).
+    """
+    heatmap = logits.heatmap.float().sigmoid()
+    peaks = torch.where(heatmap == F.max_pool2d(heatmap, 3, stride=1, padding=1), heatmap, 0.0)
+    score, index = peaks.flatten(1).topk(min(max_boxes, peaks[0].numel()), dim=1)
+    label, cell = index // grid.num_cells, index % grid.num_cells
+    boxes = boxes_at(logits, cell, grid, label=label, score=score)
+    if nms_radius_m is None:
+        return boxes
+    kept = circle_nms(boxes, nms_radius_m.to(score.device))
+    score, order = torch.where(kept, score, 0.0).sort(dim=1, descending=True, stable=True)
+    return Boxes(
+        center_m=_gather(boxes.center_m, order),
+        size_m=_gather(boxes.size_m, order),
+        yaw_rad=boxes.yaw_rad.gather(1, order),
+        velocity_mps=_gather(boxes.velocity_mps, order),
+        label=boxes.label.gather(1, order),
+        attribute=boxes.attribute.gather(1, order),
+        score=score,
+    )
+
+
+def boxes_at(logits: DetectionLogits, cell: Tensor, grid: BEVGrid, *, label: Tensor, score: Tensor) -> Boxes:
+    """The boxes regressed at the flat cells [B, T]."""
+    y_cells = grid.shape[1]
+    values = at_cells(logits.regression.float(), cell)  # [B, T, 10]
+    corner = torch.stack([cell // y_cells, cell % y_cells], dim=-1).float()
+    low_m = values.new_tensor([grid.x_min_m, grid.y_min_m])
+    xy_m = low_m + (corner + values[..., :2]) * grid.cell_m
+    attributes = at_cells(logits.attributes.float(), cell)
+    attribute = attributes.argmax(-1) if attributes.shape[-1] else torch.full_like(cell, -1)
+    return Boxes(
+        center_m=torch.cat([xy_m, values[..., 2:3]], dim=-1),
+        size_m=values[..., 3:6].clamp(-4.0, 4.0).exp(),
+        yaw_rad=torch.atan2(values[..., 6], values[..., 7]),
+        velocity_mps=values[..., 8:10],
+        label=label,
+        attribute=attribute,
+        score=score,
+    )
+
+
+def at_cells(maps: Tensor, cell: Tensor) -> Tensor:
+    """[B, C, X, Y] at flat cells [B, T] -> [B, T, C]."""
+    flat = maps.flatten(2)
+    return flat.gather(2, cell[:, None].expand(-1, flat.shape[1], -1)).transpose(1, 2)
+
+
+def circle_nms(boxes: Boxes, radius_m: Tensor) -> Tensor:
+    """[B, T] bool: boxes, sorted by score, that no better kept box of their class has within `radius_m` [K] of them."""
+    xy_m = boxes.center_m[..., :2]
+    close = torch.cdist(xy_m, xy_m) < radius_m[boxes.label][:, :, None]
+    close &= boxes.label[:, :, None] == boxes.label[:, None, :]
+    kept = torch.ones_like(boxes.label, dtype=torch.bool)
+    for i in range(1, kept.shape[1]):
+        beaten = (close[:, i, :i] & kept[:, :i]).any(dim=1)
+        kept[:, i] = ~beaten
+    return kept
+
+
+def _gather(values: Tensor, order: Tensor) -> Tensor:
+    return values.gather(1, order[..., None].expand_as(values))

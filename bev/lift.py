@@ -1,0 +1,186 @@
+"""Lift-Splat with a look-up table (Philion and Fidler, "Lift, Splat, Shoot", ECCV 2020), without the frustum tensor.
+
+Every feature pixel predicts a context vector and a distribution over depth bins. The table, computed from the calibration alone,
+lists which (pixel, depth bin) falls into which BEV cell; a weighted `embedding_bag` sums context x probability per cell.
+
+Letters: B samples, N cameras, h and w feature pixels, D depth bins, E table entries, C channels, X and Y cells.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .grid import BEVGrid
+
+
+@dataclass(frozen=True)
+class DepthBins:
+    """D bins of equal width between `min_m` and `max_m`, metres along the camera's z axis."""
+
+    min_m: float
+    max_m: float
+    count: int
+
+    def __post_init__(self) -> None:
+        if not (0 < self.min_m < self.max_m and self.count >= 2):
+            raise ValueError(
+                f"depth bins: expected 0 < min_m < max_m and count >= 2, got {self.min_m}, {self.max_m}, {self.count}"
+            )
+
+    @property
+    def width_m(self) -> float:
+        return (self.max_m - self.min_m) / self.count
+
+    def centers_m(self, device: torch.device | None = None) -> Tensor:
+        """[D] float32."""
+        return self.min_m + self.width_m * (torch.arange(self.count, device=device, dtype=torch.float32) + 0.5)
+
+    def index(self, depth_m: Tensor) -> Tensor:
+        """int64 bin of each depth, -1 outside the half-open range and for NaN."""
+        inside = (depth_m >= self.min_m) & (depth_m < self.max_m)
+        position = torch.nan_to_num((depth_m - self.min_m) / self.width_m, nan=0.0, posinf=0.0, neginf=0.0)
+        return torch.where(inside, position.floor().clamp(0, self.count - 1).long(), -1)
+
+
+@dataclass(frozen=True)
+class LiftTable:
+    """Which depth-bin entries of which feature pixels fall into which cell, sorted by cell.
+
+    `entry` indexes the depth distribution laid out as [B, N, h, w, D] and flattened; `entry // D` is the pixel. The entries of
+    flat cell b * X * Y + cell are `entry[offsets[i]:offsets[i + 1]]`. `visible` is where a camera looks at all.
+    """
+
+    entry: Tensor  # [E] int64
+    offsets: Tensor  # [B * X * Y + 1] int64
+    visible: Tensor  # [B, N, X, Y] bool
+
+
+def feature_pixels(image_size: tuple[int, int], stride: int, device: torch.device | None = None) -> Tensor:
+    """[h, w, 3] float32 homogeneous image position (u, v, 1) of the centre of each `stride` x `stride` feature pixel.
+
+    Pixel centres lie on whole numbers, as in the nuScenes intrinsics, so a feature pixel's centre is half a pixel short of
+    the middle of its span.
+    """
+    height, width = image_size
+    if height % stride or width % stride:
+        raise ValueError(f"image size {height} x {width} px is no multiple of the feature stride {stride} px")
+    v = torch.arange(height // stride, device=device, dtype=torch.float32) * stride + (stride - 1) / 2
+    u = torch.arange(width // stride, device=device, dtype=torch.float32) * stride + (stride - 1) / 2
+    vv, uu = torch.meshgrid(v, u, indexing="ij")
+    return torch.stack([uu, vv, torch.ones_like(uu)], dim=-1)
+
+
+def frustum_cells(
+    intrinsics: Tensor,
+    reference_T_camera: Tensor,
+    *,
+    image_size: tuple[int, int],
+    stride: int,
+    bins: DepthBins,
+    grid: BEVGrid,
+    z_range_m: tuple[float, float],
+) -> Tensor:
+    """[B, N, h, w, D] int64 flat cell of the middle of every depth bin of every feature pixel, `num_cells` outside.
+
+    `intrinsics` [B, N, 3, 3] px; `reference_T_camera` [B, N, 4, 4], any affine map (BEV augmentation may mirror and scale).
+    """
+    pixels = feature_pixels(image_size, stride, intrinsics.device)
+    rays = torch.einsum("bnij,hwj->bnhwi", torch.linalg.inv(intrinsics.float()), pixels)
+    rays = torch.einsum("bnij,bnhwj->bnhwi", reference_T_camera[..., :3, :3].float(), rays)
+    origin = reference_T_camera[:, :, None, None, None, :3, 3].float()
+    points_m = rays[..., None, :] * bins.centers_m(rays.device)[:, None] + origin
+    cells = grid.flat_index(points_m[..., :2])
+    z_m = points_m[..., 2]
+    return torch.where((z_m >= z_range_m[0]) & (z_m < z_range_m[1]), cells, grid.num_cells)
+
+
+def visible_cells(
+    intrinsics: Tensor,
+    reference_T_camera: Tensor,
+    *,
+    image_size: tuple[int, int],
+    grid: BEVGrid,
+    heights_m: tuple[float, ...] = (0.0, 1.0, 2.0),
+) -> Tensor:
+    """[B, N, X, Y] bool: does the middle of the cell, at any of the heights over ground, fall into the camera's picture?"""
+    height, width = image_size
+    centers = grid.centers_m(intrinsics.device)
+    camera_T_reference = torch.linalg.inv(reference_T_camera.float())
+    to_pixels = intrinsics.float() @ camera_T_reference[..., :3, :]  # [B, N, 3, 4]
+    visible = torch.zeros((), dtype=torch.bool, device=intrinsics.device)
+    for height_m in heights_m:
+        ones = torch.ones_like(centers[..., :1])
+        points = torch.cat([centers, height_m * ones, ones], dim=-1)  # [X, Y, 4]
+        u, v, depth_m = torch.einsum("bnij,xyj->bnxyi", to_pixels, points).unbind(-1)
+        inside = (u >= -0.5 * depth_m) & (u < (width - 0.5) * depth_m)
+        inside &= (v >= -0.5 * depth_m) & (v < (height - 0.5) * depth_m)
+        visible = visible | (inside & (depth_m > 0.1))
+    return visible
+
+
+@torch.no_grad()
+def build_lift_table(
+    intrinsics: Tensor,
+    reference_T_camera: Tensor,
+    present: Tensor | None = None,
+    *,
+    image_size: tuple[int, int],
+    stride: int,
+    bins: DepthBins,
+    grid: BEVGrid,
+    z_range_m: tuple[float, float],
+) -> LiftTable:
+    """The table for B rigs of N cameras. Depends on the calibration alone: build it once per rig, or in the data loader.
+
+    `intrinsics` [B, N, 3, 3] px at the network's image size; `reference_T_camera` [B, N, 4, 4]; `present` [B, N] bool leaves out
+    the entries of absent cameras. Entries outside the grid or `z_range_m` are left out.
+    """
+    cells = frustum_cells(
+        intrinsics, reference_T_camera, image_size=image_size, stride=stride, bins=bins, grid=grid, z_range_m=z_range_m
+    )
+    visible = visible_cells(intrinsics, reference_T_camera, image_size=image_size, grid=grid)
+    if present is not None:
+        cells = torch.where(present[:, :, None, None, None], cells, grid.num_cells)
+        visible = visible & present[:, :, None, None]
+    samples = cells.shape[0]
+    first_cell = torch.arange(samples, device=cells.device).view(-1, 1, 1, 1, 1) * grid.num_cells
+    inside = (cells < grid.num_cells).flatten()
+    flat = (cells + first_cell).flatten()
+    entry = inside.nonzero().squeeze(1)
+    # A stable sort keeps the order of summation, and so every bit of the output, the same from run to run.
+    sorted_cells, order = torch.sort(flat[entry], stable=True)
+    edges = torch.arange(samples * grid.num_cells + 1, device=cells.device)
+    return LiftTable(entry=entry[order], offsets=torch.searchsorted(sorted_cells, edges), visible=visible)
+
+
+def lift_splat(context: Tensor, depth: Tensor, table: LiftTable) -> Tensor:
+    """Sum context x depth probability into the grid: [B, N, h, w, C], [B, N, h, w, D] -> [B, C, X, Y] float32.
+
+    Never forms the [.., D, C] frustum: each cell is one bag of a weighted `embedding_bag` over the feature pixels.
+    """
+    samples, _, x_cells, y_cells = table.visible.shape
+    channels, bins = context.shape[-1], depth.shape[-1]
+    canvas = F.embedding_bag(
+        table.entry // bins,
+        context.reshape(-1, channels).float(),
+        table.offsets,
+        mode="sum",
+        per_sample_weights=depth.reshape(-1).float()[table.entry],
+        include_last_offset=True,
+    )
+    return canvas.view(samples, x_cells, y_cells, channels).permute(0, 3, 1, 2)
+
+
+def lift_splat_reference(context: Tensor, depth: Tensor, table: LiftTable) -> Tensor:
+    """`lift_splat` by `index_add`: the plain twin, and the way that exports."""
+    samples, _, x_cells, y_cells = table.visible.shape
+    channels, bins = context.shape[-1], depth.shape[-1]
+    lengths = table.offsets[1:] - table.offsets[:-1]
+    cell = torch.repeat_interleave(torch.arange(len(lengths), device=lengths.device), lengths)
+    weighted = context.reshape(-1, channels).float()[table.entry // bins] * depth.reshape(-1, 1).float()[table.entry]
+    canvas = weighted.new_zeros(len(lengths), channels).index_add(0, cell, weighted)
+    return canvas.view(samples, x_cells, y_cells, channels).permute(0, 3, 1, 2)

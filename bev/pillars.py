@@ -1,0 +1,87 @@
+"""Dynamic pillars: points to a dense canvas, with no cap on points a pillar or pillars a frame.
+
+After PointPillars (Lang et al., CVPR 2019) with dynamic voxelization (Zhou et al., CoRL 2019).
+
+Letters: B samples, P points (padded), F features of a point, C channels, X and Y cells.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .grid import BEVGrid
+
+
+def point_cells(points_m: Tensor, count: Tensor, grid: BEVGrid, z_range_m: tuple[float, float]) -> Tensor:
+    """[B, P, 3 or more], [B] -> [B * P] int64 row of a canvas of B * (X * Y + 1) rows.
+
+    Padding, points outside the grid or the height range, and NaN go to the last row of their sample.
+    """
+    samples, padded = points_m.shape[:2]
+    z_m = points_m[..., 2]
+    use = torch.arange(padded, device=points_m.device) < count[:, None]
+    use = use & (z_m >= z_range_m[0]) & (z_m < z_range_m[1])
+    cell = torch.where(use, grid.flat_index(points_m[..., :2]), grid.num_cells)
+    first = torch.arange(samples, device=cell.device)[:, None] * (grid.num_cells + 1)
+    return (cell + first).flatten()
+
+
+def scatter_max(features: Tensor, rows: Tensor, num_rows: int) -> Tensor:
+    """[P, C] non-negative features -> [num_rows, C] maximum of each row's points, 0 where a row has none."""
+    canvas = features.new_zeros(num_rows, features.shape[1])
+    return canvas.scatter_reduce(0, rows[:, None].expand_as(features), features, "amax", include_self=True)
+
+
+def scatter_max_reference(features: Tensor, rows: Tensor, num_rows: int) -> Tensor:
+    """`scatter_max`, one row at a time."""
+    return torch.stack([
+        features[rows == row].amax(0) if (rows == row).any() else features.new_zeros(features.shape[1])
+        for row in range(num_rows)
+    ])  # fmt: skip
+
+
+class PillarEncoder(nn.Module):
+    """Points [B, P, F] to a canvas [B, C, X, Y]: per-point linear layer, maximum per cell, zero where a cell is empty.
+
+    The first three features of a point are x, y and z in metres. Offsets to the cell's centre (2) and to the mean of the cell's
+    points (3) are added, in metres. `scale` [F] brings the given features to a size of about one. The last channel of the
+    canvas is log(1 + points in the cell), which a maximum cannot tell.
+    """
+
+    scale: Tensor
+
+    def __init__(self, scale: tuple[float, ...], channels: int, grid: BEVGrid, z_range_m: tuple[float, float]) -> None:
+        super().__init__()
+        self.grid = grid
+        self.z_range_m = z_range_m
+        self.register_buffer("scale", torch.tensor(scale), persistent=False)
+        self.linear = nn.Linear(len(scale) + 5, channels - 1, bias=False)
+        self.norm = nn.LayerNorm(channels - 1)
+
+    def forward(self, points: Tensor, count: Tensor) -> tuple[Tensor, Tensor]:
+        """-> canvas [B, C, X, Y] float32, occupied [B, X, Y] bool."""
+        samples, _, features = points.shape
+        x_cells, y_cells = self.grid.shape
+        rows = point_cells(points[..., :3], count, self.grid, self.z_range_m)
+        num_rows = samples * (self.grid.num_cells + 1)
+        unused = (rows % (self.grid.num_cells + 1)) == self.grid.num_cells
+        # Padding may hold anything, NaN too, and must not reach the arithmetic.
+        flat = torch.where(unused[:, None], 0.0, points.reshape(-1, features).float())
+        decorated, per_row = self._decorate(flat, rows, num_rows)
+        encoded = F.relu(self.norm(self.linear(decorated)))
+        canvas = torch.cat([scatter_max(encoded.float(), rows, num_rows), per_row.log1p()[:, None]], dim=1)
+        canvas = canvas.view(samples, -1, canvas.shape[1])[:, :-1].reshape(samples, x_cells, y_cells, -1)
+        occupied = per_row.view(samples, -1)[:, :-1].reshape(samples, x_cells, y_cells) > 0
+        return canvas.permute(0, 3, 1, 2), occupied
+
+    def _decorate(self, flat: Tensor, rows: Tensor, num_rows: int) -> tuple[Tensor, Tensor]:
+        xyz_m = flat[:, :3]
+        position = self.grid.cells(xyz_m[:, :2])
+        to_center_m = (position - position.floor() - 0.5) * self.grid.cell_m
+        ones = torch.ones_like(rows, dtype=torch.float32)
+        per_row = torch.zeros(num_rows, device=flat.device).index_add(0, rows, ones)
+        sums = torch.zeros(num_rows, 3, device=flat.device).index_add(0, rows, xyz_m)
+        mean_m = (sums / per_row.clamp(min=1.0)[:, None])[rows]
+        return torch.cat([flat * self.scale, to_center_m, xyz_m - mean_m], dim=1), per_row
