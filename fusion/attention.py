@@ -1,0 +1,184 @@
+"""Cross-attention over the modalities of a cell and its neighbours.
+
+Letters: B samples, C channels, H heads, M modalities, X and Y cells, O offsets of the neighbourhood (1 or 9).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .features import BEVFeatures, FusedBEV
+from .nulls import Absent, ModalityTokens
+
+
+def neighbour_attention(query: Tensor, key: Tensor, value: Tensor, seen: Tensor | None, neighbourhood: int) -> tuple[Tensor, Tensor]:
+    """Each cell's query attends to the M tokens of the cells around it.
+
+    Args:
+        query: [B, X, Y, H, c].
+        key, value: [M, B, X, Y, H, c].
+        seen: [M, B, X, Y] bool of tokens that may be attended to, or None for all.
+        neighbourhood: 1 or 3, the side of the square of cells around the query's.
+
+    Returns:
+        [B, X, Y, H, c] float32 and the attention share of each modality [B, M, X, Y], mean over heads. Where nothing may be
+        attended to, both are 0. Cells outside the grid are never attended to.
+    """
+    query = query.float() / math.sqrt(query.shape[-1])
+    reach = neighbourhood // 2
+    offsets = [(i, j) for i in range(-reach, reach + 1) for j in range(-reach, reach + 1)]
+    logits = torch.stack([(query * _shift(key, i, j).float()).sum(-1) for i, j in offsets])  # [O, M, B, X, Y, H]
+    allowed = _allowed(key, seen, offsets)
+    if allowed is not None:
+        logits = logits.masked_fill(~allowed[..., None], -math.inf)
+    # Softmax by hand over O and M: a cell with nothing to attend to gives 0 and not NaN.
+    top = logits.amax(dim=(0, 1)).clamp(min=torch.finfo(torch.float32).min)
+    weight = (logits - top).exp()
+    weight = weight / weight.sum(dim=(0, 1)).clamp(min=1e-30)
+    terms = (
+        (weight[o, m, ..., None] * _shift(value[m], i, j).float())
+        for o, (i, j) in enumerate(offsets)
+        for m in range(key.shape[0])
+    )
+    attended = sum(terms, start=torch.zeros((), device=query.device))
+    return attended, weight.sum(0).mean(-1).transpose(0, 1)
+
+
+def neighbour_attention_reference(
+    query: Tensor, key: Tensor, value: Tensor, seen: Tensor | None, neighbourhood: int
+) -> tuple[Tensor, Tensor]:
+    """`neighbour_attention` one cell at a time."""
+    samples, x_cells, y_cells, heads, width = query.shape
+    modalities, reach = key.shape[0], neighbourhood // 2
+    out = torch.zeros(query.shape)
+    share = torch.zeros(samples, modalities, x_cells, y_cells)
+    for b in range(samples):
+        for x in range(x_cells):
+            for y in range(y_cells):
+                xs = slice(max(x - reach, 0), x + reach + 1)
+                ys = slice(max(y - reach, 0), y + reach + 1)
+                keys, values = key[:, b, xs, ys].flatten(1, 2), value[:, b, xs, ys].flatten(1, 2)  # [M, O, H, c]
+                may = None if seen is None else seen[:, b, xs, ys].flatten(1, 2)
+                if may is not None and not may.any():
+                    continue
+                logits = torch.einsum("hc,mohc->hmo", query[b, x, y].float(), keys.float()) / math.sqrt(width)
+                if may is not None:
+                    logits = logits.masked_fill(~may, -math.inf)
+                weight = logits.flatten(1).softmax(-1).view_as(logits)
+                out[b, x, y] = torch.einsum("hmo,mohc->hc", weight, values.float())
+                share[b, :, x, y] = weight.sum(-1).mean(0)
+    return out, share
+
+
+def _shift(x: Tensor, i: int, j: int) -> Tensor:
+    """[.., X, Y, H, c] moved so that cell (x, y) holds what stood at (x + i, y + j); zero beyond the edge."""
+    if i == 0 and j == 0:
+        return x
+    x_cells, y_cells = x.shape[-4], x.shape[-3]
+    padded = F.pad(x, (0, 0, 0, 0, max(-j, 0), max(j, 0), max(-i, 0), max(i, 0)))
+    return padded.narrow(-4, max(i, 0), x_cells).narrow(-3, max(j, 0), y_cells)
+
+
+def _allowed(key: Tensor, seen: Tensor | None, offsets: list[tuple[int, int]]) -> Tensor | None:
+    """[O, M or 1, B, X, Y] bool of neighbours inside the grid that are seen; None where everything is allowed."""
+    if seen is None and len(offsets) == 1:
+        return None
+    inside = torch.ones(1, *key.shape[1:4], dtype=torch.bool, device=key.device) if seen is None else seen
+    cells = inside.float()[..., None, None]
+    return torch.stack([_shift(cells, i, j)[..., 0, 0] > 0 for i, j in offsets])
+
+
+def position_embedding(grid_shape: tuple[int, int], channels: int, device: torch.device | None = None) -> Tensor:
+    """[X, Y, channels] float32 sines and cosines of the cell's place in the grid (-1..1), half for each axis."""
+    if channels % 4:
+        raise ValueError(f"position embedding: channels must be a multiple of 4, got {channels}")
+    frequencies = math.pi * 2.0 ** torch.linspace(-1, 4, channels // 4, device=device)
+    axes = []
+    for cells in grid_shape:
+        place = (torch.arange(cells, device=device, dtype=torch.float32) + 0.5) / cells * 2 - 1
+        angles = place[:, None] * frequencies
+        axes.append(torch.cat([angles.sin(), angles.cos()], dim=-1))
+    x_part = axes[0][:, None].expand(-1, grid_shape[1], -1)
+    y_part = axes[1][None].expand(grid_shape[0], -1, -1)
+    return torch.cat([x_part, y_part], dim=-1)
+
+
+class CrossAttentionFusion(nn.Module):
+    """At each cell a query attends to the modality tokens of its neighbourhood.
+
+    The query is the mean of what is present, plus a learned query, plus a position embedding. Every token carries an
+    embedding of its modality. An absent modality is a learned null token (`absent="null"`), a zero token (`"zeros"`) or
+    not attended to (`"mask"`).
+
+    Args:
+        channels: channels of each modality by name.
+        out_channels: C of the fused grid, a multiple of `heads` and of 4.
+        heads: attention heads.
+        neighbourhood: 1 (the cell alone) or 3 (3 x 3 cells).
+        absent: see above.
+
+    Raises:
+        ValueError: an argument out of its range, or, in forward, features that do not fit (says expected and got).
+    """
+
+    def __init__(
+        self,
+        channels: Mapping[str, int],
+        out_channels: int,
+        *,
+        heads: int = 4,
+        neighbourhood: int = 1,
+        absent: Absent = "null",
+    ) -> None:
+        super().__init__()
+        if out_channels % heads or out_channels % 4:
+            raise ValueError(f"out_channels must be a multiple of heads ({heads}) and of 4, got {out_channels}")
+        if neighbourhood not in (1, 3):
+            raise ValueError(f"neighbourhood: expected 1 or 3, got {neighbourhood}")
+        self.tokens = ModalityTokens(channels, out_channels, absent)
+        self.modalities = self.tokens.modalities
+        self.heads, self.neighbourhood, self.absent = heads, neighbourhood, absent
+        self.modality = nn.Parameter(torch.randn(len(channels), out_channels) * 0.02)
+        self.learned_query = nn.Parameter(torch.zeros(out_channels))
+        self.position = nn.Linear(out_channels, out_channels, bias=False)
+        self.token_norm = nn.LayerNorm(out_channels)
+        self.query_norm = nn.LayerNorm(out_channels)
+        self.query = nn.Linear(out_channels, out_channels)
+        self.key_value = nn.Linear(out_channels, 2 * out_channels)
+        self.out = nn.Linear(out_channels, out_channels)
+        self.feed_forward = nn.Sequential(
+            nn.LayerNorm(out_channels),
+            nn.Linear(out_channels, 2 * out_channels),
+            nn.GELU(),
+            nn.Linear(2 * out_channels, out_channels),
+        )
+
+    def forward(
+        self, features: Mapping[str, BEVFeatures | None], *, grid_shape: tuple[int, int] | None = None, batch_size: int = 1
+    ) -> FusedBEV:
+        """Fuse what is there. A modality that is None or not named is absent.
+
+        `grid_shape` (X, Y) and `batch_size` are needed only where every modality is absent.
+        """
+        tokens, coverage = self.tokens(features, grid_shape, batch_size)  # [M, B, X, Y, C], [M, B, X, Y]
+        present = (coverage > 0)[..., None].to(tokens.dtype)
+        mean = (tokens * present).sum(0) / present.sum(0).clamp(min=1)
+        place = self.position(position_embedding((tokens.shape[2], tokens.shape[3]), tokens.shape[-1], tokens.device))
+        query = self.query(self.query_norm(mean + self.learned_query + place))
+        normed = self.token_norm(tokens) + self.modality[:, None, None, None]
+        key, value = self.key_value(normed).chunk(2, dim=-1)
+        attended, share = neighbour_attention(
+            query.unflatten(-1, (self.heads, -1)),
+            key.unflatten(-1, (self.heads, -1)),
+            value.unflatten(-1, (self.heads, -1)),
+            coverage > 0 if self.absent == "mask" else None,
+            self.neighbourhood,
+        )
+        fused = mean + self.out(attended.flatten(-2))
+        fused = fused + self.feed_forward(fused)
+        return FusedBEV(features=fused.permute(0, 3, 1, 2), attention=share, coverage=coverage.amax(0))

@@ -1,0 +1,47 @@
+"""Modality dropout: which sensors a training sample goes without.
+
+Letters: B samples, M modalities, N cameras.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+def drop_modalities(
+    batch_size: int, probabilities: Sequence[float], generator: torch.Generator, *, available: Tensor | None = None
+) -> Tensor:
+    """[B, M] bool of modalities that stay: each is dropped by its own probability, never all of a sample's.
+
+    Args:
+        probabilities: M values in 0..1.
+        generator: a CPU generator; the draw depends on nothing else.
+        available: [B, M] bool on the CPU, modalities that the sample has at all; None for all. Where the draw leaves none of
+            these, one of them, drawn evenly, stays.
+    """
+    if any(not 0.0 <= p <= 1.0 for p in probabilities):
+        raise ValueError(f"modality dropout: probabilities must lie in 0..1, got {list(probabilities)}")
+    draw = torch.rand(batch_size, len(probabilities), generator=generator)
+    rescue = torch.rand(batch_size, len(probabilities), generator=generator)
+    kept = draw >= torch.tensor(list(probabilities))
+    if available is None:
+        available = torch.ones_like(kept)
+    kept = kept & available
+    chosen = torch.where(available, rescue, -1.0).argmax(dim=1, keepdim=True)
+    one = torch.zeros_like(kept).scatter(1, chosen, True) & available
+    return torch.where(kept.any(dim=1, keepdim=True), kept, one)
+
+
+def drop_members(present: Tensor, probability: float, generator: torch.Generator) -> Tensor:
+    """[B, N] bool of single sensors (cameras, say) that stay, out of `present`; never all of a sample's present ones."""
+    if not 0.0 <= probability <= 1.0:
+        raise ValueError(f"sensor dropout: probability must lie in 0..1, got {probability}")
+    draw = torch.rand(present.shape, generator=generator)
+    kept = present & (draw >= probability)
+    # The one with the highest draw is the last that a rising probability would take.
+    chosen = torch.where(present, draw, -1.0).argmax(dim=1, keepdim=True)
+    one = torch.zeros_like(present).scatter(1, chosen, True) & present
+    return torch.where(kept.any(dim=1, keepdim=True), kept, one)

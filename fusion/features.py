@@ -1,0 +1,27 @@
+"""What goes into a fuser and what comes out of it.
+
+Letters: B samples, C channels, M modalities, X and Y cells of the bird's-eye-view grid.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class BEVFeatures:
+    """What one modality says about the grid, and where it can see at all."""
+
+    features: Tensor  # [B, C, X, Y]
+    coverage: Tensor  # [B, X, Y] in 0..1; 0 where this sensor, as it is now, is blind or absent
+
+
+@dataclass(frozen=True)
+class FusedBEV:
+    """The fused grid, and whom it trusted."""
+
+    features: Tensor  # [B, C, X, Y]
+    attention: Tensor  # [B, M, X, Y] share of each modality, summing to 1 over M where anything is present
+    coverage: Tensor  # [B, X, Y] the largest coverage of any modality; 0 where nobody sees

@@ -1,0 +1,115 @@
+"""Tokens of the modalities at every cell: what a sensor says, or what stands for its absence.
+
+Letters: B samples, C channels, M modalities, X and Y cells.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from .features import BEVFeatures
+
+Absent = Literal["null", "zeros", "mask"]
+
+
+class ModalityTokens(nn.Module):
+    """One token per modality and cell: coverage x features + (1 - coverage) x stand-in.
+
+    The stand-in is a learned null embedding per modality (`absent="null"`) or zero (`"zeros"`, `"mask"`). Missing is not
+    empty: a sensor that is there and sees nothing keeps its own features.
+
+    Args:
+        channels: channels of each modality's features by its name; each is projected to `out_channels`.
+        out_channels: C.
+        absent: what stands for an absent sensor.
+    """
+
+    def __init__(self, channels: Mapping[str, int], out_channels: int, absent: Absent) -> None:
+        super().__init__()
+        if not channels:
+            raise ValueError("a fuser needs at least one modality, got none")
+        if absent not in ("null", "zeros", "mask"):
+            raise ValueError(f"absent: expected null, zeros or mask, got {absent!r}")
+        self.modalities = tuple(channels)
+        self.in_channels = dict(channels)
+        self.out_channels = out_channels
+        self.absent = absent
+        self.project = nn.ModuleList(
+            nn.Identity() if count == out_channels else nn.Conv2d(count, out_channels, 1) for count in channels.values()
+        )
+        if absent == "null":
+            self.null = nn.Parameter(torch.randn(len(channels), out_channels) * 0.02)
+
+    def forward(
+        self, features: Mapping[str, BEVFeatures | None], grid_shape: tuple[int, int] | None = None, batch_size: int = 1
+    ) -> tuple[Tensor, Tensor]:
+        """-> tokens [M, B, X, Y, C] in the dtype of the features, and coverage [M, B, X, Y] float32.
+
+        `grid_shape` and `batch_size` are used only where every modality is None.
+        """
+        self._check(features)
+        given = next((f for f in features.values() if f is not None), None)
+        if given is not None:
+            batch_size, grid_shape = given.features.shape[0], (given.features.shape[2], given.features.shape[3])
+        elif grid_shape is None:
+            raise ValueError("every modality is absent: give grid_shape=(X, Y) and batch_size")
+        assert grid_shape is not None
+        parameter = next(self.parameters(), None)
+        like = given.features if given is not None else parameter
+        device = None if like is None else like.device
+        tokens, coverages = [], []
+        for i, name in enumerate(self.modalities):
+            stand_in = self._stand_in(i, device)
+            sensed = features.get(name)
+            if sensed is None:
+                tokens.append(stand_in.expand(batch_size, *grid_shape, -1))
+                coverages.append(torch.zeros(batch_size, *grid_shape, device=device))
+                continue
+            said = self.project[i](sensed.features).permute(0, 2, 3, 1)
+            coverage = sensed.coverage[..., None].to(said.dtype)
+            stand_in = stand_in.to(said.dtype)
+            # where, not only lerp: what a blind sensor's encoder says must not pass, not even as 0 x NaN.
+            blend = coverage * said + (1 - coverage) * stand_in
+            tokens.append(torch.where(coverage > 0, blend, stand_in))
+            coverages.append(sensed.coverage.float())
+        dtype = next((t.dtype for t, f in zip(tokens, self.modalities, strict=True) if features.get(f) is not None), None)
+        return torch.stack([t.to(dtype) for t in tokens]), torch.stack(coverages)
+
+    def _stand_in(self, index: int, device: torch.device | None) -> Tensor:
+        if self.absent == "null":
+            return self.null[index].float()
+        return torch.zeros(self.out_channels, device=device)
+
+    def _check(self, features: Mapping[str, BEVFeatures | None]) -> None:
+        unknown = sorted(set(features) - set(self.modalities))
+        if unknown:
+            raise ValueError(
+                f"unknown modality {unknown[0]!r}; this fuser was built for {', '.join(self.modalities)}: "
+                "name one of these, or build the fuser with it"
+            )
+        first: tuple[str, Tensor] | None = None
+        for name in self.modalities:
+            sensed = features.get(name)
+            if sensed is None:
+                continue
+            shape = tuple(sensed.features.shape)
+            if len(shape) != 4 or shape[1] != self.in_channels[name]:
+                raise ValueError(f"{name}: expected features [B, {self.in_channels[name]}, X, Y], got {list(shape)}")
+            if tuple(sensed.coverage.shape) != (shape[0], shape[2], shape[3]):
+                raise ValueError(
+                    f"{name}: expected coverage {[shape[0], shape[2], shape[3]]} (B, X, Y as in its features), "
+                    f"got {list(sensed.coverage.shape)}"
+                )
+            if first is None:
+                first = (name, sensed.features)
+            elif (shape[0], *shape[2:]) != (first[1].shape[0], *first[1].shape[2:]):
+                raise ValueError(
+                    f"{name}: features {list(shape)} and {first[0]}: features {list(first[1].shape)} differ in batch or "
+                    "grid; every modality must be projected into the same grid"
+                )
+            elif sensed.features.device != first[1].device:
+                raise ValueError(f"{name} is on {sensed.features.device}, {first[0]} on {first[1].device}")
