@@ -1,0 +1,1 @@
+"""What sensors say: frames, calibration, encoders, nuScenes data and simulation."""

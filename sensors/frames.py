@@ -1,0 +1,66 @@
+"""One instant as the sensors saw it, in numpy: what a data set, a log or a robot hands over.
+
+Frames: `sensor` is a sensor's own frame (camera: x right, y down, z forward). `reference` is the ego frame at the keyframe's
+LiDAR time, x forward, y left, z up. `reference_T_sensor` maps sensor points to the reference and already holds the
+ego motion between the sensor's own time and the keyframe.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+FloatArray = NDArray[np.floating[Any]]
+
+
+@dataclass(frozen=True)
+class CameraImage:
+    """One picture, rectified pinhole. Pixel (u, v) has its centre at (u, v) + 0: nuScenes intrinsics as they are."""
+
+    channel: str
+    image: NDArray[np.uint8]  # [H, W, 3] RGB, perhaps decoded at a reduced scale
+    intrinsics: FloatArray  # [3, 3] px, at the size of `image`
+    reference_T_camera: FloatArray  # [4, 4]
+    time_us: int
+
+
+@dataclass(frozen=True)
+class LidarSweep:
+    """One sweep: points [P, 5] float32 in the sensor frame: x_m, y_m, z_m, intensity (0..255), ring (-1 unknown)."""
+
+    channel: str
+    points: NDArray[np.float32]
+    reference_T_lidar: FloatArray  # [4, 4]
+    time_us: int
+
+
+@dataclass(frozen=True)
+class RadarSweep:
+    """One sweep: points [P, 6] float32 in the sensor frame: x_m, y_m, z_m, rcs_dbsm, vx_mps, vy_mps.
+
+    The velocity is the radial one over ground (ego motion compensated), as a vector in the sensor frame.
+    """
+
+    channel: str
+    points: NDArray[np.float32]
+    reference_T_radar: FloatArray  # [4, 4]
+    time_us: int
+
+
+@dataclass(frozen=True)
+class SensorFrame:
+    """Everything known at one instant. None is an absent modality; a present one that saw nothing has empty points.
+
+    `cameras` keeps the order of the configured channels, None where that camera is absent. `lidar` and `radar` hold sweeps of
+    any channels, newest first within a channel.
+    """
+
+    token: str
+    time_us: int
+    cameras: tuple[CameraImage | None, ...] | None
+    lidar: tuple[LidarSweep, ...] | None
+    radar: tuple[RadarSweep, ...] | None
+    global_T_reference: FloatArray  # [4, 4]

@@ -1,0 +1,66 @@
+"""LiDAR to the grid: dynamic pillars and a small 2D network.
+
+Letters: B samples, P points, S azimuth sectors, C channels, X and Y cells.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from bev.grid import BEVGrid
+from bev.layers import ConvBlock, ResidualBlock
+from bev.pillars import PillarEncoder
+from fusion.features import BEVFeatures
+from sensors.batch import LidarBatch
+
+# x and y in 50 m, z in 2 m, intensity 0..1 as it is, age in 0.2 s
+_SCALE = (0.02, 0.02, 0.5, 1.0, 5.0)
+
+
+class LidarEncoder(nn.Module):
+    """`LidarBatch` -> `BEVFeatures`.
+
+    Pillars stand on cells of half the grid's length. `stages` (optional) are sparse stages on that canvas, see
+    `sensors.sparse_pillars`; then a stride of two leads to the grid.
+    """
+
+    def __init__(
+        self,
+        *,
+        grid: BEVGrid,
+        z_range_m: tuple[float, float],
+        pillar_channels: int,
+        channels: int,
+        blocks: int,
+        stages: nn.Module | None = None,
+    ) -> None:
+        super().__init__()
+        self.grid = grid
+        fine = BEVGrid(grid.x_min_m, grid.x_max_m, grid.y_min_m, grid.y_max_m, grid.cell_m / 2)
+        self.pillars = PillarEncoder(_SCALE, pillar_channels, fine, z_range_m)
+        self.stages = stages
+        self.bev = nn.Sequential(
+            ConvBlock(pillar_channels, channels, stride=2),
+            *(ResidualBlock(channels) for _ in range(blocks)),
+        )
+
+    def forward(self, batch: LidarBatch) -> BEVFeatures:
+        if batch.points.ndim != 3 or batch.points.shape[-1] != len(_SCALE):
+            raise ValueError(f"lidar.points: expected [B, P, {len(_SCALE)}], got {list(batch.points.shape)}")
+        count = torch.where(batch.present, batch.count, 0)
+        canvas, occupied = self.pillars(batch.points, count)
+        if self.stages is not None:
+            canvas = self.stages(canvas, occupied)
+        sector = azimuth_sectors(self.grid, batch.sectors.shape[1], batch.points.device)
+        coverage = batch.sectors.float()[:, sector] * batch.present.float()[:, None, None]
+        return BEVFeatures(self.bev(canvas.contiguous(memory_format=torch.channels_last)), coverage)
+
+
+def azimuth_sectors(grid: BEVGrid, count: int, device: torch.device | None = None) -> Tensor:
+    """[X, Y] int64 azimuth sector of each cell's centre; sector s starts at -pi + s * 2 pi / count."""
+    x_m, y_m = grid.centers_m(device).unbind(-1)
+    turn = (torch.atan2(y_m, x_m) + math.pi) / (2 * math.pi)
+    return (turn * count).floor().long().clamp(0, count - 1)
