@@ -99,6 +99,7 @@ class CameraConfig(StrictModel):
     layer_scale: bool = False
     feature_stride_px: Positive = 8
     feature_channels: Positive = 96
+    lift_samples: tuple[Positive, Positive] = (2, 2)  # points across and along each depth bin of each feature pixel
     bev_blocks: Annotated[int, Field(ge=0)] = 0  # residual blocks on the lifted grid
     depth_bins: DepthConfig = DepthConfig()
 
@@ -146,6 +147,12 @@ class FuserConfig(StrictModel):
     absent: Literal["null", "zeros", "mask"] = "null"
     neighbourhood: Literal[1, 3] = 1  # of cross_attention
     heads: Positive = 4  # of cross_attention
+
+    @model_validator(mode="after")
+    def _check(self) -> FuserConfig:
+        if (self.kind, self.absent) == ("concat", "mask"):
+            raise ValueError("concat cannot mask an absent modality: choose absent null or zeros")
+        return self
 
 
 class BackboneConfig(StrictModel):
@@ -217,6 +224,7 @@ class TrainingOutputs:
     detection: DetectionLogits
     auxiliary: dict[str, Tensor]  # heatmap logits [B, K, X, Y] by modality
     depth_logits: Tensor | None  # [B, N, h, w, D]
+    image: Tensor | None  # [B, N, K, h, w] heatmap logits of objects in the pictures
 
 
 class PerceptionModel(nn.Module):
@@ -238,13 +246,14 @@ class PerceptionModel(nn.Module):
         backbone: BEVBackbone,
         head: DetectionHead,
         auxiliary: dict[str, HeatmapHead],
+        image_head: HeatmapHead | None,
     ) -> None:
         super().__init__()
         self.config = config
         self.grid = config.grid.bev()
         self.camera, self.lidar, self.radar = camera, lidar, radar
         self.fuser, self.backbone, self.head = fuser, backbone, head
-        self.auxiliary = nn.ModuleDict(auxiliary)
+        self.auxiliary, self.image_head = nn.ModuleDict(auxiliary), image_head
         radius = [config.decode.nms_radius_m.get(name, 0.0) for name in config.classes]
         self.register_buffer("nms_radius_m", torch.tensor(radius), persistent=False)
 
@@ -272,16 +281,18 @@ class PerceptionModel(nn.Module):
         return Perception(boxes, fused, self.config.modalities, perceived)
 
     def training_outputs(self, batch: SensorBatch, kept: Tensor | None = None) -> TrainingOutputs:
-        """Logits of the head, of each modality's auxiliary head and of the depth bins.
+        """Logits of the head, of each modality's auxiliary head, of the depth bins and of objects in the pictures.
 
         `kept` [B, M] bool: modalities that the fuser may see (modality dropout). What it may not see has coverage 0, exactly
         as if it were absent, while its encoder goes on learning through its auxiliary head.
         """
         features: dict[str, BEVFeatures | None] = dict.fromkeys(self.config.modalities)
-        depth_logits = None
+        depth_logits = image = None
         if self.camera is not None and batch.cameras is not None:
             output = self.camera(batch.cameras)
             features["camera"], depth_logits = output.bev, output.depth_logits
+            assert self.image_head is not None
+            image = self.image_head(output.features).unflatten(0, batch.cameras.present.shape)
         if self.lidar is not None and batch.lidar is not None:
             features["lidar"] = self.lidar(batch.lidar)
         if self.radar is not None and batch.radar is not None:
@@ -298,11 +309,14 @@ class PerceptionModel(nn.Module):
             for name, head in self.auxiliary.items()
             if features[name] is not None
         }
-        return TrainingOutputs(self.head(self.backbone(fused.features)), auxiliary, depth_logits)
+        return TrainingOutputs(self.head(self.backbone(fused.features)), auxiliary, depth_logits, image)
 
 
 def build(config: ModelConfig) -> PerceptionModel:
-    """The model that `config` describes, with fresh weights from torch's global random state."""
+    """The model that `config` describes, with fresh weights from torch's global random state.
+
+    Convolution weights lie channels-last, which is how the grid's features lie.
+    """
     grid, z_range_m = config.grid.bev(), (config.grid.z_min_m, config.grid.z_max_m)
     channels, classes = config.channels, len(config.classes)
     camera = lidar = radar = None
@@ -315,7 +329,7 @@ def build(config: ModelConfig) -> PerceptionModel:
             grid=grid, z_range_m=z_range_m, width=config.radar.width, channels=channels, blocks=config.radar.blocks,
             half_view_rad=math.radians(config.radar.half_view_deg),
         )  # fmt: skip
-    return PerceptionModel(
+    model = PerceptionModel(
         config,
         camera=camera,
         lidar=lidar,
@@ -324,7 +338,9 @@ def build(config: ModelConfig) -> PerceptionModel:
         backbone=BEVBackbone(channels, blocks=config.backbone.blocks, widths=config.backbone.widths),
         head=DetectionHead(channels, classes, len(config.attributes)),
         auxiliary={name: HeatmapHead(channels, classes) for name in config.modalities},
+        image_head=None if config.camera is None else HeatmapHead(config.camera.feature_channels, classes),
     )
+    return model.to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
 
 
 def _build_camera(
@@ -338,7 +354,7 @@ def _build_camera(
     return CameraEncoder(
         vit, image_size=config.image_size, patch_px=config.patch_px, stride_px=config.feature_stride_px,
         vit_channels=config.feature_channels, dim=config.dim, bins=config.depth_bins.bins(), grid=grid,
-        z_range_m=z_range_m, channels=channels, bev_blocks=config.bev_blocks,
+        z_range_m=z_range_m, channels=channels, bev_blocks=config.bev_blocks, lift_samples=config.lift_samples,
     )  # fmt: skip
 
 
@@ -408,6 +424,9 @@ def load(path: str | Path, device: str | torch.device = "cpu") -> PerceptionMode
         state = safetensors.torch.load_file(weights)
     except (safetensors.SafetensorError, OSError) as error:
         raise CheckpointError(f"{weights}: no readable safetensors file ({error}); was it copied whole?") from error
+    with torch.device("meta"):
+        outline = build(config)  # shapes alone: a config that is not of these weights must not fill the memory first
+    _check_fit(outline.state_dict(), state, source=str(weights))
     model = build(config)
     load_weights(model, state, source=str(weights))
     return model.to(device).eval()
@@ -415,7 +434,11 @@ def load(path: str | Path, device: str | torch.device = "cpu") -> PerceptionMode
 
 def load_weights(model: nn.Module, state: Mapping[str, Tensor], *, source: str) -> None:
     """Strictly load `state`; CheckpointError naming the tensors that do not fit, before anything is changed."""
-    own = model.state_dict()
+    _check_fit(model.state_dict(), state, source=source)
+    model.load_state_dict(dict(state))
+
+
+def _check_fit(own: Mapping[str, Tensor], state: Mapping[str, Tensor], *, source: str) -> None:
     faults = [f"missing {name} {list(own[name].shape)}" for name in own if name not in state]
     faults += [f"unexpected {name} {list(state[name].shape)}" for name in state if name not in own]
     faults += [
@@ -428,7 +451,6 @@ def load_weights(model: nn.Module, state: Mapping[str, Tensor], *, source: str) 
         raise CheckpointError(
             f"{source}: weights of another architecture: {shown}. Use the config that they were trained with"
         )
-    model.load_state_dict(dict(state))
 
 
 def _write_whole(path: Path, data: bytes) -> None:

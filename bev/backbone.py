@@ -5,7 +5,6 @@ Letters: B samples, C channels, X and Y cells.
 
 from __future__ import annotations
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -35,4 +34,5 @@ class BEVBackbone(nn.Module):
 
 
 def _resize(x: Tensor, like: Tensor) -> Tensor:
-    return F.interpolate(x, size=like.shape[-2:], mode="bilinear", align_corners=False).to(torch.result_type(x, like))
+    # Autocast widens what interpolation returns.
+    return F.interpolate(x, size=like.shape[-2:], mode="bilinear", align_corners=False).to(x.dtype)

@@ -31,13 +31,13 @@ class BEVGrid:
     cell_m: float
 
     def __post_init__(self) -> None:
-        if not self.cell_m > 0:
-            raise ValueError(f"grid: cell_m must be > 0, got {self.cell_m}")
+        if not 0 < self.cell_m < math.inf:
+            raise ValueError(f"grid: cell_m must be > 0 and finite, got {self.cell_m}")
         for axis, low, high in (("x", self.x_min_m, self.x_max_m), ("y", self.y_min_m, self.y_max_m)):
             if not (math.isfinite(low) and math.isfinite(high) and low < high):
                 raise ValueError(f"grid: {axis}_min_m must be < {axis}_max_m and finite, got {low} and {high}")
             cells = (high - low) / self.cell_m
-            if abs(cells - round(cells)) > 1e-6:
+            if round(cells) < 1 or abs(cells - round(cells)) > 1e-6:
                 raise ValueError(
                     f"grid: the {axis} range {low}..{high} m is {cells:.4f} cells of {self.cell_m} m; "
                     "choose a range that is a whole number of cells"
@@ -58,8 +58,8 @@ class BEVGrid:
 
     @property
     def radius_m(self) -> float:
-        """The distance from the origin within which every direction is inside the grid."""
-        return min(-self.x_min_m, self.x_max_m, -self.y_min_m, self.y_max_m)
+        """The distance from the origin within which every direction is inside the grid; 0 where the origin is not."""
+        return max(0.0, min(-self.x_min_m, self.x_max_m, -self.y_min_m, self.y_max_m))
 
     def coarser(self, factor: int) -> BEVGrid:
         """The grid of the same range with cells `factor` times as long; ValueError where they do not fit."""

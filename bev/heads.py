@@ -5,6 +5,7 @@ Letters: B samples, C channels, K classes, A attributes, T top-scoring boxes, X 
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -61,8 +62,9 @@ class HeatmapHead(nn.Sequential):
 
 
 def _start_at_prior(layer: nn.Module) -> None:
-    assert isinstance(layer, nn.Conv2d) and layer.bias is not None
-    nn.init.constant_(layer.bias, torch.logit(torch.tensor(_PRIOR)).item())
+    assert isinstance(layer, nn.Conv2d)
+    assert layer.bias is not None
+    nn.init.constant_(layer.bias, math.log(_PRIOR / (1 - _PRIOR)))
 
 
 def decode(logits: DetectionLogits, grid: BEVGrid, *, max_boxes: int, nms_radius_m: Tensor | None = None) -> Boxes:
@@ -120,7 +122,9 @@ def at_cells(maps: Tensor, cell: Tensor) -> Tensor:
 def circle_nms(boxes: Boxes, radius_m: Tensor) -> Tensor:
     """[B, T] bool: boxes, sorted by score, that no better kept box of their class has within `radius_m` [K] of them."""
     xy_m = boxes.center_m[..., :2]
-    close = torch.cdist(xy_m, xy_m) < radius_m[boxes.label][:, :, None]
+    # By differences: the matrix product that torch prefers for many points loses digits far from the origin, TF32 most of all.
+    distance_m = torch.cdist(xy_m, xy_m, compute_mode="donot_use_mm_for_euclid_dist")
+    close = distance_m < radius_m[boxes.label][:, :, None]
     close &= boxes.label[:, :, None] == boxes.label[:, None, :]
     kept = torch.ones_like(boxes.label, dtype=torch.bool)
     for i in range(1, kept.shape[1]):

@@ -77,25 +77,68 @@ def make_targets(
 def _heatmap(
     boxes: Boxes, corner: Tensor, valid: Tensor, grid: BEVGrid, num_classes: int, min_radius_cells: int
 ) -> Tensor:
-    """Every box draws its Gaussian in a window around its cell; where they meet, the larger value stays."""
-    x_cells, y_cells = grid.shape
     size_cells = torch.where(valid[..., None], boxes.size_m[..., :2], 1.0) / grid.cell_m
     radius = gaussian_radius_cells(size_cells[..., 1], size_cells[..., 0]).floor()
     radius = radius.clamp(min_radius_cells, _MAX_RADIUS_CELLS)
+    return draw_gaussians(corner, radius, boxes.label, valid, num_classes, grid.shape)
+
+
+def draw_gaussians(
+    center: Tensor, radius: Tensor, label: Tensor, valid: Tensor, num_classes: int, shape: tuple[int, int]
+) -> Tensor:
+    """[B, K, *shape]: every object draws a Gaussian of deviation (2 r + 1) / 6 in the window of its radius.
+
+    `center` [B, M, 2] int64 along the axes of `shape`, `radius` [B, M] in cells, `label` and `valid` [B, M]. Where windows meet,
+    the larger value stays.
+    """
+    rows, columns = shape
     sigma = (2 * radius + 1) / 6
-    steps = torch.arange(-_MAX_RADIUS_CELLS, _MAX_RADIUS_CELLS + 1, device=corner.device)
-    dx, dy = torch.meshgrid(steps, steps, indexing="ij")  # [W, W]
-    ix = corner[..., 0, None, None] + dx
-    iy = corner[..., 1, None, None] + dy
-    value = torch.exp(-(dx * dx + dy * dy) / (2 * sigma[..., None, None] ** 2))
+    steps = torch.arange(-_MAX_RADIUS_CELLS, _MAX_RADIUS_CELLS + 1, device=center.device)
+    di, dj = torch.meshgrid(steps, steps, indexing="ij")  # [W, W]
+    i = center[..., 0, None, None] + di
+    j = center[..., 1, None, None] + dj
+    value = torch.exp(-(di * di + dj * dj) / (2 * sigma[..., None, None] ** 2))
     reach = radius[..., None, None]
-    draw = (dx.abs() <= reach) & (dy.abs() <= reach) & valid[..., None, None]
-    draw = draw & (ix >= 0) & (ix < x_cells) & (iy >= 0) & (iy < y_cells)
-    samples = corner.shape[0]
-    plane = torch.arange(samples, device=corner.device)[:, None] * num_classes + boxes.label.clamp(0, num_classes - 1)
-    sentinel = samples * num_classes * grid.num_cells
-    index = plane[..., None, None] * grid.num_cells + ix * y_cells + iy
-    index = torch.where(draw, index, sentinel)
-    heatmap = torch.zeros(sentinel + 1, device=corner.device)
+    draw = (di.abs() <= reach) & (dj.abs() <= reach) & valid[..., None, None]
+    draw = draw & (i >= 0) & (i < rows) & (j >= 0) & (j < columns)
+    samples = center.shape[0]
+    plane = torch.arange(samples, device=center.device)[:, None] * num_classes + label.clamp(0, num_classes - 1)
+    sentinel = samples * num_classes * rows * columns
+    index = torch.where(draw, plane[..., None, None] * (rows * columns) + i * columns + j, sentinel)
+    heatmap = torch.zeros(sentinel + 1, device=center.device)
     heatmap = heatmap.scatter_reduce(0, index.flatten(), value.flatten(), "amax", include_self=True)
-    return heatmap[:-1].view(samples, num_classes, x_cells, y_cells)
+    return heatmap[:-1].view(samples, num_classes, rows, columns)
+
+
+def make_image_targets(
+    boxes: Boxes,
+    box_valid: Tensor,
+    intrinsics: Tensor,
+    reference_T_camera: Tensor,
+    num_classes: int,
+    *,
+    image_size: tuple[int, int],
+    stride: int,
+) -> Tensor:
+    """[B, N, K, h, w] heatmaps of the boxes' centres as each camera sees them, whether or not something stands before them.
+
+    Boxes [B, M] in the reference frame, `box_valid` [B, M]; `intrinsics` [B, N, 3, 3] px, `reference_T_camera` [B, N, 4, 4].
+    The perspective supervision of BEVFormer v2 (Yang et al., CVPR 2023), with heatmaps.
+    """
+    samples, cameras = intrinsics.shape[:2]
+    height, width = image_size[0] // stride, image_size[1] // stride
+    to_pixels = intrinsics.float() @ torch.linalg.inv(reference_T_camera.float())[..., :3, :]  # [B, N, 3, 4]
+    center_m = torch.where(box_valid[..., None], boxes.center_m, 0.0)
+    position = torch.einsum("bnij,bmj->bnmi", to_pixels[..., :3], center_m) + to_pixels[:, :, None, :, 3]
+    depth_m = position[..., 2].clamp(min=0.5)
+    # A feature pixel of stride s spans -1/2 .. s - 1/2 pixels, as pixel centres lie on whole numbers.
+    feature = (position[..., :2] / depth_m[..., None] + 0.5) / stride
+    column, row = feature.floor().clamp(-1e6, 1e6).long().unbind(-1)
+    seen = (position[..., 2] > 0.5) & (row >= 0) & (row < height) & (column >= 0) & (column < width)
+    seen = seen & box_valid[:, None]
+    focal_px = intrinsics[..., 1, 1].abs()[..., None]
+    extent = focal_px * boxes.size_m.amax(-1)[:, None] / depth_m / stride  # feature pixels
+    radius = (extent / 4).floor().clamp(1, _MAX_RADIUS_CELLS)
+    label = boxes.label[:, None].expand(-1, cameras, -1)
+    flat = [t.flatten(0, 1) for t in (torch.stack([row, column], dim=-1), radius, label, seen)]
+    return draw_gaussians(*flat, num_classes, (height, width)).unflatten(0, (samples, cameras))

@@ -28,6 +28,8 @@ class ModalityTokens(nn.Module):
         absent: what stands for an absent sensor.
     """
 
+    device_anchor: Tensor
+
     def __init__(self, channels: Mapping[str, int], out_channels: int, absent: Absent) -> None:
         super().__init__()
         if not channels:
@@ -43,6 +45,8 @@ class ModalityTokens(nn.Module):
         )
         if absent == "null":
             self.null = nn.Parameter(torch.randn(len(channels), out_channels) * 0.02)
+        # Knows the device where no features are given and there is no parameter to ask.
+        self.register_buffer("device_anchor", torch.empty(0), persistent=False)
 
     def forward(
         self, features: Mapping[str, BEVFeatures | None], grid_shape: tuple[int, int] | None = None, batch_size: int = 1
@@ -58,9 +62,7 @@ class ModalityTokens(nn.Module):
         elif grid_shape is None:
             raise ValueError("every modality is absent: give grid_shape=(X, Y) and batch_size")
         assert grid_shape is not None
-        parameter = next(self.parameters(), None)
-        like = given.features if given is not None else parameter
-        device = None if like is None else like.device
+        device = self.device_anchor.device if given is None else given.features.device
         tokens, coverages = [], []
         for i, name in enumerate(self.modalities):
             stand_in = self._stand_in(i, device)
@@ -69,12 +71,13 @@ class ModalityTokens(nn.Module):
                 tokens.append(stand_in.expand(batch_size, *grid_shape, -1))
                 coverages.append(torch.zeros(batch_size, *grid_shape, device=device))
                 continue
-            said = self.project[i](sensed.features).permute(0, 2, 3, 1)
+            # Not by coverage alone: what a blind sensor's encoder says must not pass, not even as 0 x NaN, and neither into
+            # the gradient of the projection.
+            seen = torch.where(sensed.coverage[:, None] > 0, sensed.features, 0.0)
+            said = self.project[i](seen).permute(0, 2, 3, 1)
             coverage = sensed.coverage[..., None].to(said.dtype)
             stand_in = stand_in.to(said.dtype)
-            # where, not only lerp: what a blind sensor's encoder says must not pass, not even as 0 x NaN.
-            blend = coverage * said + (1 - coverage) * stand_in
-            tokens.append(torch.where(coverage > 0, blend, stand_in))
+            tokens.append(coverage * said + (1 - coverage) * stand_in)
             coverages.append(sensed.coverage.float())
         dtype = next((t.dtype for t, f in zip(tokens, self.modalities, strict=True) if features.get(f) is not None), None)
         return torch.stack([t.to(dtype) for t in tokens]), torch.stack(coverages)
@@ -98,7 +101,10 @@ class ModalityTokens(nn.Module):
                 continue
             shape = tuple(sensed.features.shape)
             if len(shape) != 4 or shape[1] != self.in_channels[name]:
-                raise ValueError(f"{name}: expected features [B, {self.in_channels[name]}, X, Y], got {list(shape)}")
+                raise ValueError(
+                    f"{name}: expected features [B, {self.in_channels[name]}, X, Y], got {list(shape)}: build the fuser with "
+                    "the channels that the encoder gives"
+                )
             if tuple(sensed.coverage.shape) != (shape[0], shape[2], shape[3]):
                 raise ValueError(
                     f"{name}: expected coverage {[shape[0], shape[2], shape[3]]} (B, X, Y as in its features), "
@@ -112,4 +118,6 @@ class ModalityTokens(nn.Module):
                     "grid; every modality must be projected into the same grid"
                 )
             elif sensed.features.device != first[1].device:
-                raise ValueError(f"{name} is on {sensed.features.device}, {first[0]} on {first[1].device}")
+                raise ValueError(
+                    f"{name} is on {sensed.features.device}, {first[0]} on {first[1].device}: move them to one device"
+                )

@@ -26,6 +26,7 @@ _RGB_STD = (0.229, 0.224, 0.225)
 class CameraOutput:
     bev: BEVFeatures
     depth_logits: Tensor  # [B, N, h, w, D]
+    features: Tensor  # [B * N, c, h, w] of the pictures, before the lift
 
 
 class CameraEncoder(nn.Module):
@@ -52,11 +53,13 @@ class CameraEncoder(nn.Module):
         z_range_m: tuple[float, float],
         channels: int,
         bev_blocks: int,
+        lift_samples: tuple[int, int] = (1, 1),
     ) -> None:
         super().__init__()
         self.vit = vit
         self.image_size, self.patch_px, self.stride_px = image_size, patch_px, stride_px
         self.bins, self.grid, self.z_range_m = bins, grid, z_range_m
+        self.lift_samples = lift_samples
         self.calibration = nn.Sequential(nn.Linear(6, dim), nn.GELU(), nn.Linear(dim, dim))
         self.depth = nn.Conv2d(vit_channels, bins.count, 1)
         self.context = nn.Conv2d(vit_channels, channels, 1)
@@ -82,7 +85,7 @@ class CameraEncoder(nn.Module):
         with torch.autocast(images.device.type, enabled=False):
             canvas = lift_splat(context.float(), depth_logits.float().softmax(-1), table)
         coverage = (table.visible & batch.present[:, :, None, None]).any(1).float()
-        return CameraOutput(BEVFeatures(self.bev(canvas), coverage), depth_logits)
+        return CameraOutput(BEVFeatures(self.bev(canvas), coverage), depth_logits, features)
 
     def _rays(self, intrinsics: Tensor, reference_T_camera: Tensor) -> Tensor:
         """[B, N, h' * w', 6] unit ray of each token in the reference frame, and the camera's place in 10 m."""
@@ -96,7 +99,7 @@ class CameraEncoder(nn.Module):
     def _table(self, intrinsics: Tensor, reference_T_camera: Tensor, present: Tensor) -> LiftTable:
         return build_lift_table(
             intrinsics, reference_T_camera, present, image_size=self.image_size, stride=self.stride_px,
-            bins=self.bins, grid=self.grid, z_range_m=self.z_range_m,
+            bins=self.bins, grid=self.grid, z_range_m=self.z_range_m, samples=self.lift_samples,
         )  # fmt: skip
 
     def _check(self, batch: CameraBatch) -> None:

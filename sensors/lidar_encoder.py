@@ -55,7 +55,7 @@ class LidarEncoder(nn.Module):
         if self.stages is not None:
             canvas = self.stages(canvas, occupied)
         sector = azimuth_sectors(self.grid, batch.sectors.shape[1], batch.points.device)
-        coverage = batch.sectors.float()[:, sector] * batch.present.float()[:, None, None]
+        coverage = torch.where(batch.present[:, None, None], batch.sectors.float()[:, sector], 0.0)
         return BEVFeatures(self.bev(canvas.contiguous(memory_format=torch.channels_last)), coverage)
 
 
