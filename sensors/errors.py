@@ -1,0 +1,25 @@
+"""Faults in data that come from outside, said so that a person can act on them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+
+class DataRootError(ValueError):
+    """The data set as a whole is not there, or not the one that was asked for."""
+
+
+class SensorDataError(ValueError):
+    """One file, row or calibration is broken. The message names file, token and sensor, and what to do."""
+
+
+class SensorDataWarning(UserWarning):
+    """A broken file counts as an absent sensor, because the configuration says so."""
+
+
+def sensor_fault(*, sensor: str, file: Path | str, token: str, expected: str, got: str, action: str) -> SensorDataError:
+    """The one wording of a fault in sensor data.
+
+    A plain message and no fields: exceptions are rebuilt from their message when they cross from a loader's worker.
+    """
+    return SensorDataError(f"{sensor}: {file} (token {token}): expected {expected}, got {got}. {action}")

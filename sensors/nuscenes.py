@@ -1,0 +1,317 @@
+"""Reads keyframes, sweeps and boxes of any nuScenes-format data set.
+
+The reference frame of a sample is the ego frame at the keyframe time of `reference_channel` (LIDAR_TOP). Every sensor is brought
+there from its own time: reference_T_sensor = inv(global_T_ego at the keyframe) @ global_T_ego at its own time @ ego_T_sensor.
+
+Letters: S samples of the split, N boxes, K classes.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypedDict, TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from bev.boxes import Boxes
+from sensors.calibration import Float64, inverse_rigid, transforms
+from sensors.errors import DataRootError, SensorDataError, SensorDataWarning
+from sensors.frames import CameraImage, LidarSweep, RadarSweep, SensorFrame
+from sensors.images import DecodeSize, read_jpeg, scaled_intrinsics
+from sensors.nuscenes_config import DETECTION_ATTRIBUTES, NuScenesConfig
+from sensors.nuscenes_index import NuScenesIndex, open_index
+from sensors.point_files import read_lidar_file, read_radar_file
+
+_Reading = TypeVar("_Reading", CameraImage, LidarSweep, RadarSweep)
+
+
+class Source(TypedDict):
+    """Which file, and how a fault in it is named."""
+
+    path: Path
+    sensor: str
+    token: str
+
+
+class NuScenesReader:
+    """The samples of one split.
+
+    `classes` and `attributes` give labels their numbers; by default the classes of `config.class_map` in its order and nuScenes'
+    eight attributes. `decode` lets JPEGs be decoded at a reduced scale. Pickles as its arguments and opens the index anew.
+
+    Raises:
+        DataRootError: the data set, the version or the split is not there, or the class map names a class not in `classes`.
+    """
+
+    def __init__(
+        self,
+        config: NuScenesConfig,
+        split: str,
+        *,
+        classes: tuple[str, ...] | None = None,
+        attributes: tuple[str, ...] | None = None,
+        decode: DecodeSize | None = None,
+    ) -> None:
+        self.config = config
+        self.split = split
+        self.classes = config.classes if classes is None else tuple(classes)
+        self.attributes = DETECTION_ATTRIBUTES if attributes is None else tuple(attributes)
+        self.decode = decode
+        self.index: NuScenesIndex = open_index(config)
+        self.samples = self.index.samples_of_split(split)
+        self._root = config.root.expanduser()
+        self._columns = {name: i for i, name in enumerate(self.index.meta.channels)}
+        self._label_of_category = _labels(self.index.meta.categories, config.class_map, self.classes)
+        self._attribute_of = _positions(self.index.meta.attributes, self.attributes)
+        self._tokens: tuple[str, ...] | None = None
+        _warn_of_missing_channels(config, self.index)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _reopen, (self.config, self.split, self.classes, self.attributes, self.decode)
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    @property
+    def tokens(self) -> tuple[str, ...]:
+        """The S sample tokens."""
+        if self._tokens is None:
+            self._tokens = tuple(t.decode() for t in self.index.arrays.sample_token[self.samples].tolist())
+        return self._tokens
+
+    @property
+    def root(self) -> Path:
+        return self._root
+
+    def index_of(self, token: str) -> int:
+        """The position of a sample in this split; ValueError where it is not in it."""
+        try:
+            return self.tokens.index(token)
+        except ValueError:
+            raise ValueError(f"sample {token!r} is not in split {self.split!r} of {self.config.version}") from None
+
+    def scene_name(self, i: int) -> str:
+        return self.index.meta.scenes[int(self.index.arrays.sample_scene[self.samples[i]])]
+
+    def time_us(self, i: int) -> int:
+        return int(self.index.arrays.sample_time_us[self.samples[i]])
+
+    def global_T_reference(self, i: int) -> Float64:  # noqa: N802
+        """[4, 4] the ego pose at the keyframe time of the reference channel.
+
+        A sample without that channel takes the pose of the keyframe nearest to the sample's own time.
+        """
+        arrays, sample = self.index.arrays, self.samples[i]
+        row = self._keyframe(i, self.config.reference_channel)
+        if row < 0:
+            rows = arrays.keyframe[sample][arrays.keyframe[sample] >= 0]
+            if not len(rows):
+                raise SensorDataError(
+                    f"sample {self.tokens[i]} has no sensor data at all in sample_data.json, and so no ego pose. "
+                    "Remove the sample or restore its rows"
+                )
+            row = rows[np.abs(arrays.data_time_us[rows] - arrays.sample_time_us[sample]).argmin()]
+        return transforms(arrays.data_ego_pose[row])
+
+    def frame(self, i: int) -> SensorFrame:
+        """Everything the configured sensors saw at sample `i`. A channel without a keyframe here counts as absent.
+
+        Raises:
+            SensorDataError: a file is missing, truncated or damaged, and `on_bad_file` is "error".
+        """
+        config, global_T_reference = self.config, self.global_T_reference(i)
+        chains = {channel: self._chain(i, channel, 1) for channel in config.camera_channels}
+        chains |= {channel: self._chain(i, channel, config.lidar_sweeps) for channel in config.lidar_channels}
+        chains |= {channel: self._chain(i, channel, config.radar_sweeps) for channel in config.radar_channels}
+        poses = self._reference_T_sensor([row for rows in chains.values() for row in rows], global_T_reference)
+        cameras = tuple(
+            next(iter(self._readings(chains[channel], channel, poses, self._camera)), None)
+            for channel in config.camera_channels
+        )
+        lidar = [self._readings(chains[channel], channel, poses, self._lidar) for channel in config.lidar_channels]
+        radar = [self._readings(chains[channel], channel, poses, self._radar) for channel in config.radar_channels]
+        return SensorFrame(
+            token=self.tokens[i],
+            time_us=self.time_us(i),
+            cameras=cameras if any(camera is not None for camera in cameras) else None,
+            lidar=tuple(sweep for sweeps in lidar for sweep in sweeps) if any(lidar) else None,
+            radar=tuple(sweep for sweeps in radar for sweep in sweeps) if any(radar) else None,
+            global_T_reference=global_T_reference,
+        )
+
+    def boxes(self, i: int) -> Boxes:
+        """Truth of the classes in the class map, in the reference frame, however few points are in a box.
+
+        Boxes stand upright there, as the network predicts them; `reference_T_box` keeps the tilt of the vehicle.
+        """
+        rows = self._box_rows(i)
+        arrays = self.index.arrays
+        reference_T_box = self.reference_T_box(i)
+        velocity = np.pad(arrays.box_velocity_mps[rows], ((0, 0), (0, 1)))
+        velocity = velocity @ self.global_T_reference(i)[:3, :3]  # R^T v, as rows
+        labels, attributes = self._label_of_category[arrays.box_category[rows]], arrays.box_attribute[rows]
+        attributes = np.where(attributes >= 0, self._attribute_of[attributes], -1)
+        return Boxes(
+            center_m=torch.from_numpy(reference_T_box[:, :3, 3].astype(np.float32)),
+            size_m=torch.from_numpy(arrays.box_size_m[rows].astype(np.float32)),
+            yaw_rad=torch.from_numpy(np.arctan2(reference_T_box[:, 1, 0], reference_T_box[:, 0, 0]).astype(np.float32)),
+            velocity_mps=torch.from_numpy(velocity[:, :2].astype(np.float32)),
+            label=torch.from_numpy(labels.astype(np.int64)),
+            attribute=torch.from_numpy(attributes.astype(np.int64)),
+            score=torch.ones(len(rows)),
+        )
+
+    def reference_T_box(self, i: int) -> Float64:  # noqa: N802
+        """[N, 4, 4] the exact poses of `boxes(i)`: x along the length, y along the width, z up, origin in the middle."""
+        return inverse_rigid(self.global_T_reference(i)) @ transforms(self.index.arrays.box_pose[self._box_rows(i)])
+
+    def num_points(self, i: int) -> torch.Tensor:
+        """[N] int64, LiDAR and radar points in each of `boxes(i)`, as annotated."""
+        rows, arrays = self._box_rows(i), self.index.arrays
+        return torch.from_numpy((arrays.box_lidar_points[rows] + arrays.box_radar_points[rows]).astype(np.int64))
+
+    def num_lidar_points(self, i: int) -> torch.Tensor:
+        """[N] int64, LiDAR points in each of `boxes(i)`, as annotated."""
+        return torch.from_numpy(self.index.arrays.box_lidar_points[self._box_rows(i)].astype(np.int64))
+
+    def box_tokens(self, i: int) -> tuple[str, ...]:
+        """The annotation token of each of `boxes(i)`."""
+        return tuple(t.decode() for t in self.index.arrays.box_token[self._box_rows(i)].tolist())
+
+    def class_counts(self) -> NDArray[np.int64]:
+        """[S, K] boxes with at least one point, by class: what balanced sampling needs."""
+        arrays = self.index.arrays
+        label = self._label_of_category[arrays.box_category]
+        seen = (label >= 0) & (arrays.box_lidar_points + arrays.box_radar_points > 0)
+        sample = np.repeat(np.arange(len(arrays.box_start) - 1), np.diff(arrays.box_start))
+        counts = np.zeros((len(arrays.box_start) - 1, len(self.classes)), np.int64)
+        np.add.at(counts, (sample[seen], label[seen]), 1)
+        return counts[self.samples]
+
+    def _box_rows(self, i: int) -> NDArray[np.int64]:
+        start, end = self.index.arrays.box_start[self.samples[i] : self.samples[i] + 2]
+        rows = np.arange(start, end)
+        return rows[self._label_of_category[self.index.arrays.box_category[rows]] >= 0]
+
+    def _keyframe(self, i: int, channel: str) -> int:
+        """Row of sample_data, -1 where the channel has none."""
+        column = self._columns.get(channel)
+        return -1 if column is None else int(self.index.arrays.keyframe[self.samples[i], column])
+
+    def _chain(self, i: int, channel: str, sweeps: int) -> list[int]:
+        """Rows of sample_data from the keyframe back in time, at most `sweeps`."""
+        rows: list[int] = []
+        row = self._keyframe(i, channel)
+        while row >= 0 and len(rows) < sweeps:
+            rows.append(row)
+            row = int(self.index.arrays.data_prev[row])
+        return rows
+
+    def _reference_T_sensor(self, rows: list[int], global_T_reference: Float64) -> dict[int, Float64]:  # noqa: N802
+        """Row of sample_data -> [4, 4], all at once: a sample has dozens."""
+        arrays = self.index.arrays
+        global_T_ego = transforms(arrays.data_ego_pose[rows])
+        ego_T_sensor = transforms(arrays.calibration_pose[arrays.data_calibration[rows]])
+        return dict(zip(rows, inverse_rigid(global_T_reference) @ global_T_ego @ ego_T_sensor, strict=True))
+
+    def _camera(self, channel: str, row: int, pose: Float64, source: Source) -> CameraImage:
+        arrays = self.index.arrays
+        height, width = arrays.data_size_px[row].tolist()
+        image, scale = read_jpeg(**source, size_px=(height, width), decode=self.decode)
+        intrinsics = arrays.calibration_intrinsics[arrays.data_calibration[row]]
+        return CameraImage(
+            channel, image, scaled_intrinsics(intrinsics, scale, scale), pose, int(arrays.data_time_us[row])
+        )
+
+    def _lidar(self, channel: str, row: int, pose: Float64, source: Source) -> LidarSweep:
+        return LidarSweep(channel, read_lidar_file(**source), pose, int(self.index.arrays.data_time_us[row]))
+
+    def _radar(self, channel: str, row: int, pose: Float64, source: Source) -> RadarSweep:
+        points = read_radar_file(**source, keep=self.config.radar_filter)
+        return RadarSweep(channel, points, pose, int(self.index.arrays.data_time_us[row]))
+
+    def _readings(
+        self,
+        rows: list[int],
+        channel: str,
+        poses: dict[int, Float64],
+        read: Callable[[str, int, Float64, Source], _Reading],
+    ) -> list[_Reading]:
+        """The readings of a chain, up to the first broken file where those count as absent."""
+        arrays, readings = self.index.arrays, []
+        for row in rows:
+            source = Source(
+                path=self._root / arrays.data_file[row].decode(), sensor=channel, token=arrays.data_token[row].decode()
+            )
+            try:
+                readings.append(read(channel, row, poses[row], source))
+            except SensorDataError as error:
+                if self.config.on_bad_file == "error":
+                    raise
+                warnings.warn(f"counts as absent: {error}", SensorDataWarning, stacklevel=2)
+                break
+        return readings
+
+
+def describe(config: NuScenesConfig) -> dict[str, Any]:
+    """A short summary of the data set: samples per split, channels found and missing, boxes per class, where the index lies."""
+    index = open_index(config)
+    found = dict(zip(index.meta.channels, index.meta.modalities, strict=True))
+    labels = _labels(index.meta.categories, config.class_map, config.classes)[index.arrays.box_category]
+    wanted = [channel for channels in config.channels().values() for channel in channels]
+    has_keyframes = dict(zip(index.meta.channels, (index.arrays.keyframe >= 0).sum(axis=0).tolist(), strict=True))
+    return {
+        "root": str(config.root),
+        "version": config.version,
+        "data_id": index.meta.data_id,
+        "index": str(index.path),
+        "scenes": len(index.meta.scenes),
+        "samples": len(index.arrays.sample_token),
+        "samples_per_split": {split: len(index.samples_of_split(split)) for split in sorted(index.meta.splits)},
+        "keyframes_per_channel": {channel: has_keyframes[channel] for channel in found},
+        "channels_missing": [channel for channel in wanted if not has_keyframes.get(channel)],
+        "sweeps": len(index.arrays.data_token) - int((index.arrays.keyframe >= 0).sum()),
+        "boxes_per_class": {name: int((labels == i).sum()) for i, name in enumerate(config.classes)},
+    }
+
+
+def _reopen(
+    config: NuScenesConfig,
+    split: str,
+    classes: tuple[str, ...],
+    attributes: tuple[str, ...],
+    decode: DecodeSize | None,
+) -> NuScenesReader:
+    return NuScenesReader(config, split, classes=classes, attributes=attributes, decode=decode)
+
+
+def _labels(categories: tuple[str, ...], class_map: dict[str, str], classes: tuple[str, ...]) -> NDArray[np.int64]:
+    """Class number of each category, -1 for those that are not detected."""
+    unknown = sorted(set(class_map.values()) - set(classes))
+    if unknown:
+        raise DataRootError(
+            f"data.nuscenes.class_map: {unknown[0]!r} is none of the model's classes {', '.join(classes)}. "
+            "Leave these categories out of the map, or add the class to model.classes"
+        )
+    return np.array([classes.index(class_map[name]) if name in class_map else -1 for name in categories], np.int64)
+
+
+def _positions(names: tuple[str, ...], wanted: tuple[str, ...]) -> NDArray[np.int64]:
+    """Where each name stands in `wanted`, -1 where it does not."""
+    return np.array([wanted.index(name) if name in wanted else -1 for name in (*names, "")], np.int64)
+
+
+def _warn_of_missing_channels(config: NuScenesConfig, index: NuScenesIndex) -> None:
+    """A modality that the data set has nowhere is absent; that may be a slip in the configuration."""
+    for modality, channels in config.channels().items():
+        if channels and not set(channels) & set(index.meta.channels):
+            warnings.warn(
+                f"{config.version} has none of the {modality} channels {', '.join(channels)}: {modality} counts as absent. "
+                f"Channels there: {', '.join(index.meta.channels)}",
+                SensorDataWarning,
+                stacklevel=3,
+            )

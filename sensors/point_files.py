@@ -1,0 +1,134 @@
+"""nuScenes' LiDAR (.pcd.bin) and radar (.pcd) files, read with every length checked.
+
+The devkit's readers take truncated files without a word; these do not. Letters: P points.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sensors.errors import sensor_fault
+from sensors.nuscenes_config import RadarFilter
+
+LIDAR_FIELDS = 5  # x_m, y_m, z_m, intensity 0..255, ring
+_LIDAR_BYTES = 4 * LIDAR_FIELDS
+_RADAR_FIELDS = ("x", "y", "z", "rcs", "vx_comp", "vy_comp")
+_RADAR_STATES = ("invalid_state", "dyn_prop", "ambig_state")
+_HEADER_LIMIT = 4096
+_NUMPY_TYPE = {"F": "f", "I": "i", "U": "u"}
+COPY_AGAIN = "Copy the file again from the nuScenes archive, or set on_bad_file: absent to count it as a missing sensor"
+UNPACK = (
+    "Unpack the nuScenes archives (keyframes: samples/, the rest: sweeps/) into the data root, "
+    "or set on_bad_file: absent to count it as a missing sensor"
+)
+
+
+def read_bytes(path: Path, *, sensor: str, token: str) -> bytes:
+    """The file's bytes; SensorDataError where it is missing, cannot be read or is empty."""
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        raise sensor_fault(
+            sensor=sensor, file=path, token=token, expected="a file", got="none there", action=UNPACK
+        ) from None
+    except OSError as error:
+        raise sensor_fault(
+            sensor=sensor, file=path, token=token, expected="a readable file", got=str(error), action=COPY_AGAIN
+        ) from error
+    if not data:
+        raise sensor_fault(sensor=sensor, file=path, token=token, expected="data", got="0 bytes", action=COPY_AGAIN)
+    return data
+
+
+def read_lidar_file(path: Path, *, sensor: str, token: str) -> NDArray[np.float32]:
+    """[P, 5] float32: x_m, y_m, z_m (sensor frame), intensity (0..255), ring. Single points may hold NaN.
+
+    Raises:
+        SensorDataError: missing, empty or truncated file, or not one finite point in it.
+    """
+    data = read_bytes(path, sensor=sensor, token=token)
+    if len(data) % _LIDAR_BYTES:
+        raise sensor_fault(
+            sensor=sensor, file=path, token=token, action=COPY_AGAIN,
+            expected=f"whole points of {_LIDAR_BYTES} bytes",
+            got=f"{len(data)} bytes, which is {len(data) // _LIDAR_BYTES} points and {len(data) % _LIDAR_BYTES} bytes",
+        )  # fmt: skip
+    # A copy, because what lies over `bytes` cannot be written to.
+    points = np.frombuffer(data, "<f4").reshape(-1, LIDAR_FIELDS).astype(np.float32)
+    if not np.isfinite(points[0, :3]).all() and not np.isfinite(points[:, :3]).all(axis=1).any():
+        raise sensor_fault(
+            sensor=sensor, file=path, token=token, action=COPY_AGAIN,
+            expected="finite points", got=f"{len(points)} points, all of them NaN or infinite",
+        )  # fmt: skip
+    return points
+
+
+def read_radar_file(path: Path, *, sensor: str, token: str, keep: RadarFilter | None = None) -> NDArray[np.float32]:
+    """[P, 6] float32 in the sensor frame: x_m, y_m, z_m, rcs_dbsm, vx_mps, vy_mps (ego motion compensated).
+
+    The header tells how many points there are: real files carry thousands of bytes after the last one. nuScenes writes a
+    radar that saw nothing as one point of NaN; such points are left to the caller.
+
+    Raises:
+        SensorDataError: missing, empty or truncated file, or a header that is not nuScenes' own.
+    """
+    records = read_radar_records(path, sensor=sensor, token=token)
+    keep = keep or RadarFilter()
+    chosen = np.ones(len(records), bool)
+    for field, states in zip(_RADAR_STATES, (keep.invalid_states, keep.dynprop_states, keep.ambig_states), strict=True):
+        if states is not None:
+            chosen &= np.isin(records[field], states)
+    records = records[chosen]
+    return np.stack([records[field].astype(np.float32) for field in _RADAR_FIELDS], axis=1)
+
+
+def read_radar_records(path: Path, *, sensor: str, token: str) -> NDArray[Any]:
+    """Every field of a radar file as a structured array [P], names as in its header; errors as `read_radar_file`."""
+    data = read_bytes(path, sensor=sensor, token=token)
+    end = data.find(b"\nDATA ", 0, _HEADER_LIMIT)
+    start = data.find(b"\n", end + 1) + 1
+    try:
+        if end < 0 or start == 0:
+            raise ValueError(f"{len(data)} bytes without a line 'DATA binary'")
+        record, count = _radar_layout(data[:start])
+    except ValueError as error:
+        raise sensor_fault(
+            sensor=sensor, file=path, token=token, action=COPY_AGAIN,
+            expected="a binary PCD header with nuScenes' radar fields", got=str(error),
+        ) from error  # fmt: skip
+    if len(data) - start < count * record.itemsize:
+        raise sensor_fault(
+            sensor=sensor, file=path, token=token, action=COPY_AGAIN, got=f"{len(data) - start} bytes",
+            expected=f"{count} points of {record.itemsize} bytes after the header ({count * record.itemsize} bytes)",
+        )  # fmt: skip
+    return np.frombuffer(data, record, count=count, offset=start)
+
+
+@lru_cache(maxsize=1024)
+def _radar_layout(header: bytes) -> tuple[np.dtype[Any], int]:
+    """Type of a point and number of points; ValueError says what is wrong. A drive has few different headers."""
+    words = {
+        line.split()[0]: line.split()[1:] for line in header.decode("ascii", "replace").splitlines() if line.strip()
+    }
+    missing = [key for key in ("FIELDS", "SIZE", "TYPE", "COUNT", "POINTS", "DATA") if key not in words]
+    if missing:
+        raise ValueError(f"a header without {missing[0]}")
+    if words["DATA"] != ["binary"] or set(words["COUNT"]) != {"1"}:
+        raise ValueError(f"DATA {' '.join(words['DATA'])}, COUNT {' '.join(words['COUNT'])}")
+    try:
+        count = int(words["POINTS"][0])
+        columns = zip(words["FIELDS"], words["TYPE"], words["SIZE"], strict=True)
+        record = np.dtype([(name, f"<{_NUMPY_TYPE[kind]}{int(size)}") for name, kind, size in columns])
+    except (KeyError, IndexError, ValueError, TypeError) as error:
+        raise ValueError(
+            f"FIELDS, TYPE, SIZE and POINTS that make no sense ({type(error).__name__}: {error})"
+        ) from error
+    absent = [field for field in (*_RADAR_FIELDS, *_RADAR_STATES) if field not in (record.names or ())]
+    if absent or count < 0:
+        raise ValueError(f"no field {absent[0]}" if absent else f"POINTS {count}")
+    return record, count

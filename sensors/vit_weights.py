@@ -1,0 +1,252 @@
+"""Published ViT weights from a local file into our `VisionTransformer`.
+
+Reads what timm (and DeiT, MAE, DINO) and DINOv2 write: their names are ours, up to prefixes, nesting and extra tokens. Position
+embeddings are resized to our token grid, patch kernels to our patch side, and layer scale goes where the network has it.
+
+Letters: d token width, T position entries, p and q patch sides before and after.
+"""
+
+from __future__ import annotations
+
+import math
+import pickle
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import cast
+
+import safetensors
+import safetensors.torch
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .vit import Block, VisionTransformer
+
+# Where a training checkpoint keeps its weights, in order of preference: a teacher is the better of two.
+_NESTS = ("teacher", "model_ema", "state_dict_ema", "model", "state_dict", "model_state_dict", "student")
+_PREFIXES = ("module.", "_orig_mod.", "model.", "backbone.", "teacher.", "vit.")
+_REGISTERS = ("register_tokens", "reg_token")
+_EXAMPLE = "blocks.0.attn.qkv.weight"
+
+
+@dataclass(frozen=True)
+class WeightsReport:
+    """What of a weights file went where. Names are the network's, but `unexpected` has the file's without prefixes."""
+
+    source: str
+    loaded: tuple[str, ...]
+    missing: tuple[str, ...]  # of the network: as initialised
+    unexpected: tuple[str, ...]  # of the file: ignored
+    resized: tuple[str, ...]  # among `loaded`, with the old and the new size
+    notes: tuple[str, ...] = ()  # anything else that was not loaded as it stood
+
+    def __str__(self) -> str:
+        new = [name for name in self.missing if name.startswith(("neck", "conv_stem."))]
+        absent = [name for name in self.missing if name not in new]
+        lines = [
+            f"{self.source}: {len(self.loaded)} tensors loaded, {len(self.missing)} of the network stay as initialised"
+        ]
+        lines += [f"  resized: {what}" for what in self.resized]
+        lines += [f"  note: {note}" for note in self.notes]
+        if new:
+            lines.append(f"  new layers, which no published ViT has: {_families(new)}")
+        if absent:
+            lines.append(f"  missing in the file: {_families(absent)}")
+        if self.unexpected:
+            lines.append(f"  ignored in the file: {_families(self.unexpected)}")
+        return "\n".join(lines)
+
+
+def load_vit_weights(vit: VisionTransformer, path: str | Path) -> WeightsReport:
+    """Copy the weights in `path` (.safetensors, or .pth / .pt / .bin of tensors alone) into `vit`, all or nothing.
+
+    Nothing in the file is executed. `vit` is not changed where an error is raised.
+
+    Raises:
+        ValueError: the file is missing or unreadable, holds no ViT of timm's or DINOv2's names, or one of another width or depth.
+    """
+    path = Path(path)
+    state, own = _read(path), dict(vit.state_dict())
+    _check_size(vit, state, path)
+    resized: list[str] = []
+    notes = _match_layer_scale(state, own)
+    if "patch_embed.proj.weight" in state and "patch_embed.proj.weight" in own:
+        state["patch_embed.proj.weight"] = _fit_patch(state["patch_embed.proj.weight"], own, resized, path)
+    if "pos_embed" in state:
+        state["pos_embed"] = _fit_positions(state, vit.grid_size, resized, path)
+    heads = cast(Block, vit.blocks[0]).attn.heads
+    if vit.pos_embed.shape[-1] != 64 * heads:
+        notes.append(
+            f"this network has {heads} heads of {vit.pos_embed.shape[-1] // heads} channels; published ViTs have 64 a head. "
+            "Files do not record it: set model.camera.heads to what the weights were trained with"
+        )
+    faults = [
+        f"{name}: expected {list(own[name].shape)}, got {list(value.shape)}"
+        for name, value in state.items()
+        if name in own and value.shape != own[name].shape
+    ]
+    if faults:
+        raise ValueError(
+            f"{path}: {'; '.join(faults[:4])}. Choose weights of this network's kind of ViT, or change its config"
+        )
+    fitting = {name: value for name, value in state.items() if name in own}
+    vit.load_state_dict(fitting, strict=False)
+    return WeightsReport(
+        source=str(path),
+        loaded=tuple(name for name in own if name in fitting),
+        missing=tuple(name for name in own if name not in fitting),
+        unexpected=tuple(sorted(name for name in state if name not in own)),
+        resized=tuple(resized),
+        notes=tuple(notes),
+    )
+
+
+def _read(path: Path) -> dict[str, Tensor]:
+    """The tensors of the file under our names."""
+    if not path.is_file():
+        raise ValueError(
+            f"{path}: no such file; expected ViT weights as .safetensors, .pth or .pt: download them beforehand"
+        )
+    try:
+        if path.suffix == ".safetensors":
+            content: object = safetensors.torch.load_file(path)
+        else:
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except (safetensors.SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, OSError, KeyError) as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise ValueError(
+            f"{path}: not readable as weights ({reason}). Expected a whole .safetensors file, or a torch file that holds "
+            "tensors alone; save the state_dict of anything else by itself"
+        ) from error
+    state: dict[str, Tensor] = {}
+    for name, value in _innermost(content).items():
+        ours = _our_name(name)
+        if ours in state:
+            raise ValueError(f"{path}: two tensors for {ours}, {name!r} being the second; save one network by itself")
+        state[ours] = value
+    if not any(name.startswith("blocks.") for name in state):
+        found = ", ".join(list(state)[:3]) or "no tensors"
+        raise ValueError(f"{path}: no ViT named as by timm or DINOv2: expected names like {_EXAMPLE}, got {found}")
+    return state
+
+
+def _innermost(content: object) -> Mapping[str, Tensor]:
+    """The mapping of tensors in a checkpoint's nested dictionaries."""
+    while isinstance(content, Mapping):
+        nest = next((key for key in _NESTS if isinstance(content.get(key), Mapping)), None)
+        if nest is None:
+            return {str(name): value for name, value in content.items() if isinstance(value, Tensor)}
+        content = content[nest]
+    return {}
+
+
+def _our_name(name: str) -> str:
+    prefix = next((p for p in _PREFIXES if name.startswith(p)), None)
+    while prefix is not None:
+        name = name.removeprefix(prefix)
+        prefix = next((p for p in _PREFIXES if name.startswith(p)), None)
+    # DINOv2 in training keeps its blocks in chunks: blocks.CHUNK.BLOCK.
+    name = re.sub(r"^blocks\.\d+\.(\d+)\.", r"blocks.\1.", name)
+    # BEiT and DeiT III say gamma_1 where DINOv2 says ls1.gamma.
+    return re.sub(r"\.gamma_([12])$", r".ls\1.gamma", name)
+
+
+def _check_size(vit: VisionTransformer, state: Mapping[str, Tensor], path: Path) -> None:
+    """ValueError where the file's ViT has another width or depth than `vit`."""
+    dim, depth = vit.pos_embed.shape[-1], len(vit.blocks)
+    got_depth = 1 + max(int(match[1]) for name in state if (match := re.match(r"blocks\.(\d+)\.", name)))
+    norm = next((state[name] for name in state if re.match(r"blocks\.\d+\.norm1\.weight", name)), None)
+    got_dim = dim if norm is None else norm.shape[0]
+    if (got_dim, got_depth) != (dim, depth):
+        raise ValueError(
+            f"{path}: expected a ViT of width {dim} and depth {depth}, got width {got_dim} and depth {got_depth}. "
+            f"Set model.camera.dim={got_dim} and model.camera.depth={got_depth}, or choose weights of the network's size"
+        )
+
+
+def _match_layer_scale(state: dict[str, Tensor], own: Mapping[str, Tensor]) -> list[str]:
+    """Bring the file's layer scale into the form of the network, which computes the same either way; -> notes."""
+    gains = [name for name in state if re.fullmatch(r"blocks\.\d+\.ls[12]\.gamma", name)]
+    ours = [name for name in own if name.endswith(".gamma")]
+    if ours and not gains:
+        state.update({name: torch.ones_like(own[name]) for name in ours})
+        return ["the file has no layer scale: the network's is set to 1, which changes nothing"]
+    if ours or not gains:
+        return []
+    for name in gains:
+        gamma = state.pop(name)
+        target = name.replace("ls1.gamma", "attn.proj").replace("ls2.gamma", "mlp.fc2")
+        if f"{target}.weight" in state:
+            state[f"{target}.weight"] = gamma[:, None] * state[f"{target}.weight"]
+        if f"{target}.bias" in state:
+            state[f"{target}.bias"] = gamma * state[f"{target}.bias"]
+    return ["the file's layer scale is multiplied into attn.proj and mlp.fc2, which computes the same"]
+
+
+def _fit_patch(kernel: Tensor, own: Mapping[str, Tensor], resized: list[str], path: Path) -> Tensor:
+    """The patch kernel [d, 3, p, p] at the network's patch side."""
+    expected = own["patch_embed.proj.weight"].shape
+    if kernel.ndim != 4 or kernel.shape[:2] != expected[:2] or kernel.shape[2] != kernel.shape[3]:
+        raise ValueError(
+            f"{path}: patch_embed.proj.weight: expected {list(expected)} (or another patch side), got {list(kernel.shape)}: "
+            "choose weights of a ViT on RGB pictures"
+        )
+    old, new = kernel.shape[-1], expected[-1]
+    if old == new:
+        return kernel
+    resized.append(f"patch_embed.proj.weight: {old} x {old} px -> {new} x {new} px")
+    return resize_patch_kernel(kernel, new)
+
+
+def resize_patch_kernel(kernel: Tensor, side: int) -> Tensor:
+    """[d, c, p, p] -> [d, c, q, q], such that a patch enlarged from p to q pixels gives the tokens that it gave before.
+
+    The pseudo-inverse of bicubic resizing, as in FlexiViT (Beyer et al., CVPR 2023).
+    """
+    old = kernel.shape[-1]
+    basis = torch.eye(old * old, dtype=torch.double).view(old * old, 1, old, old)
+    enlarge = F.interpolate(basis, size=(side, side), mode="bicubic", antialias=True).flatten(1)  # [p * p, q * q]
+    back = torch.linalg.pinv(enlarge)  # [q * q, p * p]
+    return (kernel.double().flatten(2) @ back.T).unflatten(-1, (side, side)).to(kernel.dtype)
+
+
+def _fit_positions(state: Mapping[str, Tensor], grid: tuple[int, int], resized: list[str], path: Path) -> Tensor:
+    """[1, 1 + h * w, d]: the class token's entry (zero where the file has none), then one for each token of our grid."""
+    positions = state["pos_embed"].float()
+    if positions.ndim != 3 or positions.shape[0] != 1:
+        raise ValueError(
+            f"{path}: pos_embed: expected [1, T, d], got {list(positions.shape)}: choose weights of a plain ViT"
+        )
+    total = positions.shape[1]
+    extra = 1 + next((state[name].shape[1] for name in _REGISTERS if name in state), 0) + ("dist_token" in state)
+    old = next((p for leading in (1, 0, extra) if (p := _grid_of(total - leading, grid)) is not None), None)
+    if old is None:
+        raise ValueError(
+            f"{path}: pos_embed: expected a square grid of positions, or {grid[0]} x {grid[1]}, with at most {extra} entries "
+            f"before it, got {total} entries: choose weights trained on square pictures"
+        )
+    leading = total - old[0] * old[1]
+    entry = positions[:, :1] if leading else torch.zeros_like(positions[:, :1])
+    patches = positions[:, leading:]
+    if old != grid:
+        resized.append(f"pos_embed: {old[0]} x {old[1]} -> {grid[0]} x {grid[1]} tokens")
+        image = patches.transpose(1, 2).unflatten(2, old)
+        image = F.interpolate(image, size=grid, mode="bicubic", antialias=True)
+        patches = image.flatten(2).transpose(1, 2)
+    return torch.cat([entry, patches], dim=1)
+
+
+def _grid_of(tokens: int, ours: tuple[int, int]) -> tuple[int, int] | None:
+    """(h, w) of so many tokens: our own grid, or a square; None where they are neither."""
+    if tokens == ours[0] * ours[1]:
+        return ours
+    side = math.isqrt(max(tokens, 0))
+    return (side, side) if tokens > 0 and side * side == tokens else None
+
+
+def _families(names: tuple[str, ...] | list[str]) -> str:
+    """`names` in short: numbered blocks together, at most eight."""
+    short = list(dict.fromkeys(re.sub(r"^blocks\.\d+\.", "blocks.*.", name) for name in names))
+    return ", ".join(short[:8]) + (f" and {len(short) - 8} more" if len(short) > 8 else "")

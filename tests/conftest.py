@@ -1,0 +1,42 @@
+"""Fixtures that several rooms share."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from sensors.nuscenes_config import NuScenesConfig
+from tests.small_nuscenes import SmallNuScenes, write_small_nuscenes
+
+
+@pytest.fixture(scope="session")
+def real_keyframe() -> Path:
+    """Data root of the one real nuScenes keyframe, which is not part of the repository."""
+    default = Path(__file__).resolve().parents[1].parent / "shared" / "real" / "nuscenes-keyframe"
+    root = Path(os.environ.get("ROBUSTBEV_REAL_KEYFRAME") or default)
+    if not (root / "v1.0-mini" / "sample.json").is_file():
+        pytest.skip(
+            "no real nuScenes keyframe: expected it at ../shared/real/nuscenes-keyframe, or where the variable "
+            f"ROBUSTBEV_REAL_KEYFRAME points ({root})"
+        )
+    return root
+
+
+@pytest.fixture(scope="session")
+def real_config(real_keyframe: Path, tmp_path_factory: pytest.TempPathFactory) -> NuScenesConfig:
+    """The real keyframe as a data set: one sample, in split mini_train. Its folder is read-only; the index lies elsewhere."""
+    return NuScenesConfig(
+        root=real_keyframe,
+        version="v1.0-mini",
+        train_split="mini_train",
+        val_split="mini_train",
+        index_dir=tmp_path_factory.mktemp("real-index"),
+    )
+
+
+@pytest.fixture(scope="session")
+def small_nuscenes(tmp_path_factory: pytest.TempPathFactory) -> SmallNuScenes:
+    """A data set in nuScenes format of two scenes, written by hand. Shared: do not change its files."""
+    return write_small_nuscenes(tmp_path_factory.mktemp("small"))

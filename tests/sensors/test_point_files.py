@@ -1,0 +1,86 @@
+"""The readers of point files take what nuScenes writes and nothing less."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from sensors.errors import SensorDataError
+from sensors.point_files import read_lidar_file, read_radar_file, read_radar_records
+from tests.small_nuscenes import RADAR_HEADER, write_radar
+
+POINTS = np.arange(30, dtype=float).reshape(10, 3)
+VELOCITY = np.ones((10, 2))
+
+
+@pytest.mark.parametrize("spare", [0, 1, 4096])
+def test_bytes_after_the_last_radar_point_are_not_points(tmp_path: Path, spare: int) -> None:
+    path = tmp_path / "radar.pcd"
+    write_radar(path, POINTS, VELOCITY, spare=spare)
+    points = read_radar_file(path, sensor="RADAR_FRONT", token="t")
+    np.testing.assert_array_equal(points[:, :3], POINTS)
+    assert points.shape == (10, 6)
+
+
+def test_a_radar_file_of_no_points_is_empty_and_not_a_fault(tmp_path: Path) -> None:
+    path = tmp_path / "radar.pcd"
+    write_radar(path, np.zeros((0, 3)), np.zeros((0, 2)))
+    assert read_radar_file(path, sensor="RADAR_FRONT", token="t").shape == (0, 6)
+
+
+@pytest.mark.parametrize("cut", [1, 20, 43, 400])
+def test_a_radar_file_cut_anywhere_in_its_points_is_a_fault(tmp_path: Path, cut: int) -> None:
+    path = tmp_path / "radar.pcd"
+    write_radar(path, POINTS, VELOCITY, spare=0)
+    path.write_bytes(path.read_bytes()[:-cut])
+    with pytest.raises(
+        SensorDataError, match=rf"RADAR_FRONT: .*radar\.pcd \(token t\): expected 10 points .*got {430 - cut} bytes"
+    ):
+        read_radar_file(path, sensor="RADAR_FRONT", token="t")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "words"),
+    [
+        ("DATA binary", "DATA ascii", "DATA ascii"),
+        ("vx_comp", "vx_other", "no field vx_comp"),
+        ("POINTS 10", "POINTS ten", "make no sense"),
+        ("POINTS 10", "POINTS -1", "POINTS -1"),
+        ("SIZE 4 4", "SIZE 4", "make no sense"),
+        ("FIELDS", "FELDER", "without FIELDS"),
+        ("TYPE F", "TYPE Q", "make no sense"),
+    ],
+)
+def test_a_radar_header_that_cannot_be_is_a_fault(tmp_path: Path, old: str, new: str, words: str) -> None:
+    path = tmp_path / "radar.pcd"
+    path.write_bytes(RADAR_HEADER.format(count=10).replace(old, new).encode() + bytes(430))
+    with pytest.raises(SensorDataError, match=words):
+        read_radar_file(path, sensor="RADAR_FRONT", token="t")
+
+
+def test_every_field_of_a_radar_point_can_be_had(tmp_path: Path) -> None:
+    path = tmp_path / "radar.pcd"
+    write_radar(path, POINTS, VELOCITY)
+    records = read_radar_records(path, sensor="RADAR_FRONT", token="t")
+    assert records["invalid_state"].tolist() == [0, 4] * 5
+    assert records["ambig_state"].tolist() == [3] * 10
+
+
+def test_single_nan_points_are_left_to_the_caller(tmp_path: Path) -> None:
+    path = tmp_path / "lidar.pcd.bin"
+    points = np.ones((4, 5), "<f4")
+    points[0] = np.nan
+    points.tofile(path)
+    assert read_lidar_file(path, sensor="LIDAR_TOP", token="t").shape == (4, 5)
+
+
+def test_a_file_that_is_not_there_says_what_to_unpack(tmp_path: Path) -> None:
+    with pytest.raises(SensorDataError, match=r"LIDAR_TOP: .*gone\.pcd\.bin \(token t\): .*none there\. Unpack"):
+        read_lidar_file(tmp_path / "gone.pcd.bin", sensor="LIDAR_TOP", token="t")
+
+
+def test_a_folder_in_the_place_of_a_file_is_a_fault_and_no_crash(tmp_path: Path) -> None:
+    with pytest.raises(SensorDataError, match="readable file"):
+        read_lidar_file(tmp_path, sensor="LIDAR_TOP", token="t")

@@ -1,0 +1,272 @@
+"""From a data set to batches: the samples of a split, prepared, augmented and collated in worker processes.
+
+Letters: B samples, M boxes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
+from typing import Annotated, Any, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from bev.boxes import Boxes
+from robustbev import ModelConfig, StrictModel
+from sensors.collate import collate
+from sensors.errors import SensorDataError
+from sensors.images import DecodeSize
+from sensors.nuscenes import NuScenesReader
+from sensors.nuscenes_config import NuScenesConfig
+from sensors.prepare import DroppedPoints, Preparation, PreparedFrame, prepare
+from training.augmentation import AugmentationConfig, change_boxes, draw_bev_change, draw_image_changes
+from training.batch import TrainingBatch
+from training.sampling import Balance, BatchPlan, SampleKey, repeat_factors, sample_random
+
+_BOXES_ROUND_UP = 16
+
+
+class DataConfig(StrictModel):
+    """What is read, how it is altered, and who does the work."""
+
+    nuscenes: NuScenesConfig = NuScenesConfig()
+    augmentation: AugmentationConfig = AugmentationConfig()  # of training samples
+    balance: Balance = "none"  # of training samples: repeat_factor or cbgs visit rare classes more often
+    repeat_threshold: Annotated[float, Field(gt=0, le=1)] = 0.3  # repeat_factor: classes in fewer samples are repeated
+    min_points: Annotated[int, Field(ge=0)] = 1  # LiDAR and radar points that a box must have to be trained on
+    lidar_min_range_m: Annotated[float, Field(ge=0)] = 1.0  # nearer points are the vehicle itself
+    keep_outside: bool = False  # True: points outside the grid go to the network, which will not use them
+    workers: Annotated[int, Field(ge=0)] = 2  # processes a rank that load; 0: in the training process
+    prefetch: Annotated[int, Field(ge=1)] = 2  # batches ahead a worker
+    start_method: Literal["fork", "spawn", "forkserver"] = "fork"
+    pin_memory: bool | None = None  # None: where there is a GPU
+
+
+def preparation(config: DataConfig, model: ModelConfig) -> Preparation:
+    """What this model wants its data to be like."""
+    camera = model.camera
+    return Preparation(
+        grid=model.grid.bev(),
+        z_range_m=(model.grid.z_min_m, model.grid.z_max_m),
+        image_size_px=None if camera is None else (camera.image_height_px, camera.image_width_px),
+        cameras=len(config.nuscenes.camera_channels),
+        radar_channels=config.nuscenes.radar_channels,
+        lidar=model.lidar is not None,
+        radar=model.radar is not None,
+        feature_stride_px=8 if camera is None else camera.feature_stride_px,
+        lift_samples=(1, 1) if camera is None else camera.lift_samples,
+        depth_bins=None if camera is None else camera.depth_bins.bins(),
+        depth_targets=camera is not None,
+        lidar_min_range_m=config.lidar_min_range_m,
+        keep_outside=config.keep_outside,
+    )
+
+
+def open_reader(config: DataConfig, model: ModelConfig, split: str) -> NuScenesReader:
+    """The reader of a split with this model's classes; sensors that the model does not use are not read."""
+    nuscenes = config.nuscenes
+    update: dict[str, Any] = {}
+    if model.camera is None:
+        update["camera_channels"] = ()
+    if model.radar is None:
+        update["radar_channels"] = ()
+    if model.lidar is None:  # the keyframe alone, for depth targets
+        update.update({"lidar_sweeps": 1} if model.camera is not None else {"lidar_channels": ()})
+    image = config.augmentation.image
+    decode = None
+    if model.camera is not None:
+        zoom = 1.0 if image is None else max(1.0, image.zoom[1])
+        decode = DecodeSize(model.camera.image_height_px, model.camera.image_width_px, zoom)
+    return NuScenesReader(
+        nuscenes.model_copy(update=update), split, classes=model.classes, attributes=model.attributes, decode=decode
+    )
+
+
+@dataclass(frozen=True)
+class TrainingSample:
+    """One prepared sample with its truth."""
+
+    frame: PreparedFrame
+    boxes: Boxes  # [M]
+    token: str
+    index: int
+
+
+class NuScenesDataset(Dataset[TrainingSample]):
+    """Samples by `SampleKey`. `train` augments and leaves out boxes outside the grid or with too few points."""
+
+    def __init__(self, config: DataConfig, model: ModelConfig, split: str, *, train: bool, seed: int) -> None:
+        self.config, self.train, self.seed = config, train, seed
+        self.reader = open_reader(config, model, split)
+        self.preparation = preparation(config, model)
+
+    def __len__(self) -> int:
+        return len(self.reader)
+
+    def __getitem__(self, key: SampleKey) -> TrainingSample:
+        frame, boxes = self.reader.frame(key.index), self.reader.boxes(key.index)
+        bev_change = image_changes = None
+        if self.train:
+            random = sample_random(self.seed, key)
+            augmentation = self.config.augmentation
+            if augmentation.bev is not None:
+                bev_change = draw_bev_change(augmentation.bev, random)
+            if augmentation.image is not None and frame.cameras is not None:
+                image_changes = draw_image_changes(augmentation.image, len(frame.cameras), random)
+            boxes = boxes[self.reader.num_points(key.index) >= self.config.min_points]
+            if bev_change is not None:
+                boxes = change_boxes(boxes, bev_change)
+            grid = self.preparation.grid
+            boxes = boxes[grid.flat_index(boxes.center_m[:, :2]) < grid.num_cells]
+        prepared = prepare(frame, self.preparation, image_changes=image_changes, bev_change=bev_change)
+        return TrainingSample(prepared, boxes, frame.token, key.index)
+
+
+def collate_samples(samples: list[TrainingSample], preparation: Preparation) -> TrainingBatch:
+    """B samples as one batch."""
+    boxes, valid = _pad_boxes([sample.boxes for sample in samples])
+    dropped = DroppedPoints()
+    for sample in samples:
+        dropped = dropped + sample.frame.dropped
+    return TrainingBatch(
+        sensors=collate([sample.frame for sample in samples], preparation),
+        boxes=boxes,
+        box_valid=valid,
+        depth_m=_stack_depth(samples),
+        tokens=tuple(sample.token for sample in samples),
+        indices=tuple(sample.index for sample in samples),
+        dropped=dropped,
+    )
+
+
+def _pad_boxes(boxes: list[Boxes]) -> tuple[Boxes, Tensor]:
+    """[B, M] boxes with zeros behind, and [B, M] which are real."""
+    longest = max(1, -(-max(len(b) for b in boxes) // _BOXES_ROUND_UP)) * _BOXES_ROUND_UP
+    columns = {}
+    for f in fields(Boxes):
+        parts = [getattr(b, f.name) for b in boxes]
+        column = parts[0].new_zeros((len(boxes), longest, *parts[0].shape[1:]))
+        for row, part in zip(column, parts, strict=True):
+            row[: len(part)] = part
+        columns[f.name] = column
+    counts = torch.tensor([len(b) for b in boxes])
+    return Boxes(**columns), torch.arange(longest) < counts[:, None]
+
+
+def _stack_depth(samples: list[TrainingSample]) -> Tensor | None:
+    """[B, N, h, w], zeros for a sample without; None where no sample has depth."""
+    maps = [sample.frame.depth_m for sample in samples]
+    known = [depth for depth in maps if depth is not None]
+    if not known:
+        return None
+    return torch.stack([torch.zeros(known[0].shape) if depth is None else torch.from_numpy(depth) for depth in maps])
+
+
+class _Collate:
+    """Picklable, for workers that are spawned. A fault travels as a value: raised in a worker it would lose its wording."""
+
+    def __init__(self, dataset: NuScenesDataset) -> None:
+        self._preparation = dataset.preparation
+
+    def __call__(self, samples: list[TrainingSample | SensorDataError]) -> TrainingBatch | SensorDataError:
+        good = []
+        for sample in samples:
+            if isinstance(sample, SensorDataError):
+                return sample
+            good.append(sample)
+        return collate_samples(good, self._preparation)
+
+
+class _Faults(Dataset[TrainingSample | SensorDataError]):
+    """A data set that returns the faults in its data instead of raising them."""
+
+    def __init__(self, dataset: NuScenesDataset) -> None:
+        self._dataset = dataset
+
+    def __getitem__(self, key: SampleKey) -> TrainingSample | SensorDataError:
+        try:
+            return self._dataset[key]
+        except SensorDataError as fault:
+            return fault
+
+
+class SampleLoader:
+    """The batches of one rank. `epoch(e, start=n)` yields what is left of epoch e after n batches, always the same."""
+
+    def __init__(self, dataset: NuScenesDataset, plan: BatchPlan, config: DataConfig) -> None:
+        self.dataset, self.plan = dataset, plan
+        pin = torch.cuda.is_available() if config.pin_memory is None else config.pin_memory
+        workers: dict[str, Any] = {}
+        if config.workers:
+            workers = {
+                "multiprocessing_context": config.start_method,
+                "persistent_workers": True,
+                "prefetch_factor": config.prefetch,
+                "worker_init_fn": _one_thread,
+            }
+        self._loader: DataLoader[Any] = DataLoader(
+            _Faults(dataset),
+            batch_sampler=plan,
+            collate_fn=_Collate(dataset),
+            num_workers=config.workers,
+            pin_memory=pin,
+            generator=torch.Generator(),  # its own: a loader must not disturb the random numbers of the run
+            **workers,
+        )
+
+    @property
+    def reader(self) -> NuScenesReader:
+        return self.dataset.reader
+
+    def __len__(self) -> int:
+        """Batches an epoch on this rank."""
+        return len(self.plan)
+
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[TrainingBatch]:
+        """Batches `start`, `start + 1`, ... of an epoch; SensorDataError where a file is broken."""
+        self.plan.place(epoch, start)
+        for batch in self._loader:
+            if isinstance(batch, SensorDataError):
+                raise batch
+            yield batch
+
+
+def build_loader(
+    config: DataConfig,
+    model: ModelConfig,
+    split: str,
+    *,
+    batch_size: int,
+    train: bool,
+    rank: int = 0,
+    world_size: int = 1,
+    seed: int = 0,
+) -> SampleLoader:
+    """Batches of a split. Call `sensors.nuscenes_index.build_index` once before several ranks do this.
+
+    Args:
+        config: the data.
+        model: decides image size, grid, classes and which sensors are read.
+        split: a split's name, such as `config.nuscenes.train_split`.
+        batch_size: samples a batch, on this rank.
+        train: shuffle, balance, augment, filter truth, drop the rest that fills no batch. False: in order, every sample once
+            over all ranks, truth as annotated.
+        rank: of this process, 0..world_size - 1.
+        world_size: processes that share the split.
+        seed: of order and augmentation.
+    """
+    dataset = NuScenesDataset(config, model, split, train=train, seed=seed)
+    balance: Balance = config.balance if train else "none"
+    repeats = repeat_factors(dataset.reader.class_counts(), balance, config.repeat_threshold)
+    plan = BatchPlan(repeats, batch_size=batch_size, train=train, seed=seed, rank=rank, world_size=world_size)
+    return SampleLoader(dataset, plan, config)
+
+
+def _one_thread(worker: int) -> None:
+    """Workers share the cores; OpenCV would start threads of its own in each."""
+    import cv2
+
+    cv2.setNumThreads(0)
