@@ -1,0 +1,275 @@
+"""Every subset of the sensors, measured by the official nuScenes evaluation.
+
+Letters: B samples, K boxes.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import torch
+from pydantic import Field, field_validator
+
+from bev.boxes import Boxes
+from robustbev import Perception, PerceptionModel, StrictModel
+from sensors.batch import MODALITIES
+from sensors.nuscenes import NuScenesReader
+from training.batch import TrainingBatch
+from training.report import Results, SubsetResult, write_report, write_subsets
+from training.scoring import Predictions, Progress, Scoring
+from training.submission import MAX_BOXES_PER_SAMPLE
+
+if TYPE_CHECKING:
+    from training.config import RunConfig
+    from training.run_files import RunFiles
+
+SUBSETS = (
+    "camera+lidar+radar", "camera+lidar", "camera+radar", "lidar+radar", "camera", "lidar", "radar",
+)  # fmt: skip
+
+
+class EvaluationConfig(StrictModel):
+    """Which subsets to measure, and how much of what the model finds is handed to the official evaluation."""
+
+    subsets: Annotated[tuple[str, ...], Field(min_length=1)] = SUBSETS
+    score_threshold: Annotated[float, Field(ge=0, lt=1)] = 0.01
+    max_boxes_per_sample: Annotated[int, Field(ge=1, le=MAX_BOXES_PER_SAMPLE)] = 200
+    batch_size: Annotated[int, Field(ge=1)] = 8
+    limit: Annotated[int, Field(ge=1)] | None = None  # only the first so many samples of the split
+    processes: Annotated[int, Field(ge=1)] = 2  # subsets are scored in so many processes at a time
+
+    @field_validator("subsets")
+    @classmethod
+    def _in_order(cls, subsets: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(subset_name(subset.split("+")) for subset in subsets))
+
+
+def subset_name(modalities: Iterable[str]) -> str:
+    """("radar", "camera") -> "camera+radar"; ValueError for a name that is no modality, and for none at all."""
+    names = [name.strip() for name in modalities]
+    unknown = [name for name in names if name not in MODALITIES]
+    if unknown or not names:
+        got = repr(unknown[0]) if unknown else "nothing"
+        raise ValueError(f"expected some of {', '.join(MODALITIES)} joined by '+', got {got}")
+    return "+".join(name for name in MODALITIES if name in names)
+
+
+def possible_subsets(model: PerceptionModel, subsets: Sequence[str]) -> tuple[str, ...]:
+    """Those subsets all of whose sensors the model has an encoder for.
+
+    Raises:
+        ValueError: that is none of them.
+    """
+    mine = model.config.modalities
+    possible = tuple(subset for subset in subsets if set(subset.split("+")) <= set(mine))
+    if not possible:
+        raise ValueError(f"evaluation.subsets: the model has only {', '.join(mine)}, got {', '.join(subsets)}")
+    return possible
+
+
+@torch.inference_mode()
+def predict_subsets(
+    model: PerceptionModel,
+    batches: Iterable[TrainingBatch],
+    subsets: Sequence[str],
+    *,
+    limit: int | None = None,
+    progress: Progress | None = None,
+    total: int | None = None,
+) -> dict[str, Predictions]:
+    """Run the model once over the batches and fuse every subset from the same encoded features.
+
+    The encoders, which cost most, run once a batch; a modality that a subset lacks is None for the fuser, exactly as when it
+    is absent from the batch.
+    """
+    was_training = model.training
+    model.eval()
+    device = next(model.parameters()).device
+    predictions = {subset: Predictions() for subset in subsets}
+    done = 0
+    try:
+        for batch in _limited(batches, limit):
+            size = batch.sensors.batch_size
+            features = model.encode(batch.sensors.to(device))
+            for subset in subsets:
+                kept = {name: f if name in subset.split("+") else None for name, f in features.items()}
+                _collect(predictions[subset], batch.tokens, model.perceive_features(kept, size), limit)
+            done += size
+            if progress is not None:
+                progress("perceive", done if limit is None else min(done, limit), total)
+    finally:
+        model.train(was_training)
+    return predictions
+
+
+def _limited(batches: Iterable[TrainingBatch], limit: int | None) -> Iterator[TrainingBatch]:
+    seen = 0
+    for batch in batches:
+        yield batch
+        seen += batch.sensors.batch_size
+        if limit is not None and seen >= limit:
+            return
+
+
+def _collect(predictions: Predictions, tokens: Sequence[str], perception: Perception, limit: int | None) -> None:
+    perceived = perception.perceived.tolist()
+    boxes = perception.boxes.to("cpu")
+    for i, token in enumerate(tokens):
+        if limit is not None and len(predictions.boxes) >= limit:
+            return
+        if token in predictions.boxes:  # a sampler that pads the last batch hands a sample out twice
+            continue
+        # "No perception" stays apart from "nothing there": the submission is empty either way, the record is not.
+        predictions.boxes[token] = boxes[i] if perceived[i] else Boxes.empty()
+        if not perceived[i]:
+            predictions.no_perception.append(token)
+
+
+def evaluate_subsets(
+    model: PerceptionModel,
+    batches: Iterable[TrainingBatch],
+    reader: NuScenesReader,
+    out_dir: Path,
+    config: EvaluationConfig,
+    progress: Progress | None = None,
+) -> dict[str, SubsetResult]:
+    """Measure the model under every subset of its sensors, by the devkit's DetectionEval.
+
+    Args:
+        batches: the samples of the reader's split, not augmented, in any order.
+        reader: where the batches come from; its split, data set and poses are the ones evaluated.
+        out_dir: gets subsets.json, table.md, table.csv, and a folder a subset with results_nusc.json and metrics_summary.json.
+
+    Returns:
+        subset -> figures, in the order of `config.subsets`; subsets with sensors that the model has no encoder for are left out.
+
+    Raises:
+        ValueError: a sample of the split is missing from the batches, or a box is not finite.
+    """
+    from training.official import OfficialEvaluation, open_tables  # the devkit takes seconds to import
+
+    subsets = possible_subsets(model, config.subsets)
+    expected = list(reader.tokens)[: config.limit]
+    predictions = predict_subsets(model, batches, subsets, limit=config.limit, progress=progress, total=len(expected))
+    tokens = [token for token in reader.tokens if token in predictions[subsets[0]].boxes]
+    if len(tokens) < len(expected):
+        missing = next(token for token in expected if token not in predictions[subsets[0]].boxes)
+        raise ValueError(
+            f"evaluation: the batches held {len(tokens)} of {len(expected)} samples, {missing} is missing; evaluate with a "
+            "loader that drops none and with one rank"
+        )
+    nusc = open_tables(reader.root, reader.config.version)
+    official = OfficialEvaluation(nusc, tokens, model.config.grid.bev().radius_m)
+    poses = {token: reader.global_T_reference(i) for i, token in enumerate(reader.tokens)}
+    scoring = Scoring(
+        official,
+        poses,
+        predictions,
+        out_dir,
+        classes=model.config.classes,
+        attributes=model.config.attributes,
+        max_boxes=config.max_boxes_per_sample,
+        score_threshold=config.score_threshold,
+    )
+    found = scoring.run(subsets, config.processes, progress)
+    results = {subset: found[subset] for subset in subsets}
+    write_report(out_dir, results)
+    return results
+
+
+def evaluate_checkpoint(
+    checkpoint: Path,
+    config: RunConfig | None = None,
+    *,
+    out_dir: Path | None = None,
+    progress: Progress | None = None,
+) -> dict[str, SubsetResult]:
+    """Measure a saved model on the validation split of its run, and hand the figures to the run's MLflow.
+
+    Args:
+        checkpoint: a checkpoint, or a run's folder (its newest one).
+        config: what to evaluate on; None: the configuration that the run left beside its checkpoints.
+        out_dir: for tables, submissions and the chart; None: `evaluation` in the run's folder. A run's folder gets
+            subsets.json too.
+
+    Raises:
+        FileNotFoundError: there is no such checkpoint.
+        ValueError: it belongs to no run, and `config` or `out_dir` is not given; or see `evaluate_subsets`.
+    """
+    import robustbev
+    from training.checkpoint import find_checkpoint
+    from training.config import load_run_config
+    from training.data import build_loader
+    from training.pictures import subset_chart
+
+    checkpoint = find_checkpoint(checkpoint)
+    files = run_of(checkpoint)
+    if files is None and (config is None or out_dir is None):
+        raise ValueError(
+            f"{checkpoint}: lies in no run's folder (with its config.yaml); say with --config what to evaluate on, and with "
+            "--out where to write"
+        )
+    if config is None and files is not None:
+        config = load_run_config(files.config)
+    assert config is not None
+    out_dir = out_dir if out_dir is not None or files is None else files.evaluation
+    assert out_dir is not None
+    model = robustbev.load(checkpoint, "cuda" if config.runner.use_cuda else "cpu")
+    settings, split = config.evaluation, config.data.nuscenes.val_split
+    loader = build_loader(config.data, model.config, split, batch_size=settings.batch_size, train=False)
+    results = evaluate_subsets(model, loader.epoch(0), loader.reader, out_dir, settings, progress)
+    subset_chart(out_dir / "subsets.png", results)
+    if files is not None:
+        write_subsets(files.root / "subsets.json", results)
+        _track(files.mlflow, checkpoint, results, out_dir)
+    return results
+
+
+def run_of(checkpoint: Path) -> RunFiles | None:
+    """The run that a checkpoint (`<run>/checkpoints/step-...`, or a file in it) belongs to, None where it lies elsewhere."""
+    from training.run_files import RunFiles
+
+    folder = checkpoint.absolute() if checkpoint.is_dir() else checkpoint.absolute().parent
+    files = RunFiles(folder.parents[1])
+    return files if files.config.is_file() and files.checkpoints == folder.parent else None
+
+
+def _track(run_file: Path, checkpoint: Path, results: Results, out_dir: Path) -> None:
+    """Log figures, tables, submissions and the chart to the run's MLflow, if it has one.
+
+    The files on disk are complete by now; a store that cannot be reached is worth a warning, not an error.
+    """
+    from training.extras import MissingExtraError
+    from training.tracking import MLflowRun
+
+    try:
+        run = MLflowRun.open(run_file)
+        if run is None:
+            return
+        _, _, number = (checkpoint if checkpoint.is_dir() else checkpoint.parent).name.partition("step-")
+        run.metrics(_figures(results), step=int(number) if number.isdigit() else 0)
+        run.files([out_dir / name for name in ("subsets.json", "table.md", "table.csv", "subsets.png")], "evaluation")
+        for subset in results:
+            files = [out_dir / subset / name for name in ("metrics_summary.json", "results_nusc.json")]
+            run.files(files, f"evaluation/{subset}")
+    except MissingExtraError as error:
+        warnings.warn(f"MLflow does not get this evaluation, which lies in {out_dir}: {error}", stacklevel=2)
+    except Exception as error:
+        # MLflow's own exceptions cannot be named without importing it; anything else must not be hidden.
+        if type(error).__module__.partition(".")[0] != "mlflow":
+            raise
+        warnings.warn(f"MLflow does not get this evaluation, which lies in {out_dir}: {error}", stacklevel=2)
+
+
+def _figures(results: Results) -> dict[str, float]:
+    """The figures of every subset under the names that MLflow shows; what is not defined is left out."""
+    figures: dict[str, float] = {}
+    for subset, result in results.items():
+        figures |= {f"val/{subset}/mAP": result.mean_ap, f"val/{subset}/NDS": result.nds}
+        figures |= {f"val/{subset}/{name}": value for name, value in result.errors.items() if math.isfinite(value)}
+        figures |= {f"val/{subset}/AP/{name}": value for name, value in result.class_ap.items()}
+    return figures

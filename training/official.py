@@ -1,0 +1,159 @@
+"""The devkit's own detection evaluation, its ground truth loaded once and shared by many submissions.
+
+Everything that decides a figure is the devkit's unmodified code: the boxes, the filters and `DetectionEval.evaluate`. What is
+ours is that ground truth is loaded and filtered once, and that the samples may be fewer than the split's.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import io
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from nuscenes import NuScenes
+from nuscenes.eval.common.config import config_factory
+from nuscenes.eval.common.data_classes import EvalBoxes
+from nuscenes.eval.common.loaders import (
+    add_center_dist,
+    filter_eval_boxes,
+    load_gt_of_sample_tokens,
+    load_prediction_of_sample_tokens,
+)
+from nuscenes.eval.detection.data_classes import DetectionBox, DetectionConfig, DetectionMetrics
+from nuscenes.eval.detection.evaluate import DetectionEval
+
+from training.atomic import write_json
+from training.report import TP_ERRORS, SubsetResult
+
+
+def open_tables(root: Path, version: str) -> NuScenes:
+    """The devkit's tables, loaded without its console output.
+
+    Raises:
+        ValueError: there is no such data set; the message says what was expected where.
+    """
+    if not (root / version).is_dir():
+        raise ValueError(
+            f"{root / version}: no nuScenes tables there. Expected a data root with a folder {version!r} of JSON tables; "
+            "see nuscenes.org for the data set, or run `make demo`, which needs none"
+        )
+    return NuScenes(version=version, dataroot=str(root), verbose=False)
+
+
+def detection_config(radius_m: float) -> DetectionConfig:
+    """`detection_cvpr_2019` with no class range beyond `radius_m`, where the grid ends."""
+    config = config_factory("detection_cvpr_2019")
+    config.class_range = {name: min(official, radius_m) for name, official in config.class_range.items()}
+    config.class_names = config.class_range.keys()
+    return config
+
+
+def range_note(radius_m: float) -> str:
+    """What a table says about the class ranges that `detection_config(radius_m)` evaluates."""
+    official = config_factory("detection_cvpr_2019").class_range
+    if radius_m >= max(official.values()):
+        return "ranges: official"
+    return f"ranges: min(official, {radius_m:g} m)"
+
+
+class _SharedEval(DetectionEval):  # type: ignore[misc]
+    """DetectionEval on boxes that are loaded and filtered already; `evaluate` is the devkit's."""
+
+    def __init__(self, config: DetectionConfig, gt_boxes: EvalBoxes, pred_boxes: EvalBoxes) -> None:
+        self.cfg = config
+        self.gt_boxes = gt_boxes
+        self.pred_boxes = pred_boxes
+        self.verbose = False
+
+
+class OfficialEvaluation:
+    """Ground truth of some samples, ready to measure submissions against.
+
+    Args:
+        nusc: the devkit's tables.
+        tokens: the samples to evaluate.
+        radius_m: the grid's radius, to which the class ranges shrink.
+
+    Raises:
+        ValueError: a token is not in the tables, or a sample has no LIDAR_TOP record, from which the devkit measures ranges.
+    """
+
+    def __init__(self, nusc: NuScenes, tokens: Sequence[str], radius_m: float) -> None:
+        self.tokens = tuple(tokens)
+        self.config = detection_config(radius_m)
+        self.note = range_note(radius_m)
+        self._nusc = nusc
+        self._check_tokens()
+        with contextlib.redirect_stderr(io.StringIO()):  # the devkit's own progress bar
+            self._truth = load_gt_of_sample_tokens(nusc, list(self.tokens), DetectionBox)
+        self._truth = self._filtered(self._truth)
+
+    def _check_tokens(self) -> None:
+        if not self.tokens:
+            raise ValueError(f"evaluation: no samples to evaluate in {self._nusc.dataroot} {self._nusc.version}")
+        known = {sample["token"] for sample in self._nusc.sample}
+        for token in self.tokens:
+            if token not in known:
+                raise ValueError(f"evaluation: sample {token} is not in {self._nusc.dataroot} {self._nusc.version}")
+            if "LIDAR_TOP" not in self._nusc.get("sample", token)["data"]:
+                raise ValueError(
+                    f"evaluation: sample {token} has no LIDAR_TOP record, from whose ego pose the official evaluation measures "
+                    "the class ranges; keep the sample_data row even where the LiDAR file is missing"
+                )
+
+    def _filtered(self, boxes: EvalBoxes) -> EvalBoxes:
+        """The devkit's filters; it refuses to look at boxes when there is not one, where there is nothing to filter."""
+        if not any(boxes.boxes.values()):
+            return boxes
+        boxes = add_center_dist(self._nusc, boxes)
+        return filter_eval_boxes(self._nusc, boxes, self.config.class_range)
+
+    def measure(self, result_path: Path) -> tuple[DetectionMetrics, dict[str, Any]]:
+        """The metrics of a result file and its `meta`, as `DetectionEval(...).evaluate()` gives them.
+
+        Raises:
+            ValueError: the file is no submission for these samples.
+        """
+        try:
+            found, meta = load_prediction_of_sample_tokens(
+                str(result_path), self.config.max_boxes_per_sample, DetectionBox, sample_tokens=list(self.tokens)
+            )
+        except (AssertionError, KeyError, json.JSONDecodeError) as error:
+            raise ValueError(f"{result_path}: not a nuScenes submission for these samples: {error}") from error
+        metrics, _ = _SharedEval(self.config, self._truth, self._filtered(found)).evaluate()
+        return metrics, meta
+
+    def evaluate(self, subset: str, result_path: Path, no_perception: Iterable[str] = ()) -> SubsetResult:
+        """Measure `result_path` and write metrics_summary.json beside it."""
+        metrics, meta = self.measure(result_path)
+        blind = tuple(no_perception)
+        summary = {
+            **metrics.serialize(),
+            "meta": copy.deepcopy(meta),
+            "subset": subset,
+            "ranges": self.note,
+            "samples": len(self.tokens),
+            "no_perception": list(blind),
+        }
+        write_json(result_path.with_name("metrics_summary.json"), summary)
+        return subset_result(subset, summary)
+
+
+def subset_result(subset: str, summary: Mapping[str, Any]) -> SubsetResult:
+    """The figures of a metrics summary."""
+    return SubsetResult(
+        subset=subset,
+        mean_ap=float(summary["mean_ap"]),
+        nds=float(summary["nd_score"]),
+        errors={ours: float(summary["tp_errors"].get(theirs, math.nan)) for theirs, ours in TP_ERRORS.items()},
+        class_ap={name: float(ap) for name, ap in summary["mean_dist_aps"].items()},
+        ranges=str(summary["ranges"]),
+        samples=int(summary["samples"]),
+        no_perception=tuple(summary["no_perception"]),
+        class_errors={name: dict(errors) for name, errors in summary["label_tp_errors"].items()},
+    )

@@ -1,0 +1,183 @@
+"""`robustbev show`: pictures of one sample, what the sensors saw and, with a checkpoint, what the model made of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from robustbev import Perception, PerceptionModel
+from sensors.nuscenes import NuScenesReader
+from training.data import DataConfig, NuScenesDataset, collate_samples, open_reader
+from training.evaluation import SUBSETS, possible_subsets, subset_name
+from training.pictures import attention_picture, training_curves
+from training.sampling import SampleKey
+from training.scene_bev import Scene, above
+from training.scene_picture import cameras_picture, scene_picture, subsets_picture
+
+if TYPE_CHECKING:
+    from training.config import RunConfig
+
+SHOWN_SCORE = 0.3
+
+
+def show(
+    config: RunConfig,
+    out_dir: Path,
+    *,
+    checkpoint: Path | None = None,
+    split: str | None = None,
+    sample: str | int = 0,
+    subset: str | None = None,
+    score: float = SHOWN_SCORE,
+) -> list[Path]:
+    """Write the pictures of one sample; -> their paths.
+
+    Without a checkpoint: boxes of the truth, points and pictures as they are. LiDAR points that slide off the objects, or
+    boxes beside them, show wrong calibration, times or poses. With one: what it found, whom its fusion trusted, and
+    what is left of it with every other subset of its sensors.
+
+    Args:
+        config: the data to look at; with a checkpoint, the classes and the grid are the checkpoint's own.
+        split: None is the validation split.
+        sample: a token, or a position in the split.
+        subset: the sensors that the model is given; None is all it has.
+        score: found boxes scored lower are not drawn.
+
+    Raises:
+        ValueError: no such sample, or the model lacks a sensor of the subset.
+    """
+    split = config.data.nuscenes.val_split if split is None else split
+    if checkpoint is None:
+        return show_truth(_scene(config.data, config.model.classes, config, split, sample), out_dir)
+    import robustbev
+    from training.checkpoint import find_checkpoint
+
+    model = robustbev.load(find_checkpoint(checkpoint), "cuda" if config.runner.use_cuda else "cpu")
+    scene = replace(
+        _scene(config.data, model.config.classes, config, split, sample),
+        grid=model.grid,
+        modalities=model.config.modalities,
+    )
+    wanted = "+".join(model.config.modalities) if subset is None else subset_name(subset.split("+"))
+    possible_subsets(model, [wanted])
+    others = [name for name in SUBSETS if name != wanted and set(name.split("+")) <= set(model.config.modalities)]
+    perceptions = perceive_sample(model, config.data, split, scene.frame.token, [wanted, *others])
+    return show_found(scene, perceptions, wanted, out_dir, score)
+
+
+def show_run(run_dir: Path, *, sample: str | int | None = None, score: float = SHOWN_SCORE) -> list[Path]:
+    """Training curves, and pictures of one validation sample under every subset, into the run's folder; -> their paths.
+
+    The run's MLflow gets them too. Without a sample the liveliest one is shown: most classes, then most boxes.
+    """
+    from training.checkpoint import find_checkpoint
+    from training.config import load_run_config
+    from training.history import read_history
+    from training.run_files import RunFiles
+    from training.tracking import MLflowRun
+
+    files = RunFiles(run_dir)
+    config = load_run_config(files.config)
+    checkpoint = find_checkpoint(run_dir)
+    if sample is None:
+        counts = open_reader(config.data, config.model, config.data.nuscenes.val_split).class_counts()
+        sample = int(((counts > 0).sum(axis=1) * 1000 + counts.sum(axis=1)).argmax())
+    paths = show(config, files.pictures, sample=sample)
+    paths += show(config, files.pictures, checkpoint=checkpoint, sample=sample, score=score)
+    history = read_history(files.history)
+    if history:
+        paths.append(training_curves(files.pictures / "training.png", history, f"Training of {config.name}"))
+    tracked = MLflowRun.open(files.mlflow)
+    if tracked is not None:
+        tracked.files(paths, "pictures")
+    return paths
+
+
+def show_truth(scene: Scene, out_dir: Path) -> list[Path]:
+    """Pictures of data alone."""
+    name = scene.frame.token
+    paths = [scene_picture(out_dir / f"{name}_truth.png", scene)]
+    if scene.frame.cameras is not None:
+        paths.append(cameras_picture(out_dir / f"{name}_truth_cameras.png", scene))
+    return paths
+
+
+def show_found(
+    scene: Scene, perceptions: dict[str, Perception], subset: str, out_dir: Path, score: float = SHOWN_SCORE
+) -> list[Path]:
+    """Pictures of what a model found.
+
+    Args:
+        perceptions: subset -> what the model perceived of this one sample, B = 1, on the CPU.
+        subset: the one to show in full; the others are shown from above.
+    """
+    found = {name: above(perception.boxes[0], score) for name, perception in perceptions.items()}
+    attention = perceptions[subset].fused.attention[0].float().numpy()
+    note = f"score at least {score:g}"
+    if not bool(perceptions[subset].perceived[0]):
+        note = "NO PERCEPTION: every one of these sensors is absent"
+    full = replace(scene, found=found[subset], attention=attention, given=tuple(subset.split("+")), note=note)
+    stem = f"{scene.frame.token}_{subset}"
+    paths = [scene_picture(out_dir / f"{stem}.png", full)]
+    if scene.frame.cameras is not None:
+        paths.append(cameras_picture(out_dir / f"{stem}_cameras.png", full))
+    paths.append(
+        attention_picture(
+            out_dir / f"{stem}_attention.png", attention, scene.modalities, scene.grid, full.present,
+            title=f"Whom the fusion trusts, given {subset.replace('+', ' + ')}",
+        )
+    )  # fmt: skip
+    if len(found) > 1:
+        ordered = {name: found[name] for name in SUBSETS if name in found}
+        paths.append(subsets_picture(out_dir / f"{scene.frame.token}_subsets.png", replace(scene, note=note), ordered))
+    return paths
+
+
+def _scene(data: DataConfig, classes: Sequence[str], config: RunConfig, split: str, sample: str | int) -> Scene:
+    """The sample as its sensors saw it, pictures in full size, newest sweeps only; truth with at least one point."""
+    nuscenes = data.nuscenes.model_copy(update={"lidar_sweeps": 1, "radar_sweeps": 1})
+    reader = NuScenesReader(nuscenes, split, classes=tuple(classes), attributes=config.model.attributes)
+    index = _position(reader, sample)
+    return Scene(
+        frame=reader.frame(index),
+        grid=config.model.grid.bev(),
+        classes=tuple(classes),
+        truth=reader.boxes(index)[reader.num_points(index) > 0],
+        camera_channels=nuscenes.camera_channels,
+    )
+
+
+def _position(reader: NuScenesReader, sample: str | int) -> int:
+    if isinstance(sample, str) and (sample in reader.tokens or not sample.isdigit()):
+        return reader.index_of(sample)
+    index = int(sample)
+    if not 0 <= index < len(reader):
+        raise ValueError(f"sample {index}: split {reader.split!r} has samples 0 to {len(reader) - 1}, or give a token")
+    return index
+
+
+@torch.inference_mode()
+def perceive_sample(
+    model: PerceptionModel, data: DataConfig, split: str, token: str, subsets: Sequence[str]
+) -> dict[str, Perception]:
+    """Subset -> what the model perceives of one sample (B = 1), on the CPU."""
+    dataset = NuScenesDataset(data, model.config, split, train=False, seed=0)
+    sample = dataset[SampleKey(epoch=0, index=dataset.reader.index_of(token), visit=0)]
+    device = next(model.parameters()).device
+    features = model.encode(collate_samples([sample], dataset.preparation).sensors.to(device))
+    perceptions = {}
+    for subset in subsets:
+        kept = {name: f if name in subset.split("+") else None for name, f in features.items()}
+        seen = model.perceive_features(kept, 1)
+        fused = replace(
+            seen.fused,
+            features=seen.fused.features.cpu(),
+            attention=seen.fused.attention.cpu(),
+            coverage=seen.fused.coverage.cpu(),
+        )
+        perceptions[subset] = Perception(seen.boxes.to("cpu"), fused, seen.modalities, seen.perceived.cpu())
+    return perceptions
