@@ -1,0 +1,172 @@
+"""What the command says, and how it ends."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("typer")
+
+from typer.testing import CliRunner
+
+import training.cli
+import training.run
+from tests.small_nuscenes import SmallNuScenes
+from training.commands import app
+from training.extras import MissingExtraError
+from training.loop import Outcome
+from training.run_files import RunFiles
+
+RUNNER = CliRunner()
+SMALL = [
+    "model.channels=16",
+    "runner.device=cpu",
+    "tracking.enabled=false",
+    "data.workers=0",
+    "epochs=1",
+    "batch_size=2",
+]
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Path:
+    path = tmp_path / "run.yaml"
+    path.write_text(f"name: small\nruns_dir: {tmp_path / 'runs'}\n")
+    return path
+
+
+def test_help_answers_without_heavy_libraries() -> None:
+    code = (
+        "import sys; from training.commands import app\n"
+        "try: app(['--help'])\n"
+        "except SystemExit: pass\n"
+        "heavy = {'torch', 'mlflow', 'ray', 'nuscenes', 'matplotlib', 'pydantic', 'numpy'} & set(sys.modules)\n"
+        "sys.exit(', '.join(heavy) or 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    for command in ("simulate", "index", "config", "train", "evaluate", "show", "doctor", "demo"):
+        assert command in done.stdout
+
+
+def test_every_fault_of_a_configuration_is_one_line_and_the_code_is_2(config: Path) -> None:
+    result = RUNNER.invoke(app, ["train", "--config", str(config), "optim.lrr=1", "epochs=0", "model.fuser.absent=nul"])
+    assert result.exit_code == 2
+    lines = result.stderr.splitlines()
+    assert len(lines) == 3
+    assert lines[0] == "error: epochs: expected greater than or equal to 1, got 0 (command line)"
+    assert lines[1].startswith(
+        "error: model.fuser.absent: expected 'null', 'zeros' or 'mask', got 'nul'; did you mean 'null'?"
+    )
+    assert lines[2].startswith("error: optim.lrr: unknown key, expected one of lr,")
+    assert lines[2].endswith("did you mean optim.lr? (command line)")
+    assert "Traceback" not in result.output
+
+
+def test_config_prints_what_it_was_given_and_every_default(config: Path, tmp_path: Path) -> None:
+    result = RUNNER.invoke(app, ["config", "--config", str(config), "optim.lr=1e-4"])
+    assert result.exit_code == 0
+    assert "lr: 0.0001" in result.stdout
+    resolved = tmp_path / "resolved.yaml"
+    resolved.write_text(result.stdout)
+    assert RUNNER.invoke(app, ["config", "--config", str(resolved)]).stdout == result.stdout
+
+
+def test_no_data_says_how_to_get_it(config: Path, tmp_path: Path) -> None:
+    result = RUNNER.invoke(app, ["train", "--config", str(config), f"data.nuscenes.root={tmp_path / 'none'}"])
+    assert result.exit_code == 2
+    assert "nuscenes.org" in result.stderr
+    assert "make demo" in result.stderr
+
+
+def test_train_then_nothing_to_do_then_interrupted(
+    config: Path, small_nuscenes: SmallNuScenes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = small_nuscenes.config
+    words = [f"data.nuscenes.{key}={getattr(data, key)}" for key in ("root", "version", "train_split", "val_split")]
+    words += [f"data.nuscenes.{key}=[{','.join(getattr(data, key))}]" for key in ("camera_channels", "radar_channels")]
+    command = ["train", "--config", str(config), *SMALL, *words]
+    done = RUNNER.invoke(app, command)
+    assert done.exit_code == 0, done.output
+    assert "the model is in" in done.stdout
+    again = RUNNER.invoke(app, command)
+    assert again.exit_code == 0
+    assert "is complete: nothing to do" in again.stdout
+    stopped = Outcome(step=1, total_steps=3, interrupted=True, checkpoint=Path("somewhere"))
+    monkeypatch.setattr(training.run, "run_training", lambda *_, **__: stopped)
+    interrupted = RUNNER.invoke(app, [*command, "--fresh"])
+    assert interrupted.exit_code == 130
+    assert "stopped at step 1 of 3, saved in somewhere; the same command goes on" in interrupted.stderr
+
+
+def test_index_says_what_is_in_a_data_set(config: Path, small_nuscenes: SmallNuScenes) -> None:
+    data = small_nuscenes.config
+    words = [f"data.nuscenes.root={data.root}", f"data.nuscenes.version={data.version}"]
+    result = RUNNER.invoke(app, ["index", "--config", str(config), *words])
+    assert result.exit_code == 0, result.output
+    assert "data_id" in result.stdout
+    assert "CAM_FRONT" in result.stdout
+
+
+def test_our_own_defects_keep_their_traceback_and_faulty_input_does_not() -> None:
+    import json
+
+    def ours() -> None:
+        raise ValueError("width must be even")
+
+    def theirs() -> None:
+        json.loads("{")
+
+    def missing() -> None:
+        raise MissingExtraError('pip install "robustbev[train]"')
+
+    def pressed() -> None:
+        raise KeyboardInterrupt
+
+    for command, code in ((ours, 2), (missing, 3), (pressed, 130)):
+        with pytest.raises(SystemExit) as ended:
+            training.cli.tells_errors(command)()
+        assert ended.value.code == code
+    with pytest.raises(json.JSONDecodeError):
+        training.cli.tells_errors(theirs)()
+
+
+def test_debug_shows_the_traceback(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(training.cli.DEBUG_VARIABLE, "")  # restored afterwards
+    result = RUNNER.invoke(app, ["--debug", "config", "--config", str(config), "epochs=0"])
+    assert result.exit_code == 1
+    assert type(result.exception).__name__ == "ConfigError"
+
+
+def test_show_wants_to_know_what(config: Path) -> None:
+    result = RUNNER.invoke(app, ["show"])
+    assert result.exit_code == 2
+    assert "--config" in result.stderr
+
+
+def test_checkpoint_that_is_not_there(tmp_path: Path) -> None:
+    result = RUNNER.invoke(app, ["evaluate", "--checkpoint", str(tmp_path)])
+    assert result.exit_code == 2
+    assert f"no checkpoint in {tmp_path}" in result.stderr
+
+
+def test_simulate_takes_options_and_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import training.demo
+
+    seen = []
+    monkeypatch.setattr(training.demo, "write_drives", lambda *given: seen.append(given))
+    result = RUNNER.invoke(app, ["simulate", "--scenes-train", "3", "--out", str(tmp_path), "scenes_val=1"])
+    assert result.exit_code == 0, result.output
+    ((drives, out, workers),) = seen
+    assert (drives.scenes_train, drives.scenes_val, out, workers) == (3, 1, tmp_path, None)
+    assert RUNNER.invoke(app, ["simulate", "scene_train=3"]).exit_code == 2
+
+
+def test_clearing_a_run_leaves_what_is_not_its_own(tmp_path: Path) -> None:
+    files = RunFiles(tmp_path)
+    files.checkpoints.mkdir()
+    files.status.write_text("{}")
+    (tmp_path / "notes.txt").write_text("mine")
+    files.clear()
+    assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]

@@ -1,0 +1,127 @@
+"""From a saved model to tables and pictures, as `robustbev evaluate` and `robustbev show` do it."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+import pytest
+import torch
+from mlflow.exceptions import MlflowException
+
+import robustbev
+from tests.small_nuscenes import SmallNuScenes
+from training.config import RunConfig
+from training.config_file import to_yaml
+from training.evaluation import SUBSETS, evaluate_checkpoint
+from training.run_files import RunFiles
+from training.show import show, show_run
+from training.tracking import MLflowRun
+
+MODEL = {
+    "channels": 16,
+    "grid": {"cell_m": 1.6},
+    "camera": {"image_height_px": 32, "image_width_px": 64, "dim": 32, "depth": 1, "feature_channels": 16},
+    "lidar": {"pillar_channels": 8},
+    "radar": {"width": 8},
+    "backbone": {"widths": [16, 16]},
+    "decode": {"max_boxes": 20},
+}
+
+
+@pytest.fixture(scope="module")
+def run(small_nuscenes: SmallNuScenes, tmp_path_factory: pytest.TempPathFactory) -> RunFiles:
+    """A run that kept one checkpoint of an untrained model."""
+    root = tmp_path_factory.mktemp("runs") / "small"
+    config = RunConfig.model_validate(
+        {
+            "name": "small", "runs_dir": root.parent, "model": MODEL,
+            "data": {"nuscenes": small_nuscenes.config, "workers": 0}, "runner": {"device": "cpu"},
+            "evaluation": {"score_threshold": 0.0, "processes": 1},
+        }
+    )  # fmt: skip
+    files = RunFiles(root)
+    torch.manual_seed(0)
+    checkpoint = robustbev.save(robustbev.build(config.model), files.checkpoints / "step-00000001")
+    (checkpoint / "training_state.json").write_text("{}")  # marks it as complete
+    files.config.write_text(to_yaml(config))
+    files.history.write_text(json.dumps({"step": 1, "loss": 1.0, "parts": {"heatmap": 0.5}, "lr": 1e-3}) + "\n")
+    return files
+
+
+def test_evaluate_finds_the_run_of_a_checkpoint_and_leaves_all_its_files(run: RunFiles) -> None:
+    seen: list[tuple[str, int, int | None]] = []
+    results = evaluate_checkpoint(run.root, progress=lambda *step: seen.append(step))
+    assert tuple(results) == SUBSETS
+    for name in ("subsets.json", "table.md", "table.csv", "subsets.png", "radar/results_nusc.json"):
+        assert (run.evaluation / name).is_file()
+    summary = json.loads((run.root / "subsets.json").read_text())
+    assert set(summary) == set(SUBSETS)
+    assert seen[-1] == ("score", 7, 7)
+    assert all(0 <= result.mean_ap <= 1 and result.samples == 3 for result in results.values())
+
+
+class Tracker:
+    """Stands for the MLflow run."""
+
+    def __init__(self) -> None:
+        self.figures: dict[str, float] = {}
+        self.kept: dict[str, list[str]] = {}
+        self.step = 0
+
+    def metrics(self, values: Mapping[str, float], step: int) -> None:
+        self.figures, self.step = dict(values), step
+
+    def files(self, paths: Iterable[Path], folder: str) -> None:
+        self.kept[folder] = [path.name for path in paths if path.is_file()]
+
+
+def test_mlflow_gets_figures_tables_and_submissions(run: RunFiles, monkeypatch: pytest.MonkeyPatch) -> None:
+    tracker = Tracker()
+    monkeypatch.setattr(MLflowRun, "open", lambda file: tracker)
+    evaluate_checkpoint(run.root)
+    assert tracker.step == 1
+    assert {f"val/{subset}/mAP" for subset in SUBSETS} <= set(tracker.figures)
+    assert all(math.isfinite(value) for value in tracker.figures.values())
+    assert tracker.kept["evaluation"] == ["subsets.json", "table.md", "table.csv", "subsets.png"]
+    assert tracker.kept["evaluation/lidar+radar"] == ["metrics_summary.json", "results_nusc.json"]
+
+
+def test_an_mlflow_that_does_not_answer_costs_a_warning_only(run: RunFiles, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(file: Path) -> None:
+        raise MlflowException("no connection")
+
+    monkeypatch.setattr(MLflowRun, "open", refuse)
+    with pytest.warns(UserWarning, match="no connection"):
+        evaluate_checkpoint(run.root)
+
+
+def test_a_model_that_lies_in_no_run_says_what_is_missing(run: RunFiles, tmp_path: Path) -> None:
+    model = robustbev.load(run.checkpoints / "step-00000001")
+    robustbev.save(model, tmp_path / "somewhere")
+    with pytest.raises(ValueError, match="--config"):
+        evaluate_checkpoint(tmp_path / "somewhere")
+    with pytest.raises(FileNotFoundError, match="no checkpoint"):
+        evaluate_checkpoint(tmp_path / "nowhere")
+
+
+def test_show_draws_truth_without_a_model_and_finds_with_one(run: RunFiles, tmp_path: Path) -> None:
+    from training.config import load_run_config
+
+    config = load_run_config(run.config)
+    assert len(show(config, tmp_path)) == 2
+    paths = show(config, tmp_path, checkpoint=run.root, subset="radar+lidar", sample=1, score=0.0)
+    assert any(path.name.endswith("_lidar+radar_attention.png") for path in paths)
+    assert all(path.stat().st_size > 20_000 for path in paths)
+    with pytest.raises(ValueError, match="samples 0 to 2"):
+        show(config, tmp_path, sample=3)
+    with pytest.raises(ValueError, match="not in split"):
+        show(config, tmp_path, sample="unknown")
+
+
+def test_pictures_of_a_run_lie_in_its_folder(run: RunFiles) -> None:
+    paths = show_run(run.root)
+    assert {path.parent for path in paths} == {run.pictures}
+    assert "training.png" in {path.name for path in paths}

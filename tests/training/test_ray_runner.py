@@ -1,0 +1,148 @@
+"""Two Ray workers train as one: same weights, one history, checkpoints; stopped and lost workers go on."""
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+
+pytest.importorskip("ray")
+
+from tests.training.toy import ToyBatches, ToyStep, toy_plan, toy_state, toy_store
+from training.callbacks import Callback, StepRecord
+from training.config import RunConfig
+from training.history import read_history
+from training.loop import NonFiniteLossError, Outcome, train
+from training.progress import Bars, TrainingProgress
+from training.ray_runner import fit, work_on_ray
+from training.run_files import RunError, RunFiles
+from training.worker import Post, standard_callbacks
+
+
+class _DieOnce(Callback):
+    """Kills its process after a step, the first time."""
+
+    def __init__(self, file: Path, step: int) -> None:
+        self._file, self._step = file, step
+
+    def on_step(self, record: StepRecord) -> None:
+        if record.step == self._step and not self._file.exists():
+            self._file.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+class _Slow(Callback):
+    def on_step(self, record: StepRecord) -> None:
+        time.sleep(0.2)
+
+
+def work(config: RunConfig, post: Post) -> Outcome:
+    """A worker with the toy task; the run's name says what happens to it."""
+    files = RunFiles(config.run_dir)
+    plan = toy_plan(epochs=config.epochs, every_steps=4)
+    state = toy_state(plan)
+    rank = post.peers.rank
+    special: list[Callback] = []
+    if config.name == "killed" and rank == 1:
+        special = [_DieOnce(files.root / "died", 6)]
+    if config.name == "stopped":
+        special = [_Slow()]
+    return train(
+        state,
+        post.wrap(ToyStep(state.model)),
+        ToyBatches(rank, post.peers.world_size, poison=7 if config.name == "poisoned" else None),
+        plan,
+        device=post.device,
+        store=toy_store(files.checkpoints, post.keep),
+        callbacks=[*standard_callbacks(config, files, rank), *post.callbacks, *special],
+        peers=post.peers,
+        stop=post.stop,
+    )
+
+
+def run_config(folder: Path, name: str, epochs: int = 3) -> RunConfig:
+    return RunConfig.model_validate(
+        {
+            "name": name, "runs_dir": folder, "epochs": epochs, "tracking": {"enabled": False},
+            "runner": {"workers": 2, "device": "cpu", "cpus_per_worker": 0.5, "checkpoint": {"keep": 2}},
+        }
+    )  # fmt: skip
+
+
+def run(folder: Path, name: str, epochs: int = 3) -> tuple[Outcome, RunFiles]:
+    config = run_config(folder, name, epochs)
+    files = RunFiles(config.run_dir)
+    files.begin(config)
+    with Bars() as bars:
+        return fit(work, config, files, TrainingProgress(bars, epochs)), files
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[None]:
+    """One Ray for all tests of this file."""
+    import ray
+
+    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    os.environ["RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"] = "0.2"
+    os.environ["RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"] = "0"
+    ray.init(
+        address="local", num_cpus=2, include_dashboard=False, object_store_memory=100 * 2**20, log_to_driver=False,
+        logging_level="WARNING",
+    )  # fmt: skip
+    yield
+    ray.shutdown()
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("cluster")
+def test_a_lost_worker_costs_nothing(tmp_path: Path) -> None:
+    whole, files = run(tmp_path, "whole")
+    assert (whole.step, whole.total_steps, whole.interrupted) == (9, 9, False)
+    losses = [row["loss"] for row in read_history(files.history)]
+    assert len(losses) == 9
+    assert len(list(files.checkpoints.glob("step-*"))) == 2
+    killed, killed_files = run(tmp_path, "killed")
+    assert (killed_files.root / "died").exists()
+    assert killed.step == 9
+    assert [row["loss"] for row in read_history(killed_files.history)] == losses
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("cluster")
+def test_ctrl_c_stops_all_workers_at_one_step(tmp_path: Path) -> None:
+    files = RunFiles(tmp_path / "stopped")
+
+    def press() -> None:
+        while len(read_history(files.history)) < 2:
+            time.sleep(0.1)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    threading.Thread(target=press, daemon=True).start()
+    stopped, _ = run(tmp_path, "stopped", epochs=40)
+    assert stopped.interrupted
+    assert stopped.checkpoint is not None
+    assert stopped.checkpoint.name == f"step-{stopped.step:08d}"
+    assert not files.stop_request.exists()
+
+
+def test_what_a_worker_finds_wrong_is_handed_on_and_not_tried_again(tmp_path: Path) -> None:
+    config = run_config(tmp_path, "poisoned")
+    files = RunFiles(config.run_dir)
+    settings = {"config": config.model_dump_json(), "threads": torch.get_num_threads(), "cuda": False, "work": work}
+    with pytest.raises(RunError, match="runs_dir must be on a file system that all nodes"):
+        work_on_ray(settings)
+    files.begin(config)
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/rendezvous", rank=0, world_size=1)
+    try:
+        with pytest.raises(NonFiniteLossError):
+            work_on_ray(settings)
+    finally:
+        dist.destroy_process_group()
+    assert files.failure.read_text().startswith("step 2: the loss is not finite")
+    with pytest.raises(RunError, match="not tried again"):
+        work_on_ray(settings)

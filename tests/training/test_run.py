@@ -1,0 +1,165 @@
+"""A whole run with the real model: stopped and continued, kept from mixing with another, tracked."""
+
+import json
+import sqlite3
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+pytest.importorskip("mlflow")
+
+import robustbev
+import training.checkpoint
+from tests.small_nuscenes import SmallNuScenes
+from training.checkpoint import CheckpointWriteError, find_checkpoint
+from training.config import RunConfig
+from training.history import read_history
+from training.progress import Bars
+from training.run import absolute_paths, run_training
+from training.run_files import RunError, RunFiles
+
+MODEL: dict[str, Any] = {
+    "channels": 16,
+    "grid": {"cell_m": 1.6},
+    "camera": {"image_height_px": 32, "image_width_px": 64, "dim": 32, "depth": 1, "feature_channels": 16},
+    "lidar": {"pillar_channels": 8},
+    "radar": {"width": 8},
+    "backbone": {"widths": [16, 16]},
+}
+
+
+def config(data: SmallNuScenes, runs_dir: Path, name: str, **changes: Any) -> RunConfig:
+    content: dict[str, Any] = {
+        "name": name, "runs_dir": runs_dir, "epochs": 4, "batch_size": 1, "model": MODEL,
+        "data": {"nuscenes": data.config, "workers": 0}, "tracking": {"enabled": False},
+        "runner": {"device": "cpu", "checkpoint": {"every_steps": 2}},
+    }  # fmt: skip
+    return RunConfig.model_validate(content | changes)
+
+
+class KilledError(Exception):
+    pass
+
+
+class KillingBars(Bars):
+    """Ends the process, as far as the run can tell, when a step is shown."""
+
+    def __init__(self, step: int) -> None:
+        super().__init__()
+        self._step = step
+
+    def __call__(self, what: str, done: int, total: int | None, note: str = "") -> None:
+        if done == self._step:
+            raise KilledError
+
+
+def losses(run: RunConfig) -> list[float]:
+    return [row["loss"] for row in read_history(RunFiles(run.run_dir).history)]
+
+
+def weights(run: RunConfig) -> dict[str, torch.Tensor]:
+    return robustbev.load(find_checkpoint(run.run_dir)).state_dict()
+
+
+@pytest.fixture(scope="module")
+def whole(small_nuscenes: SmallNuScenes, tmp_path_factory: pytest.TempPathFactory) -> RunConfig:
+    """A run that nobody disturbed."""
+    run = config(small_nuscenes, tmp_path_factory.mktemp("runs"), "whole")
+    outcome = run_training(run, Bars())
+    assert outcome.step == outcome.total_steps > 8
+    return run
+
+
+@pytest.mark.parametrize("killed_at", [3, 7])
+def test_the_real_model_goes_on_bit_for_bit(
+    small_nuscenes: SmallNuScenes, tmp_path: Path, whole: RunConfig, killed_at: int
+) -> None:
+    run = config(small_nuscenes, tmp_path, "killed")
+    with pytest.raises(KilledError):
+        run_training(run, KillingBars(killed_at))
+    files = RunFiles(run.run_dir)
+    assert not files.is_complete(run)
+    torch.manual_seed(99)
+    run_training(run, Bars())
+    assert files.is_complete(run)
+    assert losses(run) == losses(whole)
+    mine, theirs = weights(run), weights(whole)
+    assert [name for name, value in mine.items() if not torch.equal(value, theirs[name])] == []
+
+
+def test_a_full_disk_ends_the_run_and_the_same_command_goes_on(
+    small_nuscenes: SmallNuScenes, tmp_path: Path, whole: RunConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, real = config(small_nuscenes, tmp_path, "full"), save_file
+
+    def full(tensors: Any, path: Path) -> None:
+        if "step-00000004" in str(path):
+            raise OSError(28, "No space left on device")
+        real(tensors, path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(training.checkpoint, "save_file", full)
+        with pytest.raises(CheckpointWriteError, match="step-00000003 is intact"):
+            run_training(run, Bars())
+    run_training(run, Bars())
+    assert losses(run) == losses(whole)
+
+
+def test_another_configuration_is_another_run(small_nuscenes: SmallNuScenes, whole: RunConfig) -> None:
+    other = config(small_nuscenes, whole.runs_dir, "whole", seed=5, optim={"lr": 0.5})
+    with pytest.raises(
+        RunError, match=r"began with another configuration.*--fresh.*\nseed: 0 then, 5 now\noptim\.lr: 0\.001 then"
+    ):
+        run_training(other, Bars())
+    free = config(small_nuscenes, whole.runs_dir, "whole", evaluation={"batch_size": 1})
+    assert RunFiles(whole.run_dir).is_complete(free)
+
+
+def test_fresh_starts_over_and_init_from_starts_from_other_weights(
+    small_nuscenes: SmallNuScenes, tmp_path: Path, whole: RunConfig
+) -> None:
+    run = config(small_nuscenes, tmp_path, "fresh", epochs=1)
+    run_training(run, Bars())
+    first = losses(run)
+    assert first != losses(whole)[: len(first)]  # another schedule
+    again = config(small_nuscenes, tmp_path, "fresh", epochs=1, init_from=whole.run_dir)
+    run_training(again, Bars(), fresh=True)
+    assert losses(again)[0] != first[0]
+
+
+def test_a_run_is_worked_on_by_one_process_at_a_time(whole: RunConfig) -> None:
+    with RunFiles(whole.run_dir).locked(), pytest.raises(RunError, match="another process works on this run"):
+        run_training(whole, Bars())
+
+
+def test_mlflow_gets_configuration_figures_and_model_of_one_run(small_nuscenes: SmallNuScenes, tmp_path: Path) -> None:
+    run = config(small_nuscenes, tmp_path, "tracked", tracking={"every_steps": 2})
+    with pytest.raises(KilledError):
+        run_training(run, KillingBars(5))
+    run_training(run, Bars())
+    with sqlite3.connect(tmp_path / "mlflow.db") as database:
+        (run_id, status), *others = database.execute("select run_uuid, status from runs").fetchall()
+        tags = dict(database.execute("select key, value from tags").fetchall())
+        params = dict(database.execute("select key, value from params").fetchall())
+        metrics = {key for (key,) in database.execute("select distinct key from metrics").fetchall()}
+    assert (others, status) == ([], "FINISHED")
+    assert run_id == json.loads(RunFiles(run.run_dir).mlflow.read_text())["run_id"]
+    assert tags["data.id"]
+    assert params["model.grid.cell_m"] == "1.6"
+    assert {"train/loss", "train/loss/heatmap", "train/lr", "train/samples_per_s", "memory/resident_mib"} <= metrics
+    artifacts = tmp_path / "mlartifacts" / run_id / "artifacts"
+    assert {path.name for path in artifacts.rglob("*") if path.is_file()} == {
+        "config.yaml", "model.safetensors", "config.json", "history.jsonl",
+    }  # fmt: skip
+
+
+def test_paths_become_absolute_everywhere(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    moved = absolute_paths(RunConfig(init_from=Path("a")))
+    assert moved.runs_dir == tmp_path / "runs"
+    assert moved.init_from == tmp_path / "a"
+    assert moved.data.nuscenes.root == tmp_path / "data" / "nuscenes"
+    assert moved.data.nuscenes.index_dir is None

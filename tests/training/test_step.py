@@ -1,0 +1,201 @@
+"""A step promises: a finite loss that every part of the model learns from, and dropout that its generator alone decides."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from robustbev import PerceptionModel
+from sensors.batch import MODALITIES, SensorBatch
+from tests.tiny_model import random_sensors, random_training_batch, tiny_model
+from training.step import DropoutConfig, LossWeights, StepConfig, StepOutput, TrainingStep, modality_present
+
+NO_DROPOUT = DropoutConfig(camera=0, lidar=0, radar=0, single_camera=0)
+PARTS = {
+    "heatmap", "offset", "height", "size", "yaw", "velocity", "attribute",
+    "auxiliary_camera", "auxiliary_lidar", "auxiliary_radar", "depth",
+}  # fmt: skip
+
+
+def seeded(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def step_of(model: PerceptionModel, **changes: object) -> TrainingStep:
+    return TrainingStep(model.train(), StepConfig.model_validate({"precision": "float32"} | changes))
+
+
+def without_gradient(step: TrainingStep) -> list[str]:
+    return [name for name, p in step.model.named_parameters() if p.grad is None or not p.grad.any()]
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("kind", ["cross_attention", "concat", "mean"])
+def test_every_part_of_the_loss_is_finite_and_every_parameter_learns(precision: str, kind: str) -> None:
+    model = tiny_model(fuser={"kind": kind, "heads": 2})
+    step = step_of(model, precision=precision, dropout=NO_DROPOUT)
+    batch = random_training_batch()
+    # The null embeddings learn only from what is absent.
+    lidar = batch.sensors.lidar
+    assert lidar is not None
+    lidar.sectors[0, :4] = 0
+    output = step(batch, seeded())
+    assert set(output.parts) == PARTS
+    assert output.loss.dtype == torch.float32
+    assert all(part.isfinite() and not part.requires_grad for part in output.parts.values())
+    torch.testing.assert_close(output.loss.detach(), torch.stack(list(output.parts.values())).sum())
+    output.loss.backward()
+    assert all(p.grad is None or p.grad.isfinite().all() for p in model.parameters())
+    assert without_gradient(step) == []
+
+
+def test_bfloat16_is_float32_but_for_rounding() -> None:
+    model, batch = tiny_model(), random_training_batch()
+    full, half = (step_of(model, precision=p)(batch, seeded()).loss for p in ("float32", "bfloat16"))
+    torch.testing.assert_close(half, full, rtol=0.03, atol=0.03)
+
+
+def test_the_generator_alone_decides_the_dropout() -> None:
+    step, batch = step_of(tiny_model(), dropout={"camera": 0.5, "lidar": 0.5, "radar": 0.5}), random_training_batch()
+
+    def losses(seed: int, global_seed: int) -> list[float]:
+        torch.manual_seed(global_seed)
+        generator = seeded(seed)
+        return [step(batch, generator).loss.item() for _ in range(4)]
+
+    assert losses(1, 0) == losses(1, 99)
+    assert losses(1, 0) != losses(2, 0)
+    assert len(set(losses(1, 0))) > 1, "each step draws anew"
+
+
+def test_without_dropout_every_step_is_the_same() -> None:
+    step, batch = step_of(tiny_model(), dropout=NO_DROPOUT), random_training_batch()
+    generator = seeded()
+    assert step(batch, generator).loss == step(batch, generator).loss
+
+
+@pytest.mark.parametrize("dropped", MODALITIES)
+def test_what_the_fuser_may_not_see_still_teaches_its_encoder(dropped: str) -> None:
+    """Dropped is as absent to fuser and head; the auxiliary heads go on."""
+    model = tiny_model()
+    step, batch = step_of(model, dropout=NO_DROPOUT.model_copy(update={dropped: 1.0})), random_training_batch()
+    output = step(batch, seeded())
+    output.loss.backward()
+    assert without_gradient(step) == []
+    without_it = replace(batch, sensors=batch.sensors.only(tuple(m for m in MODALITIES if m != dropped)))
+    absent = step_of(model, dropout=NO_DROPOUT)(without_it, seeded())
+    for part in ("heatmap", "size", "velocity"):
+        torch.testing.assert_close(output.parts[part], absent.parts[part])
+    assert f"auxiliary_{dropped}" not in absent.parts
+
+
+def test_a_sensor_that_the_sample_lacks_teaches_its_auxiliary_head_nothing() -> None:
+    batch = random_training_batch()
+    lidar = batch.sensors.lidar
+    assert lidar is not None
+    lidar.present[:] = False
+    step = step_of(tiny_model(), dropout=NO_DROPOUT)
+    output = step(batch, seeded())
+    assert output.parts["auxiliary_lidar"] == 0
+    output.loss.backward()
+    untouched = without_gradient(step)
+    assert any(name.startswith("lidar.pillars") for name in untouched)
+    assert all(name.startswith(("lidar.", "auxiliary.lidar.")) for name in untouched)
+
+
+@pytest.mark.parametrize("garbage", [float("nan"), float("inf")])
+def test_stale_buffers_reach_neither_loss_nor_gradient(garbage: float) -> None:
+    losses, gradients = [], []
+    for value in (0.0, garbage):
+        batch = random_training_batch()
+        cameras, lidar, radar = batch.sensors.cameras, batch.sensors.lidar, batch.sensors.radar
+        assert cameras is not None
+        assert lidar is not None
+        assert radar is not None
+        cameras.present[0] = False
+        cameras.reference_T_camera[0] = value
+        cameras.intrinsics[0] = value
+        lidar.present[1] = False
+        lidar.points[1] = lidar.sectors[1] = value
+        radar.present[0] = False
+        radar.points[0] = value
+        radar.reference_T_radar[0] = value
+        step = step_of(tiny_model())
+        output = step(batch, seeded())
+        output.loss.backward()
+        losses.append(output.loss)
+        gradients.append([p.grad for p in step.model.parameters()])
+    assert torch.equal(*losses)
+    for clean, dirty in zip(*gradients, strict=True):
+        assert clean is not None
+        assert dirty is not None
+        assert torch.equal(clean, dirty)
+
+
+def test_single_cameras_go_and_their_depth_is_not_supervised() -> None:
+    step = step_of(tiny_model(), dropout=NO_DROPOUT.model_copy(update={"single_camera": 1.0}))
+    sensors, kept = step._drop(random_sensors(), seeded())
+    assert kept.all()
+    assert sensors.cameras is not None
+    assert sensors.cameras.present.sum(1).tolist() == [1, 1]
+
+
+@pytest.mark.parametrize("given", [(), ("camera",), ("lidar", "radar")])
+def test_any_subset_of_modalities_makes_a_step(given: tuple[str, ...]) -> None:
+    batch = random_training_batch()
+    batch = replace(batch, sensors=batch.sensors.only(given), depth_m=batch.depth_m if "camera" in given else None)
+    output = step_of(tiny_model())(batch, seeded())
+    output.loss.backward()
+    assert output.loss.isfinite()
+    assert {part for part in output.parts if part.startswith("auxiliary")} == {f"auxiliary_{name}" for name in given}
+
+
+def test_no_boxes_and_no_attributes_make_a_step() -> None:
+    batch = random_training_batch()
+    empty = replace(batch, boxes=batch.boxes.to("cpu"), box_valid=torch.zeros_like(batch.box_valid))
+    assert step_of(tiny_model())(empty, seeded()).loss.isfinite()
+    bare = tiny_model(attributes=())
+    batch.boxes.attribute[:] = -1
+    assert step_of(bare)(batch, seeded()).parts["attribute"] == 0
+
+
+def test_weights_scale_their_parts() -> None:
+    model, batch = tiny_model(), random_training_batch()
+    one = dict.fromkeys(LossWeights.model_fields, 1.0)
+    plain = step_of(model, dropout=NO_DROPOUT, weights=one)(batch, seeded()).parts
+    scaled = step_of(model, dropout=NO_DROPOUT, weights=one | {"size": 3.0, "auxiliary": 0.0})(batch, seeded()).parts
+    for name, part in plain.items():
+        factor = {"size": 3.0, "auxiliary": 0.0}.get(name.partition("_")[0], 1.0)
+        torch.testing.assert_close(scaled[name], factor * part)
+
+
+def test_presence_is_told_by_sample_and_modality() -> None:
+    batch = random_sensors(3)
+    assert batch.cameras is not None
+    assert batch.lidar is not None
+    batch.cameras.present[0] = False
+    batch.cameras.present[1, 1:] = False
+    batch.lidar.present[2] = False
+    present = modality_present(replace(batch, radar=None), ("camera", "lidar", "radar"))
+    assert present.tolist() == [[False, True, False], [True, True, False], [True, False, False]]
+    assert not modality_present(SensorBatch(None, None, None, 2), ("camera", "lidar")).any()
+
+
+def test_one_batch_can_be_learned_by_heart() -> None:
+    """The plainest check of gradients there is: 60 steps on one batch take most of the heatmap loss away."""
+    torch.manual_seed(0)
+    model, batch = tiny_model(), random_training_batch()
+    step = step_of(model, dropout=NO_DROPOUT)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    first: StepOutput = step(batch, seeded())
+    output = first
+    for _ in range(60):
+        output = step(batch, seeded())
+        optimizer.zero_grad()
+        output.loss.backward()
+        optimizer.step()
+    assert output.loss < 0.35 * first.loss
+    assert output.parts["heatmap"] < 0.2 * first.parts["heatmap"]
+    assert output.parts["depth"] < 0.9 * first.parts["depth"]

@@ -1,0 +1,77 @@
+"""The command `robustbev`: its entry, and how it tells what went wrong. The commands are in `training.commands`."""
+
+from __future__ import annotations
+
+import functools
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import ParamSpec, TypeVar
+
+from training.extras import MissingExtraError, require
+
+Parameters = ParamSpec("Parameters")
+Result = TypeVar("Result")
+
+FAULTY_INPUT, MISSING_EXTRA, INTERRUPTED = 2, 3, 130
+DEBUG_VARIABLE = "ROBUSTBEV_DEBUG"  # set by --debug; with it every error keeps its traceback
+_ROOT = Path(__file__).resolve().parents[1]
+
+
+def main() -> None:
+    """Entry of the console command. Exit codes: 2 faulty input, 3 a missing extra, 130 interrupted."""
+    try:
+        require("the command robustbev", "train", "typer", "rich", "yaml")
+    except MissingExtraError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(MISSING_EXTRA)
+    from training.commands import app
+
+    app(prog_name="robustbev")
+
+
+def tells_errors(command: Callable[Parameters, Result]) -> Callable[Parameters, Result]:
+    """Faults of the input end a command with a message and an exit code; faults of ours keep their traceback."""
+
+    @functools.wraps(command)
+    def wrapped(*args: Parameters.args, **kwargs: Parameters.kwargs) -> Result:
+        try:
+            return command(*args, **kwargs)
+        except KeyboardInterrupt:
+            print("interrupted", file=sys.stderr)
+            sys.exit(INTERRUPTED)
+        except Exception as error:
+            code = exit_code(error)
+            if code is None or os.environ.get(DEBUG_VARIABLE):
+                raise
+            print("\n".join(f"error: {line}" for line in str(error).splitlines()), file=sys.stderr)
+            sys.exit(code)
+
+    return wrapped
+
+
+def exit_code(error: Exception) -> int | None:
+    """The exit code of an error that a user can mend, None for one that is a defect of the program."""
+    if isinstance(error, MissingExtraError):
+        return MISSING_EXTRA
+    if isinstance(error, ModuleNotFoundError) and error.name:
+        return None
+    if isinstance(error, FileNotFoundError | FileExistsError | PermissionError):
+        return FAULTY_INPUT
+    return FAULTY_INPUT if isinstance(error, ValueError) and _raised_by_us(error) else None
+
+
+def _raised_by_us(error: Exception) -> bool:
+    """Whether the error was raised in our own code: by our rule a ValueError then speaks to the user."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    if trace is None:
+        return False
+    file = Path(trace.tb_frame.f_code.co_filename).resolve()
+    return _ROOT in file.parents and "site-packages" not in file.relative_to(_ROOT).parts
+
+
+if __name__ == "__main__":
+    main()

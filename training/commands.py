@@ -1,0 +1,241 @@
+"""The commands of `robustbev`. Libraries load inside them, so that `--help` answers at once."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Optional
+
+import typer
+
+from training.cli import DEBUG_VARIABLE, INTERRUPTED, tells_errors
+
+if TYPE_CHECKING:
+    from training.config import RunConfig
+    from training.report import Results
+
+_TABLE_WIDTH = 120
+
+app = typer.Typer(
+    help="Camera, LiDAR and radar fusion in bird's-eye view that keeps seeing when sensors fail.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+Settings = Annotated[
+    Optional[list[str]],  # noqa: UP045 - typer reads the annotation
+    typer.Argument(metavar="[key=value]...", help="Settings over the file's, for example optim.lr=1e-3"),
+]
+ConfigFile = Annotated[Path, typer.Option("--config", help="YAML file with the run's configuration.")]
+Fresh = Annotated[bool, typer.Option("--fresh", help="Remove what the run wrote before and start over.")]
+
+
+@app.callback()
+def _options(
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks of every error.")] = False,
+) -> None:
+    if debug:
+        os.environ[DEBUG_VARIABLE] = "1"
+
+
+@app.command()
+@tells_errors
+def simulate(
+    settings: Settings = None,
+    out: Annotated[Path, typer.Option("--out", help="Folder for the data set.")] = Path("data/sim"),
+    config: Annotated[Optional[Path], typer.Option("--config", help="YAML file with settings.")] = None,  # noqa: UP045
+    scenes_train: Annotated[Optional[int], typer.Option(help="Scenes to train on.")] = None,  # noqa: UP045
+    scenes_val: Annotated[Optional[int], typer.Option(help="Scenes to evaluate on.")] = None,  # noqa: UP045
+    seed: Annotated[Optional[int], typer.Option(help="The same seed gives the same bytes.")] = None,  # noqa: UP045
+    workers: Annotated[Optional[int], typer.Option(help="Processes; default: one a core.")] = None,  # noqa: UP045
+) -> None:
+    """Write synthetic drives in nuScenes format."""
+    from training.config_file import load_config
+    from training.extras import require
+
+    require("robustbev simulate", "data")
+    from sensors.simulation import SimulationConfig
+    from training.demo import write_drives
+
+    given = {"scenes_train": scenes_train, "scenes_val": scenes_val, "seed": seed}
+    words = [*(settings or []), *(f"{key}={value}" for key, value in given.items() if value is not None)]
+    write_drives(load_config(SimulationConfig, config, words), out, workers)
+
+
+@app.command()
+@tells_errors
+def index(config: ConfigFile, settings: Settings = None) -> None:
+    """Build the index of a data set, and say what is in it."""
+    from training.extras import require
+
+    require("robustbev index", "data", "nuscenes")
+    from sensors.nuscenes import describe
+    from training.config import load_run_config
+
+    summary = describe(load_run_config(config, settings or []).data.nuscenes)
+    width = max(len(key) for key in summary)
+    for key, value in summary.items():
+        shown = ", ".join(f"{k} {v}" for k, v in value.items()) if isinstance(value, dict) else value
+        print(f"{key:<{width}}  {', '.join(shown) if isinstance(shown, list) else shown}")
+
+
+@app.command("config")
+@tells_errors
+def print_config(config: ConfigFile, settings: Settings = None) -> None:
+    """Print the complete configuration of a run: file, base, settings and every default."""
+    from training.config import load_run_config
+    from training.config_file import to_yaml
+
+    print(to_yaml(load_run_config(config, settings or [])), end="")
+
+
+@app.command()
+@tells_errors
+def train(config: ConfigFile, settings: Settings = None, fresh: Fresh = False) -> None:
+    """Train, or go on with, a run. Ctrl-C saves a checkpoint; the same command goes on from there."""
+    from training.config import load_run_config
+
+    run = load_run_config(config, settings or [])
+    from training.extras import require
+
+    require("robustbev train", "data", "nuscenes", "simplejpeg")
+    from training.progress import Bars
+    from training.run import run_training
+    from training.run_files import RunFiles
+
+    if not fresh and RunFiles(run.run_dir).is_complete(run):
+        print(f"{run.run_dir} is complete: nothing to do. To train again: --fresh, or another name=...")
+        return
+    with Bars() as bars:
+        outcome = run_training(run, bars, fresh=fresh)
+    if outcome.interrupted:
+        print(
+            f"stopped at step {outcome.step} of {outcome.total_steps}, saved in {outcome.checkpoint}; "
+            "the same command goes on from there",
+            file=sys.stderr,
+        )
+        raise typer.Exit(INTERRUPTED)
+    print(f"trained {outcome.step} steps; the model is in {outcome.checkpoint}")
+    print(f"evaluate it: robustbev evaluate --checkpoint {run.run_dir}")
+
+
+@app.command()
+@tells_errors
+def evaluate(
+    checkpoint: Annotated[Path, typer.Option("--checkpoint", help="A checkpoint, or a run's folder.")],
+    settings: Settings = None,
+    config: Annotated[
+        Path | None, typer.Option("--config", help="What to evaluate on; default: the run's own.")
+    ] = None,
+    out: Annotated[Optional[Path], typer.Option("--out", help="Default: `evaluation` in the run's folder.")] = None,  # noqa: UP045
+) -> None:
+    """Measure a model under every subset of its sensors by the official nuScenes evaluation."""
+    from training.extras import require
+
+    require("robustbev evaluate", "data", "nuscenes", "simplejpeg")
+    require("robustbev evaluate", "train", "rich", "matplotlib")
+    from training.evaluation import evaluate_checkpoint
+    from training.progress import Bars
+
+    run_config = _config_of(checkpoint, config, settings or [])
+    with Bars() as bars:
+        results = evaluate_checkpoint(checkpoint, run_config, out_dir=out, progress=bars)
+    _print_tables(results)
+
+
+@app.command()
+@tells_errors
+def show(
+    settings: Settings = None,
+    checkpoint: Annotated[
+        Path | None, typer.Option("--checkpoint", help="Whose boxes to show; default: the truth.")
+    ] = None,
+    config: Annotated[Optional[Path], typer.Option("--config", help="What to look at; default: the run's own.")] = None,  # noqa: UP045
+    out: Annotated[Path, typer.Option("--out", help="Folder for the pictures.")] = Path("pictures"),
+    sample: Annotated[str, typer.Option(help="A token, or a position in the split.")] = "0",
+    split: Annotated[Optional[str], typer.Option(help="Default: the validation split.")] = None,  # noqa: UP045
+    subset: Annotated[Optional[str], typer.Option(help="Sensors to use, as camera+radar; default: all.")] = None,  # noqa: UP045
+    score: Annotated[float, typer.Option(help="Found boxes scored lower are not drawn.")] = 0.3,
+) -> None:
+    """Draw a sample from above and in the six cameras: truth, and what a model found."""
+    from training.extras import require
+
+    require("robustbev show", "data", "nuscenes", "simplejpeg")
+    require("robustbev show", "train", "matplotlib")
+    from training.config import load_run_config
+    from training.show import show as draw
+
+    if checkpoint is None and config is None:
+        raise typer.BadParameter("give --config (what to look at), --checkpoint (what a model made of it), or both")
+    if checkpoint is None:
+        run_config = load_run_config(config, settings or [])
+    else:
+        found = _config_of(checkpoint, config, settings or [])
+        if found is None:
+            raise typer.BadParameter(f"{checkpoint} lies in no run's folder: say with --config what to look at")
+        run_config = found
+    for path in draw(run_config, out, checkpoint=checkpoint, split=split, sample=sample, subset=subset, score=score):
+        print(path)
+
+
+@app.command()
+@tells_errors
+def demo(
+    settings: Settings = None,
+    config: ConfigFile = Path("configs/tiny.yaml"),
+    fresh: Annotated[
+        bool, typer.Option("--fresh", help="Train and evaluate anew; drives that are there stay.")
+    ] = False,
+    scenes_train: Annotated[Optional[int], typer.Option(help="Scenes to train on.")] = None,  # noqa: UP045
+    scenes_val: Annotated[Optional[int], typer.Option(help="Scenes to evaluate on.")] = None,  # noqa: UP045
+) -> None:
+    """Synthetic drives, training, evaluation of every sensor subset, pictures. What is complete is not done again."""
+    from training.config import load_run_config
+    from training.extras import require
+
+    require("robustbev demo", "data")
+    require("robustbev demo", "train")
+    from training.demo import run_demo
+
+    run = load_run_config(config, ["name=demo", *(settings or [])])
+    scenes = {"scenes_train": scenes_train, "scenes_val": scenes_val}
+    results = run_demo(run, {name: count for name, count in scenes.items() if count is not None}, fresh=fresh)
+    if results is None:
+        raise typer.Exit(INTERRUPTED)
+    _print_tables(results.subsets)
+    print("\n".join(results.places))
+
+
+@app.command()
+@tells_errors
+def doctor() -> None:
+    """Say what is installed, from where our packages come, and what this machine can run."""
+    from training.doctor import main
+
+    raise typer.Exit(main())
+
+
+def _config_of(checkpoint: Path, config: Path | None, settings: list[str]) -> RunConfig | None:
+    """The configuration to look at a checkpoint with: the file given, else its run's; None where there is neither."""
+    from training.checkpoint import find_checkpoint
+    from training.config import load_run_config
+    from training.evaluation import run_of
+
+    if config is not None:
+        return load_run_config(config, settings)
+    files = run_of(find_checkpoint(checkpoint))
+    return None if files is None else load_run_config(files.config, settings)
+
+
+def _print_tables(results: Results) -> None:
+    from rich.console import Console
+
+    from training.report import class_table, terminal_table
+
+    console = Console()
+    if console.width < _TABLE_WIDTH:  # cut-off figures help nobody; a terminal may wrap
+        console = Console(width=_TABLE_WIDTH)
+    console.print(terminal_table(results))
+    console.print(class_table(results))

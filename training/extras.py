@@ -1,0 +1,34 @@
+"""Optional libraries: which command of pip brings one that is not there."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+
+
+class MissingExtraError(ImportError):
+    """A part of RobustBEV was asked for whose libraries are not installed."""
+
+
+# Extra -> import names that tell whether it is there.
+EXTRAS = {
+    "data": ("nuscenes", "simplejpeg", "cv2", "scipy", "embreex"),
+    "train": ("ray", "mlflow", "typer", "rich", "yaml", "matplotlib"),
+    "replay": ("mcap", "foxglove", "rosbags"),
+    "spconv": ("spconv",),
+    "dev": ("pytest", "ruff", "mypy", "importlinter", "hypothesis"),
+}
+
+
+def missing(extra: str) -> list[str]:
+    """The libraries of an extra that are not installed."""
+    return [name for name in EXTRAS[extra] if find_spec(name) is None]
+
+
+def require(what: str, extra: str, *libraries: str) -> None:
+    """Raise MissingExtraError, saying what to install, unless all `libraries` (default: the whole extra) are there."""
+    absent = [name for name in (libraries or EXTRAS[extra]) if find_spec(name) is None]
+    if absent:
+        raise MissingExtraError(
+            f"{what} needs {', '.join(absent)}, which {'is' if len(absent) == 1 else 'are'} not installed: "
+            f'pip install "robustbev[{extra}]"'
+        )

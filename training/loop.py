@@ -1,0 +1,323 @@
+"""The training loop, which knows neither Ray nor MLflow: it is handed what steps, what feeds, and who listens.
+
+An optimiser step is the unit of everything: the schedule, the checkpoints and the data's order are functions of how many were
+taken, so a run that goes on from a checkpoint takes the same steps as one that never stopped.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from training.callbacks import Callback, StepRecord
+from training.checkpoint import CheckpointStore, Place, TrainingState
+from training.memory import cuda_memory_bytes, resident_memory_bytes
+from training.optim import OptimConfig, clip_gradients, lr_factor, set_lr
+from training.random_state import random_state, step_generator
+
+
+class NonFiniteLossError(ValueError):
+    """The loss or its gradient is NaN or infinite."""
+
+
+class Batch(Protocol):
+    """What the loop needs to know of a batch; `training.batch.TrainingBatch` is one."""
+
+    @property
+    def tokens(self) -> tuple[str, ...]: ...
+
+    def to(self, device: torch.device, *, non_blocking: bool) -> Batch: ...
+
+
+class StepResult(Protocol):
+    """Result of one forward pass; `training.step.StepOutput` is one."""
+
+    @property
+    def loss(self) -> Tensor: ...  # [] with gradient
+
+    @property
+    def parts(self) -> Mapping[str, Tensor]: ...  # [] each, detached
+
+
+Forward = Callable[[Any, torch.Generator], StepResult]
+
+
+class Batches(Protocol):
+    """Every epoch's batches of this rank, in an order that seed and epoch decide."""
+
+    def __len__(self) -> int: ...  # batches an epoch
+
+    def epoch(self, epoch: int, start: int) -> Iterable[Batch]: ...  # from the batch numbered `start` on
+
+
+class Peers(Protocol):
+    """The workers that train together."""
+
+    @property
+    def rank(self) -> int: ...
+
+    @property
+    def world_size(self) -> int: ...
+
+    def mean(self, values: Tensor) -> Tensor: ...  # [K] float64 on the CPU, over all ranks
+
+    def gather(self, value: Any) -> list[Any]: ...  # of all ranks, in order, on every rank
+
+    def barrier(self) -> None: ...
+
+    def no_sync(self) -> AbstractContextManager[object]: ...  # gradients stay local, for accumulation
+
+
+class Alone:
+    """`Peers` of a run in one process."""
+
+    rank = 0
+    world_size = 1
+
+    def mean(self, values: Tensor) -> Tensor:
+        return values
+
+    def gather(self, value: Any) -> list[Any]:
+        return [value]
+
+    def barrier(self) -> None:
+        return None
+
+    def no_sync(self) -> AbstractContextManager[object]:
+        return nullcontext()
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How long to train, and when to write checkpoints (one at the very end always)."""
+
+    epochs: int
+    optim: OptimConfig
+    seed: int = 0
+    checkpoint_every_epochs: int | None = 1
+    checkpoint_every_steps: int | None = None
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a run ended."""
+
+    step: int
+    total_steps: int
+    interrupted: bool
+    checkpoint: Path | None
+
+
+def train(
+    state: TrainingState,
+    forward: Forward,
+    batches: Batches,
+    plan: Plan,
+    *,
+    device: torch.device,
+    store: CheckpointStore | None = None,
+    callbacks: Sequence[Callback] = (),
+    peers: Peers | None = None,
+    stop: Callable[[], bool] = lambda: False,
+) -> Outcome:
+    """Train from `state.step` to the end of the last epoch, or until `stop()` is true on some rank.
+
+    Args:
+        forward: model and losses in one call, on a batch on `device`; wrapped for data-parallel training where there is any.
+        store: where checkpoints go; its newest one is restored first. None writes none.
+
+    Raises:
+        NonFiniteLossError: naming step, parts of the loss and tokens. The last checkpoint is from before it.
+        ValueError: an epoch has fewer batches than one optimiser step accumulates.
+        CheckpointMismatchError, CheckpointWriteError: see `CheckpointStore`.
+    """
+    run = _Run(state, forward, batches, plan, device, store, callbacks, peers or Alone(), stop)
+    return run.train()
+
+
+@dataclass
+class _Run:
+    state: TrainingState
+    forward: Forward
+    batches: Batches
+    plan: Plan
+    device: torch.device
+    store: CheckpointStore | None
+    callbacks: Sequence[Callback]
+    peers: Peers
+    stop: Callable[[], bool]
+    checkpoint: Path | None = None
+    stopping: bool = False
+
+    @property
+    def steps_per_epoch(self) -> int:
+        # What does not fill an optimiser step is left out; the next epoch's order is another one.
+        return len(self.batches) // self.plan.optim.accumulation
+
+    @property
+    def total_steps(self) -> int:
+        return self.plan.epochs * self.steps_per_epoch
+
+    def train(self) -> Outcome:
+        if self.steps_per_epoch < 1:
+            raise ValueError(
+                f"an epoch has {len(self.batches)} batches a worker, which is less than one optimiser step "
+                f"(optim.accumulation={self.plan.optim.accumulation}); use a smaller batch_size or more data"
+            )
+        self._restore()
+        for callback in self.callbacks:
+            callback.on_start(self.state.step, self.total_steps, self.steps_per_epoch)
+        self.state.model.train()
+        while self.state.step < self.total_steps and not self.stopping:
+            self._epoch(*divmod(self.state.step, self.steps_per_epoch))
+        if self.store is not None and self.checkpoint is None:  # complete from the start
+            self.checkpoint = self.store.latest()
+        interrupted = self.stopping and self.state.step < self.total_steps
+        return Outcome(self.state.step, self.total_steps, interrupted, self.checkpoint)
+
+    def _epoch(self, epoch: int, done: int) -> None:
+        """The rest of an epoch of which `done` optimiser steps are taken."""
+        feed = _Feed(
+            self.batches.epoch(epoch, done * self.plan.optim.accumulation),
+            # Of several workers one must not leave alone; there Ctrl-C does not reach the loaders.
+            self.stop if self.peers.world_size == 1 else lambda: False,
+        )
+        for _ in range(done, self.steps_per_epoch):
+            try:
+                record = self._step(epoch, feed)
+            except _Interrupted:
+                self.stopping = True
+                self._save()
+                return
+            for callback in self.callbacks:
+                callback.on_step(record)
+            if self.stopping or self._checkpoint_due():
+                self._save()
+            if self.stopping:
+                return
+        for callback in self.callbacks:
+            callback.on_epoch(epoch, self.state.step)
+
+    def _step(self, epoch: int, feed: _Feed) -> StepRecord:
+        """One optimiser step: forward and backward of every batch it accumulates, clipping, update, average."""
+        started, waited = time.perf_counter(), feed.waited_seconds
+        count, optimizer = self.plan.optim.accumulation, self.state.optimizer
+        lr = set_lr(optimizer, lr_factor(self.state.step, self.total_steps, self.plan.optim))
+        optimizer.zero_grad(set_to_none=True)
+        losses: list[Tensor] = []
+        parts: dict[str, list[Tensor]] = {}
+        tokens: list[str] = []
+        for part in range(count):
+            batch = next(feed)
+            generator = step_generator(self.plan.seed, self.state.step, part, self.peers.rank)
+            with nullcontext() if part == count - 1 else self.peers.no_sync():
+                output = self.forward(batch.to(self.device, non_blocking=True), generator)
+                (output.loss / count).backward()
+            losses.append(output.loss.detach())
+            for name, value in output.parts.items():
+                parts.setdefault(name, []).append(value)
+            tokens.extend(batch.tokens)
+        norm = clip_gradients(self.state.model, self.plan.optim.clip_norm)
+        means = [torch.stack(values).mean() for values in (losses, *parts.values())]
+        own_loss, *own_parts, own_norm = torch.stack([*means, norm]).double().tolist()  # the one wait for the device
+        named = dict(zip(parts, own_parts, strict=True))
+        loss = self._agree(own_loss, own_norm, named, tokens)
+        optimizer.step()
+        self.state.step += 1
+        if self.state.average is not None:
+            self.state.average.update(self.state.model, self.state.step)
+        return StepRecord(
+            step=self.state.step,
+            epoch=epoch,
+            loss=loss,
+            parts=named,
+            lr=lr,
+            grad_norm=own_norm,
+            samples=len(tokens) * self.peers.world_size,
+            seconds=time.perf_counter() - started,
+            data_wait_seconds=feed.waited_seconds - waited,
+            memory_bytes=resident_memory_bytes(),
+            cuda_memory_bytes=cuda_memory_bytes(self.device),
+        )
+
+    def _agree(self, loss: float, norm: float, parts: Mapping[str, float], tokens: Sequence[str]) -> float:
+        """The mean loss of all ranks; settles in the same exchange whether any of them wants to stop.
+
+        Every rank learns of every rank's NaN, so all raise together and none waits for one that has gone.
+        """
+        mean, wishes = self.peers.mean(torch.tensor([loss + 0.0 * norm, self.stop()], dtype=torch.float64)).tolist()
+        self.stopping = wishes > 0
+        if math.isfinite(mean):
+            return mean
+        if not math.isfinite(loss):
+            what = ", ".join(f"{name} {value:.4g}" for name, value in {"total": loss, **parts}.items())
+        else:
+            what = f"the norm of the gradient is {norm}" if not math.isfinite(norm) else "on another worker"
+        raise NonFiniteLossError(
+            f"step {self.state.step + 1}: the loss is not finite: {what}; the samples are {', '.join(tokens)}. "
+            "Look at their data, or use a smaller optim.lr or optim.clip_norm; the last checkpoint is from before this"
+        )
+
+    def _checkpoint_due(self) -> bool:
+        step, every = self.state.step, self.plan.checkpoint_every_steps
+        if step == self.total_steps or (every is not None and step % every == 0):
+            return True
+        epochs, rest = divmod(step, self.steps_per_epoch)
+        every = self.plan.checkpoint_every_epochs
+        return every is not None and rest == 0 and epochs % every == 0
+
+    def _place(self) -> Place:
+        return Place(self.steps_per_epoch, self.peers.world_size)
+
+    def _save(self) -> None:
+        if self.store is None:
+            return
+        states = self.peers.gather(random_state())
+        if self.peers.rank == 0:
+            self.checkpoint = self.store.save(self.state, self._place(), states)
+        self.peers.barrier()
+        self.checkpoint = self.checkpoint if self.peers.rank == 0 else self.store.latest()
+        if self.checkpoint is not None:
+            for callback in self.callbacks:
+                callback.on_checkpoint(self.checkpoint, self.state.step)
+
+    def _restore(self) -> None:
+        latest = None if self.store is None else self.store.latest()
+        if self.store is not None and latest is not None:
+            self.store.restore(latest, self.state, self._place(), self.peers.rank)
+            self.checkpoint = latest
+
+
+class _Interrupted(Exception):  # noqa: N818 - no error: the step that was begun is dropped, and taken again later
+    pass
+
+
+class _Feed:
+    """An iterator over batches that measures how long each was waited for."""
+
+    def __init__(self, batches: Iterable[Batch], stop: Callable[[], bool]) -> None:
+        self._batches: Iterator[Batch] = iter(batches)
+        self._stop = stop
+        self.waited_seconds = 0.0
+
+    def __next__(self) -> Batch:
+        started = time.perf_counter()
+        try:
+            return next(self._batches)
+        except StopIteration:
+            raise ValueError("the loader had fewer batches than it announced") from None
+        except RuntimeError as error:
+            # Ctrl-C reaches the loader's workers too, and the loader then complains that they are gone.
+            if self._stop():
+                raise _Interrupted from error
+            raise
+        finally:
+            self.waited_seconds += time.perf_counter() - started

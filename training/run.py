@@ -1,0 +1,120 @@
+"""A run from outside: begin it or go on with it, here or on Ray's workers, and hand its results to MLflow."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from pydantic import BaseModel
+
+import robustbev
+from sensors.nuscenes import describe
+from sensors.nuscenes_index import build_index
+from training.checkpoint import CheckpointStore
+from training.config import RunConfig
+from training.interrupt import StopOnSignal
+from training.loop import Alone, Outcome
+from training.progress import Bars, TrainingProgress
+from training.run_files import RunFiles
+from training.tracking import MLflowRun, absolute_uri, default_uri, git_commit, store_errors
+from training.worker import Post, work
+
+Config = TypeVar("Config", bound=BaseModel)
+
+
+def run_training(config: RunConfig, bars: Bars, *, fresh: bool = False) -> Outcome:
+    """Train, or go on with, the run that `config` describes; -> how it ended.
+
+    Args:
+        config: of the run.
+        bars: shows the progress.
+        fresh: remove what this run wrote before and start over.
+
+    Raises:
+        ValueError: with what to do; see `RunFiles.begin`, `training.loop.train`, `sensors.nuscenes_index.build_index`.
+        MissingExtraError: Ray or MLflow is asked for and not installed.
+    """
+    files = RunFiles(config.run_dir)
+    with files.locked():
+        if fresh:
+            files.clear()
+        build_index(config.data.nuscenes)  # once, before workers would all do it
+        files.begin(config)
+        store = CheckpointStore(files.checkpoints, robustbev.save, config.runner.checkpoint.keep)
+        store.prune()
+        tracker = _start_tracking(config, files) if config.tracking.enabled else None
+        try:
+            outcome = _train(config, files, bars)
+        except BaseException:
+            if tracker is not None:
+                _hand_over(tracker, files, None)
+            raise
+        store.prune()
+        if tracker is not None:
+            _hand_over(tracker, files, outcome)
+        return outcome
+
+
+def absolute_paths(config: Config) -> Config:
+    """The same configuration with every path absolute, for a process with another working directory."""
+    changed: dict[str, Any] = {}
+    for name in type(config).model_fields:
+        value = getattr(config, name)
+        if isinstance(value, Path):
+            changed[name] = value.expanduser().absolute()
+        elif isinstance(value, BaseModel):
+            changed[name] = absolute_paths(value)
+    return config.model_copy(update=changed)
+
+
+def _train(config: RunConfig, files: RunFiles, bars: Bars) -> Outcome:
+    progress = TrainingProgress(bars, config.epochs)
+    if config.runner.workers > 0:
+        from training.ray_runner import fit
+
+        return fit(work, absolute_paths(config), RunFiles(files.root.absolute()), progress)
+    device = torch.device("cuda" if config.runner.use_cuda else "cpu")
+    with StopOnSignal() as stop:
+        return work(config, Post(Alone(), device, stop, callbacks=[progress], keep=config.runner.checkpoint.keep))
+
+
+def _start_tracking(config: RunConfig, files: RunFiles) -> MLflowRun:
+    uri = default_uri(config.runs_dir) if config.tracking.uri is None else absolute_uri(config.tracking.uri)
+    data = describe(config.data.nuscenes)
+    tags = {"data.id": str(data["data_id"]), "data.version": str(data["version"]), "run_dir": str(files.root.resolve())}
+    commit = git_commit(Path(robustbev.__file__).parent)
+    if commit is not None:
+        tags["mlflow.source.git.commit"] = commit
+    tracker = MLflowRun.start(
+        files.mlflow,
+        uri=uri,
+        experiment=config.tracking.experiment,
+        name=config.name,
+        artifacts=config.runs_dir / "mlartifacts",
+        parameters=config.model_dump(mode="json"),
+        tags=tags,
+    )
+    tracker.file(files.config)
+    return tracker
+
+
+def _hand_over(tracker: MLflowRun, files: RunFiles, outcome: Outcome | None) -> None:
+    """Give MLflow the model and the history, and say how the run ended (None: by an error).
+
+    A store that fails now costs its own copy and nothing else.
+    """
+    try:
+        if files.history.is_file():
+            tracker.file(files.history)
+        if outcome is not None and outcome.checkpoint is not None:
+            tracker.files((outcome.checkpoint / name for name in ("model.safetensors", "config.json")), "model")
+        if outcome is None:
+            tracker.finish("FAILED")
+        else:
+            tracker.finish("KILLED" if outcome.interrupted else "FINISHED")
+    except store_errors() as error:
+        warnings.warn(
+            f"MLflow ({tracker.uri}) did not take the results: {error}; they are in {files.root}", stacklevel=2
+        )

@@ -1,0 +1,161 @@
+"""Where a run keeps what, and whether it may go on."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from training.atomic import write_json, write_text
+from training.callbacks import Callback
+from training.config import FREE_TO_CHANGE, RunConfig
+from training.config_file import ConfigError, parse_yaml, to_yaml
+from training.settings import differences
+
+
+class RunError(ValueError):
+    """A run cannot begin, or cannot go on."""
+
+
+@dataclass(frozen=True)
+class RunFiles:
+    """The folder of one run."""
+
+    root: Path
+
+    @property
+    def config(self) -> Path:
+        """The resolved configuration."""
+        return self.root / "config.yaml"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.root / "checkpoints"
+
+    @property
+    def history(self) -> Path:
+        """Every step's figures, a JSON line each."""
+        return self.root / "history.jsonl"
+
+    @property
+    def status(self) -> Path:
+        """How far the run is; see `Status`."""
+        return self.root / "status.json"
+
+    @property
+    def mlflow(self) -> Path:
+        return self.root / "mlflow_run.json"
+
+    @property
+    def evaluation(self) -> Path:
+        """Figures and submissions of every subset."""
+        return self.root / "evaluation"
+
+    @property
+    def subsets(self) -> Path:
+        """The figures of every subset once more, where a reader of the run looks first."""
+        return self.root / "subsets.json"
+
+    @property
+    def pictures(self) -> Path:
+        return self.root / "pictures"
+
+    @property
+    def stop_request(self) -> Path:
+        """Workers on other machines stop when this file appears."""
+        return self.root / "stop-requested"
+
+    @property
+    def failure(self) -> Path:
+        """What a worker found wrong with data or configuration, for the process that started it."""
+        return self.root / "failure.txt"
+
+    def clear(self) -> None:
+        """Remove all that a run writes, and nothing else."""
+        for folder in (self.checkpoints, self.evaluation, self.pictures):
+            shutil.rmtree(folder, ignore_errors=True)
+        notes = (self.config, self.history, self.status, self.mlflow, self.subsets, self.stop_request, self.failure)
+        for file in notes:
+            file.unlink(missing_ok=True)
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the run for this process; RunError where another one does."""
+        self.root.mkdir(parents=True, exist_ok=True)
+        with (self.root / ".lock").open("w") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                raise RunError(
+                    f"{self.root}: another process works on this run; wait for it or use another name="
+                ) from None
+            yield
+
+    def progress(self) -> dict[str, Any]:
+        """What `Status` wrote last; {} before anything began."""
+        return json.loads(self.status.read_text(encoding="utf-8")) if self.status.is_file() else {}
+
+    def is_complete(self, config: RunConfig) -> bool:
+        """Whether a run of just this configuration has ended here."""
+        return bool(self.progress().get("complete")) and not self.differences(config)
+
+    def begin(self, config: RunConfig) -> None:
+        """Write the configuration, or make sure that the run which goes on has the same one.
+
+        Raises:
+            RunError: it has another one.
+        """
+        changed = self.differences(config)
+        if changed and any(self.checkpoints.glob("step-*")):
+            raise RunError(
+                f"{self.root}: this run began with another configuration. Take the changes back, choose another name=, "
+                "or add --fresh to start over:\n" + "\n".join(changed)
+            )
+        self.root.mkdir(parents=True, exist_ok=True)
+        write_text(self.config, to_yaml(config))
+        self.stop_request.unlink(missing_ok=True)
+        self.failure.unlink(missing_ok=True)
+
+    def differences(self, config: RunConfig) -> list[str]:
+        """One line for each setting that would make this another run."""
+        if not self.config.is_file():
+            return []
+        then = parse_yaml(self.config.read_text(encoding="utf-8"))
+        if not isinstance(then, dict):
+            raise ConfigError([f"{self.config}: expected the configuration of a run; remove the file"])
+        return [
+            f"{name}: {old} then, {new} now"
+            for name, (old, new) in differences(then, config.model_dump(mode="json")).items()
+            if not any(f"{name}.".startswith(f"{free}.") for free in FREE_TO_CHANGE)
+        ]
+
+
+class Status(Callback):
+    """Keeps `status.json`: steps done, of how many, and whether the run is complete."""
+
+    def __init__(self, file: Path) -> None:
+        self._file = file
+        self._total = self._per_epoch = 0
+
+    def on_start(self, step: int, total_steps: int, steps_per_epoch: int) -> None:
+        self._total, self._per_epoch = total_steps, steps_per_epoch
+        self.write(step)
+
+    def on_checkpoint(self, path: Path, step: int) -> None:
+        self.write(step)
+
+    def write(self, step: int) -> None:
+        write_json(
+            self._file,
+            {
+                "step": step,
+                "total_steps": self._total,
+                "steps_per_epoch": self._per_epoch,
+                "complete": step == self._total,
+            },
+        )

@@ -1,0 +1,133 @@
+"""One training step: modality dropout, forward pass, losses. Readable alone; the loop and Ray wrap it.
+
+Letters: B samples, M modalities, N cameras.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Annotated, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from bev.targets import make_image_targets, make_targets
+from fusion import drop_members, drop_modalities
+from robustbev import PerceptionModel, StrictModel
+from sensors.batch import CameraBatch, SensorBatch
+from sensors.camera_encoder import CameraEncoder
+from training.batch import TrainingBatch
+from training.losses import depth_loss, focal_loss, regression_losses
+
+Probability = Annotated[float, Field(ge=0, le=1)]
+Weight = Annotated[float, Field(ge=0)]
+
+
+class DropoutConfig(StrictModel):
+    """How often a training sample goes without a sensor. Never without all of them."""
+
+    camera: Probability = 0.25
+    lidar: Probability = 0.25
+    radar: Probability = 0.25
+    single_camera: Probability = 0.05  # each camera by itself
+
+
+class LossWeights(StrictModel):
+    """Weights of the parts of the loss."""
+
+    heatmap: Weight = 1.0
+    offset: Weight = 0.25
+    height: Weight = 0.25
+    size: Weight = 0.25
+    yaw: Weight = 0.25
+    velocity: Weight = 0.05
+    attribute: Weight = 0.1
+    auxiliary: Weight = 0.3  # heatmap of each modality by itself
+    depth: Weight = 0.3
+    image: Weight = 0.3  # heatmap of objects in the pictures, before the lift
+
+
+class StepConfig(StrictModel):
+    dropout: DropoutConfig = DropoutConfig()
+    weights: LossWeights = LossWeights()
+    precision: Literal["float32", "bfloat16"] = "bfloat16"  # of everything but geometry, softmax and accumulators
+
+
+@dataclass(frozen=True)
+class StepOutput:
+    loss: Tensor  # scalar with gradient
+    parts: dict[str, Tensor]  # detached scalars, weighted as they enter the loss
+
+
+class TrainingStep(nn.Module):
+    """Batch -> loss. A module, so that DistributedDataParallel can wrap it."""
+
+    def __init__(self, model: PerceptionModel, config: StepConfig) -> None:
+        super().__init__()
+        self.model = model
+        self.config = config
+
+    def forward(self, batch: TrainingBatch, generator: torch.Generator) -> StepOutput:
+        """`generator`: on the CPU; the dropout of this step depends on it alone."""
+        model, weights = self.model, self.config.weights
+        sensors, kept = self._drop(batch.sensors, generator)
+        targets = make_targets(batch.boxes, batch.box_valid, model.grid, len(model.config.classes))
+        device = batch.box_valid.device
+        with torch.autocast(device.type, torch.bfloat16, enabled=self.config.precision == "bfloat16"):
+            outputs = model.training_outputs(sensors, kept)
+        parts = {"heatmap": focal_loss(outputs.detection.heatmap, targets.heatmap)}
+        parts |= regression_losses(outputs.detection, targets)
+        available = modality_present(batch.sensors, model.config.modalities)
+        for i, name in enumerate(model.config.modalities):
+            if name in outputs.auxiliary:
+                logits = outputs.auxiliary[name]
+                parts[f"auxiliary_{name}"] = focal_loss(logits, targets.heatmap, available[:, i])
+        if outputs.depth_logits is not None and batch.depth_m is not None and model.camera is not None:
+            assert sensors.cameras is not None
+            parts["depth"] = depth_loss(
+                outputs.depth_logits, batch.depth_m, model.camera.bins, sensors.cameras.present
+            )
+        if outputs.image is not None and sensors.cameras is not None and model.camera is not None:
+            parts["image"] = self._image_loss(outputs.image, batch, sensors.cameras, model.camera)
+        for name in parts:
+            parts[name] = parts[name] * getattr(weights, name.partition("_")[0])
+        loss = torch.stack(list(parts.values())).sum()
+        return StepOutput(loss, {name: value.detach() for name, value in parts.items()})
+
+    def _image_loss(self, logits: Tensor, batch: TrainingBatch, cameras: CameraBatch, encoder: CameraEncoder) -> Tensor:
+        target = make_image_targets(
+            batch.boxes, batch.box_valid, cameras.intrinsics, cameras.reference_T_camera, logits.shape[2],
+            image_size=encoder.image_size, stride=encoder.stride_px,
+        )  # fmt: skip
+        return focal_loss(logits.flatten(0, 1), target.flatten(0, 1), cameras.present.flatten())
+
+    def _drop(self, sensors: SensorBatch, generator: torch.Generator) -> tuple[SensorBatch, Tensor]:
+        """-> the batch without the dropped single cameras, and which modalities the fuser may see [B, M]."""
+        config, modalities = self.config.dropout, self.model.config.modalities
+        available = modality_present(sensors, modalities)
+        probabilities = [getattr(config, name) for name in modalities]
+        kept = drop_modalities(sensors.batch_size, probabilities, generator, available=available.cpu())
+        cameras = sensors.cameras
+        if cameras is not None and config.single_camera > 0:
+            stay = drop_members(cameras.present.cpu(), config.single_camera, generator)
+            cameras = replace(cameras, present=stay.to(cameras.present.device))
+        return replace(sensors, cameras=cameras), kept.to(available.device)
+
+
+def modality_present(sensors: SensorBatch, modalities: tuple[str, ...]) -> Tensor:
+    """[B, M] bool: does the sample have the modality at all?"""
+    columns = []
+    for name in modalities:
+        match name:
+            case "camera":
+                present = None if sensors.cameras is None else sensors.cameras.present.any(1)
+            case "lidar":
+                present = None if sensors.lidar is None else sensors.lidar.present
+            case _:
+                present = None if sensors.radar is None else sensors.radar.present.any(1)
+        columns.append(present)
+    given = next((c for c in columns if c is not None), None)
+    device = None if given is None else given.device
+    absent = torch.zeros(sensors.batch_size, dtype=torch.bool, device=device)
+    return torch.stack([absent if c is None else c for c in columns], dim=1)

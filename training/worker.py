@@ -1,0 +1,96 @@
+"""What one worker of a run does: build model, data and optimiser from the configuration, and train."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import safetensors.torch
+import torch
+from torch import nn
+
+import robustbev
+from sensors.vit_weights import load_vit_weights
+from training.callbacks import Callback
+from training.checkpoint import CheckpointStore, TrainingState, find_checkpoint
+from training.config import RunConfig
+from training.data import build_loader
+from training.history import History
+from training.loop import Forward, Outcome, Peers, Plan, train
+from training.optim import AveragedWeights, build_optimizer
+from training.random_state import seed_everything
+from training.run_files import RunFiles, Status
+from training.step import TrainingStep
+from training.tracking import MLflowRun, TrackSteps
+
+
+@dataclass(frozen=True)
+class Post:
+    """Where a worker stands."""
+
+    peers: Peers
+    device: torch.device
+    stop: Callable[[], bool]
+    wrap: Callable[[nn.Module], Forward] = lambda module: module  # for data-parallel training
+    callbacks: Sequence[Callback] = ()
+    keep: int | None = None  # checkpoints to keep; None: somebody else removes them
+
+
+def work(config: RunConfig, post: Post) -> Outcome:
+    """Train from the run's newest checkpoint, or from the start, to the end; for what it raises see `training.loop.train`."""
+    files = RunFiles(config.run_dir)
+    seed_everything(config.seed, rank=0)  # every rank begins with the same weights
+    model = robustbev.build(config.model)
+    store = CheckpointStore(files.checkpoints, robustbev.save, post.keep)
+    if store.latest() is None:
+        _load_initial_weights(model, config, say=post.peers.rank == 0)
+    model.to(post.device)
+    seed_everything(config.seed, post.peers.rank)
+    average = None if config.optim.ema_decay is None else AveragedWeights(model, config.optim.ema_decay)
+    loader = build_loader(
+        config.data,
+        config.model,
+        config.data.nuscenes.train_split,
+        batch_size=config.batch_size,
+        train=True,
+        rank=post.peers.rank,
+        world_size=post.peers.world_size,
+        seed=config.seed,
+    )
+    return train(
+        TrainingState(model, build_optimizer(model, config.optim), average),
+        post.wrap(TrainingStep(model, config.step)),
+        loader,
+        plan(config),
+        device=post.device,
+        store=store,
+        callbacks=[*standard_callbacks(config, files, post.peers.rank), *post.callbacks],
+        peers=post.peers,
+        stop=post.stop,
+    )
+
+
+def plan(config: RunConfig) -> Plan:
+    """The loop's part of the configuration."""
+    checkpoint = config.runner.checkpoint
+    return Plan(config.epochs, config.optim, config.seed, checkpoint.every_epochs, checkpoint.every_steps)
+
+
+def standard_callbacks(config: RunConfig, files: RunFiles, rank: int) -> list[Callback]:
+    """Who always listens: files and MLflow, on rank 0 alone."""
+    if rank != 0:
+        return []
+    tracker = MLflowRun.open(files.mlflow) if config.tracking.enabled else None
+    tracking = [] if tracker is None else [TrackSteps(tracker, config.tracking.every_steps)]
+    return [History(files.history), Status(files.status), *tracking]
+
+
+def _load_initial_weights(model: robustbev.PerceptionModel, config: RunConfig, *, say: bool) -> None:
+    if config.camera_weights is not None and model.camera is not None:
+        report = load_vit_weights(model.camera.vit, config.camera_weights)
+        if say:
+            print(report, flush=True)
+    if config.init_from is not None:
+        checkpoint = find_checkpoint(config.init_from)
+        weights = checkpoint / "model.safetensors" if checkpoint.is_dir() else checkpoint
+        robustbev.load_weights(model, safetensors.torch.load_file(weights), source=str(weights))
