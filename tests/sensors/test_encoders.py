@@ -103,6 +103,14 @@ def test_a_look_up_table_made_by_the_loader_gives_what_the_encoder_makes_itself(
     assert_same(camera(with_table(batch, camera)).bev, camera(batch).bev)
 
 
+def test_a_camera_dropped_after_its_table_was_made_is_as_absent_as_any(camera: CameraEncoder) -> None:
+    batch = random_cameras()
+    present = batch.present.clone()
+    present[:, 1:3] = False
+    dropped = replace(batch, present=present)
+    assert_same(camera(with_table(dropped, camera)).bev, camera(with_table(dropped, camera, present)).bev)
+
+
 def test_only_where_the_lost_cameras_looked_is_coverage_gone(camera: CameraEncoder) -> None:
     """Cameras 2, 3 and 4 look to the rear left, the rear and the rear right."""
     batch = random_cameras(batch_size=1)

@@ -1,0 +1,393 @@
+"""The model promises: any subset of its sensors, absence that nothing stale can break, and checkpoints that come back whole."""
+
+from __future__ import annotations
+
+import errno
+import itertools
+import json
+import math
+import os
+import pickle
+from collections.abc import Iterator
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import safetensors.torch
+import torch
+from pydantic import ValidationError
+
+from bev.boxes import Boxes
+from robustbev import CheckpointError, ModelConfig, Perception, PerceptionModel, load, save
+from sensors.batch import MODALITIES, SensorBatch
+from tests.tiny_model import random_sensors, tiny_config, tiny_model
+
+SUBSETS = [s for n in range(1, 4) for s in itertools.combinations(MODALITIES, n)]
+GARBAGE = [math.nan, math.inf, -math.inf, 1e30]
+
+
+@pytest.fixture(scope="module")
+def model() -> PerceptionModel:
+    return tiny_model()
+
+
+@pytest.fixture(autouse=True)
+def _no_gradients() -> Iterator[None]:
+    with torch.no_grad():
+        yield
+
+
+def assert_same(got: Perception, expected: Perception) -> None:
+    """To the last bit."""
+    for part, other in ((got.boxes, expected.boxes), (got.fused, expected.fused)):
+        for field in fields(part):
+            assert torch.equal(getattr(part, field.name), getattr(other, field.name)), field.name
+    assert torch.equal(got.perceived, expected.perceived)
+    assert all(getattr(got.boxes, field.name).isfinite().all() for field in fields(Boxes))
+
+
+def without(batch: SensorBatch, modality: str, sample: int | None = None) -> SensorBatch:
+    """`batch` with the modality's `present` off, in one sample or in all."""
+    name = {"camera": "cameras"}.get(modality, modality)
+    part = getattr(batch, name)
+    present = part.present.clone()
+    present[slice(None) if sample is None else sample] = False
+    return replace(batch, **{name: replace(part, present=present)})
+
+
+def stale(batch: SensorBatch, modality: str, sample: int, garbage: float) -> SensorBatch:
+    """`batch` with everything but `present` of one sample's modality overwritten."""
+    name = {"camera": "cameras"}.get(modality, modality)
+    part = getattr(batch, name)
+    changed = {}
+    for field in fields(part):
+        value = getattr(part, field.name)
+        if isinstance(value, torch.Tensor) and field.name != "present":
+            value = value.clone()
+            value[sample] = garbage if value.is_floating_point() else 127
+            changed[field.name] = value
+    return replace(batch, **{name: replace(part, **changed)})
+
+
+# The model and its subsets
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"fuser": {"kind": "concat", "absent": "zeros"}},
+        {"fuser": {"kind": "mean", "absent": "mask"}},
+        {"fuser": {"heads": 4, "neighbourhood": 3, "absent": "mask"}},
+        {"camera": None},
+        {"lidar": None, "radar": None},
+        {"lidar": {"pillar_channels": 8, "sparse_blocks": 1}},
+        {"classes": ("car",), "attributes": (), "decode": {"nms_radius_m": {}}},
+    ],
+    ids=str,
+)
+def test_every_configuration_perceives(changes: dict[str, Any]) -> None:
+    model = tiny_model(**changes)
+    perception = model(random_sensors())
+    count = perception.boxes.label.shape[1]
+    assert perception.boxes.center_m.shape == (2, count, 3)
+    assert perception.modalities == model.config.modalities
+    assert perception.fused.attention.shape == (2, len(model.config.modalities), 16, 16)
+    assert perception.perceived.tolist() == [True, True]
+    assert (perception.boxes.score[:, :-1] >= perception.boxes.score[:, 1:]).all()
+    assert perception.boxes.label.max() < len(model.config.classes)
+
+
+@pytest.mark.parametrize("subset", SUBSETS, ids="+".join)
+def test_one_encoding_serves_every_subset(model: PerceptionModel, subset: tuple[str, ...]) -> None:
+    batch = random_sensors()
+    encoded = model.encode(batch)
+    shared = model.perceive_features({k: f if k in subset else None for k, f in encoded.items()}, 2)
+    assert_same(shared, model(batch.only(subset)))
+
+
+@pytest.mark.parametrize("modality", MODALITIES)
+def test_none_and_present_false_are_one_and_the_same(model: PerceptionModel, modality: str) -> None:
+    batch = random_sensors()
+    others = tuple(name for name in MODALITIES if name != modality)
+    assert_same(model(without(batch, modality)), model(batch.only(others)))
+
+
+@pytest.mark.parametrize("modality", MODALITIES)
+@pytest.mark.parametrize("garbage", GARBAGE)
+def test_what_an_absent_sensor_left_in_its_buffers_changes_no_bit(
+    model: PerceptionModel, modality: str, garbage: float
+) -> None:
+    batch = without(random_sensors(), modality, sample=1)
+    assert_same(model(stale(batch, modality, 1, garbage)), model(batch))
+
+
+@pytest.mark.parametrize("garbage", GARBAGE)
+def test_a_single_absent_camera_changes_no_bit_either(model: PerceptionModel, garbage: float) -> None:
+    batch = random_sensors()
+    cameras = batch.cameras
+    assert cameras is not None
+    cameras.present[0, 3] = False
+    expected = model(batch)
+    for tensor in (cameras.images, cameras.intrinsics, cameras.reference_T_camera):
+        tensor[0, 3] = garbage if tensor.is_floating_point() else 127
+    assert_same(model(batch), expected)
+
+
+def test_a_lost_sensor_of_one_sample_is_no_loss_of_the_other(model: PerceptionModel) -> None:
+    batch = random_sensors()
+    for modality in MODALITIES:
+        got, whole = model(without(batch, modality, sample=1)), model(batch)
+        assert torch.equal(got.fused.features[0], whole.fused.features[0])
+        assert not torch.equal(got.fused.features[1], whole.fused.features[1])
+
+
+def test_missing_is_not_empty(model: PerceptionModel) -> None:
+    """No LiDAR is a null embedding; a LiDAR that sees nothing is what the encoder says of an empty cell."""
+    batch = random_sensors()
+    lidar = batch.lidar
+    assert lidar is not None
+    empty = model(replace(batch, lidar=replace(lidar, count=torch.zeros(2, dtype=torch.long))))
+    absent = model(replace(batch, lidar=None))
+    assert not torch.allclose(empty.fused.features, absent.fused.features, atol=1e-3)
+    assert not torch.equal(empty.boxes.score, absent.boxes.score)
+    only_empty = model(SensorBatch(None, replace(lidar, count=torch.zeros(2, dtype=torch.long)), None, 2))
+    assert only_empty.perceived.all(), "an empty road is a perception"
+
+
+def test_no_sensor_at_all_is_no_perception_and_not_all_clear(model: PerceptionModel) -> None:
+    nothing = model(SensorBatch(None, None, None, 3))
+    assert nothing.perceived.tolist() == [False] * 3
+    assert nothing.boxes.score.shape[0] == 3
+    assert not nothing.boxes.score.any()
+    assert not nothing.fused.coverage.any()
+    batch = random_sensors()
+    for modality in MODALITIES:
+        batch = without(batch, modality, sample=0)
+    mixed = model(batch)
+    assert mixed.perceived.tolist() == [False, True]
+    assert not mixed.boxes.score[0].any()
+    assert mixed.boxes.score[1].any()
+
+
+def test_a_modality_that_the_model_has_not_is_not_looked_at() -> None:
+    model = tiny_model(lidar=None)
+    assert model.config.modalities == ("camera", "radar")
+    batch = random_sensors()
+    assert_same(model(batch), model(batch.only(("camera", "radar"))))
+    assert set(model.encode(batch)) == {"camera", "radar"}
+
+
+def test_an_absent_encoder_is_not_run(model: PerceptionModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    def explode(*_: object) -> None:
+        raise AssertionError("the LiDAR encoder ran without a LiDAR")
+
+    monkeypatch.setattr(model.lidar, "forward", explode)
+    model(random_sensors().only(("camera", "radar")))
+
+
+def test_only_refuses_a_name_that_is_no_modality() -> None:
+    with pytest.raises(ValueError, match="unknown modality 'sonar'; expected some of camera, lidar, radar"):
+        random_sensors().only(("camera", "sonar"))
+
+
+def test_a_batch_moves_with_everything_in_it() -> None:
+    moved = random_sensors().to("meta")
+    assert moved.cameras is not None
+    assert moved.cameras.images.device.type == "meta"
+    assert moved.lidar is not None
+    assert moved.lidar.sectors.device.type == "meta"
+    assert moved.batch_size == 2
+
+
+def test_dropped_in_training_is_as_absent() -> None:
+    """What modality dropout withholds in training is what absence is at run time: same heatmap, to the bit."""
+    model = tiny_model()
+    batch = random_sensors()
+    kept = torch.tensor([[True, False, True], [False, True, False]])
+    trained = model.training_outputs(batch, kept).detection.heatmap
+    for sample, subset in enumerate((("camera", "radar"), ("lidar",))):
+        absent = model.training_outputs(batch.only(subset)).detection.heatmap
+        assert torch.equal(trained[sample], absent[sample])
+    assert set(model.training_outputs(batch, kept).auxiliary) == set(MODALITIES)
+
+
+def test_the_spconv_backend_computes_what_the_dense_one_does(tmp_path: Path) -> None:
+    pytest.importorskip("spconv")
+    dense = tiny_model(lidar={"pillar_channels": 8, "sparse_blocks": 2})
+    sparse = tiny_model(1, lidar={"pillar_channels": 8, "sparse_blocks": 2, "backend": "spconv"})
+    sparse.load_state_dict(dense.state_dict())
+    batch = random_sensors()
+    got, expected = sparse(batch), dense(batch)
+    torch.testing.assert_close(got.fused.features, expected.fused.features, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(got.boxes.score, expected.boxes.score, rtol=1e-4, atol=1e-5)
+    assert_same(load(save(sparse, tmp_path))(batch), got)
+
+
+# Configuration
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"camera": None, "lidar": None, "radar": None}, "at least one of camera, lidar, radar"),
+        ({"classes": ()}, "classes: expected at least one"),
+        ({"channels": 18}, "channels must be a multiple of 4"),
+        ({"grid": {"cell_m": 0.7}}, "whole number of cells"),
+        ({"grid": {"z_min_m": 4.0, "z_max_m": 4.0}}, "z_min_m must be < z_max_m"),
+        ({"camera": {"image_height_px": 60}}, "image_height_px must be a multiple of patch_px"),
+        ({"camera": {"patch_px": 8}}, "stem conv needs patch_px 16"),
+        ({"camera": {"stem": "patch", "feature_stride_px": 5}}, "feature_stride_px must divide patch_px"),
+        ({"camera": {"dim": 30}}, "dim must be a multiple of heads"),
+        ({"camera": {"depth_bins": {"min_m": 5, "max_m": 1}}}, "depth bins"),
+        ({"lidar": {"backend": "spconv"}}, "sparse_blocks >= 1"),
+        ({"decode": {"nms_radius_m": {"cart": 1.0}}}, "'cart', which is not among the classes"),
+        ({"channel": 16}, "channel"),
+        ({"fuser": {"kind": "sum"}}, "cross_attention"),
+        ({"fuser": {"kind": "concat", "absent": "mask"}}, "concat"),
+    ],
+)
+def test_an_impossible_configuration_is_refused(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
+        tiny_config(**changes)
+
+
+def test_a_configuration_survives_json() -> None:
+    config = tiny_config(lidar=None)
+    assert ModelConfig.model_validate_json(config.model_dump_json()) == config
+
+
+# Checkpoints
+
+
+def test_a_saved_model_comes_back_bit_for_bit(model: PerceptionModel, tmp_path: Path) -> None:
+    directory = save(model, tmp_path / "new" / "checkpoint")
+    assert sorted(file.name for file in directory.iterdir()) == ["config.json", "model.safetensors"]
+    batch = random_sensors()
+    expected = model(batch)
+    for path in (directory, directory / "model.safetensors", str(directory)):
+        loaded = load(path)
+        assert not loaded.training
+        assert loaded.config == model.config
+        assert_same(loaded(batch), expected)
+
+
+def test_saving_again_replaces_what_was_there(model: PerceptionModel, tmp_path: Path) -> None:
+    save(tiny_model(7, lidar=None), tmp_path)
+    save(model, tmp_path)
+    assert load(tmp_path).config == model.config
+
+
+@pytest.fixture
+def checkpoint(model: PerceptionModel, tmp_path: Path) -> Path:
+    return save(model, tmp_path / "checkpoint")
+
+
+def edit_config(checkpoint: Path, **changes: Any) -> None:
+    file = checkpoint / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+
+
+class Bomb:
+    """Unpickling this would create a file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.mkdir, (str(self.path),)
+
+
+@pytest.mark.parametrize("kept", [0, 4, 8, 100, 0.5, 0.99])
+def test_truncated_weights_are_refused(checkpoint: Path, kept: float) -> None:
+    file = checkpoint / "model.safetensors"
+    data = file.read_bytes()
+    file.write_bytes(data[: kept if isinstance(kept, int) else int(kept * len(data))])
+    with pytest.raises(CheckpointError, match=r"model\.safetensors: no readable safetensors file .* copied whole"):
+        load(checkpoint)
+
+
+def test_a_pickle_named_safetensors_is_refused_and_not_run(checkpoint: Path, tmp_path: Path) -> None:
+    (checkpoint / "model.safetensors").write_bytes(pickle.dumps(Bomb(tmp_path / "exploded")))
+    with pytest.raises(CheckpointError, match="no readable safetensors file"):
+        load(checkpoint)
+    torch.save({"weights": torch.zeros(3)}, checkpoint / "model.safetensors")
+    with pytest.raises(CheckpointError, match="no readable safetensors file"):
+        load(checkpoint)
+    assert not (tmp_path / "exploded").exists()
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
+def test_a_missing_file_is_named(checkpoint: Path, name: str) -> None:
+    (checkpoint / name).unlink()
+    with pytest.raises(CheckpointError, match=rf"{name}: not found; expected a directory with"):
+        load(checkpoint)
+
+
+def test_a_directory_that_is_not_there_is_named(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"nowhere.*not found"):
+        load(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"channels": 32}, r"another architecture: .*expected .*, got .*; and \d+ more\. Use the config"),
+        ({"radar": None}, r"unexpected auxiliary\.radar.*; and \d+ more"),
+        ({"auxiliary_heads": 3}, r"config\.json: .*auxiliary_heads"),
+        ({"channels": "many"}, r"config\.json: .*channels"),
+        ({"fuser": {"kind": "os.system"}}, r"config\.json: .*fuser\.kind"),
+    ],
+)
+def test_weights_and_configuration_must_belong_together(checkpoint: Path, changes: Any, message: str) -> None:
+    edit_config(checkpoint, **changes)
+    with pytest.raises(CheckpointError, match=message):
+        load(checkpoint)
+
+
+def test_a_missing_and_a_misshapen_tensor_are_named(checkpoint: Path) -> None:
+    file = checkpoint / "model.safetensors"
+    state = safetensors.torch.load_file(file)
+    del state["fuser.learned_query"]
+    state["fuser.out.bias"] = torch.zeros(3)
+    safetensors.torch.save_file(state, file)
+    with pytest.raises(
+        CheckpointError, match=r"missing fuser.learned_query \[16\]; fuser.out.bias: expected \[16\], got \[3\]"
+    ):
+        load(checkpoint)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "null", '{"grid": 3}', "\x00\xff"])
+def test_a_config_that_is_none_is_refused(checkpoint: Path, text: str) -> None:
+    (checkpoint / "config.json").write_bytes(text.encode("latin-1"))
+    with pytest.raises(CheckpointError, match=r"config\.json: no valid model configuration"):
+        load(checkpoint)
+
+
+def test_a_monstrous_config_beside_small_weights_is_refused_before_it_fills_the_memory(checkpoint: Path) -> None:
+    edit_config(checkpoint, channels=1 << 24)
+    with pytest.raises(CheckpointError, match="another architecture"):
+        load(checkpoint)
+
+
+def test_a_full_disk_leaves_the_old_checkpoint_and_no_litter(
+    model: PerceptionModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save(model, tmp_path)
+    before = {file.name: file.read_bytes() for file in tmp_path.iterdir()}
+
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        save(tiny_model(3), tmp_path)
+    assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == before
+
+
+def test_building_draws_from_torchs_seed_alone() -> None:
+    first, second, other = tiny_model(0), tiny_model(0), tiny_model(1)
+    for name, weight in first.state_dict().items():
+        assert torch.equal(weight, second.state_dict()[name])
+    assert not torch.equal(first.state_dict()["fuser.out.weight"], other.state_dict()["fuser.out.weight"])
