@@ -1,0 +1,61 @@
+# `make demo` and `make test` need Python 3.11 and nothing else; the first of them installs into .venv, later ones use it.
+
+PYTHON ?= python3.11
+TEST_THREADS ?= 2
+
+BIN := .venv/bin
+STAMP := .venv/.installed
+PIP := $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt
+
+.DEFAULT_GOAL := help
+.PHONY: help venv demo test lint bench clean
+
+help:
+	@echo "make demo   install, write synthetic drives, train, evaluate every sensor subset, draw the pictures"
+	@echo "make test   install, then ruff, mypy, import-linter and pytest"
+	@echo "make bench  install, then time the fast parts against their peers, and training of configs/tiny.yaml"
+	@echo "make clean  remove .venv, runs/ and every cache"
+
+# The stamp holds the folder it was made in: scripts in an environment that was moved or copied point elsewhere.
+ifneq ($(shell cat $(STAMP) 2>/dev/null),$(CURDIR))
+.PHONY: $(STAMP)
+endif
+
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' 2>/dev/null || { \
+	  echo "RobustBEV needs Python 3.11, and '$(PYTHON)' is not that." >&2; \
+	  echo "Install it (Debian and Ubuntu: python3.11 and python3.11-venv; or uv, pyenv, conda) or name it: make PYTHON=/path/to/python3.11 ..." >&2; \
+	  exit 1; }
+	@rm -f $(STAMP)
+	@if grep -qsF ' $(CURDIR)/.venv' .venv/pyvenv.cfg && $(BIN)/python -m pip --version >/dev/null 2>&1; then :; \
+	  else echo "making .venv"; $(PYTHON) -m venv --clear .venv; fi
+	@# torch first and by its version: left to the resolver, a newer build with another CUDA may come in its place.
+	$(PIP) "$$(grep '^torch==' constraints.txt)"
+	$(PIP) -e '.[all]'
+	@echo '$(CURDIR)' > $(STAMP)
+
+venv: $(STAMP)
+
+demo: $(STAMP)
+	$(BIN)/robustbev demo
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+test: export OMP_NUM_THREADS ?= $(TEST_THREADS)
+test: export RAY_USAGE_STATS_ENABLED ?= 0
+test: export MLFLOW_DISABLE_TELEMETRY ?= true
+test: lint
+	$(BIN)/python -m pytest
+
+# One thread for the peers: the ratio is of algorithms, not of how well each is parallelised.
+bench: $(STAMP)
+	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python -m pytest tests/benchmarks -o python_files='bench_*.py' -o python_functions='bench_*' --benchmark-only
+	$(BIN)/python -m tests.benchmarks.throughput
+
+clean:
+	rm -rf .venv runs build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks .import_linter_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
