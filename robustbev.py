@@ -73,6 +73,8 @@ class GridConfig(StrictModel):
 
 
 class DepthConfig(StrictModel):
+    """Depth bins of the lift, metres along the camera's z axis."""
+
     min_m: float = 1.0
     max_m: float = 33.0
     count: Positive = 32
@@ -137,12 +139,16 @@ class LidarConfig(StrictModel):
 
 
 class RadarConfig(StrictModel):
+    """Pillars with Doppler, 2D blocks, field of view."""
+
     width: Positive = 32
     blocks: Annotated[int, Field(ge=0)] = 1
     half_view_deg: Annotated[float, Field(gt=0, le=180)] = 75.0  # azimuth to either side that one radar covers
 
 
 class FuserConfig(StrictModel):
+    """How modalities become one, and what stands for an absent one."""
+
     kind: Literal["cross_attention", "concat", "mean"] = "cross_attention"
     absent: Literal["null", "zeros", "mask"] = "null"
     neighbourhood: Literal[1, 3] = 1  # of cross_attention
@@ -156,6 +162,8 @@ class FuserConfig(StrictModel):
 
 
 class BackboneConfig(StrictModel):
+    """The network on the fused grid."""
+
     blocks: Positive = 1
     widths: tuple[Positive, Positive] = (96, 128)
 
@@ -191,7 +199,9 @@ class ModelConfig(StrictModel):
         if self.camera is None and self.lidar is None and self.radar is None:
             raise ValueError("every modality is null: a model needs at least one of camera, lidar, radar")
         if self.channels % self.fuser.heads or self.channels % 4:
-            raise ValueError(f"channels must be a multiple of 4 and of fuser.heads ({self.fuser.heads}), got {self.channels}")
+            raise ValueError(
+                f"channels must be a multiple of 4 and of fuser.heads ({self.fuser.heads}), got {self.channels}"
+            )
         unknown = sorted(set(self.decode.nms_radius_m) - set(self.classes))
         if unknown and self.classes == NUSCENES_CLASSES:
             raise ValueError(f"decode.nms_radius_m names {unknown[0]!r}, which is not among the classes")
@@ -340,12 +350,10 @@ def build(config: ModelConfig) -> PerceptionModel:
         auxiliary={name: HeatmapHead(channels, classes) for name in config.modalities},
         image_head=None if config.camera is None else HeatmapHead(config.camera.feature_channels, classes),
     )
-    return model.to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
+    return model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
-def _build_camera(
-    config: CameraConfig, grid: BEVGrid, z_range_m: tuple[float, float], channels: int
-) -> CameraEncoder:
+def _build_camera(config: CameraConfig, grid: BEVGrid, z_range_m: tuple[float, float], channels: int) -> CameraEncoder:
     vit = VisionTransformer(
         image_size=config.image_size, stem=config.stem, patch_px=config.patch_px, dim=config.dim, depth=config.depth,
         heads=config.heads, layer_scale=config.layer_scale, feature_stride_px=config.feature_stride_px,

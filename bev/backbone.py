@@ -21,7 +21,9 @@ class BEVBackbone(nn.Module):
         self.middle = nn.Sequential(
             ConvBlock(channels, middle, stride=2), *(ResidualBlock(middle) for _ in range(blocks))
         )
-        self.coarse = nn.Sequential(ConvBlock(middle, coarse, stride=2), *(ResidualBlock(coarse) for _ in range(blocks)))
+        self.coarse = nn.Sequential(
+            ConvBlock(middle, coarse, stride=2), *(ResidualBlock(coarse) for _ in range(blocks))
+        )
         self.from_coarse = ConvBlock(coarse, middle, kernel=1)
         self.from_middle = ConvBlock(middle, channels, kernel=1)
 

@@ -19,7 +19,9 @@ from .layers import ConvBlock
 # Regressed at the cell of the centre: offset in the cell (2, cells), height of the centre (1, m), log size (3: w, l, h in m),
 # sin and cos of yaw (2), velocity (2, m/s).
 REGRESSION_CHANNELS = 10
-_PRIOR = 0.05  # start value of every heatmap cell, so that the focal loss does not begin with a flood of false positives
+_PRIOR = (
+    0.05  # start value of every heatmap cell, so that the focal loss does not begin with a flood of false positives
+)
 
 
 @dataclass(frozen=True)

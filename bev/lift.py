@@ -9,6 +9,7 @@ Letters: B samples, N cameras, h and w feature pixels, D depth bins, E table ent
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -52,11 +53,16 @@ class LiftTable:
 
     `entry` indexes the depth distribution laid out as [B, N, h, w, D] and flattened; `entry // D` is the pixel. The entries of
     flat cell b * X * Y + cell are `entry[offsets[i]:offsets[i + 1]]`. `visible` is where a camera looks at all.
+    The backward pass goes through the same entries by pixel: those of pixel p are at pixel_offsets[p]:pixel_offsets[p + 1] of
+    `pixel_entry`, and fall into the cells `pixel_cell`.
     """
 
     entry: Tensor  # [E] int64
     offsets: Tensor  # [B * X * Y + 1] int64
     visible: Tensor  # [B, N, X, Y] bool
+    pixel_entry: Tensor  # [E] int64, `entry` in rising order
+    pixel_cell: Tensor  # [E] int64 b * X * Y + cell of each
+    pixel_offsets: Tensor  # [B * N * h * w + 1] int64
 
 
 def feature_pixels(image_size: tuple[int, int], stride: int, device: torch.device | None = None) -> Tensor:
@@ -175,7 +181,16 @@ def build_lift_table(
     # A stable sort keeps the order of summation, and so every bit of the output, the same from run to run.
     sorted_cells, order = torch.sort(flat[point], stable=True)
     edges = torch.arange(batch_size * grid.num_cells + 1, device=cells.device)
-    return LiftTable(entry=point[order] // (across * along), offsets=torch.searchsorted(sorted_cells, edges), visible=visible)
+    entry = point // (across * along)
+    pixels = torch.arange(cells[..., 0, 0].numel() + 1, device=cells.device)
+    return LiftTable(
+        entry=entry[order],
+        offsets=torch.searchsorted(sorted_cells, edges),
+        visible=visible,
+        pixel_entry=entry,
+        pixel_cell=flat[point],
+        pixel_offsets=torch.searchsorted(entry, pixels * bins.count),
+    )
 
 
 def lift_splat(context: Tensor, depth: Tensor, table: LiftTable) -> Tensor:
@@ -185,15 +200,41 @@ def lift_splat(context: Tensor, depth: Tensor, table: LiftTable) -> Tensor:
     """
     samples, _, x_cells, y_cells = table.visible.shape
     channels, bins = context.shape[-1], depth.shape[-1]
-    canvas = F.embedding_bag(
-        table.entry // bins,
-        context.reshape(-1, channels).float(),
-        table.offsets,
-        mode="sum",
-        per_sample_weights=depth.reshape(-1).float()[table.entry],
-        include_last_offset=True,
-    )
+    pixels, probabilities = context.reshape(-1, channels).float(), depth.reshape(-1).float()
+    if (
+        torch.compiler.is_compiling()
+    ):  # which sees through embedding_bag, but not through a backward pass written by hand
+        canvas = _weighted_sums(pixels, table.entry // bins, table.offsets, probabilities[table.entry])
+    else:
+        canvas = _Splat.apply(pixels, probabilities, bins, table)  # type: ignore[no-untyped-call]
     return canvas.view(samples, x_cells, y_cells, channels).permute(0, 3, 1, 2)
+
+
+def _weighted_sums(rows: Tensor, index: Tensor, offsets: Tensor, weight: Tensor) -> Tensor:
+    """Bag i is the sum of `rows[index] * weight` over offsets[i]:offsets[i + 1]."""
+    return F.embedding_bag(index, rows, offsets, mode="sum", per_sample_weights=weight, include_last_offset=True)
+
+
+class _Splat(torch.autograd.Function):
+    """Bags of pixels by cell forward; bags of cells by pixel backward, where `embedding_bag` alone would sort on every call."""
+
+    @staticmethod
+    def forward(ctx: Any, context: Tensor, depth: Tensor, bins: int, table: LiftTable) -> Tensor:
+        ctx.save_for_backward(context, depth)
+        ctx.table = table
+        return _weighted_sums(context, table.entry // bins, table.offsets, depth[table.entry])
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> Any:
+        context, depth = ctx.saved_tensors
+        table: LiftTable = ctx.table
+        with torch.enable_grad():
+            weight = depth[table.pixel_entry].detach().requires_grad_()
+            grad_context = _weighted_sums(grads[0].contiguous(), table.pixel_cell, table.pixel_offsets, weight)
+            # <context of the pixel, gradient of the cell> is just what this sum's own weights would get for `context`.
+            (grad_weight,) = torch.autograd.grad(grad_context, weight, context)
+        grad_depth = torch.zeros_like(depth).index_add_(0, table.pixel_entry, grad_weight)
+        return grad_context.detach(), grad_depth, None, None
 
 
 def lift_splat_reference(context: Tensor, depth: Tensor, table: LiftTable) -> Tensor:

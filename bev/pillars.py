@@ -7,6 +7,8 @@ Letters: B samples, P points (padded), F features of a point, C channels, X and 
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -42,6 +44,70 @@ def scatter_max_reference(features: Tensor, rows: Tensor, num_rows: int) -> Tens
     ])  # fmt: skip
 
 
+def linear_max(points: Tensor, weight: Tensor, bias: Tensor, rows: Tensor, num_rows: int) -> Tensor:
+    """max(0, maximum of `weight @ point + bias`) over each row's points: [P, F], [C, F], [C], [P] -> [num_rows, C] float32.
+
+    Equals `linear_max_reference`, but goes through the points in pieces that stay in the cache and keeps no [P, C] tensor for
+    the backward pass, which computes the pieces again. Ties share the gradient evenly. Export takes the reference.
+    """
+    if torch.compiler.is_compiling():
+        return linear_max_reference(points, weight, bias, rows, num_rows)
+    result: Tensor = _LinearMax.apply(points.float(), weight.float(), bias.float(), rows, num_rows)  # type: ignore[no-untyped-call]
+    return result
+
+
+def linear_max_reference(points: Tensor, weight: Tensor, bias: Tensor, rows: Tensor, num_rows: int) -> Tensor:
+    """`linear_max` in plain torch. The canvas starts at zero, so the maximum is a ReLU too."""
+    with torch.autocast(points.device.type, enabled=False):
+        return scatter_max(F.linear(points.float(), weight.float(), bias.float()), rows, num_rows)
+
+
+_PIECE = 8192  # points; 2 MB of float32 at 64 channels
+
+
+class _LinearMax(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, points: Tensor, weight: Tensor, bias: Tensor, rows: Tensor, num_rows: int) -> Tensor:
+        canvas = points.new_zeros(num_rows, weight.shape[0])
+        with torch.autocast(points.device.type, enabled=False):
+            for part, row in zip(points.split(_PIECE), rows.split(_PIECE), strict=True):
+                said = F.linear(part, weight, bias)
+                canvas.scatter_reduce_(0, row[:, None].expand_as(said), said, "amax", include_self=True)
+        ctx.save_for_backward(points, weight, bias, rows, canvas)
+        return canvas
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> Any:
+        points, weight, bias, rows, canvas = ctx.saved_tensors
+        pieces = list(zip(points.split(_PIECE), rows.split(_PIECE), strict=True))
+        with torch.autocast(points.device.type, enabled=False):
+            wins = [F.linear(part, weight, bias) == canvas[row] for part, row in pieces]
+            ties = torch.zeros_like(canvas)
+            for (_, row), won in zip(pieces, wins, strict=True):
+                ties.index_add_(0, row, won.to(canvas.dtype))
+            # Where no point is above zero, the canvas keeps its zero and nobody learns.
+            share = torch.where(canvas > 0, grads[0] / ties.clamp_(min=1.0), 0.0)
+            grad_points, grad_weight, grad_bias = [], torch.zeros_like(weight), torch.zeros_like(bias)
+            for (part, row), won in zip(pieces, wins, strict=True):
+                into = share[row] * won
+                grad_points.append(into @ weight)
+                grad_weight.addmm_(into.T, part)
+                grad_bias += into.sum(0)
+        return torch.cat(grad_points), grad_weight, grad_bias, None, None
+
+
+def normalised_linear(points: Tensor, linear: nn.Linear, norm: nn.LayerNorm) -> tuple[Tensor, Tensor, Tensor]:
+    """Points [P, F] scaled, weight [C, F] and bias [C], such that their linear map is `norm(linear(points))`.
+
+    `linear` has no bias. LayerNorm subtracts the mean over channels, which is linear and goes into the weight, and divides by
+    the root mean square, which is a quadratic form of the F features: one number a point instead of passes over C channels.
+    """
+    weight = (linear.weight - linear.weight.mean(0)).float()
+    square = weight.T @ weight / weight.shape[0]  # [F, F]
+    scale = torch.rsqrt(((points @ square) * points).sum(-1, keepdim=True).clamp(min=0.0) + norm.eps)
+    return points * scale, weight * norm.weight[:, None], norm.bias
+
+
 class PillarEncoder(nn.Module):
     """Points [B, P, F] to a canvas [B, C, X, Y]: per-point linear layer, maximum per cell, zero where a cell is empty.
 
@@ -70,8 +136,9 @@ class PillarEncoder(nn.Module):
         # Padding may hold anything, NaN too, and must not reach the arithmetic.
         flat = torch.where(unused[:, None], 0.0, points.reshape(-1, features).float())
         decorated, per_row = self._decorate(flat, rows, num_rows)
-        encoded = F.relu(self.norm(self.linear(decorated)))
-        canvas = torch.cat([scatter_max(encoded.float(), rows, num_rows), per_row.log1p()[:, None]], dim=1)
+        with torch.autocast(points.device.type, enabled=False):
+            normalised = normalised_linear(decorated, self.linear, self.norm)
+        canvas = torch.cat([linear_max(*normalised, rows, num_rows), per_row.log1p()[:, None]], dim=1)
         canvas = canvas.view(samples, -1, canvas.shape[1])[:, :-1].reshape(samples, x_cells, y_cells, -1)
         occupied = per_row.view(samples, -1)[:, :-1].reshape(samples, x_cells, y_cells) > 0
         return canvas.permute(0, 3, 1, 2), occupied

@@ -21,6 +21,8 @@ _MAX_RADIUS_CELLS = 8
 
 @dataclass(frozen=True)
 class DetectionTargets:
+    """What the losses compare the head's logits with."""
+
     heatmap: Tensor  # [B, K, X, Y] 0..1, 1 at the cell of a centre
     cell: Tensor  # [B, M] int64 flat cell of each box, 0 where not valid
     valid: Tensor  # [B, M] bool: a box whose centre lies in the grid
@@ -45,7 +47,7 @@ def make_targets(
     boxes: Boxes, box_valid: Tensor, grid: BEVGrid, num_classes: int, *, min_radius_cells: int = 2
 ) -> DetectionTargets:
     """True boxes [B, M] with their mask [B, M] -> targets. Boxes whose centre is outside the grid are left out."""
-    x_cells, y_cells = grid.shape
+    y_cells = grid.shape[1]
     cell = grid.flat_index(boxes.center_m[..., :2])
     valid = box_valid & (cell < grid.num_cells)
     cell = torch.where(valid, cell, 0)
@@ -115,6 +117,7 @@ def make_image_targets(
     box_valid: Tensor,
     intrinsics: Tensor,
     reference_T_camera: Tensor,
+    present: Tensor,
     num_classes: int,
     *,
     image_size: tuple[int, int],
@@ -123,10 +126,14 @@ def make_image_targets(
     """[B, N, K, h, w] heatmaps of the boxes' centres as each camera sees them, whether or not something stands before them.
 
     Boxes [B, M] in the reference frame, `box_valid` [B, M]; `intrinsics` [B, N, 3, 3] px, `reference_T_camera` [B, N, 4, 4].
+    A camera that is not `present` [B, N] sees nothing, whatever its calibration says.
     The perspective supervision of BEVFormer v2 (Yang et al., CVPR 2023), with heatmaps.
     """
-    samples, cameras = intrinsics.shape[:2]
+    samples, cameras = present.shape
     height, width = image_size[0] // stride, image_size[1] // stride
+    matrix = present[:, :, None, None]
+    intrinsics = torch.where(matrix, intrinsics, torch.eye(3, device=present.device))
+    reference_T_camera = torch.where(matrix, reference_T_camera, torch.eye(4, device=present.device))
     to_pixels = intrinsics.float() @ torch.linalg.inv(reference_T_camera.float())[..., :3, :]  # [B, N, 3, 4]
     center_m = torch.where(box_valid[..., None], boxes.center_m, 0.0)
     position = torch.einsum("bnij,bmj->bnmi", to_pixels[..., :3], center_m) + to_pixels[:, :, None, :, 3]
@@ -135,10 +142,17 @@ def make_image_targets(
     feature = (position[..., :2] / depth_m[..., None] + 0.5) / stride
     column, row = feature.floor().clamp(-1e6, 1e6).long().unbind(-1)
     seen = (position[..., 2] > 0.5) & (row >= 0) & (row < height) & (column >= 0) & (column < width)
-    seen = seen & box_valid[:, None]
+    seen = seen & box_valid[:, None] & present[..., None]
     focal_px = intrinsics[..., 1, 1].abs()[..., None]
     extent = focal_px * boxes.size_m.amax(-1)[:, None] / depth_m / stride  # feature pixels
     radius = (extent / 4).floor().clamp(1, _MAX_RADIUS_CELLS)
     label = boxes.label[:, None].expand(-1, cameras, -1)
-    flat = [t.flatten(0, 1) for t in (torch.stack([row, column], dim=-1), radius, label, seen)]
-    return draw_gaussians(*flat, num_classes, (height, width)).unflatten(0, (samples, cameras))
+    heatmap = draw_gaussians(
+        torch.stack([row, column], dim=-1).flatten(0, 1),
+        radius.flatten(0, 1),
+        label.flatten(0, 1),
+        seen.flatten(0, 1),
+        num_classes,
+        (height, width),
+    )
+    return heatmap.unflatten(0, (samples, cameras))

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 import torch.nn.functional as F
@@ -16,7 +17,9 @@ from .features import BEVFeatures, FusedBEV
 from .nulls import Absent, ModalityTokens
 
 
-def neighbour_attention(query: Tensor, key: Tensor, value: Tensor, seen: Tensor | None, neighbourhood: int) -> tuple[Tensor, Tensor]:
+def neighbour_attention(
+    query: Tensor, key: Tensor, value: Tensor, seen: Tensor | None, neighbourhood: int
+) -> tuple[Tensor, Tensor]:
     """Each cell's query attends to the M tokens of the cells around it.
 
     Args:
@@ -49,11 +52,74 @@ def neighbour_attention(query: Tensor, key: Tensor, value: Tensor, seen: Tensor 
     return attended, weight.sum(0).mean(-1).transpose(0, 1)
 
 
+_PIECE = 1024  # cells; what one piece makes on the way stays in a core's cache
+
+
+def cell_attention(query: Tensor, tokens: Tensor, seen: Tensor | None, key_value: nn.Linear) -> tuple[Tensor, Tensor]:
+    """Each cell's query attends to its own M tokens, whose keys and values are never formed.
+
+    Equals `neighbour_attention` with neighbourhood 1 of `key_value(tokens)`. A query's product with a key W t is that of
+    W^T query with the token t itself, and a weighted sum of values is the value of the weighted sum of tokens: so each cell
+    pays for one projection of each kind and not for M. The bias of the keys shifts all logits of a query alike and drops out.
+
+    Args:
+        query: [B, X, Y, H, c].
+        tokens: [M, B, X, Y, C].
+        seen: [M, B, X, Y] bool of tokens that may be attended to, or None for all.
+        key_value: C to 2 * H * c, keys first.
+
+    Returns:
+        [B, X, Y, H, c] and the attention share of each modality [B, M, X, Y] float32; both 0 where nothing is seen.
+    """
+    heads, width = query.shape[-2:]
+    key_weight, value_weight = key_value.weight.unflatten(0, (2, heads, width)).unbind(0)  # [H, c, C]
+    key_weight = key_weight / math.sqrt(width)
+    value_bias = key_value.bias.chunk(2)[1].view(heads, width)
+    cells = query.shape[:-2].numel()
+    # A GPU wants all cells at once; export unrolls no loops.
+    piece = _PIECE if query.device.type == "cpu" and not torch.compiler.is_compiling() else cells
+    flat_seen = [None] * len(range(0, cells, piece)) if seen is None else seen.flatten(1).split(piece, dim=1)
+    results = [
+        _attend_piece(q, t, s, key_weight, value_weight, value_bias)
+        for q, t, s in zip(
+            query.flatten(0, 2).split(piece), tokens.flatten(1, 3).split(piece, dim=1), flat_seen, strict=True
+        )
+    ]
+    attended = torch.cat([a for a, _ in results]).view(query.shape)
+    share = torch.cat([s for _, s in results], dim=1).view(tokens.shape[:-1])
+    return attended, share.transpose(0, 1)
+
+
+def _float32(device: torch.device) -> AbstractContextManager[object]:
+    """No autocast, where the device knows of it."""
+    available = torch.amp.is_autocast_available(device.type)
+    return torch.autocast(device.type, enabled=False) if available else nullcontext()
+
+
+def _attend_piece(
+    query: Tensor, tokens: Tensor, seen: Tensor | None, key_weight: Tensor, value_weight: Tensor, value_bias: Tensor
+) -> tuple[Tensor, Tensor]:
+    """`cell_attention` of n cells: query [n, H, c], tokens [M, n, C], seen [M, n] -> [n, H, c], [M, n]."""
+    asked = torch.bmm(query.transpose(0, 1), key_weight).transpose(0, 1)  # [n, H, C]
+    with _float32(query.device):
+        by_cell = tokens.transpose(0, 1).float()  # [n, M, C]
+        logits = torch.bmm(asked.float(), by_cell.transpose(1, 2))  # [n, H, M]
+        if seen is not None:
+            logits = logits.masked_fill(~seen.T[:, None], -math.inf)
+        top = logits.amax(-1, keepdim=True).clamp(min=torch.finfo(torch.float32).min)
+        weight = (logits - top).exp()
+        weight = weight / weight.sum(-1, keepdim=True).clamp(min=1e-30)
+        mixed = torch.bmm(weight, by_cell)  # [n, H, C]
+    attended = torch.bmm(mixed.transpose(0, 1), value_weight.transpose(1, 2)).transpose(0, 1)
+    anything = weight.sum(-1, keepdim=True)  # 1, or 0 where nothing is seen
+    return attended + anything * value_bias, weight.mean(1).T
+
+
 def neighbour_attention_reference(
     query: Tensor, key: Tensor, value: Tensor, seen: Tensor | None, neighbourhood: int
 ) -> tuple[Tensor, Tensor]:
     """`neighbour_attention` one cell at a time."""
-    samples, x_cells, y_cells, heads, width = query.shape
+    samples, x_cells, y_cells, _, width = query.shape
     modalities, reach = key.shape[0], neighbourhood // 2
     out = torch.zeros(query.shape)
     share = torch.zeros(samples, modalities, x_cells, y_cells)
@@ -159,7 +225,11 @@ class CrossAttentionFusion(nn.Module):
         )
 
     def forward(
-        self, features: Mapping[str, BEVFeatures | None], *, grid_shape: tuple[int, int] | None = None, batch_size: int = 1
+        self,
+        features: Mapping[str, BEVFeatures | None],
+        *,
+        grid_shape: tuple[int, int] | None = None,
+        batch_size: int = 1,
     ) -> FusedBEV:
         """Fuse what is there. A modality that is None or not named is absent.
 
@@ -171,14 +241,13 @@ class CrossAttentionFusion(nn.Module):
         place = self.position(position_embedding((tokens.shape[2], tokens.shape[3]), tokens.shape[-1], tokens.device))
         query = self.query(self.query_norm(mean + self.learned_query + place))
         normed = self.token_norm(tokens) + self.modality[:, None, None, None]
-        key, value = self.key_value(normed).chunk(2, dim=-1)
-        attended, share = neighbour_attention(
-            query.unflatten(-1, (self.heads, -1)),
-            key.unflatten(-1, (self.heads, -1)),
-            value.unflatten(-1, (self.heads, -1)),
-            coverage > 0 if self.absent == "mask" else None,
-            self.neighbourhood,
-        )
+        seen = coverage > 0 if self.absent == "mask" else None
+        asked = query.unflatten(-1, (self.heads, -1))
+        if self.neighbourhood == 1:
+            attended, share = cell_attention(asked, normed, seen, self.key_value)
+        else:
+            key, value = self.key_value(normed).unflatten(-1, (2 * self.heads, -1)).chunk(2, dim=-2)
+            attended, share = neighbour_attention(asked, key, value, seen, self.neighbourhood)
         fused = mean + self.out(attended.flatten(-2))
         fused = fused + self.feed_forward(fused)
         return FusedBEV(features=fused.permute(0, 3, 1, 2), attention=share, coverage=coverage.amax(0))

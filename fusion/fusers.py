@@ -39,7 +39,11 @@ class ConcatFusion(nn.Module):
         self.norm = nn.LayerNorm(out_channels)
 
     def forward(
-        self, features: Mapping[str, BEVFeatures | None], *, grid_shape: tuple[int, int] | None = None, batch_size: int = 1
+        self,
+        features: Mapping[str, BEVFeatures | None],
+        *,
+        grid_shape: tuple[int, int] | None = None,
+        batch_size: int = 1,
     ) -> FusedBEV:
         """As `CrossAttentionFusion.forward`; `attention` is the share of coverage."""
         tokens, coverage = self.tokens(features, grid_shape, batch_size)
@@ -59,7 +63,11 @@ class MeanFusion(nn.Module):
         self.norm = nn.LayerNorm(out_channels)
 
     def forward(
-        self, features: Mapping[str, BEVFeatures | None], *, grid_shape: tuple[int, int] | None = None, batch_size: int = 1
+        self,
+        features: Mapping[str, BEVFeatures | None],
+        *,
+        grid_shape: tuple[int, int] | None = None,
+        batch_size: int = 1,
     ) -> FusedBEV:
         """As `CrossAttentionFusion.forward`; `attention` is the share of coverage."""
         tokens, coverage = self.tokens(features, grid_shape, batch_size)

@@ -79,7 +79,9 @@ class ModalityTokens(nn.Module):
             stand_in = stand_in.to(said.dtype)
             tokens.append(coverage * said + (1 - coverage) * stand_in)
             coverages.append(sensed.coverage.float())
-        dtype = next((t.dtype for t, f in zip(tokens, self.modalities, strict=True) if features.get(f) is not None), None)
+        dtype = next(
+            (t.dtype for t, f in zip(tokens, self.modalities, strict=True) if features.get(f) is not None), None
+        )
         return torch.stack([t.to(dtype) for t in tokens]), torch.stack(coverages)
 
     def _stand_in(self, index: int, device: torch.device | None) -> Tensor:

@@ -22,7 +22,7 @@ _T = TypeVar("_T")
 def _move(value: _T, device: torch.device | str, non_blocking: bool) -> _T:
     """`value` with every tensor in it, however deep in dataclasses, on `device`."""
     if isinstance(value, Tensor):
-        return value.to(device, non_blocking=non_blocking)
+        return value.to(device, non_blocking=non_blocking)  # type: ignore[return-value]
     if hasattr(value, "__dataclass_fields__"):
         moved = {f.name: _move(getattr(value, f.name), device, non_blocking) for f in fields(value)}  # type: ignore[arg-type]
         return replace(value, **moved)  # type: ignore[type-var]
@@ -47,7 +47,7 @@ class LidarBatch:
     points: Tensor  # [B, P, 5] x_m, y_m, z_m, intensity (0..1), age_s (0 now, positive before)
     count: Tensor  # [B] int64
     present: Tensor  # [B] bool
-    sectors: Tensor  # [B, S] float32 1 where the azimuth sector works; sector s starts at -pi + s * 2 pi / S in the reference frame
+    sectors: Tensor  # [B, S] float32, 1 where the azimuth sector works; s starts at -pi + s * 2 pi / S in the reference frame
 
 
 @dataclass(frozen=True)

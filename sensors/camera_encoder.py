@@ -24,6 +24,8 @@ _RGB_STD = (0.229, 0.224, 0.225)
 
 @dataclass(frozen=True)
 class CameraOutput:
+    """The grid, and what the auxiliary losses are made of."""
+
     bev: BEVFeatures
     depth_logits: Tensor  # [B, N, h, w, D]
     features: Tensor  # [B * N, c, h, w] of the pictures, before the lift

@@ -40,7 +40,9 @@ class RadarEncoder(nn.Module):
         wide = (z_range_m[0] - 5.0, z_range_m[1] + 5.0)
         self.pillars = PillarEncoder(_SCALE, width, grid, wide)
         self.bev = nn.Sequential(
-            ConvBlock(width, width), *(ResidualBlock(width) for _ in range(blocks)), ConvBlock(width, channels, kernel=1)
+            ConvBlock(width, width),
+            *(ResidualBlock(width) for _ in range(blocks)),
+            ConvBlock(width, channels, kernel=1),
         )
 
     def forward(self, batch: RadarBatch) -> BEVFeatures:

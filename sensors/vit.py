@@ -32,17 +32,19 @@ class Attention(nn.Module):
                 attended = F.scaled_dot_product_attention(query.float(), key.float(), value.float())
         else:
             attended = F.scaled_dot_product_attention(query, key, value)
-        return self.proj(attended.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
+        return self.proj(attended.transpose(1, 2).flatten(2))
 
 
 class Mlp(nn.Module):
+    """Two linear layers around a GELU."""
+
     def __init__(self, dim: int, hidden: int) -> None:
         super().__init__()
         self.fc1 = nn.Linear(dim, hidden)
         self.fc2 = nn.Linear(hidden, dim)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.fc2(F.gelu(self.fc1(x)))  # type: ignore[no-any-return]
+        return self.fc2(F.gelu(self.fc1(x)))
 
 
 class LayerScale(nn.Module):
@@ -70,7 +72,7 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = x + self.ls1(self.attn(self.norm1(x)))
-        return x + self.ls2(self.mlp(self.norm2(x)))  # type: ignore[no-any-return]
+        return x + self.ls2(self.mlp(self.norm2(x)))
 
 
 class PatchEmbed(nn.Module):
@@ -81,7 +83,7 @@ class PatchEmbed(nn.Module):
         self.proj = nn.Conv2d(3, dim, patch_px, stride=patch_px)
 
     def forward(self, images: Tensor) -> Tensor:
-        return self.proj(images)  # type: ignore[no-any-return]
+        return self.proj(images)
 
 
 class ConvStem(nn.Module):
@@ -142,6 +144,7 @@ class VisionTransformer(nn.Module):
         self.blocks = nn.ModuleList(Block(dim, heads, layer_scale) for _ in range(depth))
         self.norm = nn.LayerNorm(dim, eps=1e-6)
         # The neck is not part of the published networks; its name keeps it apart from theirs.
+        self.neck_up: nn.Module
         if self.upsample > 1:
             self.neck_up = nn.ConvTranspose2d(dim, out_channels, self.upsample, stride=self.upsample)
         else:
@@ -162,4 +165,4 @@ class VisionTransformer(nn.Module):
         features = self.neck_up(grid)
         if skip is not None:
             features = torch.cat([features, skip.to(features.dtype)], dim=1)
-        return self.neck(features)  # type: ignore[no-any-return]
+        return self.neck(features)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Optional
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -25,7 +25,7 @@ app = typer.Typer(
 )
 
 Settings = Annotated[
-    Optional[list[str]],  # noqa: UP045 - typer reads the annotation
+    list[str] | None,
     typer.Argument(metavar="[key=value]...", help="Settings over the file's, for example optim.lr=1e-3"),
 ]
 ConfigFile = Annotated[Path, typer.Option("--config", help="YAML file with the run's configuration.")]
@@ -45,11 +45,11 @@ def _options(
 def simulate(
     settings: Settings = None,
     out: Annotated[Path, typer.Option("--out", help="Folder for the data set.")] = Path("data/sim"),
-    config: Annotated[Optional[Path], typer.Option("--config", help="YAML file with settings.")] = None,  # noqa: UP045
-    scenes_train: Annotated[Optional[int], typer.Option(help="Scenes to train on.")] = None,  # noqa: UP045
-    scenes_val: Annotated[Optional[int], typer.Option(help="Scenes to evaluate on.")] = None,  # noqa: UP045
-    seed: Annotated[Optional[int], typer.Option(help="The same seed gives the same bytes.")] = None,  # noqa: UP045
-    workers: Annotated[Optional[int], typer.Option(help="Processes; default: one a core.")] = None,  # noqa: UP045
+    config: Annotated[Path | None, typer.Option("--config", help="YAML file with settings.")] = None,
+    scenes_train: Annotated[int | None, typer.Option(help="Scenes to train on.")] = None,
+    scenes_val: Annotated[int | None, typer.Option(help="Scenes to evaluate on.")] = None,
+    seed: Annotated[int | None, typer.Option(help="The same seed gives the same bytes.")] = None,
+    workers: Annotated[int | None, typer.Option(help="Processes; default: one a core.")] = None,
 ) -> None:
     """Write synthetic drives in nuScenes format."""
     from training.config_file import load_config
@@ -129,7 +129,7 @@ def evaluate(
     config: Annotated[
         Path | None, typer.Option("--config", help="What to evaluate on; default: the run's own.")
     ] = None,
-    out: Annotated[Optional[Path], typer.Option("--out", help="Default: `evaluation` in the run's folder.")] = None,  # noqa: UP045
+    out: Annotated[Path | None, typer.Option("--out", help="Default: `evaluation` in the run's folder.")] = None,
 ) -> None:
     """Measure a model under every subset of its sensors by the official nuScenes evaluation."""
     from training.extras import require
@@ -152,11 +152,11 @@ def show(
     checkpoint: Annotated[
         Path | None, typer.Option("--checkpoint", help="Whose boxes to show; default: the truth.")
     ] = None,
-    config: Annotated[Optional[Path], typer.Option("--config", help="What to look at; default: the run's own.")] = None,  # noqa: UP045
+    config: Annotated[Path | None, typer.Option("--config", help="What to look at; default: the run's own.")] = None,
     out: Annotated[Path, typer.Option("--out", help="Folder for the pictures.")] = Path("pictures"),
     sample: Annotated[str, typer.Option(help="A token, or a position in the split.")] = "0",
-    split: Annotated[Optional[str], typer.Option(help="Default: the validation split.")] = None,  # noqa: UP045
-    subset: Annotated[Optional[str], typer.Option(help="Sensors to use, as camera+radar; default: all.")] = None,  # noqa: UP045
+    split: Annotated[str | None, typer.Option(help="Default: the validation split.")] = None,
+    subset: Annotated[str | None, typer.Option(help="Sensors to use, as camera+radar; default: all.")] = None,
     score: Annotated[float, typer.Option(help="Found boxes scored lower are not drawn.")] = 0.3,
 ) -> None:
     """Draw a sample from above and in the six cameras: truth, and what a model found."""
@@ -188,8 +188,8 @@ def demo(
     fresh: Annotated[
         bool, typer.Option("--fresh", help="Train and evaluate anew; drives that are there stay.")
     ] = False,
-    scenes_train: Annotated[Optional[int], typer.Option(help="Scenes to train on.")] = None,  # noqa: UP045
-    scenes_val: Annotated[Optional[int], typer.Option(help="Scenes to evaluate on.")] = None,  # noqa: UP045
+    scenes_train: Annotated[int | None, typer.Option(help="Scenes to train on.")] = None,
+    scenes_val: Annotated[int | None, typer.Option(help="Scenes to evaluate on.")] = None,
 ) -> None:
     """Synthetic drives, training, evaluation of every sensor subset, pictures. What is complete is not done again."""
     from training.config import load_run_config

@@ -59,5 +59,3 @@ def depth_loss(depth_logits: Tensor, depth_m: Tensor, bins: DepthBins, use: Tens
     known = ((index >= 0) & use[..., None, None]).float()
     entropy = F.cross_entropy(depth_logits.float().flatten(0, 3), index.clamp(min=0).flatten(), reduction="none")
     return (entropy * known.flatten()).sum() / known.sum().clamp(min=1.0)
-
-

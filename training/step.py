@@ -49,6 +49,8 @@ class LossWeights(StrictModel):
 
 
 class StepConfig(StrictModel):
+    """How a training step drops, weighs and computes."""
+
     dropout: DropoutConfig = DropoutConfig()
     weights: LossWeights = LossWeights()
     precision: Literal["float32", "bfloat16"] = "bfloat16"  # of everything but geometry, softmax and accumulators
@@ -56,6 +58,8 @@ class StepConfig(StrictModel):
 
 @dataclass(frozen=True)
 class StepOutput:
+    """The loss and what it is made of."""
+
     loss: Tensor  # scalar with gradient
     parts: dict[str, Tensor]  # detached scalars, weighted as they enter the loss
 
@@ -85,9 +89,7 @@ class TrainingStep(nn.Module):
                 parts[f"auxiliary_{name}"] = focal_loss(logits, targets.heatmap, available[:, i])
         if outputs.depth_logits is not None and batch.depth_m is not None and model.camera is not None:
             assert sensors.cameras is not None
-            parts["depth"] = depth_loss(
-                outputs.depth_logits, batch.depth_m, model.camera.bins, sensors.cameras.present
-            )
+            parts["depth"] = depth_loss(outputs.depth_logits, batch.depth_m, model.camera.bins, sensors.cameras.present)
         if outputs.image is not None and sensors.cameras is not None and model.camera is not None:
             parts["image"] = self._image_loss(outputs.image, batch, sensors.cameras, model.camera)
         for name in parts:
@@ -97,8 +99,8 @@ class TrainingStep(nn.Module):
 
     def _image_loss(self, logits: Tensor, batch: TrainingBatch, cameras: CameraBatch, encoder: CameraEncoder) -> Tensor:
         target = make_image_targets(
-            batch.boxes, batch.box_valid, cameras.intrinsics, cameras.reference_T_camera, logits.shape[2],
-            image_size=encoder.image_size, stride=encoder.stride_px,
+            batch.boxes, batch.box_valid, cameras.intrinsics, cameras.reference_T_camera, cameras.present,
+            logits.shape[2], image_size=encoder.image_size, stride=encoder.stride_px,
         )  # fmt: skip
         return focal_loss(logits.flatten(0, 1), target.flatten(0, 1), cameras.present.flatten())
 

@@ -38,7 +38,7 @@ class Comparison:
         """One line a contender: its median milliseconds, and the median, least and greatest ratio to ours."""
         ours = next(iter(self.seconds))
         for name, times in self.seconds.items():
-            line = f"{self.case:<34} {name:<38} {statistics.median(times) * 1e3:>10.2f} ms"
+            line = f"{self.case:<40} {name:<36} {statistics.median(times) * 1e3:>10.2f} ms"
             ratios = self.ratios(name)
             yield (
                 line if name == ours else f"{line} {self.ratio(name):>8.1f}x  ({min(ratios):.1f} to {max(ratios):.1f})"
@@ -91,7 +91,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     if not _RESULTS:
         return
     terminalreporter.section(f"one thread, median of rounds; torch {torch.__version__}")
-    terminalreporter.line(f"{'case':<34} {'contender':<38} {'median':>13} {'ratio':>9}  (least to greatest)")
+    terminalreporter.line(f"{'case':<40} {'contender':<36} {'median':>13} {'ratio':>9}  (least to greatest)")
     for comparison in _RESULTS:
         for row in comparison.rows():
             terminalreporter.line(row)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import replace
 
@@ -13,8 +14,9 @@ from torch import Tensor
 
 from bev.boxes import Boxes
 from bev.grid import BEVGrid
-from bev.targets import gaussian_radius_cells, make_targets
-from tests.tiny_model import random_boxes
+from bev.targets import gaussian_radius_cells, make_image_targets, make_targets
+from sensors.batch import CameraBatch
+from tests.tiny_model import IMAGE_SIZE, random_boxes, random_cameras
 
 GRID = BEVGrid(-10, 10, -8, 8, 0.5)
 CLASSES = 10
@@ -145,3 +147,49 @@ def test_no_boxes_give_an_empty_heatmap() -> None:
     targets = make_targets(random_boxes(2, 0), torch.zeros(2, 0, dtype=torch.bool), GRID, CLASSES)
     assert targets.heatmap.shape == (2, CLASSES, *GRID.shape)
     assert not targets.heatmap.any()
+
+
+# Heatmaps in the pictures
+
+
+def image_targets(boxes: Boxes, valid: Tensor, cameras: CameraBatch) -> Tensor:
+    return make_image_targets(
+        boxes, valid, cameras.intrinsics, cameras.reference_T_camera, cameras.present, CLASSES,
+        image_size=IMAGE_SIZE, stride=8,
+    )  # fmt: skip
+
+
+def test_a_box_peaks_in_the_feature_pixel_that_its_centre_projects_to() -> None:
+    boxes, cameras = random_boxes(2, 12), random_cameras()
+    valid = torch.ones(2, 12, dtype=torch.bool)
+    valid[:, -1] = False
+    heatmap = image_targets(boxes, valid, cameras)
+    assert heatmap.shape == (2, 6, CLASSES, 4, 8)
+    expected: set[tuple[int, ...]] = set()
+    unsure: set[tuple[int, ...]] = set()
+    for b, n, m in itertools.product(range(2), range(6), range(11)):
+        point = torch.cat([boxes.center_m[b, m], torch.ones(1)]).double()
+        in_camera = torch.linalg.inv(cameras.reference_T_camera[b, n].double()) @ point
+        u, v, depth_m = (cameras.intrinsics[b, n].double() @ in_camera[:3]).tolist()
+        if depth_m <= 0.5:
+            continue
+        # Pixel 0 begins at -1/2, and a feature pixel is 8 pixels wide.
+        x, y = (u / depth_m + 0.5) / 8, (v / depth_m + 0.5) / 8
+        if 0 <= x < 8 and 0 <= y < 4:
+            place = (b, n, int(boxes.label[b, m]), math.floor(y), math.floor(x))
+            (unsure if min(abs(x - round(x)), abs(y - round(y))) < 1e-4 else expected).add(place)
+    assert len(expected) > 8
+    assert set(map(tuple, (heatmap == 1).nonzero().tolist())) - unsure == expected
+
+
+@pytest.mark.parametrize("garbage", [math.nan, math.inf, 0.0])
+def test_an_absent_camera_sees_no_boxes_whatever_its_calibration_says(garbage: float) -> None:
+    boxes, cameras = random_boxes(2, 12), random_cameras()
+    valid = torch.ones(2, 12, dtype=torch.bool)
+    whole = image_targets(boxes, valid, cameras)
+    cameras.present[0, :3] = False
+    cameras.intrinsics[0, :3] = cameras.reference_T_camera[0, :3] = garbage
+    heatmap = image_targets(boxes, valid, cameras)
+    assert not heatmap[0, :3].any()
+    assert torch.equal(heatmap[cameras.present], whole[cameras.present])
+    assert not image_targets(boxes, torch.zeros_like(valid), cameras).any()

@@ -15,7 +15,7 @@ from training.step import DropoutConfig, LossWeights, StepConfig, StepOutput, Tr
 NO_DROPOUT = DropoutConfig(camera=0, lidar=0, radar=0, single_camera=0)
 PARTS = {
     "heatmap", "offset", "height", "size", "yaw", "velocity", "attribute",
-    "auxiliary_camera", "auxiliary_lidar", "auxiliary_radar", "depth",
+    "auxiliary_camera", "auxiliary_lidar", "auxiliary_radar", "depth", "image",
 }  # fmt: skip
 
 
