@@ -101,6 +101,7 @@ class CameraConfig(StrictModel):
     layer_scale: bool = False
     feature_stride_px: Positive = 8
     feature_channels: Positive = 96
+    context_channels: Positive = 64  # of what is lifted
     lift_samples: tuple[Positive, Positive] = (2, 2)  # points across and along each depth bin of each feature pixel
     bev_blocks: Annotated[int, Field(ge=0)] = 0  # residual blocks on the lifted grid
     depth_bins: DepthConfig = DepthConfig()
@@ -362,7 +363,7 @@ def _build_camera(config: CameraConfig, grid: BEVGrid, z_range_m: tuple[float, f
     return CameraEncoder(
         vit, image_size=config.image_size, patch_px=config.patch_px, stride_px=config.feature_stride_px,
         vit_channels=config.feature_channels, dim=config.dim, bins=config.depth_bins.bins(), grid=grid,
-        z_range_m=z_range_m, channels=channels, bev_blocks=config.bev_blocks, lift_samples=config.lift_samples,
+        z_range_m=z_range_m, context_channels=config.context_channels, channels=channels, bev_blocks=config.bev_blocks, lift_samples=config.lift_samples,
     )  # fmt: skip
 
 

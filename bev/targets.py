@@ -17,6 +17,7 @@ from .grid import BEVGrid
 from .heads import REGRESSION_CHANNELS
 
 _MAX_RADIUS_CELLS = 8
+_MAX_IMAGE_RADIUS = 4  # feature pixels
 
 
 @dataclass(frozen=True)
@@ -86,16 +87,23 @@ def _heatmap(
 
 
 def draw_gaussians(
-    center: Tensor, radius: Tensor, label: Tensor, valid: Tensor, num_classes: int, shape: tuple[int, int]
+    center: Tensor,
+    radius: Tensor,
+    label: Tensor,
+    valid: Tensor,
+    num_classes: int,
+    shape: tuple[int, int],
+    *,
+    max_radius: int = _MAX_RADIUS_CELLS,
 ) -> Tensor:
     """[B, K, *shape]: every object draws a Gaussian of deviation (2 r + 1) / 6 in the window of its radius.
 
     `center` [B, M, 2] int64 along the axes of `shape`, `radius` [B, M] in cells, `label` and `valid` [B, M]. Where windows meet,
-    the larger value stays.
+    the larger value stays. No radius may exceed `max_radius`, whose square is what this costs.
     """
     rows, columns = shape
     sigma = (2 * radius + 1) / 6
-    steps = torch.arange(-_MAX_RADIUS_CELLS, _MAX_RADIUS_CELLS + 1, device=center.device)
+    steps = torch.arange(-max_radius, max_radius + 1, device=center.device)
     di, dj = torch.meshgrid(steps, steps, indexing="ij")  # [W, W]
     i = center[..., 0, None, None] + di
     j = center[..., 1, None, None] + dj
@@ -145,7 +153,7 @@ def make_image_targets(
     seen = seen & box_valid[:, None] & present[..., None]
     focal_px = intrinsics[..., 1, 1].abs()[..., None]
     extent = focal_px * boxes.size_m.amax(-1)[:, None] / depth_m / stride  # feature pixels
-    radius = (extent / 4).floor().clamp(1, _MAX_RADIUS_CELLS)
+    radius = (extent / 4).floor().clamp(1, _MAX_IMAGE_RADIUS)
     label = boxes.label[:, None].expand(-1, cameras, -1)
     heatmap = draw_gaussians(
         torch.stack([row, column], dim=-1).flatten(0, 1),
@@ -154,5 +162,6 @@ def make_image_targets(
         seen.flatten(0, 1),
         num_classes,
         (height, width),
+        max_radius=_MAX_IMAGE_RADIUS,
     )
     return heatmap.unflatten(0, (samples, cameras))

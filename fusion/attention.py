@@ -52,7 +52,7 @@ def neighbour_attention(
     return attended, weight.sum(0).mean(-1).transpose(0, 1)
 
 
-_PIECE = 1024  # cells; what one piece makes on the way stays in a core's cache
+_PIECE = 4096  # cells; what one piece makes on the way stays in a core's cache
 
 
 def cell_attention(query: Tensor, tokens: Tensor, seen: Tensor | None, key_value: nn.Linear) -> tuple[Tensor, Tensor]:
@@ -219,9 +219,9 @@ class CrossAttentionFusion(nn.Module):
         self.out = nn.Linear(out_channels, out_channels)
         self.feed_forward = nn.Sequential(
             nn.LayerNorm(out_channels),
-            nn.Linear(out_channels, 2 * out_channels),
-            nn.GELU(),
-            nn.Linear(2 * out_channels, out_channels),
+            nn.Linear(out_channels, out_channels),
+            nn.ReLU(),
+            nn.Linear(out_channels, out_channels),
         )
 
     def forward(

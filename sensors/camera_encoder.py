@@ -53,6 +53,7 @@ class CameraEncoder(nn.Module):
         bins: DepthBins,
         grid: BEVGrid,
         z_range_m: tuple[float, float],
+        context_channels: int,
         channels: int,
         bev_blocks: int,
         lift_samples: tuple[int, int] = (1, 1),
@@ -64,8 +65,10 @@ class CameraEncoder(nn.Module):
         self.lift_samples = lift_samples
         self.calibration = nn.Sequential(nn.Linear(6, dim), nn.GELU(), nn.Linear(dim, dim))
         self.depth = nn.Conv2d(vit_channels, bins.count, 1)
-        self.context = nn.Conv2d(vit_channels, channels, 1)
-        self.bev = nn.Sequential(ConvBlock(channels, channels), *(ResidualBlock(channels) for _ in range(bev_blocks)))
+        self.context = nn.Conv2d(vit_channels, context_channels, 1)
+        self.bev = nn.Sequential(
+            ConvBlock(context_channels, channels), *(ResidualBlock(channels) for _ in range(bev_blocks))
+        )
         self.register_buffer("rgb_mean", torch.tensor(_RGB_MEAN).view(3, 1, 1) * 255, persistent=False)
         self.register_buffer("rgb_std", torch.tensor(_RGB_STD).view(3, 1, 1) * 255, persistent=False)
 
