@@ -363,7 +363,8 @@ def _build_camera(config: CameraConfig, grid: BEVGrid, z_range_m: tuple[float, f
     return CameraEncoder(
         vit, image_size=config.image_size, patch_px=config.patch_px, stride_px=config.feature_stride_px,
         vit_channels=config.feature_channels, dim=config.dim, bins=config.depth_bins.bins(), grid=grid,
-        z_range_m=z_range_m, context_channels=config.context_channels, channels=channels, bev_blocks=config.bev_blocks, lift_samples=config.lift_samples,
+        z_range_m=z_range_m, context_channels=config.context_channels, channels=channels,
+        bev_blocks=config.bev_blocks, lift_samples=config.lift_samples,
     )  # fmt: skip
 
 

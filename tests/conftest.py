@@ -6,9 +6,14 @@ import os
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from sensors.nuscenes_config import NuScenesConfig
 from tests.small_nuscenes import SmallNuScenes, write_small_nuscenes
+
+# How long an example takes depends on what else the machine does; what it shows does not.
+settings.register_profile("no-deadline", deadline=None)
+settings.load_profile("no-deadline")
 
 
 @pytest.fixture(scope="session")
