@@ -17,8 +17,10 @@ from .grid import BEVGrid
 from .layers import ConvBlock
 
 # Regressed at the cell of the centre: offset in the cell (2, cells), height of the centre (1, m), log size (3: w, l, h in m),
-# sin and cos of yaw (2), velocity (2, m/s).
+# sin and cos of yaw (2), velocity (2, in units of VELOCITY_UNIT_MPS).
 REGRESSION_CHANNELS = 10
+# Speeds in m/s are ten times as large as the other values, and short trainings never got there: they said "stands still".
+VELOCITY_UNIT_MPS = 5.0
 _PRIOR = (
     0.05  # start value of every heatmap cell, so that the focal loss does not begin with a flood of false positives
 )
@@ -72,11 +74,14 @@ def _start_at_prior(layer: nn.Module) -> None:
 def decode(logits: DetectionLogits, grid: BEVGrid, *, max_boxes: int, nms_radius_m: Tensor | None = None) -> Boxes:
     """The `max_boxes` highest peaks as `Boxes` [B, T], sorted by score; a suppressed box has score 0.
 
-    A peak is a cell that no neighbour of its 3 x 3 exceeds. `nms_radius_m` [K] then suppresses a box when a better one of
+    A peak is a cell that none of the four beside it exceeds. (Diagonal neighbours may both be peaks: two pedestrians 0.8 m
+    apart are, on cells of that length, and the flanks of one object's peak are not.) `nms_radius_m` [K] then suppresses a box when a better one of
     its class lies within that radius (circle NMS).
     """
     heatmap = logits.heatmap.float().sigmoid()
-    peaks = torch.where(heatmap == F.max_pool2d(heatmap, 3, stride=1, padding=1), heatmap, 0.0)
+    along_x = F.max_pool2d(heatmap, (3, 1), stride=1, padding=(1, 0))
+    along_y = F.max_pool2d(heatmap, (1, 3), stride=1, padding=(0, 1))
+    peaks = torch.where(heatmap == torch.maximum(along_x, along_y), heatmap, 0.0)
     score, index = peaks.flatten(1).topk(min(max_boxes, peaks[0].numel()), dim=1)
     label, cell = index // grid.num_cells, index % grid.num_cells
     boxes = boxes_at(logits, cell, grid, label=label, score=score)
@@ -108,7 +113,7 @@ def boxes_at(logits: DetectionLogits, cell: Tensor, grid: BEVGrid, *, label: Ten
         center_m=torch.cat([xy_m, values[..., 2:3]], dim=-1),
         size_m=values[..., 3:6].clamp(-4.0, 4.0).exp(),
         yaw_rad=torch.atan2(values[..., 6], values[..., 7]),
-        velocity_mps=values[..., 8:10],
+        velocity_mps=values[..., 8:10] * VELOCITY_UNIT_MPS,
         label=label,
         attribute=attribute,
         score=score,

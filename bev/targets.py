@@ -14,7 +14,7 @@ from torch import Tensor
 
 from .boxes import Boxes
 from .grid import BEVGrid
-from .heads import REGRESSION_CHANNELS
+from .heads import REGRESSION_CHANNELS, VELOCITY_UNIT_MPS
 
 _MAX_RADIUS_CELLS = 8
 _MAX_IMAGE_RADIUS = 4  # feature pixels
@@ -61,7 +61,7 @@ def make_targets(
             boxes.size_m.clamp(min=0.01).log(),
             boxes.yaw_rad.sin()[..., None],
             boxes.yaw_rad.cos()[..., None],
-            boxes.velocity_mps,
+            boxes.velocity_mps / VELOCITY_UNIT_MPS,
         ],
         dim=-1,
     )

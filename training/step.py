@@ -41,7 +41,7 @@ class LossWeights(StrictModel):
     height: Weight = 0.25
     size: Weight = 0.25
     yaw: Weight = 0.25
-    velocity: Weight = 0.05
+    velocity: Weight = 0.25
     attribute: Weight = 0.1
     auxiliary: Weight = 0.3  # heatmap of each modality by itself
     depth: Weight = 0.3

@@ -191,3 +191,12 @@ def test_the_heads_give_their_shapes_and_start_doubtful(attributes: int) -> None
     for heatmap in (logits.heatmap, auxiliary):
         # The focal loss begins near its prior of 0.05.
         assert heatmap.sigmoid().mean().item() == pytest.approx(0.05, abs=0.05)
+
+
+def test_objects_on_diagonal_cells_are_both_found_and_the_flank_of_one_is_not() -> None:
+    heatmap = torch.full((1, 1, *GRID.shape), -9.0)
+    heatmap[0, 0, 2, 2], heatmap[0, 0, 3, 3] = 3.0, 2.0  # two objects
+    heatmap[0, 0, 2, 3], heatmap[0, 0, 3, 2] = 1.0, 1.0  # between them
+    logits = DetectionLogits(heatmap, torch.zeros(1, REGRESSION_CHANNELS, *GRID.shape), torch.zeros(1, 0, *GRID.shape))
+    found = decode(logits, GRID, max_boxes=4).score[0] > 0.5
+    assert found.sum() == 2

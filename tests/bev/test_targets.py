@@ -14,6 +14,7 @@ from torch import Tensor
 
 from bev.boxes import Boxes
 from bev.grid import BEVGrid
+from bev.heads import VELOCITY_UNIT_MPS
 from bev.targets import gaussian_radius_cells, make_image_targets, make_targets
 from sensors.batch import CameraBatch
 from tests.tiny_model import IMAGE_SIZE, random_boxes, random_cameras
@@ -94,7 +95,7 @@ def test_regression_says_where_in_its_cell_the_box_is_and_what_it_is_like() -> N
         assert values[2] == boxes.center_m[b, m, 2]
         torch.testing.assert_close(values[3:6].exp(), boxes.size_m[b, m])
         torch.testing.assert_close(torch.atan2(values[6], values[7]), boxes.yaw_rad[b, m])
-        assert torch.equal(values[8:], boxes.velocity_mps[b, m])
+        torch.testing.assert_close(values[8:] * VELOCITY_UNIT_MPS, boxes.velocity_mps[b, m])
         assert targets.attribute[b, m] == boxes.attribute[b, m]
 
 

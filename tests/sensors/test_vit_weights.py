@@ -96,12 +96,14 @@ def output(network: VisionTransformer) -> Tensor:
 def test_every_published_tensor_arrives_and_the_neck_is_new(write: Callable[..., Path], name: str) -> None:
     network, state = vit(), published()
     state |= {"head.weight": torch.zeros(1000, DIM), "head.bias": torch.zeros(1000)}
-    before = network.neck_up.weight.clone()
+    neck_up = network.neck_up
+    assert isinstance(neck_up, torch.nn.ConvTranspose2d | torch.nn.Conv2d)
+    before = neck_up.weight.clone()
     report = load_vit_weights(network, write(state, name))
     for key, value in network.state_dict().items():
         if not key.startswith("neck"):
             assert torch.equal(value, state[key]), key
-    assert torch.equal(network.neck_up.weight, before)
+    assert torch.equal(neck_up.weight, before)
     assert set(report.loaded) == set(state) - {"head.weight", "head.bias"}
     assert set(report.unexpected) == {"head.weight", "head.bias"}
     assert all(key.startswith("neck") for key in report.missing)

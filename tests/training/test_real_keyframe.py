@@ -70,7 +70,7 @@ def test_the_tiny_model_learns_the_keyframe_by_heart(real_config: NuScenesConfig
     model = robustbev.build(config.model)
     step = TrainingStep(model, config.step)
     state = TrainingState(model, build_optimizer(model, config.optim), None)
-    train(state, step, Repeated(batch, 160), Plan(epochs=1, optim=config.optim), device=torch.device("cpu"))
+    train(state, step, Repeated(batch, 200), Plan(epochs=1, optim=config.optim), device=torch.device("cpu"))
     loader = build_loader(config.data, config.model, "mini_train", batch_size=1, train=False)
     with torch.no_grad():
         perception = model.eval()(next(iter(loader.epoch(0))).sensors)
