@@ -75,8 +75,8 @@ def decode(logits: DetectionLogits, grid: BEVGrid, *, max_boxes: int, nms_radius
     """The `max_boxes` highest peaks as `Boxes` [B, T], sorted by score; a suppressed box has score 0.
 
     A peak is a cell that none of the four beside it exceeds. (Diagonal neighbours may both be peaks: two pedestrians 0.8 m
-    apart are, on cells of that length, and the flanks of one object's peak are not.) `nms_radius_m` [K] then suppresses a box when a better one of
-    its class lies within that radius (circle NMS).
+    apart are, on cells of that length, and the flanks of one object's peak are not.) `nms_radius_m` [K] then suppresses a
+    box when a better one of its class lies within that radius (circle NMS).
     """
     heatmap = logits.heatmap.float().sigmoid()
     along_x = F.max_pool2d(heatmap, (3, 1), stride=1, padding=(1, 0))

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from bev.boxes import Boxes
 from bev.grid import BEVGrid
-from bev.heads import DetectionHead, DetectionLogits, HeatmapHead, boxes_at, circle_nms, decode
+from bev.heads import REGRESSION_CHANNELS, DetectionHead, DetectionLogits, HeatmapHead, boxes_at, circle_nms, decode
 from bev.targets import make_targets
 from tests.tiny_model import random_boxes
 
