@@ -17,6 +17,7 @@ from training.config import RunConfig
 from training.data import build_loader
 from training.history import History
 from training.loop import Forward, Outcome, Peers, Plan, train
+from training.memory import keep_freed_memory
 from training.optim import AveragedWeights, build_optimizer
 from training.random_state import seed_everything
 from training.run_files import RunFiles, Status
@@ -39,6 +40,7 @@ class Post:
 def work(config: RunConfig, post: Post) -> Outcome:
     """Train from the run's newest checkpoint, or from the start, to the end; for what it raises see `training.loop.train`."""
     files = RunFiles(config.run_dir)
+    keep_freed_memory()
     seed_everything(config.seed, rank=0)  # every rank begins with the same weights
     model = robustbev.build(config.model)
     store = CheckpointStore(files.checkpoints, robustbev.save, post.keep)

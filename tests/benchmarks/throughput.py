@@ -25,6 +25,7 @@ from training.checkpoint import TrainingState
 from training.config import RunConfig, load_run_config
 from training.data import build_loader
 from training.loop import Plan, train
+from training.memory import keep_freed_memory
 from training.optim import AveragedWeights, build_optimizer
 from training.random_state import seed_everything
 from training.step import TrainingStep
@@ -79,6 +80,7 @@ def simulated_batches(config: RunConfig, root: Path) -> list[TrainingBatch]:
 
 def measure(config: RunConfig, batches: list[TrainingBatch], *, warmup: int, steps: int) -> list[float]:
     """Samples a second of `steps` training steps."""
+    keep_freed_memory()
     seed_everything(config.seed, rank=0)
     model = robustbev.build(config.model)
     average = None if config.optim.ema_decay is None else AveragedWeights(model, config.optim.ema_decay)

@@ -1,0 +1,23 @@
+"""What a run says of its memory, and that it keeps what it frees."""
+
+from __future__ import annotations
+
+import sys
+
+import pytest
+import torch
+
+from training.memory import cuda_memory_bytes, keep_freed_memory, resident_memory_bytes
+
+
+def test_resident_memory_grows_by_what_is_written() -> None:
+    before = resident_memory_bytes()
+    block = torch.ones(64 * 2**20, dtype=torch.uint8)
+    assert resident_memory_bytes() - before > 32 * 2**20 or before == 0
+    assert block.sum() == len(block)
+    assert cuda_memory_bytes(torch.device("cpu")) == 0
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="mallopt is glibc's")
+def test_the_c_library_takes_the_settings() -> None:
+    assert keep_freed_memory()
