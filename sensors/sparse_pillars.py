@@ -9,6 +9,8 @@ Letters: B samples, C channels, K occupied cells of the whole batch, X and Y cel
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import ModuleType
 from typing import Any, cast
 
@@ -112,7 +114,50 @@ class SparseStages(DenseStages):
         """One submanifold convolution with `weight` [out, in, X, Y], which spconv wants as [out, X, Y, in]."""
         convolution = self._convolution[0].train(self.training)
         layout = weight.permute(0, 2, 3, 1).contiguous()
-        return torch.func.functional_call(convolution, {"weight": layout}, (cells,))
+        results: list[Any] = []
+
+        def convolve(features: Tensor, kernel: Tensor) -> Tensor:
+            given = cells.replace_feature(features)
+            results.append(torch.func.functional_call(convolution, {"weight": kernel}, (given,)))
+            out: Tensor = results[-1].features
+            return out
+
+        if layout.device.type != "cpu":
+            convolve(cells.features, layout)
+            return results[-1]
+        features = _OnOneThread.apply(cells.features, layout, convolve)  # type: ignore[no-untyped-call]
+        return results[-1].replace_feature(features)
+
+
+class _OnOneThread(torch.autograd.Function):
+    """`function(features, kernel)`, forward and backward, on one thread.
+
+    spconv 2.3.8 on CPU scatters from several threads without locks: with two of them some sums came out wrong.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, features: Tensor, kernel: Tensor, function: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+        leaves = features.detach().requires_grad_(), kernel.detach().requires_grad_()
+        with _one_thread(), torch.enable_grad():
+            output = function(*leaves)
+        ctx.graph = leaves, output
+        return output.detach()
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> Any:
+        leaves, output = ctx.graph
+        with _one_thread():
+            return *torch.autograd.grad(output, leaves, grads[0]), None
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _import_spconv() -> ModuleType:
