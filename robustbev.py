@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Literal
@@ -20,7 +20,22 @@ from bev.boxes import Boxes
 from bev.grid import BEVGrid
 from bev.heads import DetectionHead, DetectionLogits, HeatmapHead, decode
 from bev.lift import DepthBins
-from fusion import BEVFeatures, ConcatFusion, CrossAttentionFusion, FusedBEV, MeanFusion
+from bev.merge import merge_boxes, no_boxes
+from fusion import (
+    Absent,
+    BEVFeatures,
+    ChannelWeightFusion,
+    ConcatFusion,
+    CrossAttentionFusion,
+    FusedBEV,
+    Fuser,
+    GatedFusion,
+    JointFusion,
+    LateFusion,
+    LatentFusion,
+    MeanFusion,
+    ObjectAlignment,
+)
 from sensors.batch import MODALITIES, SensorBatch
 from sensors.camera_encoder import CameraEncoder
 from sensors.lidar_encoder import LidarEncoder
@@ -147,18 +162,30 @@ class RadarConfig(StrictModel):
     half_view_deg: Annotated[float, Field(gt=0, le=180)] = 75.0  # azimuth to either side that one radar covers
 
 
+FuserKind = Literal["cross_attention", "concat", "mean", "channel_weights", "latent", "joint"]
+
+
 class FuserConfig(StrictModel):
     """How modalities become one, and what stands for an absent one."""
 
-    kind: Literal["cross_attention", "concat", "mean"] = "cross_attention"
-    absent: Literal["null", "zeros", "mask"] = "null"
-    neighbourhood: Literal[1, 3] = 1  # of cross_attention
-    heads: Positive = 4  # of cross_attention
+    kind: FuserKind | Literal["gated", "late"] = "cross_attention"
+    absent: Absent = "null"
+    neighbourhood: Literal[1, 3] = 1  # of cross_attention and gated
+    heads: Positive = 4  # of those that attend
+    latents: Positive = 8  # of each modality, of latent
+    pool: Positive = 4  # cells along each axis that become one token, of latent and joint
+    adds: tuple[str, ...] = ()  # modalities that gated adds to those of its base
+    base: FuserKind = "cross_attention"  # of gated: the kind of the model that it adds to
 
     @model_validator(mode="after")
     def _check(self) -> FuserConfig:
-        if (self.kind, self.absent) == ("concat", "mask"):
-            raise ValueError("concat cannot mask an absent modality: choose absent null or zeros")
+        kind = self.base if self.kind == "gated" else self.kind
+        if (kind, self.absent) == ("concat", "mask"):
+            raise ValueError("concat cannot mask an absent modality: choose absent null, null_cell or zeros")
+        if self.kind == "gated" and not self.adds:
+            raise ValueError("kind gated adds modalities to a base: name them in adds, as in adds: [radar]")
+        if self.kind != "gated" and self.adds:
+            raise ValueError(f"adds is of kind gated alone, and kind is {self.kind}")
         return self
 
 
@@ -179,6 +206,14 @@ class DecodeConfig(StrictModel):
     }  # fmt: skip
 
 
+class AlignmentConfig(StrictModel):
+    """Projections of the modalities onto one sphere, for the contrastive loss at objects; see `fusion.ObjectAlignment`."""
+
+    mode: Literal["pairs", "anchor"] = "pairs"  # every two modalities, or each with the anchor alone
+    anchor: Literal["camera", "lidar", "radar"] = "lidar"  # of mode anchor
+    dim: Positive = 64
+
+
 class ModelConfig(StrictModel):
     """Everything that decides the network's architecture; it travels beside the weights as config.json."""
 
@@ -192,6 +227,7 @@ class ModelConfig(StrictModel):
     fuser: FuserConfig = FuserConfig()
     backbone: BackboneConfig = BackboneConfig()
     decode: DecodeConfig = DecodeConfig()
+    alignment: AlignmentConfig | None = None  # null: no contrastive loss, and no parameters for it
 
     @model_validator(mode="after")
     def _check(self) -> ModelConfig:
@@ -203,10 +239,29 @@ class ModelConfig(StrictModel):
             raise ValueError(
                 f"channels must be a multiple of 4 and of fuser.heads ({self.fuser.heads}), got {self.channels}"
             )
+        strangers = [name for name in self.fuser.adds if name not in self.modalities]
+        if strangers or (self.fuser.adds and set(self.fuser.adds) == set(self.modalities)):
+            raise ValueError(
+                f"fuser.adds: expected some of the model's modalities ({', '.join(self.modalities)}), not all of them, "
+                f"got {', '.join(self.fuser.adds)}"
+            )
         unknown = sorted(set(self.decode.nms_radius_m) - set(self.classes))
         if unknown and self.classes == NUSCENES_CLASSES:
             raise ValueError(f"decode.nms_radius_m names {unknown[0]!r}, which is not among the classes")
+        if self.alignment is not None:
+            self._check_alignment(self.alignment)
         return self
+
+    def _check_alignment(self, alignment: AlignmentConfig) -> None:
+        mine = ", ".join(self.modalities)
+        if len(self.modalities) < 2:
+            raise ValueError(
+                f"alignment needs at least two modalities, and the model has only {mine}: set alignment=null"
+            )
+        if alignment.mode == "anchor" and alignment.anchor not in self.modalities:
+            raise ValueError(
+                f"alignment.anchor: expected one of the model's modalities {mine}, got {alignment.anchor!r}"
+            )
 
     @property
     def modalities(self) -> tuple[str, ...]:
@@ -232,7 +287,8 @@ class Perception:
 class TrainingOutputs:
     """The logits that the losses are made of."""
 
-    detection: DetectionLogits
+    detection: tuple[DetectionLogits, ...]  # one a view of the batch, see `PerceptionModel.training_outputs`
+    features: dict[str, BEVFeatures | None]  # of each modality, before anything was hidden from the fuser
     auxiliary: dict[str, Tensor]  # heatmap logits [B, K, X, Y] by modality
     depth_logits: Tensor | None  # [B, N, h, w, D]
     image: Tensor | None  # [B, N, K, h, w] heatmap logits of objects in the pictures
@@ -253,20 +309,48 @@ class PerceptionModel(nn.Module):
         camera: CameraEncoder | None,
         lidar: LidarEncoder | None,
         radar: RadarEncoder | None,
-        fuser: CrossAttentionFusion | ConcatFusion | MeanFusion,
+        fuser: Fuser,
         backbone: BEVBackbone,
         head: DetectionHead,
         auxiliary: dict[str, HeatmapHead],
         image_head: HeatmapHead | None,
+        alignment: ObjectAlignment | None = None,
     ) -> None:
         super().__init__()
         self.config = config
+        self.frozen: tuple[str, ...] = ()
         self.grid = config.grid.bev()
         self.camera, self.lidar, self.radar = camera, lidar, radar
         self.fuser, self.backbone, self.head = fuser, backbone, head
         self.auxiliary, self.image_head = nn.ModuleDict(auxiliary), image_head
+        self.alignment = alignment
         radius = [config.decode.nms_radius_m.get(name, 0.0) for name in config.classes]
         self.register_buffer("nms_radius_m", torch.tensor(radius), persistent=False)
+
+    def freeze(self, prefixes: Sequence[str]) -> None:
+        """Let the parameters whose names start with one of `prefixes` learn no more, and their batch statistics stand still.
+
+        Raises:
+            ValueError: a prefix fits no parameter.
+        """
+        names = [name for name, _ in self.named_parameters()]
+        for prefix in prefixes:
+            if not any(_under(name, prefix) for name in names):
+                parts = ", ".join(dict.fromkeys(name.partition(".")[0] for name in names))
+                raise ValueError(f"freeze: no parameter lies under {prefix!r}; the model's parts are {parts}")
+        self.frozen = tuple(prefixes)
+        for name, parameter in self.named_parameters():
+            if any(_under(name, prefix) for prefix in self.frozen):
+                parameter.requires_grad_(False)
+        self.train(self.training)
+
+    def train(self, mode: bool = True) -> PerceptionModel:
+        """As of every module, but what is frozen stays in evaluation mode."""
+        super().train(mode)
+        for name, module in self.named_modules():
+            if any(_under(name, prefix) for prefix in self.frozen):
+                module.eval()
+        return self
 
     def forward(self, batch: SensorBatch) -> Perception:
         return self.perceive_features(self.encode(batch), batch.batch_size)
@@ -285,17 +369,38 @@ class PerceptionModel(nn.Module):
     def perceive_features(self, features: Mapping[str, BEVFeatures | None], batch_size: int) -> Perception:
         """Fuse, detect and decode: `features` as `encode` gives them, any of them None. One encoding serves every subset."""
         fused = self.fuser(features, grid_shape=self.grid.shape, batch_size=batch_size)
-        logits = self.head(self.backbone(fused.features))
         perceived = fused.coverage.flatten(1).amax(1) > 0
-        boxes = decode(logits, self.grid, max_boxes=self.config.decode.max_boxes, nms_radius_m=self.nms_radius_m)
-        boxes = replace(boxes, score=torch.where(perceived[:, None], boxes.score, 0.0))
+        if isinstance(self.fuser, LateFusion):
+            boxes = self._merged_boxes(self.fuser, features, batch_size)
+        else:
+            boxes = self._detect(fused.features, perceived)
         return Perception(boxes, fused, self.config.modalities, perceived)
 
-    def training_outputs(self, batch: SensorBatch, kept: Tensor | None = None) -> TrainingOutputs:
+    def _detect(self, grids: Tensor, perceived: Tensor) -> Boxes:
+        logits = self.head(self.backbone(grids))
+        boxes = decode(logits, self.grid, max_boxes=self.config.decode.max_boxes, nms_radius_m=self.nms_radius_m)
+        return replace(boxes, score=torch.where(perceived[:, None], boxes.score, 0.0))
+
+    def _merged_boxes(self, fuser: LateFusion, features: Mapping[str, BEVFeatures | None], batch_size: int) -> Boxes:
+        """Late fusion: the boxes of each sensor that is there, from its own grid alone, merged."""
+        grids = fuser.separate(features, grid_shape=self.grid.shape, batch_size=batch_size)
+        present = [g for g, name in zip(grids, fuser.modalities, strict=True) if features.get(name) is not None]
+        max_boxes = self.config.decode.max_boxes
+        if not present:
+            count = min(max_boxes, len(self.config.classes) * self.grid.num_cells)
+            return no_boxes(batch_size, count, self.nms_radius_m.device)
+        # One after the other: in one batch a convolution's last bits could depend on how many sensors there are.
+        boxes = [self._detect(g.features, g.coverage.flatten(1).amax(1) > 0) for g in present]
+        coverage = [g.coverage for g in present]
+        return merge_boxes(boxes, coverage, self.grid, radius_m=self.nms_radius_m, max_boxes=max_boxes)
+
+    def training_outputs(self, batch: SensorBatch, views: Sequence[Tensor] | None = ()) -> TrainingOutputs:
         """Logits of the head, of each modality's auxiliary head, of the depth bins and of objects in the pictures.
 
-        `kept` [B, M] bool: modalities that the fuser may see (modality dropout). What it may not see has coverage 0, exactly
-        as if it were absent, while its encoder goes on learning through its auxiliary head.
+        `views`: each [B, M] bool of modalities that the fuser may see (modality dropout); () is one view of everything, None
+        does without fuser, backbone and head (the encoders learn through their auxiliary heads alone). What a
+        view hides has coverage 0, exactly as if it were absent, while its encoder goes on learning through its auxiliary head
+        and the other views. The encoders run once, however many views there are.
         """
         features: dict[str, BEVFeatures | None] = dict.fromkeys(self.config.modalities)
         depth_logits = image = None
@@ -308,19 +413,54 @@ class PerceptionModel(nn.Module):
             features["lidar"] = self.lidar(batch.lidar)
         if self.radar is not None and batch.radar is not None:
             features["radar"] = self.radar(batch.radar)
-        seen = features
-        if kept is not None:
-            seen = {
-                name: None if f is None else replace(f, coverage=f.coverage * kept[:, i, None, None])
-                for i, (name, f) in enumerate(features.items())
-            }
-        fused = self.fuser(seen, grid_shape=self.grid.shape, batch_size=batch.batch_size)
         auxiliary = {
             name: head(features[name].features)  # type: ignore[union-attr]
             for name, head in self.auxiliary.items()
             if features[name] is not None
         }
-        return TrainingOutputs(self.head(self.backbone(fused.features)), auxiliary, depth_logits, image)
+        detection = () if views is None else self._detect_views(features, views, batch.batch_size)
+        return TrainingOutputs(detection, features, auxiliary, depth_logits, image)
+
+    def _detect_views(
+        self, features: Mapping[str, BEVFeatures | None], views: Sequence[Tensor], batch_size: int
+    ) -> tuple[DetectionLogits, ...]:
+        if isinstance(self.fuser, LateFusion):
+            return self._detect_each(self.fuser, features, batch_size)
+        seen = [_hide(features, kept) for kept in views] or [dict(features)]
+        fused = [self.fuser(view, grid_shape=self.grid.shape, batch_size=batch_size).features for view in seen]
+        # All views at once: they share the batch statistics, too.
+        return self.head(self.backbone(torch.cat(fused))).chunk(len(seen))
+
+    def _detect_each(
+        self, fuser: LateFusion, features: Mapping[str, BEVFeatures | None], batch_size: int
+    ) -> tuple[DetectionLogits, ...]:
+        """Late fusion: the logits of each sensor's own detector. It always sees its sensor, and nothing else to lose.
+
+        What a detector says of a sample without its sensor passes no gradient: there it had nothing to see.
+        """
+        grids = fuser.separate(features, grid_shape=self.grid.shape, batch_size=batch_size)
+        logits = self.head(self.backbone(torch.cat([g.features for g in grids]))).chunk(len(grids))
+        return tuple(
+            DetectionLogits(
+                *(
+                    torch.where(grid.coverage.amax((1, 2))[:, None, None, None] > 0, part, part.detach())
+                    for part in (of_one.heatmap, of_one.regression, of_one.attributes)
+                )
+            )
+            for of_one, grid in zip(logits, grids, strict=True)
+        )
+
+
+def _under(name: str, prefix: str) -> bool:
+    return f"{name}.".startswith(f"{prefix}.")
+
+
+def _hide(features: Mapping[str, BEVFeatures | None], kept: Tensor) -> dict[str, BEVFeatures | None]:
+    """The same features with coverage 0 where `kept` [B, M] is False."""
+    return {
+        name: None if f is None else replace(f, coverage=f.coverage * kept[:, i, None, None])
+        for i, (name, f) in enumerate(features.items())
+    }
 
 
 def build(config: ModelConfig) -> PerceptionModel:
@@ -350,6 +490,7 @@ def build(config: ModelConfig) -> PerceptionModel:
         head=DetectionHead(channels, classes, len(config.attributes)),
         auxiliary={name: HeatmapHead(channels, classes) for name in config.modalities},
         image_head=None if config.camera is None else HeatmapHead(config.camera.feature_channels, classes),
+        alignment=_build_alignment(config),  # last: the weights of all else are drawn the same with it and without
     )
     return model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
@@ -383,18 +524,66 @@ def _build_lidar(config: LidarConfig, grid: BEVGrid, z_range_m: tuple[float, flo
     )  # fmt: skip
 
 
-def _build_fuser(config: ModelConfig) -> CrossAttentionFusion | ConcatFusion | MeanFusion:
+def _build_alignment(config: ModelConfig) -> ObjectAlignment | None:
+    if config.alignment is None:
+        return None
     inputs = dict.fromkeys(config.modalities, config.channels)
-    fuser = config.fuser
+    return ObjectAlignment(inputs, config.alignment.dim, mode=config.alignment.mode, anchor=config.alignment.anchor)
+
+
+def _build_fuser(config: ModelConfig) -> Fuser:
+    inputs = dict.fromkeys(config.modalities, config.channels)
+    fuser, grid_shape = config.fuser, config.grid.bev().shape
     match fuser.kind:
+        case "late":
+            return LateFusion(inputs, config.channels, absent=fuser.absent, grid_shape=grid_shape)
+        case "gated":
+            added = {name: inputs[name] for name in config.modalities if name in fuser.adds}
+            of_base = {name: count for name, count in inputs.items() if name not in added}
+            return GatedFusion(
+                _build_simple_fuser(fuser.base, fuser, of_base, config.channels, grid_shape), added, config.channels,
+                modalities=config.modalities, heads=fuser.heads, neighbourhood=fuser.neighbourhood,
+            )  # fmt: skip
+        case kind:
+            return _build_simple_fuser(kind, fuser, inputs, config.channels, grid_shape)
+
+
+def _build_simple_fuser(
+    kind: FuserKind, config: FuserConfig, inputs: dict[str, int], channels: int, grid_shape: tuple[int, int]
+) -> Fuser:
+    absent, heads = config.absent, config.heads
+    match kind:
         case "cross_attention":
             return CrossAttentionFusion(
-                inputs, config.channels, heads=fuser.heads, neighbourhood=fuser.neighbourhood, absent=fuser.absent
+                inputs, channels, heads=heads, neighbourhood=config.neighbourhood, absent=absent, grid_shape=grid_shape
             )
         case "concat":
-            return ConcatFusion(inputs, config.channels, absent=fuser.absent)
+            return ConcatFusion(inputs, channels, absent=absent, grid_shape=grid_shape)
         case "mean":
-            return MeanFusion(inputs, config.channels, absent=fuser.absent)
+            return MeanFusion(inputs, channels, absent=absent, grid_shape=grid_shape)
+        case "channel_weights":
+            return ChannelWeightFusion(inputs, channels, absent=absent, grid_shape=grid_shape)
+        case "latent":
+            return LatentFusion(
+                inputs, channels, heads=heads, latents=config.latents, pool=config.pool, absent=absent,
+                grid_shape=grid_shape,
+            )  # fmt: skip
+        case "joint":
+            return JointFusion(inputs, channels, heads=heads, pool=config.pool, absent=absent, grid_shape=grid_shape)
+
+
+def gated_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The weights of a model as those of the same model with a `gated` fuser around its own: `fuser.X` is `fuser.base.X`.
+
+    Weights that are of a gated model already come back as they are.
+    """
+    if any(name.startswith("fuser.base.") for name in state):
+        return dict(state)
+    return {_moved(name): tensor for name, tensor in state.items()}
+
+
+def _moved(name: str) -> str:
+    return name.replace("fuser.", "fuser.base.", 1) if name.startswith("fuser.") else name
 
 
 def save(model: PerceptionModel, directory: str | Path) -> Path:
@@ -442,10 +631,15 @@ def load(path: str | Path, device: str | torch.device = "cpu") -> PerceptionMode
     return model.to(device).eval()
 
 
-def load_weights(model: nn.Module, state: Mapping[str, Tensor], *, source: str) -> None:
-    """Strictly load `state`; CheckpointError naming the tensors that do not fit, before anything is changed."""
-    _check_fit(model.state_dict(), state, source=source)
-    model.load_state_dict(dict(state))
+def load_weights(model: nn.Module, state: Mapping[str, Tensor], *, source: str, may_lack: Sequence[str] = ()) -> None:
+    """Strictly load `state`; CheckpointError naming the tensors that do not fit, before anything is changed.
+
+    Parts of the model that start with one of `may_lack` keep their fresh weights where `state` has none for them.
+    """
+    own = model.state_dict()
+    fresh = {n: t for n, t in own.items() if n not in state and any(_under(n, prefix) for prefix in may_lack)}
+    _check_fit(own, {**state, **fresh}, source=source)
+    model.load_state_dict({**state, **fresh})
 
 
 def _check_fit(own: Mapping[str, Tensor], state: Mapping[str, Tensor], *, source: str) -> None:

@@ -34,6 +34,11 @@ class DetectionLogits:
     regression: Tensor  # [B, 10, X, Y]
     attributes: Tensor  # [B, A, X, Y] logits
 
+    def chunk(self, count: int) -> tuple[DetectionLogits, ...]:
+        """`count` equal parts of the batch."""
+        parts = (t.chunk(count) for t in (self.heatmap, self.regression, self.attributes))
+        return tuple(DetectionLogits(*part) for part in zip(*parts, strict=True))
+
 
 class DetectionHead(nn.Module):
     """[B, C, X, Y] features -> `DetectionLogits`."""
@@ -133,7 +138,12 @@ def circle_nms(boxes: Boxes, radius_m: Tensor) -> Tensor:
     distance_m = torch.cdist(xy_m, xy_m, compute_mode="donot_use_mm_for_euclid_dist")
     close = distance_m < radius_m[boxes.label][:, :, None]
     close &= boxes.label[:, :, None] == boxes.label[:, None, :]
-    kept = torch.ones_like(boxes.label, dtype=torch.bool)
+    return greedy_suppression(close)
+
+
+def greedy_suppression(close: Tensor) -> Tensor:
+    """[B, T, T] bool, who is close to whom, best first -> [B, T] bool: those that no better kept one is close to."""
+    kept = torch.ones_like(close[..., 0])
     for i in range(1, kept.shape[1]):
         beaten = (close[:, i, :i] & kept[:, :i]).any(dim=1)
         kept[:, i] = ~beaten

@@ -1,19 +1,33 @@
 """How modalities become one. Needs torch only, and imports itself relatively, so that it can be vendored."""
 
+from .alignment import AlignmentMode, ObjectAlignment
 from .attention import CrossAttentionFusion
-from .dropout import drop_members, drop_modalities
-from .features import BEVFeatures, FusedBEV
-from .fusers import ConcatFusion, MeanFusion
+from .dropout import draw_subsets, drop_members, drop_modalities
+from .features import BEVFeatures, FusedBEV, Fuser
+from .fusers import ChannelWeightFusion, ConcatFusion, MeanFusion
+from .gated import GatedFusion
+from .joint import JointFusion
+from .late import LateFusion
+from .latent import LatentFusion
 from .nulls import Absent, ModalityTokens
 
 __all__ = [
     "Absent",
+    "AlignmentMode",
     "BEVFeatures",
+    "ChannelWeightFusion",
     "ConcatFusion",
     "CrossAttentionFusion",
     "FusedBEV",
+    "Fuser",
+    "GatedFusion",
+    "JointFusion",
+    "LateFusion",
+    "LatentFusion",
     "MeanFusion",
     "ModalityTokens",
+    "ObjectAlignment",
+    "draw_subsets",
     "drop_members",
     "drop_modalities",
 ]

@@ -35,6 +35,27 @@ def drop_modalities(
     return torch.where(kept.any(dim=1, keepdim=True), kept, one)
 
 
+def draw_subsets(available: Tensor, generator: torch.Generator) -> Tensor:
+    """[B, M] bool: of each sample's modalities a part, every part but none and all drawn alike.
+
+    A sample that has one modality keeps it.
+
+    Args:
+        available: [B, M] bool on the CPU, modalities that the sample has.
+        generator: a CPU generator; the draw depends on nothing else.
+    """
+    count = available.shape[1]
+    codes = torch.arange(1, 2**count)
+    subsets = (codes[:, None] >> torch.arange(count)) & 1 == 1  # [2^M - 1, M]
+    score = torch.rand(len(available), len(codes), generator=generator)
+    # Parts of what the sample has: nothing that it lacks, and not all of it.
+    lacking = (subsets[None] & ~available[:, None]).any(-1)
+    whole = (subsets[None] == available[:, None]).all(-1)
+    best = score.masked_fill(lacking | whole, -1.0).argmax(1)
+    drawn = subsets[best] & available
+    return torch.where(available.sum(1, keepdim=True) > 1, drawn, available)
+
+
 def drop_members(present: Tensor, probability: float, generator: torch.Generator) -> Tensor:
     """[B, N] bool of single sensors (cameras, say) that stay, out of `present`; never all of a sample's present ones."""
     if not 0.0 <= probability <= 1.0:

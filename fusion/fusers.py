@@ -10,8 +10,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from .features import BEVFeatures, FusedBEV
-from .nulls import Absent, ModalityTokens
+from .features import BEVFeatures, FusedBEV, Fuser
+from .nulls import Absent, ModalityTokens, present_mean
 
 
 def coverage_share(coverage: Tensor) -> Tensor:
@@ -22,18 +22,25 @@ def coverage_share(coverage: Tensor) -> Tensor:
     return (coverage / coverage.sum(0).clamp(min=1e-6)).transpose(0, 1)
 
 
-class ConcatFusion(nn.Module):
+class ConcatFusion(Fuser):
     """Concatenation and one 3 x 3 convolution, as the ConvFuser of BEVFusion (Liu et al., ICRA 2023).
 
     An absent modality's channels hold its null embedding or zeros; a convolution cannot leave them out, so
-    `absent="mask"` is a ValueError.
+    `absent="mask"` is a ValueError. `grid_shape` (X, Y) is needed by `absent="null_cell"` alone.
     """
 
-    def __init__(self, channels: Mapping[str, int], out_channels: int, *, absent: Absent = "null") -> None:
+    def __init__(
+        self,
+        channels: Mapping[str, int],
+        out_channels: int,
+        *,
+        absent: Absent = "null",
+        grid_shape: tuple[int, int] | None = None,
+    ) -> None:
         super().__init__()
         if absent == "mask":
             raise ValueError("concatenation cannot mask a modality: choose absent null or zeros")
-        self.tokens = ModalityTokens(channels, out_channels, absent)
+        self.tokens = ModalityTokens(channels, out_channels, absent, grid_shape)
         self.modalities = self.tokens.modalities
         self.mix = nn.Conv2d(len(channels) * out_channels, out_channels, 3, padding=1)
         self.norm = nn.LayerNorm(out_channels)
@@ -52,12 +59,22 @@ class ConcatFusion(nn.Module):
         return FusedBEV(features=fused, attention=coverage_share(coverage), coverage=coverage.amax(0))
 
 
-class MeanFusion(nn.Module):
-    """The mean of the modalities' tokens, normalised. With `absent="mask"` of the present ones only."""
+class MeanFusion(Fuser):
+    """The mean of the modalities' tokens, normalised. With `absent="mask"` of the present ones only.
 
-    def __init__(self, channels: Mapping[str, int], out_channels: int, *, absent: Absent = "mask") -> None:
+    `grid_shape` (X, Y) is needed by `absent="null_cell"` alone.
+    """
+
+    def __init__(
+        self,
+        channels: Mapping[str, int],
+        out_channels: int,
+        *,
+        absent: Absent = "mask",
+        grid_shape: tuple[int, int] | None = None,
+    ) -> None:
         super().__init__()
-        self.tokens = ModalityTokens(channels, out_channels, absent)
+        self.tokens = ModalityTokens(channels, out_channels, absent, grid_shape)
         self.modalities = self.tokens.modalities
         self.absent = absent
         self.norm = nn.LayerNorm(out_channels)
@@ -71,9 +88,45 @@ class MeanFusion(nn.Module):
     ) -> FusedBEV:
         """As `CrossAttentionFusion.forward`; `attention` is the share of coverage."""
         tokens, coverage = self.tokens(features, grid_shape, batch_size)
-        if self.absent == "mask":
-            weight = (coverage > 0).float()[..., None]
-            mean = torch.where(weight > 0, tokens, 0.0).sum(0) / weight.sum(0).clamp(min=1.0)
-        else:
-            mean = tokens.mean(0)
+        mean = present_mean(tokens, coverage) if self.absent == "mask" else tokens.mean(0)
         return FusedBEV(self.norm(mean).permute(0, 3, 1, 2), coverage_share(coverage), coverage.amax(0))
+
+
+class ChannelWeightFusion(Fuser):
+    """A learned weight per modality and channel, the same at all cells: UniBEV's channel-normalised weights.
+
+    The weights of a channel are a softmax over the modalities (Wang et al., IV 2024). With `absent="mask"`, as there, over
+    those alone that cover the cell, so that what is left weighs 1 again; otherwise what stands for an absent modality keeps
+    its weight. `grid_shape` (X, Y) is needed by `absent="null_cell"` alone.
+    """
+
+    def __init__(
+        self,
+        channels: Mapping[str, int],
+        out_channels: int,
+        *,
+        absent: Absent = "mask",
+        grid_shape: tuple[int, int] | None = None,
+    ) -> None:
+        super().__init__()
+        self.tokens = ModalityTokens(channels, out_channels, absent, grid_shape)
+        self.modalities = self.tokens.modalities
+        self.absent = absent
+        self.weight = nn.Parameter(torch.zeros(len(channels), out_channels))
+        self.norm = nn.LayerNorm(out_channels)
+
+    def forward(
+        self,
+        features: Mapping[str, BEVFeatures | None],
+        *,
+        grid_shape: tuple[int, int] | None = None,
+        batch_size: int = 1,
+    ) -> FusedBEV:
+        """As `CrossAttentionFusion.forward`; `attention` is a modality's weight, mean over channels."""
+        tokens, coverage = self.tokens(features, grid_shape, batch_size)
+        seen = (coverage > 0).float() if self.absent == "mask" else torch.ones_like(coverage)
+        share = (self.weight.float() - self.weight.detach().float().amax(0)).exp()  # [M, C], before it is normalised
+        present = seen[..., None] * share[:, None, None, None]  # [M, B, X, Y, C]
+        weight = present / present.sum(0).clamp(min=1e-30)
+        fused = self.norm((weight.to(tokens.dtype) * tokens).sum(0))
+        return FusedBEV(fused.permute(0, 3, 1, 2), weight.mean(-1).transpose(0, 1), coverage.amax(0))

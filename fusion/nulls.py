@@ -6,36 +6,44 @@ Letters: B samples, C channels, M modalities, X and Y cells.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
 from .features import BEVFeatures
 
-Absent = Literal["null", "zeros", "mask"]
+Absent = Literal["null", "null_cell", "zeros", "mask"]
 
 
 class ModalityTokens(nn.Module):
     """One token per modality and cell: coverage x features + (1 - coverage) x stand-in.
 
-    The stand-in is a learned null embedding per modality (`absent="null"`) or zero (`"zeros"`, `"mask"`). Missing is not
-    empty: a sensor that is there and sees nothing keeps its own features.
+    The stand-in is a learned null embedding per modality (`absent="null"`), the same plus a learned offset for each cell
+    (`"null_cell"`; the offsets start at zero, so that both start alike), or zero (`"zeros"`, `"mask"`). Missing is not empty:
+    a sensor that is there and sees nothing keeps its own features.
 
     Args:
         channels: channels of each modality's features by its name; each is projected to `out_channels`.
         out_channels: C.
         absent: what stands for an absent sensor.
+        grid_shape: (X, Y), needed by `null_cell` alone, whose parameters belong to one grid.
     """
 
     device_anchor: Tensor
 
-    def __init__(self, channels: Mapping[str, int], out_channels: int, absent: Absent) -> None:
+    def __init__(
+        self,
+        channels: Mapping[str, int],
+        out_channels: int,
+        absent: Absent,
+        grid_shape: tuple[int, int] | None = None,
+    ) -> None:
         super().__init__()
         if not channels:
             raise ValueError("a fuser needs at least one modality, got none")
-        if absent not in ("null", "zeros", "mask"):
-            raise ValueError(f"absent: expected null, zeros or mask, got {absent!r}")
+        if absent not in get_args(Absent):
+            raise ValueError(f"absent: expected {', '.join(get_args(Absent))}, got {absent!r}")
         self.modalities = tuple(channels)
         self.in_channels = dict(channels)
         self.out_channels = out_channels
@@ -43,8 +51,14 @@ class ModalityTokens(nn.Module):
         self.project = nn.ModuleList(
             nn.Identity() if count == out_channels else nn.Conv2d(count, out_channels, 1) for count in channels.values()
         )
-        if absent == "null":
+        if absent in ("null", "null_cell"):
             self.null = nn.Parameter(torch.randn(len(channels), out_channels) * 0.02)
+        self.grid_shape = None
+        if absent == "null_cell":
+            if grid_shape is None:
+                raise ValueError("absent null_cell has a parameter for each cell: give the fuser grid_shape=(X, Y)")
+            self.grid_shape = tuple(grid_shape)
+            self.null_offset = nn.Parameter(torch.zeros(len(channels), out_channels, *grid_shape))
         # Knows the device where no features are given and there is no parameter to ask.
         self.register_buffer("device_anchor", torch.empty(0), persistent=False)
 
@@ -55,13 +69,18 @@ class ModalityTokens(nn.Module):
 
         `grid_shape` and `batch_size` are used only where every modality is None.
         """
-        self._check(features)
+        check_features(features, self.in_channels)
         given = next((f for f in features.values() if f is not None), None)
         if given is not None:
             batch_size, grid_shape = given.features.shape[0], (given.features.shape[2], given.features.shape[3])
         elif grid_shape is None:
             raise ValueError("every modality is absent: give grid_shape=(X, Y) and batch_size")
         assert grid_shape is not None
+        if self.grid_shape is not None and tuple(grid_shape) != self.grid_shape:
+            raise ValueError(
+                f"this fuser has a null embedding for each cell of a grid of {list(self.grid_shape)}, got features on "
+                f"{list(grid_shape)}: build it for this grid, or with absent null, which fits every grid"
+            )
         device = self.device_anchor.device if given is None else given.features.device
         tokens, coverages = [], []
         for i, name in enumerate(self.modalities):
@@ -85,41 +104,52 @@ class ModalityTokens(nn.Module):
         return torch.stack([t.to(dtype) for t in tokens]), torch.stack(coverages)
 
     def _stand_in(self, index: int, device: torch.device | None) -> Tensor:
+        """[C], or [X, Y, C] where it differs from cell to cell."""
         if self.absent == "null":
             return self.null[index].float()
+        if self.absent == "null_cell":
+            return self.null[index].float() + self.null_offset[index].float().permute(1, 2, 0)
         return torch.zeros(self.out_channels, device=device)
 
-    def _check(self, features: Mapping[str, BEVFeatures | None]) -> None:
-        unknown = sorted(set(features) - set(self.modalities))
-        if unknown:
+
+def present_mean(tokens: Tensor, coverage: Tensor) -> Tensor:
+    """[M, B, X, Y, C], [M, B, X, Y] -> [B, X, Y, C], mean of the modalities that cover the cell; 0 where none does."""
+    present = (coverage > 0)[..., None].to(tokens.dtype)
+    return (tokens * present).sum(0) / present.sum(0).clamp(min=1)
+
+
+def check_features(features: Mapping[str, BEVFeatures | None], channels: Mapping[str, int]) -> None:
+    """ValueError where a modality is not among those of `channels`, or does not fit them or the other modalities."""
+    unknown = sorted(set(features) - set(channels))
+    if unknown:
+        raise ValueError(
+            f"unknown modality {unknown[0]!r}; this fuser was built for {', '.join(channels)}: "
+            "name one of these, or build the fuser with it"
+        )
+    first: tuple[str, Tensor] | None = None
+    for name in channels:
+        sensed = features.get(name)
+        if sensed is None:
+            continue
+        shape = tuple(sensed.features.shape)
+        if len(shape) != 4 or shape[1] != channels[name]:
             raise ValueError(
-                f"unknown modality {unknown[0]!r}; this fuser was built for {', '.join(self.modalities)}: "
-                "name one of these, or build the fuser with it"
+                f"{name}: expected features [B, {channels[name]}, X, Y], got {list(shape)}: build the fuser with "
+                "the channels that the encoder gives"
             )
-        first: tuple[str, Tensor] | None = None
-        for name in self.modalities:
-            sensed = features.get(name)
-            if sensed is None:
-                continue
-            shape = tuple(sensed.features.shape)
-            if len(shape) != 4 or shape[1] != self.in_channels[name]:
-                raise ValueError(
-                    f"{name}: expected features [B, {self.in_channels[name]}, X, Y], got {list(shape)}: build the fuser with "
-                    "the channels that the encoder gives"
-                )
-            if tuple(sensed.coverage.shape) != (shape[0], shape[2], shape[3]):
-                raise ValueError(
-                    f"{name}: expected coverage {[shape[0], shape[2], shape[3]]} (B, X, Y as in its features), "
-                    f"got {list(sensed.coverage.shape)}"
-                )
-            if first is None:
-                first = (name, sensed.features)
-            elif (shape[0], *shape[2:]) != (first[1].shape[0], *first[1].shape[2:]):
-                raise ValueError(
-                    f"{name}: features {list(shape)} and {first[0]}: features {list(first[1].shape)} differ in batch or "
-                    "grid; every modality must be projected into the same grid"
-                )
-            elif sensed.features.device != first[1].device:
-                raise ValueError(
-                    f"{name} is on {sensed.features.device}, {first[0]} on {first[1].device}: move them to one device"
-                )
+        if tuple(sensed.coverage.shape) != (shape[0], shape[2], shape[3]):
+            raise ValueError(
+                f"{name}: expected coverage {[shape[0], shape[2], shape[3]]} (B, X, Y as in its features), "
+                f"got {list(sensed.coverage.shape)}"
+            )
+        if first is None:
+            first = (name, sensed.features)
+        elif (shape[0], *shape[2:]) != (first[1].shape[0], *first[1].shape[2:]):
+            raise ValueError(
+                f"{name}: features {list(shape)} and {first[0]}: features {list(first[1].shape)} differ in batch or "
+                "grid; every modality must be projected into the same grid"
+            )
+        elif sensed.features.device != first[1].device:
+            raise ValueError(
+                f"{name} is on {sensed.features.device}, {first[0]} on {first[1].device}: move them to one device"
+            )

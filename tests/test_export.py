@@ -108,8 +108,8 @@ def another_batch() -> SensorBatch:
     return batch
 
 
-def part(name: str) -> Part:
-    model = tiny_model()
+def part(name: str, fuser: dict[str, Any] | None = None) -> Part:
+    model = tiny_model() if fuser is None else tiny_model(fuser=fuser)
     batches = random_sensors(), another_batch()
     if name in ("lidar", "radar", "camera"):
         module = {"lidar": Lidar, "radar": Radar, "camera": Camera}[name](model)
@@ -129,3 +129,23 @@ def test_it_exports_as_one_graph_and_serves_other_input(name: str) -> None:
         for inputs in it.inputs:
             for got, expected in zip(exported(*inputs), it.module(*inputs), strict=True):
                 torch.testing.assert_close(got, expected)
+
+
+@pytest.mark.parametrize(
+    "fuser",
+    [
+        {"heads": 2, "neighbourhood": 3, "absent": "null_cell"},
+        {"kind": "channel_weights", "absent": "mask"},
+        {"kind": "latent", "heads": 2},
+        {"kind": "joint", "heads": 2, "absent": "mask"},
+        {"kind": "gated", "heads": 2, "adds": ["radar"]},
+        {"kind": "late"},
+    ],
+    ids=str,
+)
+def test_every_way_to_fuse_exports(fuser: dict[str, Any]) -> None:
+    it = part("fuse camera+lidar+radar", fuser)
+    with torch.no_grad():
+        exported = torch.export.export(it.module, it.inputs[0], strict=True).module()
+        for got, expected in zip(exported(*it.inputs[1]), it.module(*it.inputs[1]), strict=True):
+            torch.testing.assert_close(got, expected)

@@ -19,12 +19,33 @@ import torch
 from pydantic import ValidationError
 
 from bev.boxes import Boxes
-from robustbev import CheckpointError, ModelConfig, Perception, PerceptionModel, load, save
+from robustbev import (
+    CheckpointError,
+    ModelConfig,
+    Perception,
+    PerceptionModel,
+    gated_state,
+    load,
+    load_weights,
+    save,
+)
 from sensors.batch import MODALITIES, SensorBatch
 from tests.tiny_model import random_sensors, tiny_config, tiny_model
 
 SUBSETS = [s for n in range(1, 4) for s in itertools.combinations(MODALITIES, n)]
 GARBAGE = [math.nan, math.inf, -math.inf, 1e30]
+FUSERS: list[dict[str, Any]] = [
+    {"fuser": fuser}
+    for fuser in (
+        {"kind": "channel_weights", "absent": "mask"},
+        {"heads": 2, "absent": "null_cell"},
+        {"kind": "latent", "heads": 2, "latents": 3},
+        {"kind": "joint", "heads": 2},
+        {"kind": "gated", "heads": 2, "adds": ["radar"]},
+        {"kind": "gated", "heads": 2, "adds": ["camera", "lidar"], "base": "concat", "neighbourhood": 3},
+        {"kind": "late"},
+    )
+]
 
 
 @pytest.fixture(scope="module")
@@ -80,6 +101,7 @@ def stale(batch: SensorBatch, modality: str, sample: int, garbage: float) -> Sen
         {"fuser": {"kind": "concat", "absent": "zeros"}},
         {"fuser": {"kind": "mean", "absent": "mask"}},
         {"fuser": {"heads": 4, "neighbourhood": 3, "absent": "mask"}},
+        *FUSERS,
         {"camera": None},
         {"lidar": None, "radar": None},
         {"lidar": {"pillar_channels": 8, "sparse_blocks": 1}},
@@ -133,6 +155,85 @@ def test_a_single_absent_camera_changes_no_bit_either(model: PerceptionModel, ga
     for tensor in (cameras.images, cameras.intrinsics, cameras.reference_T_camera):
         tensor[0, 3] = garbage if tensor.is_floating_point() else 127
     assert_same(model(batch), expected)
+
+
+@pytest.mark.parametrize("changes", FUSERS, ids=str)
+@pytest.mark.parametrize("modality", MODALITIES)
+def test_every_fuser_knows_absence_and_hears_nothing_stale(changes: dict[str, Any], modality: str) -> None:
+    model, batch = tiny_model(**changes), random_sensors()
+    others = tuple(name for name in MODALITIES if name != modality)
+    assert_same(model(without(batch, modality)), model(batch.only(others)))
+    partly = without(batch, modality, sample=1)
+    assert_same(model(stale(partly, modality, 1, math.nan)), model(partly))
+    nothing = model(SensorBatch(None, None, None, 2))
+    assert nothing.perceived.tolist() == [False, False]
+    assert not nothing.boxes.score.any()
+
+
+@pytest.mark.parametrize("changes", FUSERS, ids=str)
+def test_every_fuser_learns_in_bfloat16_and_comes_back_from_a_checkpoint(
+    changes: dict[str, Any], tmp_path: Path
+) -> None:
+    model, batch = tiny_model(**changes).train(), random_sensors()
+    kept = torch.tensor([[True, False, True], [False, True, True]])
+    with torch.enable_grad():
+        with torch.autocast("cpu", torch.bfloat16):
+            outputs = model.training_outputs(batch, [kept])
+        torch.stack([logits.heatmap.float().square().mean() for logits in outputs.detection]).sum().backward()
+    gradients = [p.grad for p in model.fuser.parameters() if p.grad is not None]
+    assert gradients
+    assert all(g.isfinite().all() for g in gradients)
+    assert any(g.any() for g in gradients)
+    model.eval()
+    assert_same(load(save(model, tmp_path))(batch), model(batch))
+
+
+def test_late_fusion_merges_what_each_sensor_says_alone() -> None:
+    model, batch = tiny_model(fuser={"kind": "late"}), random_sensors()
+    alone = {name: model(batch.only((name,))) for name in MODALITIES}
+    best = {name: perception.boxes.score[:, 0] for name, perception in alone.items()}
+    together = model(batch)
+    assert (together.boxes.score[:, 0] <= torch.stack(list(best.values())).amax(0) + 1e-6).all(), "a mean, no boost"
+    outputs = model.training_outputs(batch, [torch.tensor([[True, False, False]] * 2)])
+    assert len(outputs.detection) == len(MODALITIES), "a detector each, whatever modality dropout would hide"
+
+
+def test_a_detector_learns_nothing_from_a_sample_without_its_sensor() -> None:
+    model = tiny_model(fuser={"kind": "late"})
+    batch = without(random_sensors(), "radar", sample=1)
+    with torch.enable_grad():
+        radar = model.training_outputs(batch).detection[MODALITIES.index("radar")]
+        radar.heatmap[1].square().sum().backward(retain_graph=True)
+        assert not any(p.grad is not None and p.grad.any() for p in model.head.parameters())
+        radar.heatmap[0].square().sum().backward()
+    assert any(p.grad is not None and p.grad.any() for p in model.head.parameters())
+
+
+def test_a_sensor_added_to_a_trained_model_changes_nothing_until_it_has_learned() -> None:
+    """The whole model: camera and LiDAR first, then the radar behind closed gates, with the weights of the first."""
+    base = tiny_model(radar=None)
+    model = tiny_model(1, fuser={"kind": "gated", "heads": 2, "adds": ["radar"]})
+    state = gated_state(base.state_dict())
+    load_weights(model, state, source="base", may_lack=("radar", "auxiliary.radar", "fuser.added"))
+    batch = random_sensors()
+    expected = base(batch)
+    for subset in (MODALITIES, ("camera", "lidar")):
+        got = model(batch.only(subset))
+        assert torch.equal(got.fused.features, expected.fused.features)
+        for field in fields(Boxes):
+            assert torch.equal(getattr(got.boxes, field.name), getattr(expected.boxes, field.name)), field.name
+    torch.nn.init.constant_(model.fuser.added.attention_gate, 1.0)  # type: ignore[arg-type,union-attr]
+    assert not torch.equal(model(batch).fused.features, expected.fused.features)
+    assert torch.equal(model(batch.only(("camera", "lidar"))).boxes.score, expected.boxes.score)
+
+
+def test_gated_weights_are_renamed_once() -> None:
+    base = tiny_model(radar=None).state_dict()
+    state = gated_state(base)
+    assert len(state) == len(base)
+    assert "fuser.base.tokens.null" in state
+    assert not any(name.startswith("fuser.") and not name.startswith("fuser.base.") for name in state)
+    assert gated_state(state) == state
 
 
 def test_a_lost_sensor_of_one_sample_is_no_loss_of_the_other(model: PerceptionModel) -> None:
@@ -206,11 +307,11 @@ def test_dropped_in_training_is_as_absent() -> None:
     model = tiny_model()
     batch = random_sensors()
     kept = torch.tensor([[True, False, True], [False, True, False]])
-    trained = model.training_outputs(batch, kept).detection.heatmap
+    trained = model.training_outputs(batch, [kept]).detection[0].heatmap
     for sample, subset in enumerate((("camera", "radar"), ("lidar",))):
-        absent = model.training_outputs(batch.only(subset)).detection.heatmap
+        absent = model.training_outputs(batch.only(subset)).detection[0].heatmap
         assert torch.equal(trained[sample], absent[sample])
-    assert set(model.training_outputs(batch, kept).auxiliary) == set(MODALITIES)
+    assert set(model.training_outputs(batch, [kept]).auxiliary) == set(MODALITIES)
 
 
 def test_the_spconv_backend_computes_what_the_dense_one_does(tmp_path: Path) -> None:
@@ -246,6 +347,11 @@ def test_the_spconv_backend_computes_what_the_dense_one_does(tmp_path: Path) -> 
         ({"channel": 16}, "channel"),
         ({"fuser": {"kind": "sum"}}, "cross_attention"),
         ({"fuser": {"kind": "concat", "absent": "mask"}}, "concat"),
+        ({"fuser": {"kind": "gated"}}, r"name them in adds, as in adds: \[radar\]"),
+        ({"fuser": {"adds": ["radar"]}}, "adds is of kind gated alone, and kind is cross_attention"),
+        ({"fuser": {"kind": "gated", "adds": ["sonar"]}}, r"modalities \(camera, lidar, radar\), not all.*got sonar"),
+        ({"fuser": {"kind": "gated", "adds": MODALITIES}}, "not all of them"),
+        ({"fuser": {"kind": "gated", "adds": ["radar"], "base": "concat", "absent": "mask"}}, "concat cannot mask"),
     ],
 )
 def test_an_impossible_configuration_is_refused(changes: dict[str, Any], message: str) -> None:

@@ -173,7 +173,7 @@ def test_a_masked_modality_is_given_no_attention() -> None:
         ({"out_channels": 10, "heads": 2}, "multiple of heads"),
         ({"out_channels": 8, "heads": 3}, "multiple of heads"),
         ({"out_channels": 8, "heads": 2, "neighbourhood": 2}, "expected 1 or 3, got 2"),
-        ({"out_channels": 8, "heads": 2, "absent": "nothing"}, "expected null, zeros or mask, got 'nothing'"),
+        ({"out_channels": 8, "heads": 2, "absent": "nothing"}, "expected null, null_cell, zeros, mask, got 'nothing'"),
     ],
 )
 def test_impossible_arguments_are_refused(arguments: dict[str, int], message: str) -> None:

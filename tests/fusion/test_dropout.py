@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from fusion import drop_members, drop_modalities
+from fusion import draw_subsets, drop_members, drop_modalities
 
 
 def seeded(seed: int = 0) -> torch.Generator:
@@ -63,6 +63,29 @@ def test_the_number_of_random_draws_does_not_depend_on_what_is_available() -> No
     first, second = seeded(), seeded()
     drop_modalities(4, [0.5] * 3, first)
     drop_modalities(4, [0.0, 1.0, 1.0], second, available=torch.zeros(4, 3, dtype=torch.bool))
+    assert torch.equal(torch.rand(3, generator=first), torch.rand(3, generator=second))
+
+
+def test_structured_dropout_draws_every_part_alike_but_never_the_whole() -> None:
+    drawn = draw_subsets(torch.ones(6000, 3, dtype=torch.bool), seeded())
+    codes = (drawn.long() * torch.tensor([1, 2, 4])).sum(1)
+    counts = torch.bincount(codes, minlength=8)
+    assert counts[0] == 0
+    assert counts[7] == 0
+    assert (counts[1:7] - 1000).abs().max() < 120  # four standard deviations
+
+
+def test_structured_dropout_takes_only_what_is_there_and_leaves_a_single_sensor_alone() -> None:
+    available = torch.rand(3000, 4, generator=seeded(1)) < 0.5
+    drawn = draw_subsets(available, seeded())
+    assert not (drawn & ~available).any()
+    assert torch.equal(drawn.any(1), available.any(1))
+    several = available.sum(1) > 1
+    assert (drawn.sum(1) < available.sum(1))[several].all()
+    assert torch.equal(drawn[~several], available[~several])
+    first, second = seeded(), seeded()
+    draw_subsets(available, first)
+    draw_subsets(torch.zeros(3000, 4, dtype=torch.bool), second)
     assert torch.equal(torch.rand(3, generator=first), torch.rand(3, generator=second))
 
 

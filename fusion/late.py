@@ -1,0 +1,68 @@
+"""No fusion of features: each sensor keeps a grid of its own, from which its own boxes are decoded.
+
+Letters: B samples, C channels, M modalities, X and Y cells.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import nn
+
+from .features import BEVFeatures, FusedBEV, Fuser
+from .fusers import coverage_share
+from .nulls import Absent, ModalityTokens, present_mean
+
+
+class LateFusion(Fuser):
+    """A detector per sensor, of which only the adapter is its own; the boxes are merged by whoever decodes them.
+
+    The adapter is a norm and a layer per modality, plus its embedding, before the backbone and the head that all share. Late
+    fusion of boxes is the oldest way to survive the loss of a sensor, which then takes its boxes with it and nothing else;
+    for the merging see `bev.merge`. `forward` gives the mean of the present sensors' adapted grids, which no detector uses.
+    """
+
+    def __init__(
+        self,
+        channels: Mapping[str, int],
+        out_channels: int,
+        *,
+        absent: Absent = "null",
+        grid_shape: tuple[int, int] | None = None,
+    ) -> None:
+        super().__init__()
+        self.tokens = ModalityTokens(channels, out_channels, absent, grid_shape)
+        self.modalities = self.tokens.modalities
+        self.modality = nn.Parameter(torch.randn(len(channels), out_channels) * 0.02)
+        self.adapters = nn.ModuleList(
+            nn.Sequential(nn.LayerNorm(out_channels), nn.Linear(out_channels, out_channels)) for _ in channels
+        )
+
+    def separate(
+        self,
+        features: Mapping[str, BEVFeatures | None],
+        *,
+        grid_shape: tuple[int, int] | None = None,
+        batch_size: int = 1,
+    ) -> tuple[BEVFeatures, ...]:
+        """Each modality's adapted grid [B, C, X, Y], absent ones too (their coverage is 0)."""
+        tokens, coverage = self.tokens(features, grid_shape, batch_size)
+        adapted = (
+            t + adapter(t) + embedding.to(t.dtype)
+            for t, adapter, embedding in zip(tokens, self.adapters, self.modality, strict=True)
+        )
+        return tuple(BEVFeatures(a.permute(0, 3, 1, 2), c) for a, c in zip(adapted, coverage, strict=True))
+
+    def forward(
+        self,
+        features: Mapping[str, BEVFeatures | None],
+        *,
+        grid_shape: tuple[int, int] | None = None,
+        batch_size: int = 1,
+    ) -> FusedBEV:
+        """As `CrossAttentionFusion.forward`; `attention` is the share of coverage."""
+        grids = self.separate(features, grid_shape=grid_shape, batch_size=batch_size)
+        coverage = torch.stack([g.coverage for g in grids])
+        mean = present_mean(torch.stack([g.features.permute(0, 2, 3, 1) for g in grids]), coverage)
+        return FusedBEV(mean.permute(0, 3, 1, 2), coverage_share(coverage), coverage.amax(0))
