@@ -13,9 +13,9 @@ from torch import Tensor
 
 from bev.lift import LiftTable, build_lift_table
 from sensors.batch import CameraBatch, LidarBatch, RadarBatch, SensorBatch
+from sensors.frames import SECTORS
 from sensors.prepare import Float32, Preparation, PreparedFrame
 
-SECTORS = 36  # azimuth sectors of a LiDAR, all of them working
 _LIDAR_ROUND_UP, _RADAR_ROUND_UP = 1024, 64
 
 
@@ -76,7 +76,11 @@ def _collate_lidar(frames: Sequence[PreparedFrame]) -> LidarBatch | None:
         return None
     points, count = _pad(clouds, 5, _LIDAR_ROUND_UP)
     present = torch.tensor([cloud is not None for cloud in clouds])
-    return LidarBatch(points=points, count=count, present=present, sectors=torch.ones(len(frames), SECTORS))
+    sectors = torch.ones(len(frames), SECTORS)
+    for b, frame in enumerate(frames):
+        if frame.lidar_sectors is not None:
+            sectors[b] = torch.from_numpy(frame.lidar_sectors)
+    return LidarBatch(points=points, count=count, present=present, sectors=sectors)
 
 
 def _collate_radar(frames: Sequence[PreparedFrame], preparation: Preparation) -> RadarBatch | None:

@@ -7,6 +7,7 @@ ego motion between the sensor's own time and the keyframe.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 FloatArray = NDArray[np.floating[Any]]
+
+SECTORS = 36  # S, azimuth sectors of a LiDAR; sector s starts at -pi + s * 2 pi / S in the reference frame
 
 
 @dataclass(frozen=True)
@@ -64,3 +67,14 @@ class SensorFrame:
     lidar: tuple[LidarSweep, ...] | None
     radar: tuple[RadarSweep, ...] | None
     global_T_reference: FloatArray  # [4, 4]
+    lidar_sectors: NDArray[np.bool_] | None = None  # [S] azimuth sectors that the LiDAR delivers; None: all of them
+
+
+# history(n): n keyframes earlier in the same scene, None before its start.
+History = Callable[[int], SensorFrame | None]
+
+
+def azimuth_sector(x_m: FloatArray, y_m: FloatArray) -> NDArray[np.int64]:
+    """The LiDAR sector (0..S - 1) of points [P] of the reference frame, as seen from its origin; 0 for NaN."""
+    turn = np.arctan2(y_m, x_m) / (2 * np.pi) + 0.5
+    return np.clip(np.nan_to_num(turn * SECTORS, nan=0.0).astype(np.int64), 0, SECTORS - 1)

@@ -97,6 +97,13 @@ class NuScenesReader:
     def scene_name(self, i: int) -> str:
         return self.index.meta.scenes[int(self.index.arrays.sample_scene[self.samples[i]])]
 
+    def previous(self, i: int) -> int | None:
+        """The position in this split of the sample before `i` in its scene; None where `i` is the first there."""
+        arrays, sample = self.index.arrays, self.samples[i]
+        earlier = np.flatnonzero(arrays.sample_scene[self.samples] == arrays.sample_scene[sample])
+        earlier = earlier[arrays.sample_time_us[self.samples[earlier]] < arrays.sample_time_us[sample]]
+        return int(earlier[arrays.sample_time_us[self.samples[earlier]].argmax()]) if len(earlier) else None
+
     def time_us(self, i: int) -> int:
         return int(self.index.arrays.sample_time_us[self.samples[i]])
 

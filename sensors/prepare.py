@@ -16,7 +16,7 @@ from bev.grid import BEVGrid
 from bev.lift import DepthBins
 from sensors.calibration import FloatArray, apply, check_intrinsics, check_rigid, inverse_rigid
 from sensors.depth import depth_targets
-from sensors.frames import CameraImage, LidarSweep, RadarSweep, SensorFrame
+from sensors.frames import SECTORS, CameraImage, LidarSweep, RadarSweep, SensorFrame, azimuth_sector
 from sensors.images import ImageChange, fit_image
 
 Float32 = NDArray[np.float32]
@@ -31,6 +31,7 @@ class DroppedPoints:
     lidar_outside: int = 0  # outside the grid or its height range
     radar_not_finite: int = 0
     radar_outside: int = 0
+    lidar_dead_sector: int = 0  # in a sector that `SensorFrame.lidar_sectors` says delivers nothing
 
     def __add__(self, other: DroppedPoints) -> DroppedPoints:
         return DroppedPoints(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(self)))
@@ -64,6 +65,7 @@ class PreparedFrame:
     reference_T_camera: Float32 | None  # [N, 4, 4]
     camera_present: NDArray[np.bool_] | None  # [N]
     lidar: Float32 | None  # [P, 5]
+    lidar_sectors: Float32 | None  # [S] 0..1, how much of each azimuth sector of the (changed) reference frame delivers
     radar: Float32 | None  # [P, 7]
     radar_present: NDArray[np.bool_] | None  # [R]
     reference_T_radar: Float32 | None  # [R, 4, 4]
@@ -77,25 +79,30 @@ def prepare(
     *,
     image_changes: Sequence[ImageChange] | None = None,
     bev_change: FloatArray | None = None,
+    depth_from: SensorFrame | None = None,
 ) -> PreparedFrame:
     """One frame as the network wants it.
 
     `image_changes`, one a camera, alter the cut of the pictures. `bev_change` [4, 4], any affine map of the reference frame
     (mirror, turn, scale), is applied to points, velocities and sensor poses alike; truth boxes are the caller's
-    (`training.augmentation`). Depth targets stay in the camera's own metres.
+    (`training.augmentation`). Depth targets stay in the camera's own metres; they come from the LiDAR and the camera poses of
+    `depth_from`, where that is given: a frame whose sensors were made to fail would teach wrong depths.
 
     Raises:
         CalibrationError: an intrinsic matrix is singular, or a sensor's pose no rigid transform.
+        ValueError: `cameras` or `lidar_sectors` has another length than the configuration's, or S.
     """
     _check(frame)
     change = np.eye(4) if bev_change is None else bev_change
     cameras = _cameras(frame, preparation, image_changes, change)
-    clouds = [_usable(sweep, preparation.lidar_min_range_m) for sweep in frame.lidar or ()]
+    clouds = _clouds(frame, preparation)
     lidar, dropped = _lidar(clouds, frame.time_us, preparation, change)
     radar, radar_present, reference_T_radar, dropped_radar = _radar(frame, preparation, change)
     depth_m = None
-    if preparation.depth_targets and cameras is not None and frame.lidar is not None:
-        depth_m = _depth(frame, clouds, cameras[1], preparation)
+    taught = frame if depth_from is None else depth_from
+    if preparation.depth_targets and cameras is not None and taught.lidar is not None:
+        shown = clouds if taught.lidar is frame.lidar else _clouds(taught, preparation)
+        depth_m = _depth(taught, shown, cameras[1], preparation)
     images, intrinsics, poses, present = cameras or (None, None, None, None)
     return PreparedFrame(
         images=images,
@@ -103,6 +110,7 @@ def prepare(
         reference_T_camera=poses,
         camera_present=present,
         lidar=lidar if preparation.lidar and frame.lidar is not None else None,
+        lidar_sectors=_changed_sectors(frame.lidar_sectors, change),
         radar=radar,
         radar_present=radar_present,
         reference_T_radar=reference_T_radar,
@@ -113,6 +121,11 @@ def prepare(
 
 def _check(frame: SensorFrame) -> None:
     """Calibration is checked here again, because frames also come from logs and robots."""
+    if frame.lidar_sectors is not None and frame.lidar_sectors.shape != (SECTORS,):
+        raise ValueError(
+            f"sample {frame.token}, lidar_sectors: expected [{SECTORS}] bool, got shape {list(frame.lidar_sectors.shape)}; "
+            "None says that all of them work"
+        )
     cameras = [camera for camera in frame.cameras or () if camera is not None]
     for camera in cameras:
         check_intrinsics(camera.intrinsics, f"sample {frame.token}, {camera.channel}")
@@ -155,8 +168,12 @@ class _Cloud:
     dropped: DroppedPoints
 
 
-def _usable(sweep: LidarSweep, min_range_m: float) -> _Cloud:
-    """Leaves out what is not finite and what is the vehicle itself."""
+def _clouds(frame: SensorFrame, preparation: Preparation) -> list[_Cloud]:
+    return [_usable(sweep, preparation.lidar_min_range_m, frame.lidar_sectors) for sweep in frame.lidar or ()]
+
+
+def _usable(sweep: LidarSweep, min_range_m: float, sectors: NDArray[np.bool_] | None) -> _Cloud:
+    """Leaves out what is not finite, what is the vehicle itself and what lies in a dead sector."""
     xyz, intensity = np.ascontiguousarray(sweep.points[:, :3].T), sweep.points[:, 3]
     with np.errstate(invalid="ignore"):
         finite = np.isfinite(xyz[0] + xyz[1] + xyz[2] + intensity)  # a sum finds NaN and infinity in any of them
@@ -164,9 +181,24 @@ def _usable(sweep: LidarSweep, min_range_m: float) -> _Cloud:
     keep = np.flatnonzero(finite & far)
     bad = len(finite) - int(finite.sum())
     dropped = DroppedPoints(lidar_not_finite=bad, lidar_near=len(finite) - bad - len(keep))
+    if sectors is not None and not sectors.all():
+        x_m, y_m, _ = apply(sweep.reference_T_lidar, np.ascontiguousarray(xyz[:, keep].T)).T
+        works = sectors[azimuth_sector(x_m, y_m)]
+        dropped = dropped + DroppedPoints(lidar_dead_sector=len(keep) - int(works.sum()))
+        keep = keep[works]
     if len(keep) == len(finite):
         return _Cloud(sweep, xyz, intensity, dropped)
     return _Cloud(sweep, xyz[:, keep], intensity[keep], dropped)
+
+
+def _changed_sectors(sectors: NDArray[np.bool_] | None, bev_change: FloatArray) -> Float32 | None:
+    """[S] of the changed reference frame: the share of each sector that lies on working ones of the old."""
+    if sectors is None:
+        return None
+    parts = 8  # directions looked at in each sector; their middles, so that no change gives back what came in
+    azimuth = (np.arange(SECTORS * parts) + 0.5) * (2 * np.pi / (SECTORS * parts)) - np.pi
+    x, y = np.linalg.inv(bev_change[:2, :2]) @ np.stack([np.cos(azimuth), np.sin(azimuth)])
+    return sectors[azimuth_sector(x, y)].reshape(SECTORS, parts).mean(axis=1, dtype=np.float32)
 
 
 def _lidar(

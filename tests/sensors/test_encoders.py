@@ -184,6 +184,19 @@ def test_a_lidar_without_its_rear_half_covers_the_front(lidar: LidarEncoder) -> 
     assert coverage[:8].eq(0).all()
 
 
+def test_what_a_dead_sector_still_says_is_not_heard(lidar: LidarEncoder) -> None:
+    """A driver may go on sending old points; the map of working sectors decides."""
+    batch = random_lidar()
+    sectors = batch.sectors.clone()
+    sectors[:, : SECTORS // 2] = 0  # from -pi to 0: the right side, y < 0
+    right = batch.points[..., 1] < 0
+    garbage = batch.points.clone()
+    garbage[right] += torch.tensor([0.3, -0.3, 0.2, 0.5, 0.0])
+    dead = replace(batch, sectors=sectors)
+    assert_same(lidar(replace(dead, points=garbage)), lidar(dead))
+    assert not torch.equal(lidar(replace(batch, points=garbage)).features, lidar(batch).features)
+
+
 def test_sectors_stand_where_they_are_said_to() -> None:
     grid = tiny_model().grid
     sector = azimuth_sectors(grid, 4)

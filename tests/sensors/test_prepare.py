@@ -223,3 +223,62 @@ def test_impossible_calibration_is_named() -> None:
 def test_a_wrong_number_of_cameras_is_said() -> None:
     with pytest.raises(ValueError, match=r"expected 2 cameras, got 1"):
         prepare(frame(cameras=(camera(),)), PREPARATION)
+
+
+def only_sector(angle_deg: float) -> NDArray[np.bool_]:
+    """[36] the sector that a direction of the reference frame lies in."""
+    return np.arange(36) == int((angle_deg + 180) // 10)
+
+
+def test_points_of_dead_sectors_are_dropped_counted_and_said() -> None:
+    points = np.array([[8.0, 0.5, 0.0, 1.0, 0.0], [0.0, 8.0, 0.0, 1.0, 0.0]])  # ahead and to the left
+    sweep = LidarSweep("LIDAR_TOP", points.astype(np.float32), np.eye(4), 1_000_000)
+    whole = frame(lidar=(sweep,))
+    left_dead = replace(whole, lidar_sectors=~(only_sector(90) | only_sector(-90)))
+    prepared = prepare(left_dead, PREPARATION)
+    assert prepared.lidar is not None
+    assert prepared.lidar[:, :2].tolist() == [[8.0, 0.5]]
+    assert prepared.dropped.lidar_dead_sector == 1
+    sectors = collate([prepared, prepare(whole, PREPARATION)], PREPARATION).lidar.sectors  # type: ignore[union-attr]
+    assert sectors.tolist() == [(~(only_sector(90) | only_sector(-90))).astype(float).tolist(), [1.0] * 36]
+
+
+def test_dead_sectors_turn_and_mirror_with_the_reference() -> None:
+    sweep = LidarSweep("LIDAR_TOP", np.zeros((0, 5), np.float32), np.eye(4), 1_000_000)
+    dead = frame(lidar=(sweep,), lidar_sectors=~only_sector(45))
+    mirror = np.diag([1.0, -1.0, 1.0, 1.0])
+    quarter = np.array([[0.0, -1.0, 0, 0], [1.0, 0.0, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]]) * [[1.1], [1.1], [1.1], [1]]
+    for change, angle_deg in ((np.eye(4), 45), (mirror, -45), (quarter, 135)):
+        prepared = prepare(dead, PREPARATION, bev_change=change)
+        assert prepared.lidar_sectors is not None
+        np.testing.assert_array_equal(prepared.lidar_sectors, (~only_sector(angle_deg)).astype(np.float32))
+    cos, sin = np.cos(np.deg2rad(5)), np.sin(np.deg2rad(5))
+    turn = np.eye(4)
+    turn[:2, :2] = [[cos, -sin], [sin, cos]]
+    half = prepare(dead, PREPARATION, bev_change=turn).lidar_sectors
+    assert half is not None
+    np.testing.assert_allclose(half[[22, 23]], 0.5)  # two sectors share the dead one
+    assert half.sum() == 35
+
+
+def test_sectors_of_another_number_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"sample t, lidar_sectors: expected \[36\] bool, got shape \[12\]"):
+        prepare(frame(lidar_sectors=np.ones(12, bool)), PREPARATION)
+
+
+def test_depth_may_be_taken_from_another_frame() -> None:
+    points = np.random.default_rng(0).uniform([3, -15, -1.5, 0, 0], [15, 15, 4, 0, 0], (5000, 5))
+    clean = frame(lidar=(lidar(points),))
+    failed = frame(lidar=(lidar(np.array([[5.0, 1.0, 0.0, 1.0, 0.0]])),))
+    taught, expected = (prepare(failed, PREPARATION, depth_from=clean), prepare(clean, PREPARATION))
+    assert taught.depth_m is not None
+    assert expected.depth_m is not None
+    np.testing.assert_array_equal(taught.depth_m, expected.depth_m)
+    assert taught.lidar is not None
+    assert len(taught.lidar) == 1
+    without = prepare(failed, PREPARATION, depth_from=replace(clean, cameras=(None, None))).depth_m
+    assert without is not None
+    assert not without.any()
+    blind = prepare(replace(failed, lidar=None), PREPARATION, depth_from=clean)
+    assert blind.lidar is None
+    np.testing.assert_array_equal(blind.depth_m, expected.depth_m)  # type: ignore[arg-type]
