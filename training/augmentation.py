@@ -16,6 +16,7 @@ from pydantic import Field, model_validator
 from bev.boxes import Boxes
 from robustbev import StrictModel
 from sensors.images import ImageChange
+from training.failures import FailureConfig
 
 Probability = Annotated[float, Field(ge=0, le=1)]
 _GREY = np.array([0.299, 0.587, 0.114])  # luma of ITU-R BT.601, which JPEG uses
@@ -67,6 +68,7 @@ class AugmentationConfig(StrictModel):
 
     bev: BEVAugmentation | None = BEVAugmentation()
     image: ImageAugmentation | None = ImageAugmentation()
+    failures: FailureConfig | None = None  # parts of sensors that fail in training; null: none
 
 
 def draw_bev_change(config: BEVAugmentation, random: np.random.Generator) -> NDArray[np.float64]:

@@ -12,10 +12,13 @@ import typer
 from training.cli import DEBUG_VARIABLE, INTERRUPTED, tells_errors
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from training.config import RunConfig
     from training.report import Results
 
 _TABLE_WIDTH = 120
+_WIDE_TABLE_WIDTH = 136  # subsets beside specialists and a baseline
 
 app = typer.Typer(
     help="Camera, LiDAR and radar fusion in bird's-eye view that keeps seeing when sensors fail.",
@@ -147,6 +150,158 @@ def evaluate(
 
 @app.command()
 @tells_errors
+def robustness(
+    checkpoint: Annotated[Path, typer.Option("--checkpoint", help="A run's folder, or a checkpoint in it.")],
+    settings: Settings = None,
+    config: Annotated[
+        Path | None, typer.Option("--config", help="What to measure; default: the subsets and MultiCorrupt's ten.")
+    ] = None,
+    baseline: Annotated[Path | None, typer.Option("--baseline", help="The run to compare with: mRRA and mCE.")] = None,
+    out: Annotated[Path | None, typer.Option("--out", help="Default: `robustness` in the run's folder.")] = None,
+) -> None:
+    """Measure what is left when sensors fail: corruption x severity, every subset, specialists and a baseline."""
+    from training.extras import require
+
+    require("robustbev robustness", "data", "nuscenes", "simplejpeg")
+    require("robustbev robustness", "train", "rich", "matplotlib")
+    from rich.console import Console
+
+    from training.config_file import load_config
+    from training.progress import Bars
+    from training.robustness import run_robustness
+    from training.robustness_config import RobustnessConfig
+    from training.robustness_tables import tables
+
+    given = {"baseline": baseline, "out": out}
+    words = [*(settings or []), *(f"{key}={path}" for key, path in given.items() if path is not None)]
+    loaded = load_config(RobustnessConfig, config, words)
+    try:
+        with Bars() as bars:
+            found = run_robustness(checkpoint, loaded, bars)
+    except KeyboardInterrupt:
+        print("interrupted; what is measured is kept, the same command goes on from there", file=sys.stderr)
+        raise typer.Exit(INTERRUPTED) from None
+    console = Console()
+    if console.width < _WIDE_TABLE_WIDTH:
+        console = Console(width=_WIDE_TABLE_WIDTH)
+    for table in tables(found):
+        console.print(table.terminal())
+    print(f"report: {found.out / 'report.html'}")
+
+
+@app.command()
+@tells_errors
+def gap(
+    checkpoint: Annotated[Path, typer.Option("--checkpoint", help="A checkpoint, or a run's folder.")],
+    settings: Settings = None,
+    config: Annotated[Path | None, typer.Option("--config", help="What to measure on; default: the run's own.")] = None,
+    out: Annotated[Path | None, typer.Option("--out", help="Default: `gap` in the run's folder.")] = None,
+) -> None:
+    """Measure how far apart the modalities' embeddings lie, and whether they find each other's objects."""
+    from training.extras import require
+
+    require("robustbev gap", "data", "nuscenes", "simplejpeg")
+    require("robustbev gap", "train", "rich", "matplotlib")
+    from training.gap import measure_gap
+    from training.gap_report import markdown
+    from training.progress import Bars
+
+    run_config = _config_of(checkpoint, config, settings or [])
+    with Bars() as bars:
+        report, folder = measure_gap(checkpoint, run_config, out_dir=out, progress=bars)
+    print(markdown(report))
+    print(folder / "gap.png")
+
+
+@app.command()
+@tells_errors
+def compare(
+    configs: Annotated[
+        list[str],
+        typer.Argument(metavar="CONFIG|key=value", help="YAML files, and settings over each of them."),
+    ],
+    seeds: Annotated[int | None, typer.Option("--seeds", help="So many seeds, from 0; default: 1.")] = None,
+    seed_list: Annotated[str | None, typer.Option("--seed-list", help="These seeds instead, as 0,5,7.")] = None,
+    case: Annotated[
+        list[str] | None,
+        typer.Option("--case", help="A corruption to measure beyond the sensor subsets, as fog-3; again for more."),
+    ] = None,
+    name: Annotated[str | None, typer.Option("--name", help="Default: compare-<folder of the files>.")] = None,
+    out: Annotated[Path | None, typer.Option("--out", help="For the tables; default: beside the runs.")] = None,
+    jobs: Annotated[
+        int | None, typer.Option("--jobs", min=0, help="At a time; 0: without Ray. Default: one a GPU or CPU core.")
+    ] = None,
+    address: Annotated[str | None, typer.Option("--address", help="Of a Ray cluster; default: this machine.")] = None,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Remove what the runs wrote before and start over.")] = False,
+) -> None:
+    """Train and evaluate configurations with several seeds each, and put means and deviations side by side."""
+    from training.compare_plan import read_entries, seeds_of, split_words
+
+    files, settings = split_words(configs)
+    entries, chosen = tuple(read_entries(files, settings)), seeds_of(seeds, seed_list)
+    from training.extras import require
+
+    require("robustbev compare", "data", "nuscenes", "simplejpeg")
+    require("robustbev compare", "train", "rich", "matplotlib")
+    from training.compare import Request, print_tables
+    from training.compare import compare as run
+
+    ended = run(Request(entries, chosen, tuple(case or ()), name, out, jobs, address, fresh))
+    print_tables(ended)
+    if ended.interrupted:
+        print("stopped; the same command goes on from there", file=sys.stderr)
+        raise typer.Exit(INTERRUPTED)
+    if ended.failed:
+        raise typer.Exit(1)
+
+
+@app.command()
+@tells_errors
+def health(
+    config: ConfigFile,
+    settings: Settings = None,
+    fit: Annotated[bool, typer.Option("--fit", help="Fit a monitor on the training drives, then judge it.")] = False,
+    monitor: Annotated[
+        Path | None, typer.Option("--monitor", help="A fitted monitor to judge; default: health.json in runs_dir.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="With --fit the monitor's file, without the folder for the report.")
+    ] = None,
+    severity: Annotated[
+        list[int] | None, typer.Option("--severity", min=1, max=5, help="Of the failures; again for more; default: 3.")
+    ] = None,
+    limit: Annotated[int, typer.Option(min=0, help="Samples with failures to judge on; 0: all.")] = 64,
+    scenes: Annotated[int, typer.Option(min=1, help="Training drives with failures to fit on.")] = 28,
+) -> None:
+    """Tell sick sensors from healthy ones: fit the monitor, and report AUROC a failure on drives it has not seen."""
+    from training.extras import require
+
+    require("robustbev health", "data", "nuscenes", "simplejpeg", "cv2", "scipy")
+    require("robustbev health", "train", "rich", "matplotlib")
+    from training.config import load_run_config
+    from training.health_run import run_health
+    from training.progress import Bars
+
+    run = load_run_config(config, settings or [])
+    if fit and monitor is not None:
+        raise typer.BadParameter("--fit makes a monitor, --monitor names one that is there: give one of them")
+    with Bars() as bars:
+        done = run_health(
+            run,
+            fit=fit,
+            monitor=monitor,
+            out=out,
+            severities=severity or [3],
+            limit=limit,
+            scenes=scenes,
+            progress=bars,
+        )
+    _print_wide(done.table)
+    print("\n".join(map(str, done.paths)))
+
+
+@app.command()
+@tells_errors
 def show(
     settings: Settings = None,
     checkpoint: Annotated[
@@ -158,6 +313,7 @@ def show(
     split: Annotated[str | None, typer.Option(help="Default: the validation split.")] = None,
     subset: Annotated[str | None, typer.Option(help="Sensors to use, as camera+radar; default: all.")] = None,
     score: Annotated[float, typer.Option(help="Found boxes scored lower are not drawn.")] = 0.3,
+    corruption: Annotated[str | None, typer.Option(help="What the sensors suffer, as fog-3; default: nothing.")] = None,
 ) -> None:
     """Draw a sample from above and in the six cameras: truth, and what a model found."""
     from training.extras import require
@@ -176,7 +332,19 @@ def show(
         if found is None:
             raise typer.BadParameter(f"{checkpoint} lies in no run's folder: say with --config what to look at")
         run_config = found
-    for path in draw(run_config, out, checkpoint=checkpoint, split=split, sample=sample, subset=subset, score=score):
+    from sensors.corruptions import Corruption
+
+    suffered = None if corruption is None else Corruption.parse(corruption)
+    for path in draw(
+        run_config,
+        out,
+        checkpoint=checkpoint,
+        split=split,
+        sample=sample,
+        subset=subset,
+        score=score,
+        corruption=suffered,
+    ):
         print(path)
 
 
@@ -227,6 +395,15 @@ def _config_of(checkpoint: Path, config: Path | None, settings: list[str]) -> Ru
         return load_run_config(config, settings)
     files = run_of(find_checkpoint(checkpoint))
     return None if files is None else load_run_config(files.config, settings)
+
+
+def _print_wide(table: Table) -> None:
+    from rich.console import Console
+
+    console = Console()
+    if console.width < _TABLE_WIDTH:
+        console = Console(width=_TABLE_WIDTH)
+    console.print(table)
 
 
 def _print_tables(results: Results) -> None:

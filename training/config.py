@@ -63,6 +63,8 @@ class RunConfig(StrictModel):
     epochs: Count = 12
     batch_size: Count = 8  # of one worker; an optimiser step sees batch_size x workers x optim.accumulation samples
     init_from: Path | None = None  # a checkpoint whose weights to start from; null: fresh weights
+    init_fresh: tuple[str, ...] = ()  # parts of the model (radar, fuser.added) that init_from may lack
+    freeze: tuple[str, ...] = ()  # parts of the model (camera, fuser.base) that do not learn
     camera_weights: Path | None = None  # published weights of the ViT (timm's or DINOv2's names); null: from scratch
     model: ModelConfig = ModelConfig()
     data: DataConfig = DataConfig()

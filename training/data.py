@@ -5,8 +5,9 @@ Letters: B samples, M boxes.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
+from functools import lru_cache
 from typing import Annotated, Any, Literal
 
 import torch
@@ -18,15 +19,21 @@ from bev.boxes import Boxes
 from robustbev import ModelConfig, StrictModel
 from sensors.collate import collate
 from sensors.errors import SensorDataError
+from sensors.frames import History, SensorFrame
 from sensors.images import DecodeSize
 from sensors.nuscenes import NuScenesReader
 from sensors.nuscenes_config import NuScenesConfig
 from sensors.prepare import DroppedPoints, Preparation, PreparedFrame, prepare
 from training.augmentation import AugmentationConfig, change_boxes, draw_bev_change, draw_image_changes
 from training.batch import TrainingBatch
+from training.failures import fail
 from training.sampling import Balance, BatchPlan, SampleKey, repeat_factors, sample_random
 
+# Changes a frame before it is prepared: a corruption, say. Travels to loader workers, so it must pickle where those are spawned.
+Alter = Callable[[SensorFrame, History], SensorFrame]
+
 _BOXES_ROUND_UP = 16
+_PAST_KEPT = 8  # keyframes of the past that stay in memory: neighbouring samples ask for the same ones
 
 
 class DataConfig(StrictModel):
@@ -96,22 +103,31 @@ class TrainingSample:
 
 
 class NuScenesDataset(Dataset[TrainingSample]):
-    """Samples by `SampleKey`. `train` augments and leaves out boxes outside the grid or with too few points."""
+    """Samples by `SampleKey`. `train` augments, lets sensors fail and leaves out boxes outside the grid or with too few points.
 
-    def __init__(self, config: DataConfig, model: ModelConfig, split: str, *, train: bool, seed: int) -> None:
-        self.config, self.train, self.seed = config, train, seed
+    `alter` is applied to every frame first. Depth targets are those of the altered frame, but never of a failed one.
+    """
+
+    def __init__(
+        self, config: DataConfig, model: ModelConfig, split: str, *, train: bool, seed: int, alter: Alter | None = None
+    ) -> None:
+        self.config, self.train, self.seed, self.alter = config, train, seed, alter
         self.reader = open_reader(config, model, split)
         self.preparation = preparation(config, model)
+        self._past = Past(self.reader)
 
     def __len__(self) -> int:
         return len(self.reader)
 
     def __getitem__(self, key: SampleKey) -> TrainingSample:
-        frame, boxes = self.reader.frame(key.index), self.reader.boxes(key.index)
-        bev_change = image_changes = None
+        frame, boxes = self._frame(key.index), self.reader.boxes(key.index)
+        bev_change = image_changes = depth_from = None
         if self.train:
             random = sample_random(self.seed, key)
             augmentation = self.config.augmentation
+            if augmentation.failures is not None:
+                (apart,) = random.spawn(1)  # failures leave the draws of augmentation as they are
+                frame, depth_from = fail(frame, augmentation.failures, apart, key.epoch, self.history(key.index))
             if augmentation.bev is not None:
                 bev_change = draw_bev_change(augmentation.bev, random)
             if augmentation.image is not None and frame.cameras is not None:
@@ -121,8 +137,37 @@ class NuScenesDataset(Dataset[TrainingSample]):
                 boxes = change_boxes(boxes, bev_change)
             grid = self.preparation.grid
             boxes = boxes[grid.flat_index(boxes.center_m[:, :2]) < grid.num_cells]
-        prepared = prepare(frame, self.preparation, image_changes=image_changes, bev_change=bev_change)
+        prepared = prepare(
+            frame, self.preparation, image_changes=image_changes, bev_change=bev_change, depth_from=depth_from
+        )
         return TrainingSample(prepared, boxes, frame.token, key.index)
+
+    def history(self, index: int) -> History:
+        """The earlier keyframes of a sample's scene, as the sensors delivered them."""
+        return lambda n: self._past(index, n)
+
+    def _frame(self, index: int) -> SensorFrame:
+        if self.alter is None:
+            return self.reader.frame(index)
+        return self.alter(self._past(index, 0), self.history(index))  # type: ignore[arg-type]  # it is there
+
+
+class Past:
+    """Frames of a reader by how long ago they were; the last few stay in memory. None of them travels to a worker."""
+
+    def __init__(self, reader: NuScenesReader) -> None:
+        self._reader = reader
+        self._frame = lru_cache(_PAST_KEPT)(reader.frame)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Past, (self._reader,)
+
+    def __call__(self, index: int, n: int) -> SensorFrame | None:
+        """The frame `n` keyframes before sample `index` in its scene, None before its start; n = 0 is the sample's own."""
+        place: int | None = index
+        for _ in range(n):
+            place = None if place is None else self._reader.previous(place)
+        return None if place is None else self._frame(place)
 
 
 def collate_samples(samples: list[TrainingSample], preparation: Preparation) -> TrainingBatch:
@@ -244,6 +289,7 @@ def build_loader(
     rank: int = 0,
     world_size: int = 1,
     seed: int = 0,
+    alter: Alter | None = None,
 ) -> SampleLoader:
     """Batches of a split. Call `sensors.nuscenes_index.build_index` once before several ranks do this.
 
@@ -257,8 +303,9 @@ def build_loader(
         rank: of this process, 0..world_size - 1.
         world_size: processes that share the split.
         seed: of order and augmentation.
+        alter: applied to every frame before it is prepared.
     """
-    dataset = NuScenesDataset(config, model, split, train=train, seed=seed)
+    dataset = NuScenesDataset(config, model, split, train=train, seed=seed, alter=alter)
     balance: Balance = config.balance if train else "none"
     repeats = repeat_factors(dataset.reader.class_counts(), balance, config.repeat_threshold)
     plan = BatchPlan(repeats, batch_size=batch_size, train=train, seed=seed, rank=rank, world_size=world_size)

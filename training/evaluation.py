@@ -6,7 +6,6 @@ Letters: B samples, K boxes.
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -201,23 +200,11 @@ def evaluate_checkpoint(
         ValueError: it belongs to no run, and `config` or `out_dir` is not given; or see `evaluate_subsets`.
     """
     import robustbev
-    from training.checkpoint import find_checkpoint
-    from training.config import load_run_config
     from training.data import build_loader
     from training.pictures import subset_chart
+    from training.tracking import log_report
 
-    checkpoint = find_checkpoint(checkpoint)
-    files = run_of(checkpoint)
-    if files is None and (config is None or out_dir is None):
-        raise ValueError(
-            f"{checkpoint}: lies in no run's folder (with its config.yaml); say with --config what to evaluate on, and with "
-            "--out where to write"
-        )
-    if config is None and files is not None:
-        config = load_run_config(files.config)
-    assert config is not None
-    out_dir = out_dir if out_dir is not None or files is None else files.evaluation
-    assert out_dir is not None
+    checkpoint, files, config, out_dir = resolve(checkpoint, config, out_dir, "evaluation")
     model = robustbev.load(checkpoint, "cuda" if config.runner.use_cuda else "cpu")
     settings, split = config.evaluation, config.data.nuscenes.val_split
     loader = build_loader(config.data, model.config, split, batch_size=settings.batch_size, train=False)
@@ -225,8 +212,41 @@ def evaluate_checkpoint(
     subset_chart(out_dir / "subsets.png", results)
     if files is not None:
         write_subsets(files.root / "subsets.json", results)
-        _track(files.mlflow, checkpoint, results, out_dir)
+        kept = {"evaluation": [out_dir / name for name in ("subsets.json", "table.md", "table.csv", "subsets.png")]}
+        for subset in results:
+            kept[f"evaluation/{subset}"] = [out_dir / subset / n for n in ("metrics_summary.json", "results_nusc.json")]
+        log_report(files.mlflow, checkpoint, _figures(results), kept, out_dir)
     return results
+
+
+def resolve(
+    checkpoint: Path, config: RunConfig | None, out_dir: Path | None, folder: str
+) -> tuple[Path, RunFiles | None, RunConfig, Path]:
+    """What a command that looks at a checkpoint means: -> the checkpoint, its run, the configuration, where to write.
+
+    Args:
+        checkpoint: a checkpoint, or a run's folder (its newest one).
+        config: None: the one of its run.
+        out_dir: None: `folder` in its run.
+        folder: see `out_dir`.
+
+    Raises:
+        FileNotFoundError: there is no such checkpoint.
+        ValueError: it belongs to no run, and `config` or `out_dir` is not given.
+    """
+    from training.checkpoint import find_checkpoint
+    from training.config import load_run_config
+
+    checkpoint = find_checkpoint(checkpoint)
+    files = run_of(checkpoint)
+    if files is not None:
+        return checkpoint, files, config or load_run_config(files.config), out_dir or files.root / folder
+    if config is None or out_dir is None:
+        raise ValueError(
+            f"{checkpoint}: lies in no run's folder (with its config.yaml); say with --config what to evaluate on, and with "
+            "--out where to write"
+        )
+    return checkpoint, None, config, out_dir
 
 
 def run_of(checkpoint: Path) -> RunFiles | None:
@@ -236,33 +256,6 @@ def run_of(checkpoint: Path) -> RunFiles | None:
     folder = checkpoint.absolute() if checkpoint.is_dir() else checkpoint.absolute().parent
     files = RunFiles(folder.parents[1])
     return files if files.config.is_file() and files.checkpoints == folder.parent else None
-
-
-def _track(run_file: Path, checkpoint: Path, results: Results, out_dir: Path) -> None:
-    """Log figures, tables, submissions and the chart to the run's MLflow, if it has one.
-
-    The files on disk are complete by now; a store that cannot be reached is worth a warning, not an error.
-    """
-    from training.extras import MissingExtraError
-    from training.tracking import MLflowRun
-
-    try:
-        run = MLflowRun.open(run_file)
-        if run is None:
-            return
-        _, _, number = (checkpoint if checkpoint.is_dir() else checkpoint.parent).name.partition("step-")
-        run.metrics(_figures(results), step=int(number) if number.isdigit() else 0)
-        run.files([out_dir / name for name in ("subsets.json", "table.md", "table.csv", "subsets.png")], "evaluation")
-        for subset in results:
-            files = [out_dir / subset / name for name in ("metrics_summary.json", "results_nusc.json")]
-            run.files(files, f"evaluation/{subset}")
-    except MissingExtraError as error:
-        warnings.warn(f"MLflow does not get this evaluation, which lies in {out_dir}: {error}", stacklevel=2)
-    except Exception as error:
-        # MLflow's own exceptions cannot be named without importing it; anything else must not be hidden.
-        if type(error).__module__.partition(".")[0] != "mlflow":
-            raise
-        warnings.warn(f"MLflow does not get this evaluation, which lies in {out_dir}: {error}", stacklevel=2)
 
 
 def _figures(results: Results) -> dict[str, float]:

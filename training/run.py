@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -24,13 +25,22 @@ from training.worker import Post, work
 Config = TypeVar("Config", bound=BaseModel)
 
 
-def run_training(config: RunConfig, bars: Bars, *, fresh: bool = False) -> Outcome:
+def run_training(
+    config: RunConfig,
+    bars: Bars,
+    *,
+    fresh: bool = False,
+    stop: Callable[[], bool] = lambda: False,
+    tags: Mapping[str, str] | None = None,
+) -> Outcome:
     """Train, or go on with, the run that `config` describes; -> how it ended.
 
     Args:
         config: of the run.
         bars: shows the progress.
         fresh: remove what this run wrote before and start over.
+        stop: asks a run without Ray's workers to save a checkpoint and end, as Ctrl-C does.
+        tags: of the MLflow run, beyond those that every run has.
 
     Raises:
         ValueError: with what to do; see `RunFiles.begin`, `training.loop.train`, `sensors.nuscenes_index.build_index`.
@@ -44,9 +54,9 @@ def run_training(config: RunConfig, bars: Bars, *, fresh: bool = False) -> Outco
         files.begin(config)
         store = CheckpointStore(files.checkpoints, robustbev.save, config.runner.checkpoint.keep)
         store.prune()
-        tracker = _start_tracking(config, files) if config.tracking.enabled else None
+        tracker = _start_tracking(config, files, tags or {}) if config.tracking.enabled else None
         try:
-            outcome = _train(config, files, bars)
+            outcome = _train(config, files, bars, stop)
         except BaseException:
             if tracker is not None:
                 _hand_over(tracker, files, None)
@@ -69,21 +79,23 @@ def absolute_paths(config: Config) -> Config:
     return config.model_copy(update=changed)
 
 
-def _train(config: RunConfig, files: RunFiles, bars: Bars) -> Outcome:
+def _train(config: RunConfig, files: RunFiles, bars: Bars, stop: Callable[[], bool]) -> Outcome:
     progress = TrainingProgress(bars, config.epochs)
     if config.runner.workers > 0:
         from training.ray_runner import fit
 
         return fit(work, absolute_paths(config), RunFiles(files.root.absolute()), progress)
     device = torch.device("cuda" if config.runner.use_cuda else "cpu")
-    with StopOnSignal() as stop:
-        return work(config, Post(Alone(), device, stop, callbacks=[progress], keep=config.runner.checkpoint.keep))
+    keep = config.runner.checkpoint.keep
+    with StopOnSignal() as asked:
+        return work(config, Post(Alone(), device, lambda: asked() or stop(), callbacks=[progress], keep=keep))
 
 
-def _start_tracking(config: RunConfig, files: RunFiles) -> MLflowRun:
+def _start_tracking(config: RunConfig, files: RunFiles, more: Mapping[str, str]) -> MLflowRun:
     uri = default_uri(config.runs_dir) if config.tracking.uri is None else absolute_uri(config.tracking.uri)
     data = describe(config.data.nuscenes)
     tags = {"data.id": str(data["data_id"]), "data.version": str(data["version"]), "run_dir": str(files.root.resolve())}
+    tags |= more
     commit = git_commit(Path(robustbev.__file__).parent)
     if commit is not None:
         tags["mlflow.source.git.commit"] = commit

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import shutil
@@ -10,6 +11,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from pydantic import ValidationError
 
 from training.atomic import write_json, write_text
 from training.callbacks import Callback
@@ -20,6 +23,10 @@ from training.settings import differences
 
 class RunError(ValueError):
     """A run cannot begin, or cannot go on."""
+
+
+class RunBusyError(RunError):
+    """Another process works on this run."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +64,11 @@ class RunFiles:
         return self.root / "evaluation"
 
     @property
+    def gap(self) -> Path:
+        """The modality gap: figures and picture."""
+        return self.root / "gap"
+
+    @property
     def subsets(self) -> Path:
         """The figures of every subset once more, where a reader of the run looks first."""
         return self.root / "subsets.json"
@@ -77,7 +89,7 @@ class RunFiles:
 
     def clear(self) -> None:
         """Remove all that a run writes, and nothing else."""
-        for folder in (self.checkpoints, self.evaluation, self.pictures):
+        for folder in (self.checkpoints, self.evaluation, self.gap, self.pictures):
             shutil.rmtree(folder, ignore_errors=True)
         notes = (self.config, self.history, self.status, self.mlflow, self.subsets, self.stop_request, self.failure)
         for file in notes:
@@ -85,13 +97,13 @@ class RunFiles:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Hold the run for this process; RunError where another one does."""
+        """Hold the run for this process; RunBusyError where another one does."""
         self.root.mkdir(parents=True, exist_ok=True)
         with (self.root / ".lock").open("w") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError:
-                raise RunError(
+                raise RunBusyError(
                     f"{self.root}: another process works on this run; wait for it or use another name="
                 ) from None
             yield
@@ -128,6 +140,8 @@ class RunFiles:
         then = parse_yaml(self.config.read_text(encoding="utf-8"))
         if not isinstance(then, dict):
             raise ConfigError([f"{self.config}: expected the configuration of a run; remove the file"])
+        with contextlib.suppress(ValidationError):  # settings that came into being since then stood at their defaults
+            then = RunConfig.model_validate(then).model_dump(mode="json")
         return [
             f"{name}: {old} then, {new} now"
             for name, (old, new) in differences(then, config.model_dump(mode="json")).items()

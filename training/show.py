@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING
 import torch
 
 from robustbev import Perception, PerceptionModel
+from sensors.corruptions import Corruption, CorruptionError, corrupt
+from sensors.frames import History, SensorFrame
 from sensors.nuscenes import NuScenesReader
-from training.data import DataConfig, NuScenesDataset, collate_samples, open_reader
+from training.data import Alter, DataConfig, NuScenesDataset, Past, collate_samples, open_reader
 from training.evaluation import SUBSETS, possible_subsets, subset_name
 from training.pictures import attention_picture, training_curves
 from training.sampling import SampleKey
@@ -33,6 +35,7 @@ def show(
     sample: str | int = 0,
     subset: str | None = None,
     score: float = SHOWN_SCORE,
+    corruption: Corruption | None = None,
 ) -> list[Path]:
     """Write the pictures of one sample; -> their paths.
 
@@ -46,26 +49,28 @@ def show(
         sample: a token, or a position in the split.
         subset: the sensors that the model is given; None is all it has.
         score: found boxes scored lower are not drawn.
+        corruption: what the sensors of this sample suffer.
 
     Raises:
         ValueError: no such sample, or the model lacks a sensor of the subset.
+        CorruptionError: the corruption changes nothing in this sample.
     """
     split = config.data.nuscenes.val_split if split is None else split
     if checkpoint is None:
-        return show_truth(_scene(config.data, config.model.classes, config, split, sample), out_dir)
+        return show_truth(_scene(config.data, config.model.classes, config, split, sample, corruption), out_dir)
     import robustbev
     from training.checkpoint import find_checkpoint
 
     model = robustbev.load(find_checkpoint(checkpoint), "cuda" if config.runner.use_cuda else "cpu")
     scene = replace(
-        _scene(config.data, model.config.classes, config, split, sample),
+        _scene(config.data, model.config.classes, config, split, sample, corruption),
         grid=model.grid,
         modalities=model.config.modalities,
     )
     wanted = "+".join(model.config.modalities) if subset is None else subset_name(subset.split("+"))
     possible_subsets(model, [wanted])
     others = [name for name in SUBSETS if name != wanted and set(name.split("+")) <= set(model.config.modalities)]
-    perceptions = perceive_sample(model, config.data, split, scene.frame.token, [wanted, *others])
+    perceptions = perceive_sample(model, config.data, split, scene.frame.token, [wanted, *others], alter=corruption)
     return show_found(scene, perceptions, wanted, out_dir, score)
 
 
@@ -99,7 +104,7 @@ def show_run(run_dir: Path, *, sample: str | int | None = None, score: float = S
 
 def show_truth(scene: Scene, out_dir: Path) -> list[Path]:
     """Pictures of data alone."""
-    name = scene.frame.token
+    name = _stem(scene)
     paths = [scene_picture(out_dir / f"{name}_truth.png", scene)]
     if scene.frame.cameras is not None:
         paths.append(cameras_picture(out_dir / f"{name}_truth_cameras.png", scene))
@@ -117,11 +122,11 @@ def show_found(
     """
     found = {name: above(perception.boxes[0], score) for name, perception in perceptions.items()}
     attention = perceptions[subset].fused.attention[0].float().numpy()
-    note = f"score at least {score:g}"
+    note = ", ".join(word for word in (scene.note, f"score at least {score:g}") if word)
     if not bool(perceptions[subset].perceived[0]):
         note = "NO PERCEPTION: every one of these sensors is absent"
     full = replace(scene, found=found[subset], attention=attention, given=tuple(subset.split("+")), note=note)
-    stem = f"{scene.frame.token}_{subset}"
+    stem = f"{_stem(scene)}_{subset}"
     paths = [scene_picture(out_dir / f"{stem}.png", full)]
     if scene.frame.cameras is not None:
         paths.append(cameras_picture(out_dir / f"{stem}_cameras.png", full))
@@ -133,22 +138,48 @@ def show_found(
     )  # fmt: skip
     if len(found) > 1:
         ordered = {name: found[name] for name in SUBSETS if name in found}
-        paths.append(subsets_picture(out_dir / f"{scene.frame.token}_subsets.png", replace(scene, note=note), ordered))
+        paths.append(subsets_picture(out_dir / f"{_stem(scene)}_subsets.png", replace(scene, note=note), ordered))
     return paths
 
 
-def _scene(data: DataConfig, classes: Sequence[str], config: RunConfig, split: str, sample: str | int) -> Scene:
+def _stem(scene: Scene) -> str:
+    """What the names of a scene's pictures begin with; corrupted ones do not replace those of the clean data."""
+    return f"{scene.frame.token}_{scene.note}" if scene.note else scene.frame.token
+
+
+def _scene(
+    data: DataConfig,
+    classes: Sequence[str],
+    config: RunConfig,
+    split: str,
+    sample: str | int,
+    corruption: Corruption | None,
+) -> Scene:
     """The sample as its sensors saw it, pictures in full size, newest sweeps only; truth with at least one point."""
     nuscenes = data.nuscenes.model_copy(update={"lidar_sweeps": 1, "radar_sweeps": 1})
     reader = NuScenesReader(nuscenes, split, classes=tuple(classes), attributes=config.model.attributes)
     index = _position(reader, sample)
+    frame = reader.frame(index)
+    if corruption is not None:
+        frame = _corrupted(frame, corruption, lambda n: Past(reader)(index, n))
     return Scene(
-        frame=reader.frame(index),
+        frame=frame,
         grid=config.model.grid.bev(),
         classes=tuple(classes),
         truth=reader.boxes(index)[reader.num_points(index) > 0],
         camera_channels=nuscenes.camera_channels,
+        note="" if corruption is None else str(corruption),
     )
+
+
+def _corrupted(frame: SensorFrame, corruption: Corruption, history: History) -> SensorFrame:
+    changed = corrupt(frame, corruption, history)
+    if changed is frame:
+        raise CorruptionError(
+            f"{corruption} changes nothing in sample {frame.token}: expected its sensors present, a keyframe before it where old "
+            "data is delivered, and that the draw does not spare it. Choose another --sample"
+        )
+    return changed
 
 
 def _position(reader: NuScenesReader, sample: str | int) -> int:
@@ -162,10 +193,16 @@ def _position(reader: NuScenesReader, sample: str | int) -> int:
 
 @torch.inference_mode()
 def perceive_sample(
-    model: PerceptionModel, data: DataConfig, split: str, token: str, subsets: Sequence[str]
+    model: PerceptionModel,
+    data: DataConfig,
+    split: str,
+    token: str,
+    subsets: Sequence[str],
+    *,
+    alter: Alter | None = None,
 ) -> dict[str, Perception]:
-    """Subset -> what the model perceives of one sample (B = 1), on the CPU."""
-    dataset = NuScenesDataset(data, model.config, split, train=False, seed=0)
+    """Subset -> what the model perceives of one sample (B = 1), perhaps altered, on the CPU."""
+    dataset = NuScenesDataset(data, model.config, split, train=False, seed=0, alter=alter)
     sample = dataset[SampleKey(epoch=0, index=dataset.reader.index_of(token), visit=0)]
     device = next(model.parameters()).device
     features = model.encode(collate_samples([sample], dataset.preparation).sensors.to(device))

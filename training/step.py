@@ -9,15 +9,17 @@ from dataclasses import dataclass, replace
 from typing import Annotated, Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from bev.targets import make_image_targets, make_targets
-from fusion import drop_members, drop_modalities
+from bev.heads import DetectionLogits
+from bev.targets import DetectionTargets, make_image_targets, make_targets
+from fusion import draw_subsets, drop_members, drop_modalities
 from robustbev import PerceptionModel, StrictModel
 from sensors.batch import CameraBatch, SensorBatch
 from sensors.camera_encoder import CameraEncoder
 from training.batch import TrainingBatch
+from training.distillation import distillation_loss
 from training.losses import depth_loss, focal_loss, regression_losses
 
 Probability = Annotated[float, Field(ge=0, le=1)]
@@ -25,12 +27,23 @@ Weight = Annotated[float, Field(ge=0)]
 
 
 class DropoutConfig(StrictModel):
-    """How often a training sample goes without a sensor. Never without all of them."""
+    """How a training sample goes without sensors. Never without all of them."""
 
+    schedule: Literal["independent", "structured", "split"] = "independent"
+    """What the fuser sees of a sample. independent: each modality goes by its own probability. structured: a part of the
+    modalities, every part but none and all drawn alike. split: such a part in one view and the rest in another."""
+    whole_view: bool = False
+    """Also see each sample with all that it has, from the same pass of the encoders; losses are means over the views. After
+    the sandwich rule of universally slimmable networks (Yu and Huang, ICCV 2019): the largest and a random one at each step."""
     camera: Probability = 0.25
     lidar: Probability = 0.25
     radar: Probability = 0.25
     single_camera: Probability = 0.05  # each camera by itself
+
+    @property
+    def hides(self) -> bool:
+        """Whether whole modalities are ever hidden from the fuser."""
+        return self.schedule != "independent" or max(self.camera, self.lidar, self.radar) > 0
 
 
 class LossWeights(StrictModel):
@@ -46,14 +59,24 @@ class LossWeights(StrictModel):
     auxiliary: Weight = 0.3  # heatmap of each modality by itself
     depth: Weight = 0.3
     image: Weight = 0.3  # heatmap of objects in the pictures, before the lift
+    distillation: Weight = 0.0  # from the whole view to the others; needs dropout.whole_view
+    alignment: Weight = 0.1  # contrastive, between modalities; only where model.alignment is set
 
 
 class StepConfig(StrictModel):
     """How a training step drops, weighs and computes."""
 
+    stage: Literal["joint", "encoders"] = "joint"
+    """encoders: by their auxiliary heads, depth and pictures alone, the first of two stages; the second freezes them."""
     dropout: DropoutConfig = DropoutConfig()
     weights: LossWeights = LossWeights()
     precision: Literal["float32", "bfloat16"] = "bfloat16"  # of everything but geometry, softmax and accumulators
+
+    @model_validator(mode="after")
+    def _check(self) -> StepConfig:
+        if self.weights.distillation > 0 and not self.dropout.whole_view:
+            raise ValueError("weights.distillation needs a teacher that sees everything: set dropout.whole_view=true")
+        return self
 
 
 @dataclass(frozen=True)
@@ -69,19 +92,27 @@ class TrainingStep(nn.Module):
 
     def __init__(self, model: PerceptionModel, config: StepConfig) -> None:
         super().__init__()
+        if config.weights.distillation > 0 and model.config.fuser.kind == "late":
+            raise ValueError(
+                "step.weights.distillation: late fusion has a detector for each sensor and no view of all of them that could "
+                "teach; set it to 0, or choose another model.fuser.kind"
+            )
         self.model = model
         self.config = config
 
     def forward(self, batch: TrainingBatch, generator: torch.Generator) -> StepOutput:
         """`generator`: on the CPU; the dropout of this step depends on it alone."""
         model, weights = self.model, self.config.weights
-        sensors, kept = self._drop(batch.sensors, generator)
+        sensors, views = self._drop(batch.sensors, generator)
         targets = make_targets(batch.boxes, batch.box_valid, model.grid, len(model.config.classes))
         device = batch.box_valid.device
         with torch.autocast(device.type, torch.bfloat16, enabled=self.config.precision == "bfloat16"):
-            outputs = model.training_outputs(sensors, kept)
-        parts = {"heatmap": focal_loss(outputs.detection.heatmap, targets.heatmap)}
-        parts |= regression_losses(outputs.detection, targets)
+            outputs = model.training_outputs(sensors, None if self.config.stage == "encoders" else views)
+        parts = _mean([_detection_losses(logits, targets) for logits in outputs.detection])
+        if weights.distillation > 0 and len(outputs.detection) > 1:
+            *students, teacher = (logits.heatmap for logits in outputs.detection)
+            taught = [distillation_loss(student, teacher, targets.heatmap) for student in students]
+            parts["distillation"] = torch.stack(taught).mean()
         available = modality_present(batch.sensors, model.config.modalities)
         for i, name in enumerate(model.config.modalities):
             if name in outputs.auxiliary:
@@ -92,6 +123,8 @@ class TrainingStep(nn.Module):
             parts["depth"] = depth_loss(outputs.depth_logits, batch.depth_m, model.camera.bins, sensors.cameras.present)
         if outputs.image is not None and sensors.cameras is not None and model.camera is not None:
             parts["image"] = self._image_loss(outputs.image, batch, sensors.cameras, model.camera)
+        if model.alignment is not None:
+            parts["alignment"] = model.alignment(outputs.features, targets.cell, targets.valid)
         for name in parts:
             parts[name] = parts[name] * getattr(weights, name.partition("_")[0])
         loss = torch.stack(list(parts.values())).sum()
@@ -104,17 +137,35 @@ class TrainingStep(nn.Module):
         )  # fmt: skip
         return focal_loss(logits.flatten(0, 1), target.flatten(0, 1), cameras.present.flatten())
 
-    def _drop(self, sensors: SensorBatch, generator: torch.Generator) -> tuple[SensorBatch, Tensor]:
-        """-> the batch without the dropped single cameras, and which modalities the fuser may see [B, M]."""
+    def _drop(self, sensors: SensorBatch, generator: torch.Generator) -> tuple[SensorBatch, list[Tensor]]:
+        """-> the batch without the dropped single cameras, and which modalities the fuser may see in each view [B, M]."""
         config, modalities = self.config.dropout, self.model.config.modalities
-        available = modality_present(sensors, modalities)
-        probabilities = [getattr(config, name) for name in modalities]
-        kept = drop_modalities(sensors.batch_size, probabilities, generator, available=available.cpu())
+        present = modality_present(sensors, modalities)
+        available = present.cpu()
+        if config.schedule == "independent":
+            probabilities = [getattr(config, name) for name in modalities]
+            views = [drop_modalities(sensors.batch_size, probabilities, generator, available=available)]
+        else:
+            views = [draw_subsets(available, generator)]
+        if config.schedule == "split":
+            rest = available & ~views[0]
+            views.append(torch.where(rest.any(1, keepdim=True), rest, available))  # of a single sensor nothing is left
+        if config.whole_view and config.hides:
+            views.append(available)
         cameras = sensors.cameras
         if cameras is not None and config.single_camera > 0:
             stay = drop_members(cameras.present.cpu(), config.single_camera, generator)
             cameras = replace(cameras, present=stay.to(cameras.present.device))
-        return replace(sensors, cameras=cameras), kept.to(available.device)
+        return replace(sensors, cameras=cameras), [view.to(present.device) for view in views]
+
+
+def _detection_losses(logits: DetectionLogits, targets: DetectionTargets) -> dict[str, Tensor]:
+    return {"heatmap": focal_loss(logits.heatmap, targets.heatmap), **regression_losses(logits, targets)}
+
+
+def _mean(rows: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+    names = rows[0] if rows else ()
+    return {name: torch.stack([row[name] for row in rows]).mean() for name in names}
 
 
 def modality_present(sensors: SensorBatch, modalities: tuple[str, ...]) -> Tensor:

@@ -19,13 +19,14 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from training.atomic import write_json
 from training.callbacks import Callback, StepRecord
-from training.extras import require
+from training.extras import MissingExtraError, require
 from training.settings import flat
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 Status = Literal["FINISHED", "FAILED", "KILLED"]
+PARENT_TAG = "mlflow.parentRunId"  # MLflow shows a run with this tag below the run that it names
 
 
 class TrackingError(ValueError):
@@ -130,6 +131,10 @@ class MLflowRun:
             metrics=[Metric(re.sub(r"[^\w./ :-]", "-", name), float(v), now, step) for name, v in values.items()],
         )
 
+    def tag(self, name: str, value: str) -> None:
+        """Set a tag, or change it."""
+        self._client.set_tag(self.run_id, name, value)
+
     def file(self, path: Path, folder: str | None = None) -> None:
         """Keep a copy of a file."""
         self._client.log_artifact(self.run_id, str(path), folder)
@@ -148,6 +153,37 @@ class MLflowRun:
         rows = [Param(name, str(value)[:500]) for name, value in flat(parameters).items()]
         for i in range(0, len(rows), 100):  # the most that one call may hold
             self._client.log_batch(self.run_id, params=rows[i : i + 100])
+
+
+def log_report(
+    run_file: Path, checkpoint: Path, figures: Mapping[str, float], files: Mapping[str, Iterable[Path]], lies_in: Path
+) -> None:
+    """Hand figures about a checkpoint, and copies of files by folder, to the run's MLflow, if it has one.
+
+    The files on disk are complete by now; a store that cannot be reached is worth a warning, not an error.
+
+    Args:
+        run_file: what `MLflowRun.start` left.
+        checkpoint: the figures are logged at its step.
+        figures: by metric name; all finite.
+        files: artifact folder -> files.
+        lies_in: for the warning: where all this is anyway.
+    """
+    try:
+        run = MLflowRun.open(run_file)
+        if run is None:
+            return
+        _, _, number = (checkpoint if checkpoint.is_dir() else checkpoint.parent).name.partition("step-")
+        run.metrics(figures, step=int(number) if number.isdigit() else 0)
+        for folder, paths in files.items():
+            run.files(paths, folder)
+    except MissingExtraError as error:
+        warnings.warn(f"MLflow does not get this evaluation, which lies in {lies_in}: {error}", stacklevel=2)
+    except Exception as error:
+        # MLflow's own exceptions cannot be named without importing it; anything else must not be hidden.
+        if type(error).__module__.partition(".")[0] != "mlflow":
+            raise
+        warnings.warn(f"MLflow does not get this evaluation, which lies in {lies_in}: {error}", stacklevel=2)
 
 
 class TrackSteps(Callback):

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import safetensors.torch
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 import robustbev
 from sensors.vit_weights import load_vit_weights
@@ -46,6 +47,7 @@ def work(config: RunConfig, post: Post) -> Outcome:
     store = CheckpointStore(files.checkpoints, robustbev.save, post.keep)
     if store.latest() is None:
         _load_initial_weights(model, config, say=post.peers.rank == 0)
+    model.freeze(config.freeze)
     model.to(post.device)
     seed_everything(config.seed, post.peers.rank)
     average = None if config.optim.ema_decay is None else AveragedWeights(model, config.optim.ema_decay)
@@ -95,4 +97,11 @@ def _load_initial_weights(model: robustbev.PerceptionModel, config: RunConfig, *
     if config.init_from is not None:
         checkpoint = find_checkpoint(config.init_from)
         weights = checkpoint / "model.safetensors" if checkpoint.is_dir() else checkpoint
-        robustbev.load_weights(model, safetensors.torch.load_file(weights), source=str(weights))
+        robustbev.load_weights(model, _initial_state(model, weights), source=str(weights), may_lack=config.init_fresh)
+
+
+def _initial_state(model: robustbev.PerceptionModel, weights: Path) -> dict[str, Tensor]:
+    """The weights in a file under the names of `model`: a gated model keeps the fuser that it adds to as `fuser.base`."""
+    state = safetensors.torch.load_file(weights)
+    gated = model.config.fuser.kind == "gated" and not any(name.startswith("fuser.base.") for name in state)
+    return robustbev.gated_state(state) if gated else state

@@ -19,6 +19,9 @@ from training.loop import Outcome
 from training.run_files import RunFiles
 
 RUNNER = CliRunner()
+COMMANDS = (
+    "simulate", "index", "config", "train", "evaluate", "robustness", "compare", "health", "gap", "show", "doctor", "demo",
+)  # fmt: skip
 SMALL = [
     "model.channels=16",
     "runner.device=cpu",
@@ -46,7 +49,7 @@ def test_help_answers_without_heavy_libraries() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
-    for command in ("simulate", "index", "config", "train", "evaluate", "show", "doctor", "demo"):
+    for command in COMMANDS:
         assert command in done.stdout
 
 
@@ -57,7 +60,7 @@ def test_every_fault_of_a_configuration_is_one_line_and_the_code_is_2(config: Pa
     assert len(lines) == 3
     assert lines[0] == "error: epochs: expected greater than or equal to 1, got 0 (command line)"
     assert lines[1].startswith(
-        "error: model.fuser.absent: expected 'null', 'zeros' or 'mask', got 'nul'; did you mean 'null'?"
+        "error: model.fuser.absent: expected 'null', 'null_cell', 'zeros' or 'mask', got 'nul'; did you mean 'null'?"
     )
     assert lines[2].startswith("error: optim.lrr: unknown key, expected one of lr,")
     assert lines[2].endswith("did you mean optim.lr? (command line)")

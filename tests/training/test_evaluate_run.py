@@ -12,9 +12,11 @@ import torch
 from mlflow.exceptions import MlflowException
 
 import robustbev
+from sensors.corruptions import Corruption, CorruptionError
 from tests.small_nuscenes import SmallNuScenes
 from training.config import RunConfig
 from training.config_file import to_yaml
+from training.data import DataConfig
 from training.evaluation import SUBSETS, evaluate_checkpoint
 from training.run_files import RunFiles
 from training.show import show, show_run
@@ -119,6 +121,18 @@ def test_show_draws_truth_without_a_model_and_finds_with_one(run: RunFiles, tmp_
         show(config, tmp_path, sample=3)
     with pytest.raises(ValueError, match="not in split"):
         show(config, tmp_path, sample="unknown")
+
+
+def test_pictures_of_a_corruption_have_its_name_and_are_of_what_it_changes(
+    small_nuscenes: SmallNuScenes, tmp_path: Path
+) -> None:
+    config = RunConfig(data=DataConfig(nuscenes=small_nuscenes.config))
+    paths = show(config, tmp_path, sample=1, corruption=Corruption("lidar_lagging", 1))
+    assert [path.name for path in paths] == [f"sample-1-1_lidar_lagging-1_truth{part}.png" for part in ("", "_cameras")]
+    with pytest.raises(
+        CorruptionError, match=r"lidar_lagging-1 changes nothing in sample sample-1-0: .* another --sample"
+    ):
+        show(config, tmp_path, sample=0, corruption=Corruption("lidar_lagging", 1))
 
 
 def test_pictures_of_a_run_lie_in_its_folder(run: RunFiles) -> None:

@@ -118,6 +118,20 @@ def test_another_configuration_is_another_run(small_nuscenes: SmallNuScenes, who
     assert RunFiles(whole.run_dir).is_complete(free)
 
 
+def test_a_setting_newer_than_the_run_stood_at_its_default(small_nuscenes: SmallNuScenes, whole: RunConfig) -> None:
+    """A run that an older release began goes on, unless the new setting is used."""
+    file = RunFiles(whole.run_dir).config
+    text = file.read_text()
+    assert "\nfreeze: []\n" in text
+    file.write_text(text.replace("\nfreeze: []\n", "\n"))
+    try:
+        assert RunFiles(whole.run_dir).is_complete(whole)
+        frozen = config(small_nuscenes, whole.runs_dir, "whole", freeze=["camera"])
+        assert RunFiles(whole.run_dir).differences(frozen) == ["freeze: [] then, ['camera'] now"]
+    finally:
+        file.write_text(text)
+
+
 def test_fresh_starts_over_and_init_from_starts_from_other_weights(
     small_nuscenes: SmallNuScenes, tmp_path: Path, whole: RunConfig
 ) -> None:

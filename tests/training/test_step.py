@@ -6,10 +6,14 @@ from dataclasses import replace
 
 import pytest
 import torch
+from pydantic import ValidationError
 
+from bev.targets import make_targets
 from robustbev import PerceptionModel
 from sensors.batch import MODALITIES, SensorBatch
 from tests.tiny_model import random_sensors, random_training_batch, tiny_model
+from training.batch import TrainingBatch
+from training.losses import focal_loss
 from training.step import DropoutConfig, LossWeights, StepConfig, StepOutput, TrainingStep, modality_present
 
 NO_DROPOUT = DropoutConfig(camera=0, lidar=0, radar=0, single_camera=0)
@@ -68,6 +72,61 @@ def test_the_generator_alone_decides_the_dropout() -> None:
     assert losses(1, 0) == losses(1, 99)
     assert losses(1, 0) != losses(2, 0)
     assert len(set(losses(1, 0))) > 1, "each step draws anew"
+
+
+def test_a_whole_view_stands_beside_the_one_with_dropout() -> None:
+    """Losses of both views count alike, and the encoders run once."""
+    model, batch = tiny_model(), random_training_batch()
+    step = step_of(model, dropout={"schedule": "structured", "whole_view": True, "single_camera": 0})
+    _, (drawn, whole) = step._drop(batch.sensors, seeded())
+    assert whole.all()
+    assert not drawn.all(1).any()
+    assert drawn.any(1).all()
+    model.eval()  # so that the views do not meet in the batch statistics
+    outputs = model.training_outputs(batch.sensors, [drawn, whole])
+    for view, logits in zip((drawn, whole), outputs.detection, strict=True):
+        alone = model.training_outputs(batch.sensors, [view]).detection[0]
+        torch.testing.assert_close(logits.heatmap, alone.heatmap)
+        torch.testing.assert_close(logits.regression, alone.regression)
+    both = step(batch, seeded()).parts["heatmap"]
+    one = step_of_view(model, batch, drawn), step_of_view(model, batch, whole)
+    torch.testing.assert_close(both, torch.stack(one).mean())
+
+
+def step_of_view(model: PerceptionModel, batch: TrainingBatch, view: torch.Tensor) -> torch.Tensor:
+    targets = make_targets(batch.boxes, batch.box_valid, model.grid, len(model.config.classes))
+    return focal_loss(model.training_outputs(batch.sensors, [view]).detection[0].heatmap, targets.heatmap).detach()
+
+
+def test_split_shows_a_part_and_the_rest_of_it() -> None:
+    step = step_of(tiny_model(), dropout={"schedule": "split", "single_camera": 0})
+    sensors = random_sensors()
+    assert sensors.lidar is not None
+    assert sensors.radar is not None
+    sensors.lidar.present[1] = sensors.radar.present[1] = False
+    _, (part, rest) = step._drop(sensors, seeded())
+    assert torch.equal(part[0], ~rest[0])
+    assert part[0].any()
+    assert rest[0].any()
+    assert torch.equal(part[1], rest[1])  # a single sensor is never taken away
+    assert part[1].tolist() == [True, False, False]
+
+
+def test_what_sees_everything_teaches_what_does_not() -> None:
+    dropout = {"schedule": "split", "whole_view": True}
+    step = step_of(tiny_model(), dropout=dropout, weights={"distillation": 2.0})
+    output = step(random_training_batch(), seeded())
+    assert output.parts["distillation"] > 0
+    with pytest.raises(ValidationError, match=r"dropout\.whole_view=true"):
+        StepConfig.model_validate({"weights": {"distillation": 2.0}})
+    with pytest.raises(ValueError, match="late fusion has a detector for each sensor"):
+        step_of(tiny_model(fuser={"kind": "late"}), dropout=dropout, weights={"distillation": 2.0})
+
+
+def test_without_modality_dropout_there_is_no_second_view_to_pay_for() -> None:
+    step = step_of(tiny_model(), dropout=NO_DROPOUT.model_copy(update={"whole_view": True}))
+    _, views = step._drop(random_sensors(), seeded())
+    assert len(views) == 1
 
 
 def test_without_dropout_every_step_is_the_same() -> None:
@@ -136,8 +195,8 @@ def test_stale_buffers_reach_neither_loss_nor_gradient(garbage: float) -> None:
 
 def test_single_cameras_go_and_their_depth_is_not_supervised() -> None:
     step = step_of(tiny_model(), dropout=NO_DROPOUT.model_copy(update={"single_camera": 1.0}))
-    sensors, kept = step._drop(random_sensors(), seeded())
-    assert kept.all()
+    sensors, views = step._drop(random_sensors(), seeded())
+    assert [view.all().item() for view in views] == [True]
     assert sensors.cameras is not None
     assert sensors.cameras.present.sum(1).tolist() == [1, 1]
 
@@ -163,7 +222,7 @@ def test_no_boxes_and_no_attributes_make_a_step() -> None:
 
 def test_weights_scale_their_parts() -> None:
     model, batch = tiny_model(), random_training_batch()
-    one = dict.fromkeys(LossWeights.model_fields, 1.0)
+    one = dict.fromkeys(LossWeights.model_fields, 1.0) | {"distillation": 0.0}
     plain = step_of(model, dropout=NO_DROPOUT, weights=one)(batch, seeded()).parts
     scaled = step_of(model, dropout=NO_DROPOUT, weights=one | {"size": 3.0, "auxiliary": 0.0})(batch, seeded()).parts
     for name, part in plain.items():

@@ -1,0 +1,263 @@
+"""The measurements of a robustness run as tasks: what each one is, where its figures are kept, and who runs it.
+
+A task is one model under one condition ("fog-3", or "clean" with every subset). Its figures go into a file named by a fingerprint
+of all that decides them, so that a run which was stopped goes on, and what was measured for one comparison serves the next.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+
+import robustbev
+import sensors
+from robustbev import PerceptionModel
+from training.atomic import write_json
+from training.cases import Case, evaluate_cases, parse_case
+from training.config import RunConfig
+from training.corrupted import HealthMode
+from training.extras import require
+from training.report import SubsetResult
+from training.robustness_config import RobustnessConfig
+from training.scoring import Progress
+
+_OBJECT_STORE_BYTES = 128 * 2**20  # figures are small, and by default the store takes a third of the memory
+_NOT_IN_FIGURES = {"root", "index_dir", "train_split"}  # of the data's configuration
+
+
+class RobustnessError(ValueError):
+    """A measurement cannot be made, or did not come back."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """Cases of one condition, all that another process needs to measure them."""
+
+    checkpoint: Path  # absolute
+    config: str  # RunConfig as JSON, with absolute paths
+    cases: tuple[str, ...]
+    seed: int
+    health: HealthMode
+    monitor: Path | None = None  # absolute; of health "act"
+    cuda: bool = False
+
+    @property
+    def condition(self) -> str:
+        return parse_case(self.cases[0]).condition
+
+
+class Measure(Protocol):
+    """What a task runs: a function of a module, because Ray's workers import it by name."""
+
+    def __call__(self, task: Task, progress: Progress | None = None) -> dict[str, Any]: ...
+
+
+def measure(task: Task, progress: Progress | None = None) -> dict[str, Any]:
+    """Case name -> figures as `SubsetResult.to_json` gives them. Model and tables stay loaded for this process's next task."""
+    config = RunConfig.model_validate_json(task.config)
+    model = _model(task.checkpoint, "cuda" if task.cuda else "cpu")
+    cases = [parse_case(name) for name in task.cases]
+    with tempfile.TemporaryDirectory(
+        prefix="robustbev-"
+    ) as scratch:  # submissions are large, and figures are what counts
+        results = evaluate_cases(
+            model,
+            config,
+            cases,
+            Path(scratch),
+            seed=task.seed,
+            health=task.health,
+            monitor=task.monitor,
+            progress=progress,
+        )
+    return {case.name: result.to_json() for case, result in results.items()}
+
+
+def measure_alone(task: Task) -> dict[str, Any]:
+    """`measure` in a process that has one CPU: no threads, no workers, no children."""
+    import cv2
+
+    from training.memory import keep_freed_memory
+
+    keep_freed_memory()
+    torch.set_num_threads(1)
+    cv2.setNumThreads(0)
+    return measure(task)
+
+
+@lru_cache(maxsize=2)
+def _model(checkpoint: Path, device: str) -> PerceptionModel:
+    return robustbev.load(checkpoint, device).eval()
+
+
+def fingerprint(checkpoint: Path, config: RunConfig, data_id: str, *, seed: int, monitor: Path | None = None) -> str:
+    """Of all that decides the figures: weights, data, evaluation, seed, and the definition of the corruptions themselves.
+
+    `monitor` is the file of the sensor health monitor that acts on what the model sees, None where none does.
+    """
+    folder = checkpoint if checkpoint.is_dir() else checkpoint.parent
+    weights = folder / "model.safetensors" if checkpoint.is_dir() else checkpoint
+    evaluation = config.evaluation.model_dump(include={"limit", "score_threshold", "max_boxes_per_sample"})
+    patterns = ["corrupt*.py", "health*.py"] if monitor is not None else ["corrupt*.py"]
+    code = [path for pattern in patterns for path in sorted(Path(sensors.__file__).parent.glob(pattern))]
+    content = {
+        "weights": _weights_digest(weights),
+        "model": _digest(folder / "config.json"),
+        "data": data_id,
+        "nuscenes": config.data.nuscenes.model_dump(mode="json", exclude=_NOT_IN_FIGURES),
+        "points": [config.data.lidar_min_range_m, config.data.keep_outside],
+        "evaluation": evaluation,
+        "seed": seed,
+        "monitor": None if monitor is None else _digest(monitor),
+        "code": [_digest(path) for path in code],
+    }
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _weights_digest(path: Path) -> str:
+    """Of names, shapes and values. Not of the whole file: safetensors writes its metadata in an order that varies."""
+    with path.open("rb") as file:
+        header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+        header.pop("__metadata__", None)
+        digest = hashlib.sha256(json.dumps(header, sort_keys=True).encode())
+        while block := file.read(2**20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+class Store:
+    """Figures by fingerprint and condition: `<folder>/<fingerprint>/<condition>.json`.
+
+    `others` are stores of earlier runs, which are read and never written.
+    """
+
+    def __init__(self, folder: Path, others: Sequence[Path] = ()) -> None:
+        self._folder, self._others = folder, tuple(others)
+
+    def read(self, print_: str, cases: Sequence[Case]) -> dict[Case, SubsetResult] | None:
+        """The figures of cases of one condition, None where one of them is not there."""
+        for folder in (self._folder, *self._others):
+            content = self._content(folder, print_, cases[0].condition)
+            if all(case.name in content for case in cases):
+                return {case: SubsetResult.from_json(case.subset, content[case.name]) for case in cases}
+        return None
+
+    def write(self, print_: str, condition: str, figures: Mapping[str, Any]) -> None:
+        """Keep figures, beside those of other subsets under the same condition."""
+        known = self._content(self._folder, print_, condition)
+        write_json(self._path(self._folder, print_, condition), known | dict(figures))
+
+    def _content(self, folder: Path, print_: str, condition: str) -> dict[str, Any]:
+        path = self._path(folder, print_, condition)
+        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+
+    @staticmethod
+    def _path(folder: Path, print_: str, condition: str) -> Path:
+        return folder / print_[:16] / f"{condition}.json"
+
+
+Done = Callable[[str, dict[str, Any]], None]  # the key of a task, and its figures
+
+
+def run_tasks(
+    tasks: Mapping[str, Task],
+    config: RobustnessConfig,
+    done: Done,
+    *,
+    progress: Progress | None = None,
+    work: Measure = measure,
+    work_alone: Callable[[Task], dict[str, Any]] = measure_alone,
+) -> None:
+    """Run every task and hand over its figures as soon as they are there, each task's once.
+
+    With `config.jobs` 0, or where Ray is not installed and nothing asks for it, one after the other in this process; otherwise as
+    Ray tasks of one CPU. A task whose process or machine died is run again, `config.max_retries` times.
+
+    Raises:
+        RobustnessError: a task died too often, or the cluster is not there.
+        ValueError: what a task found wrong with data or configuration; such a task is not tried again.
+    """
+    if not tasks:
+        return
+    if config.jobs == 0 or (config.jobs is None and config.address is None and not _has_ray()):
+        for key, task in tasks.items():
+            done(key, work(task, progress))
+        return
+    require("robustness with jobs", "train", "ray")
+    import ray
+
+    owned = not ray.is_initialized()
+    if owned:
+        _connect(config)
+    try:
+        _run_on_ray(tasks, config, done, work_alone)
+    finally:
+        if owned:
+            ray.shutdown()
+
+
+def _has_ray() -> bool:
+    from importlib.util import find_spec
+
+    return find_spec("ray") is not None
+
+
+def _connect(config: RobustnessConfig) -> None:
+    import ray
+
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    if config.address is not None:
+        try:
+            ray.init(address=config.address, log_to_driver=False, logging_level="WARNING")
+        except (ConnectionError, ValueError) as error:
+            raise RobustnessError(f"address: no Ray cluster at {config.address!r} ({error})") from error
+        return
+    ray.init(
+        address="local",
+        num_cpus=config.jobs,
+        include_dashboard=False,
+        object_store_memory=_OBJECT_STORE_BYTES,
+        log_to_driver=False,
+        logging_level="WARNING",
+    )
+
+
+def _run_on_ray(
+    tasks: Mapping[str, Task], config: RobustnessConfig, done: Done, work: Callable[[Task], dict[str, Any]]
+) -> None:
+    import ray
+    from ray.exceptions import RayError, RayTaskError
+
+    remote = ray.remote(
+        num_cpus=1, num_gpus=1 / config.tasks_per_gpu if config.use_cuda else 0, max_retries=config.max_retries
+    )(work)
+    pending = {remote.remote(task): key for key, task in tasks.items()}
+    while pending:
+        ready, _ = ray.wait(list(pending), num_returns=1)
+        key = pending.pop(ready[0])
+        try:
+            figures = ray.get(ready[0])
+        except RayTaskError as error:
+            if isinstance(error.cause, ValueError):
+                raise RobustnessError(f"{key}: {error.cause}") from error
+            raise
+        except RayError as error:
+            raise RobustnessError(
+                f"{key}: its process died {config.max_retries + 1} times ({type(error).__name__}); what is measured is kept, the "
+                "same command goes on. If memory ran out, take fewer jobs or a smaller evaluation.batch_size"
+            ) from error
+        done(key, figures)
