@@ -122,14 +122,22 @@ def test_signals_ask_the_loop_to_stop_and_a_second_ctrl_c_insists(capsys: pytest
                 os.kill(os.getpid(), signal.SIGINT)
 
     state = toy_state(plan)
-    with StopOnSignal() as stop:
-        outcome = train(state, ToyStep(state.model), ToyBatches(), plan, device=CPU, callbacks=[PressAt()], stop=stop)
-        with pytest.raises(KeyboardInterrupt):
-            os.kill(os.getpid(), signal.SIGINT)
+    before = signal.signal(
+        signal.SIGINT, signal.default_int_handler
+    )  # what a shell starts in the background ignores it
+    try:
+        with StopOnSignal() as stop:
+            outcome = train(
+                state, ToyStep(state.model), ToyBatches(), plan, device=CPU, callbacks=[PressAt()], stop=stop
+            )
+            with pytest.raises(KeyboardInterrupt):
+                os.kill(os.getpid(), signal.SIGINT)
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert outcome.interrupted
     assert outcome.step == 3  # the step in which the wish was heard is finished
     assert "Ctrl-C again" in capsys.readouterr().err
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 def test_ctrl_c_that_kills_the_loaders_workers_too_loses_nothing(tmp_path: Path) -> None:
