@@ -44,8 +44,8 @@ def package_origins() -> dict[str, Path]:
 
 
 def shadowed(origins: dict[str, Path]) -> list[str]:
-    """One warning for each package that does not lie beside `robustbev.py`: names like `sensors` are easily shadowed."""
-    home = origins["robustbev"].parent
+    """One warning for each package that does not lie beside `robustbev`: names like `sensors` are easily shadowed."""
+    home = origins["robustbev"].parent.parent
     return [
         f"{name} is imported from {path}, but robustbev from {home}: another package of this name comes first on sys.path "
         f"({sys.path[0] or 'the working directory'} is searched first); remove it or change PYTHONPATH"

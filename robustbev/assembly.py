@@ -1,0 +1,140 @@
+"""From a configuration to the modules that it names."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import nn
+
+from bev.backbone import BEVBackbone
+from bev.grid import BEVGrid
+from bev.heads import DetectionHead, HeatmapHead
+from fusion import (
+    ChannelWeightFusion,
+    ConcatFusion,
+    CrossAttentionFusion,
+    Fuser,
+    GatedFusion,
+    JointFusion,
+    LateFusion,
+    LatentFusion,
+    MeanFusion,
+    ObjectAlignment,
+)
+from robustbev.config import CameraConfig, FuserConfig, FuserKind, LidarConfig, ModelConfig
+from robustbev.model import PerceptionModel
+from sensors.camera_encoder import CameraEncoder
+from sensors.lidar_encoder import LidarEncoder
+from sensors.radar_encoder import RadarEncoder
+from sensors.sparse_pillars import DenseStages, SparseStages
+from sensors.vit import VisionTransformer
+
+
+def build(config: ModelConfig) -> PerceptionModel:
+    """The model that `config` describes, with fresh weights from torch's global random state.
+
+    Convolution weights lie channels-last, which is how the grid's features lie.
+    """
+    grid, z_range_m = config.grid.bev(), (config.grid.z_min_m, config.grid.z_max_m)
+    channels, classes = config.channels, len(config.classes)
+    camera = lidar = radar = None
+    if config.camera is not None:
+        camera = _build_camera(config.camera, grid, z_range_m, channels)
+    if config.lidar is not None:
+        lidar = _build_lidar(config.lidar, grid, z_range_m, channels)
+    if config.radar is not None:
+        radar = RadarEncoder(
+            grid=grid, z_range_m=z_range_m, width=config.radar.width, channels=channels, blocks=config.radar.blocks,
+            half_view_rad=math.radians(config.radar.half_view_deg),
+        )  # fmt: skip
+    model = PerceptionModel(
+        config,
+        camera=camera,
+        lidar=lidar,
+        radar=radar,
+        fuser=_build_fuser(config),
+        backbone=BEVBackbone(channels, blocks=config.backbone.blocks, widths=config.backbone.widths),
+        head=DetectionHead(channels, classes, len(config.attributes)),
+        auxiliary={name: HeatmapHead(channels, classes) for name in config.modalities},
+        image_head=None if config.camera is None else HeatmapHead(config.camera.feature_channels, classes),
+        alignment=_build_alignment(config),  # last: the weights of all else are drawn the same with it and without
+    )
+    return model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+
+def _build_camera(config: CameraConfig, grid: BEVGrid, z_range_m: tuple[float, float], channels: int) -> CameraEncoder:
+    vit = VisionTransformer(
+        image_size=config.image_size, stem=config.stem, patch_px=config.patch_px, dim=config.dim, depth=config.depth,
+        heads=config.heads, layer_scale=config.layer_scale, feature_stride_px=config.feature_stride_px,
+        out_channels=config.feature_channels,
+    )  # fmt: skip
+    return CameraEncoder(
+        vit, image_size=config.image_size, patch_px=config.patch_px, stride_px=config.feature_stride_px,
+        vit_channels=config.feature_channels, dim=config.dim, bins=config.depth_bins.bins(), grid=grid,
+        z_range_m=z_range_m, context_channels=config.context_channels, channels=channels,
+        bev_blocks=config.bev_blocks, lift_samples=config.lift_samples,
+    )  # fmt: skip
+
+
+def _build_lidar(config: LidarConfig, grid: BEVGrid, z_range_m: tuple[float, float], channels: int) -> LidarEncoder:
+    stages: nn.Module | None = None
+    if config.sparse_blocks:
+        fine_shape = (2 * grid.shape[0], 2 * grid.shape[1])
+        match config.backend:
+            case "dense":
+                stages = DenseStages(config.pillar_channels, config.sparse_blocks, fine_shape)
+            case "spconv":
+                stages = SparseStages(config.pillar_channels, config.sparse_blocks, fine_shape)
+    return LidarEncoder(
+        grid=grid, z_range_m=z_range_m, pillar_channels=config.pillar_channels, channels=channels,
+        blocks=config.blocks, stages=stages,
+    )  # fmt: skip
+
+
+def _build_alignment(config: ModelConfig) -> ObjectAlignment | None:
+    if config.alignment is None:
+        return None
+    inputs = dict.fromkeys(config.modalities, config.channels)
+    return ObjectAlignment(inputs, config.alignment.dim, mode=config.alignment.mode, anchor=config.alignment.anchor)
+
+
+def _build_fuser(config: ModelConfig) -> Fuser:
+    inputs = dict.fromkeys(config.modalities, config.channels)
+    fuser, grid_shape = config.fuser, config.grid.bev().shape
+    match fuser.kind:
+        case "late":
+            return LateFusion(inputs, config.channels, absent=fuser.absent, grid_shape=grid_shape)
+        case "gated":
+            added = {name: inputs[name] for name in config.modalities if name in fuser.adds}
+            of_base = {name: count for name, count in inputs.items() if name not in added}
+            return GatedFusion(
+                _build_simple_fuser(fuser.base, fuser, of_base, config.channels, grid_shape), added, config.channels,
+                modalities=config.modalities, heads=fuser.heads, neighbourhood=fuser.neighbourhood,
+            )  # fmt: skip
+        case kind:
+            return _build_simple_fuser(kind, fuser, inputs, config.channels, grid_shape)
+
+
+def _build_simple_fuser(
+    kind: FuserKind, config: FuserConfig, inputs: dict[str, int], channels: int, grid_shape: tuple[int, int]
+) -> Fuser:
+    absent, heads = config.absent, config.heads
+    match kind:
+        case "cross_attention":
+            return CrossAttentionFusion(
+                inputs, channels, heads=heads, neighbourhood=config.neighbourhood, absent=absent, grid_shape=grid_shape
+            )
+        case "concat":
+            return ConcatFusion(inputs, channels, absent=absent, grid_shape=grid_shape)
+        case "mean":
+            return MeanFusion(inputs, channels, absent=absent, grid_shape=grid_shape)
+        case "channel_weights":
+            return ChannelWeightFusion(inputs, channels, absent=absent, grid_shape=grid_shape)
+        case "latent":
+            return LatentFusion(
+                inputs, channels, heads=heads, latents=config.latents, pool=config.pool, absent=absent,
+                grid_shape=grid_shape,
+            )  # fmt: skip
+        case "joint":
+            return JointFusion(inputs, channels, heads=heads, pool=config.pool, absent=absent, grid_shape=grid_shape)

@@ -1,0 +1,215 @@
+"""The network: encoders, fuser, backbone and heads as one module."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+
+from bev.backbone import BEVBackbone
+from bev.boxes import Boxes
+from bev.heads import DetectionHead, DetectionLogits, HeatmapHead, decode
+from bev.merge import merge_boxes, no_boxes
+from fusion import BEVFeatures, FusedBEV, Fuser, LateFusion, ObjectAlignment
+from robustbev.config import ModelConfig
+from sensors.batch import SensorBatch
+from sensors.camera_encoder import CameraEncoder
+from sensors.lidar_encoder import LidarEncoder
+from sensors.radar_encoder import RadarEncoder
+
+
+@dataclass(frozen=True)
+class Perception:
+    """What the model sees.
+
+    `perceived` is False for a sample of which no sensor covers any cell: its boxes have score 0 and mean "no perception",
+    not "nothing there".
+    """
+
+    boxes: Boxes  # [B, T], sorted by score, reference frame
+    fused: FusedBEV  # attention [B, M, X, Y]
+    modalities: tuple[str, ...]  # M names, in the order of the attention
+    perceived: Tensor  # [B] bool
+
+
+@dataclass(frozen=True)
+class TrainingOutputs:
+    """The logits that the losses are made of."""
+
+    detection: tuple[DetectionLogits, ...]  # one a view of the batch, see `PerceptionModel.training_outputs`
+    features: dict[str, BEVFeatures | None]  # of each modality, before anything was hidden from the fuser
+    auxiliary: dict[str, Tensor]  # heatmap logits [B, K, X, Y] by modality
+    depth_logits: Tensor | None  # [B, N, h, w, D]
+    image: Tensor | None  # [B, N, K, h, w] heatmap logits of objects in the pictures
+
+
+class PerceptionModel(nn.Module):
+    """Encoders, fuser, backbone and head, handed in built; `build` makes them from a `ModelConfig`.
+
+    Letters: B samples, C channels, M modalities, K classes, T boxes, X and Y cells.
+    """
+
+    nms_radius_m: Tensor
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        *,
+        camera: CameraEncoder | None,
+        lidar: LidarEncoder | None,
+        radar: RadarEncoder | None,
+        fuser: Fuser,
+        backbone: BEVBackbone,
+        head: DetectionHead,
+        auxiliary: dict[str, HeatmapHead],
+        image_head: HeatmapHead | None,
+        alignment: ObjectAlignment | None = None,
+    ) -> None:
+        super().__init__()
+        self.config = config
+        self.frozen: tuple[str, ...] = ()
+        self.grid = config.grid.bev()
+        self.camera, self.lidar, self.radar = camera, lidar, radar
+        self.fuser, self.backbone, self.head = fuser, backbone, head
+        self.auxiliary, self.image_head = nn.ModuleDict(auxiliary), image_head
+        self.alignment = alignment
+        radius = [config.decode.nms_radius_m.get(name, 0.0) for name in config.classes]
+        self.register_buffer("nms_radius_m", torch.tensor(radius), persistent=False)
+
+    def freeze(self, prefixes: Sequence[str]) -> None:
+        """Let the parameters whose names start with one of `prefixes` learn no more, and their batch statistics stand still.
+
+        Raises:
+            ValueError: a prefix fits no parameter.
+        """
+        names = [name for name, _ in self.named_parameters()]
+        for prefix in prefixes:
+            if not any(is_under(name, prefix) for name in names):
+                parts = ", ".join(dict.fromkeys(name.partition(".")[0] for name in names))
+                raise ValueError(f"freeze: no parameter lies under {prefix!r}; the model's parts are {parts}")
+        self.frozen = tuple(prefixes)
+        for name, parameter in self.named_parameters():
+            if any(is_under(name, prefix) for prefix in self.frozen):
+                parameter.requires_grad_(False)
+        self.train(self.training)
+
+    def train(self, mode: bool = True) -> PerceptionModel:
+        """As of every module, but what is frozen stays in evaluation mode."""
+        super().train(mode)
+        for name, module in self.named_modules():
+            if any(is_under(name, prefix) for prefix in self.frozen):
+                module.eval()
+        return self
+
+    def forward(self, batch: SensorBatch) -> Perception:
+        return self.perceive_features(self.encode(batch), batch.batch_size)
+
+    def encode(self, batch: SensorBatch) -> dict[str, BEVFeatures | None]:
+        """Each modality's grid [B, C, X, Y]; None where the batch or the model has no such modality (nothing is computed)."""
+        features: dict[str, BEVFeatures | None] = dict.fromkeys(self.config.modalities)
+        if self.camera is not None and batch.cameras is not None:
+            features["camera"] = self.camera(batch.cameras).bev
+        if self.lidar is not None and batch.lidar is not None:
+            features["lidar"] = self.lidar(batch.lidar)
+        if self.radar is not None and batch.radar is not None:
+            features["radar"] = self.radar(batch.radar)
+        return features
+
+    def perceive_features(self, features: Mapping[str, BEVFeatures | None], batch_size: int) -> Perception:
+        """Fuse, detect and decode: `features` as `encode` gives them, any of them None. One encoding serves every subset."""
+        fused = self.fuser(features, grid_shape=self.grid.shape, batch_size=batch_size)
+        perceived = fused.coverage.flatten(1).amax(1) > 0
+        if isinstance(self.fuser, LateFusion):
+            boxes = self._merged_boxes(self.fuser, features, batch_size)
+        else:
+            boxes = self._detect(fused.features, perceived)
+        return Perception(boxes, fused, self.config.modalities, perceived)
+
+    def _detect(self, grids: Tensor, perceived: Tensor) -> Boxes:
+        logits = self.head(self.backbone(grids))
+        boxes = decode(logits, self.grid, max_boxes=self.config.decode.max_boxes, nms_radius_m=self.nms_radius_m)
+        return replace(boxes, score=torch.where(perceived[:, None], boxes.score, 0.0))
+
+    def _merged_boxes(self, fuser: LateFusion, features: Mapping[str, BEVFeatures | None], batch_size: int) -> Boxes:
+        """Late fusion: the boxes of each sensor that is there, from its own grid alone, merged."""
+        grids = fuser.separate(features, grid_shape=self.grid.shape, batch_size=batch_size)
+        present = [g for g, name in zip(grids, fuser.modalities, strict=True) if features.get(name) is not None]
+        max_boxes = self.config.decode.max_boxes
+        if not present:
+            count = min(max_boxes, len(self.config.classes) * self.grid.num_cells)
+            return no_boxes(batch_size, count, self.nms_radius_m.device)
+        # One after the other: in one batch a convolution's last bits could depend on how many sensors there are.
+        boxes = [self._detect(g.features, g.coverage.flatten(1).amax(1) > 0) for g in present]
+        coverage = [g.coverage for g in present]
+        return merge_boxes(boxes, coverage, self.grid, radius_m=self.nms_radius_m, max_boxes=max_boxes)
+
+    def training_outputs(self, batch: SensorBatch, views: Sequence[Tensor] | None = ()) -> TrainingOutputs:
+        """Logits of the head, of each modality's auxiliary head, of the depth bins and of objects in the pictures.
+
+        `views`: each [B, M] bool of modalities that the fuser may see (modality dropout); () is one view of everything, None
+        does without fuser, backbone and head (the encoders learn through their auxiliary heads alone). What a
+        view hides has coverage 0, exactly as if it were absent, while its encoder goes on learning through its auxiliary head
+        and the other views. The encoders run once, however many views there are.
+        """
+        features: dict[str, BEVFeatures | None] = dict.fromkeys(self.config.modalities)
+        depth_logits = image = None
+        if self.camera is not None and batch.cameras is not None:
+            output = self.camera(batch.cameras)
+            features["camera"], depth_logits = output.bev, output.depth_logits
+            assert self.image_head is not None
+            image = self.image_head(output.features).unflatten(0, batch.cameras.present.shape)
+        if self.lidar is not None and batch.lidar is not None:
+            features["lidar"] = self.lidar(batch.lidar)
+        if self.radar is not None and batch.radar is not None:
+            features["radar"] = self.radar(batch.radar)
+        auxiliary = {
+            name: head(features[name].features)  # type: ignore[union-attr]
+            for name, head in self.auxiliary.items()
+            if features[name] is not None
+        }
+        detection = () if views is None else self._detect_views(features, views, batch.batch_size)
+        return TrainingOutputs(detection, features, auxiliary, depth_logits, image)
+
+    def _detect_views(
+        self, features: Mapping[str, BEVFeatures | None], views: Sequence[Tensor], batch_size: int
+    ) -> tuple[DetectionLogits, ...]:
+        if isinstance(self.fuser, LateFusion):
+            return self._detect_each(self.fuser, features, batch_size)
+        seen = [_hide(features, kept) for kept in views] or [dict(features)]
+        fused = [self.fuser(view, grid_shape=self.grid.shape, batch_size=batch_size).features for view in seen]
+        # All views at once: they share the batch statistics, too.
+        return self.head(self.backbone(torch.cat(fused))).chunk(len(seen))
+
+    def _detect_each(
+        self, fuser: LateFusion, features: Mapping[str, BEVFeatures | None], batch_size: int
+    ) -> tuple[DetectionLogits, ...]:
+        """Late fusion: the logits of each sensor's own detector. It always sees its sensor, and nothing else to lose.
+
+        What a detector says of a sample without its sensor passes no gradient: there it had nothing to see.
+        """
+        grids = fuser.separate(features, grid_shape=self.grid.shape, batch_size=batch_size)
+        logits = self.head(self.backbone(torch.cat([g.features for g in grids]))).chunk(len(grids))
+        return tuple(
+            DetectionLogits(
+                *(
+                    torch.where(grid.coverage.amax((1, 2))[:, None, None, None] > 0, part, part.detach())
+                    for part in (of_one.heatmap, of_one.regression, of_one.attributes)
+                )
+            )
+            for of_one, grid in zip(logits, grids, strict=True)
+        )
+
+
+def _hide(features: Mapping[str, BEVFeatures | None], kept: Tensor) -> dict[str, BEVFeatures | None]:
+    """The same features with coverage 0 where `kept` [B, M] is False."""
+    return {
+        name: None if f is None else replace(f, coverage=f.coverage * kept[:, i, None, None])
+        for i, (name, f) in enumerate(features.items())
+    }
+
+
+def is_under(name: str, prefix: str) -> bool:
+    """Whether a dotted name is `prefix` or lies under it."""
+    return f"{name}.".startswith(f"{prefix}.")

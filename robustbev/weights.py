@@ -1,0 +1,121 @@
+"""Models as files: safetensors and config.json, of which nothing is executed."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import safetensors
+import safetensors.torch
+import torch
+from pydantic import ValidationError
+from torch import Tensor, nn
+
+from robustbev.assembly import build
+from robustbev.config import ModelConfig
+from robustbev.model import PerceptionModel, is_under
+
+FORMAT_VERSION = 1
+
+
+class CheckpointError(ValueError):
+    """Weights or their configuration are missing, damaged or of another architecture."""
+
+
+def gated_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The weights of a model as those of the same model with a `gated` fuser around its own: `fuser.X` is `fuser.base.X`.
+
+    Weights that are of a gated model already come back as they are.
+    """
+    if any(name.startswith("fuser.base.") for name in state):
+        return dict(state)
+    return {_moved(name): tensor for name, tensor in state.items()}
+
+
+def _moved(name: str) -> str:
+    return name.replace("fuser.", "fuser.base.", 1) if name.startswith("fuser.") else name
+
+
+def save(model: PerceptionModel, directory: str | Path) -> Path:
+    """Write `model.safetensors` and `config.json` into `directory`, each file whole or not at all; -> the directory."""
+    directory = Path(directory)
+    directory.mkdir(parents=True, exist_ok=True)
+    state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    header = {"format": "robustbev", "format_version": str(FORMAT_VERSION)}
+    _write_whole(directory / "model.safetensors", safetensors.torch.save(state, metadata=header))
+    _write_whole(directory / "config.json", model.config.model_dump_json(indent=2).encode())
+    return directory
+
+
+def load(path: str | Path, device: str | torch.device = "cpu") -> PerceptionModel:
+    """A saved model in evaluation mode. Nothing in the files is executed and no class is named in them.
+
+    Args:
+        path: a directory written by `save`, or its `model.safetensors`; `config.json` lies beside it.
+
+    Raises:
+        CheckpointError: a file is missing or damaged, or weights and configuration do not belong together.
+    """
+    path = Path(path)
+    directory = path if path.is_dir() else path.parent
+    weights = directory / "model.safetensors" if path.is_dir() else path
+    config_file = directory / "config.json"
+    for file in (weights, config_file):
+        if not file.is_file():
+            raise CheckpointError(f"{file}: not found; expected a directory with model.safetensors and config.json")
+    try:
+        config = ModelConfig.model_validate_json(config_file.read_bytes())
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"])
+        raise CheckpointError(f"{config_file}: no valid model configuration: {key}: {first['msg']}") from error
+    try:
+        state = safetensors.torch.load_file(weights)
+    except (safetensors.SafetensorError, OSError) as error:
+        raise CheckpointError(f"{weights}: no readable safetensors file ({error}); was it copied whole?") from error
+    with torch.device("meta"):
+        outline = build(config)  # shapes alone: a config that is not of these weights must not fill the memory first
+    _check_fit(outline.state_dict(), state, source=str(weights))
+    model = build(config)
+    load_weights(model, state, source=str(weights))
+    return model.to(device).eval()
+
+
+def load_weights(model: nn.Module, state: Mapping[str, Tensor], *, source: str, may_lack: Sequence[str] = ()) -> None:
+    """Strictly load `state`; CheckpointError naming the tensors that do not fit, before anything is changed.
+
+    Parts of the model that start with one of `may_lack` keep their fresh weights where `state` has none for them.
+    """
+    own = model.state_dict()
+    fresh = {n: t for n, t in own.items() if n not in state and any(is_under(n, prefix) for prefix in may_lack)}
+    _check_fit(own, {**state, **fresh}, source=source)
+    model.load_state_dict({**state, **fresh})
+
+
+def _check_fit(own: Mapping[str, Tensor], state: Mapping[str, Tensor], *, source: str) -> None:
+    faults = [f"missing {name} {list(own[name].shape)}" for name in own if name not in state]
+    faults += [f"unexpected {name} {list(state[name].shape)}" for name in state if name not in own]
+    faults += [
+        f"{name}: expected {list(own[name].shape)}, got {list(state[name].shape)}"
+        for name in own
+        if name in state and own[name].shape != state[name].shape
+    ]
+    if faults:
+        shown = "; ".join(faults[:4]) + (f"; and {len(faults) - 4} more" if len(faults) > 4 else "")
+        raise CheckpointError(
+            f"{source}: weights of another architecture: {shown}. Use the config that they were trained with"
+        )
+
+
+def _write_whole(path: Path, data: bytes) -> None:
+    """Write to a temporary file beside `path`, then rename: readers see the old file or the new one."""
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        with partial.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
