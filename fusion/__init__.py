@@ -2,7 +2,7 @@
 
 from .alignment import AlignmentMode, ObjectAlignment
 from .attention import CrossAttentionFusion
-from .dropout import draw_subsets, drop_members, drop_modalities
+from .dropout import draw_subsets, drop_members, drop_modalities, every_subset
 from .features import BEVFeatures, FusedBEV, Fuser
 from .fusers import ChannelWeightFusion, ConcatFusion, MeanFusion
 from .gated import GatedFusion
@@ -30,4 +30,5 @@ __all__ = [
     "draw_subsets",
     "drop_members",
     "drop_modalities",
+    "every_subset",
 ]

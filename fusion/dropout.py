@@ -56,6 +56,21 @@ def draw_subsets(available: Tensor, generator: torch.Generator) -> Tensor:
     return torch.where(available.sum(1, keepdim=True) > 1, drawn, available)
 
 
+def every_subset(available: Tensor) -> list[Tensor]:
+    """2^M - 2 views [B, M] bool: every part of the modalities but none and all, of what each sample has.
+
+    A sample that has nothing of a part shows all that it has in that view.
+
+    Args:
+        available: [B, M] bool, modalities that the sample has.
+    """
+    count = available.shape[1]
+    codes = torch.arange(1, 2**count - 1, device=available.device)
+    subsets = (codes[:, None] >> torch.arange(count, device=available.device)) & 1 == 1  # [2^M - 2, M]
+    parts = [available & subset for subset in subsets]
+    return [torch.where(part.any(1, keepdim=True), part, available) for part in parts]
+
+
 def drop_members(present: Tensor, probability: float, generator: torch.Generator) -> Tensor:
     """[B, N] bool of single sensors (cameras, say) that stay, out of `present`; never all of a sample's present ones."""
     if not 0.0 <= probability <= 1.0:

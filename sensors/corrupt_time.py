@@ -22,7 +22,7 @@ LAG_KEYFRAMES = (1, 2, 3, 4, 5)
 HANG_US = (1_000_000, 1_500_000, 2_000_000, 2_500_000, 3_000_000)  # 2 to 6 keyframes of nuScenes
 
 _Sweep = TypeVar("_Sweep", LidarSweep, RadarSweep)
-_Stale = Callable[[SensorFrame, SensorFrame], SensorFrame | None]
+Stale = Callable[[SensorFrame, SensorFrame], SensorFrame | None]
 
 
 def stale_cameras(frame: SensorFrame, old: SensorFrame, cameras: Collection[int] | None = None) -> SensorFrame | None:
@@ -62,8 +62,10 @@ def _stale(now: tuple[_Sweep, ...], old: tuple[_Sweep, ...]) -> tuple[_Sweep, ..
     return tuple(sweeps)
 
 
-def _lagging(stale: _Stale, frame: SensorFrame, severity: int, history: History) -> SensorFrame | None:
-    """Data `severity` keyframes old, or as old as the scene is."""
+def lagging(
+    stale: Stale, frame: SensorFrame, severity: int, random: np.random.Generator, history: History
+) -> SensorFrame | None:
+    """A sensor, by its `stale`, delivers late: data `severity` keyframes old, or as old as the scene is."""
     for n in range(LAG_KEYFRAMES[severity - 1], 0, -1):
         old = history(n)
         if old is not None:
@@ -71,8 +73,10 @@ def _lagging(stale: _Stale, frame: SensorFrame, severity: int, history: History)
     return None
 
 
-def _frozen(stale: _Stale, frame: SensorFrame, severity: int, history: History) -> SensorFrame | None:
-    """Data of the last instant at which the sensor came to life: it hangs, and delivers anew only every so many seconds.
+def frozen(
+    stale: Stale, frame: SensorFrame, severity: int, random: np.random.Generator, history: History
+) -> SensorFrame | None:
+    """A sensor, by its `stale`, hangs: data of the last instant at which it came to life, which it does every so many seconds.
 
     Those instants are multiples of the hang, so that consecutive frames agree on what is delivered between them.
     """
@@ -84,48 +88,6 @@ def _frozen(stale: _Stale, frame: SensorFrame, severity: int, history: History) 
             break
         first = old
     return None if first is None else stale(frame, first)
-
-
-def camera_lagging(
-    frame: SensorFrame, severity: int, random: np.random.Generator, history: History
-) -> SensorFrame | None:
-    """All cameras deliver late."""
-    return _lagging(stale_cameras, frame, severity, history)
-
-
-def lidar_lagging(
-    frame: SensorFrame, severity: int, random: np.random.Generator, history: History
-) -> SensorFrame | None:
-    """The LiDAR delivers late."""
-    return _lagging(stale_lidar, frame, severity, history)
-
-
-def radar_lagging(
-    frame: SensorFrame, severity: int, random: np.random.Generator, history: History
-) -> SensorFrame | None:
-    """All radars deliver late."""
-    return _lagging(stale_radar, frame, severity, history)
-
-
-def camera_frozen(
-    frame: SensorFrame, severity: int, random: np.random.Generator, history: History
-) -> SensorFrame | None:
-    """All cameras hang."""
-    return _frozen(stale_cameras, frame, severity, history)
-
-
-def lidar_frozen(
-    frame: SensorFrame, severity: int, random: np.random.Generator, history: History
-) -> SensorFrame | None:
-    """The LiDAR hangs."""
-    return _frozen(stale_lidar, frame, severity, history)
-
-
-def radar_frozen(
-    frame: SensorFrame, severity: int, random: np.random.Generator, history: History
-) -> SensorFrame | None:
-    """All radars hang."""
-    return _frozen(stale_radar, frame, severity, history)
 
 
 def temporal_misalignment(

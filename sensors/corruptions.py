@@ -14,6 +14,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, is_dataclass
+from functools import partial
 from types import MappingProxyType
 from typing import Any
 
@@ -64,20 +65,20 @@ CORRUPTIONS: Mapping[str, Operation] = MappingProxyType({
     "single_camera_lost": Operation(camera.single_camera_lost, _CAMERA),
     "camera_black": Operation(camera.camera_black, _CAMERA),
     "camera_blur": Operation(camera.camera_blur, _CAMERA),
-    "camera_frozen": Operation(time.camera_frozen, _CAMERA),
-    "camera_lagging": Operation(time.camera_lagging, _CAMERA),
+    "camera_frozen": Operation(partial(time.frozen, time.stale_cameras), _CAMERA),
+    "camera_lagging": Operation(partial(time.lagging, time.stale_cameras), _CAMERA),
     "camera_misaligned": Operation(place.camera_misaligned, _CAMERA),
     "lidar_sectors": Operation(lidar.lidar_sectors, _LIDAR),
     "lidar_crosstalk": Operation(lidar.lidar_crosstalk, _LIDAR),
     "lidar_noise": Operation(lidar.lidar_noise, _LIDAR),
-    "lidar_frozen": Operation(time.lidar_frozen, _LIDAR),
-    "lidar_lagging": Operation(time.lidar_lagging, _LIDAR),
+    "lidar_frozen": Operation(partial(time.frozen, time.stale_lidar), _LIDAR),
+    "lidar_lagging": Operation(partial(time.lagging, time.stale_lidar), _LIDAR),
     "lidar_misaligned": Operation(place.lidar_misaligned, _LIDAR),
     "radar_lost": Operation(radar.radar_lost, _RADAR),
     "radar_clutter": Operation(radar.radar_clutter, _RADAR),
     "radar_velocity_noise": Operation(radar.radar_velocity_noise, _RADAR),
-    "radar_frozen": Operation(time.radar_frozen, _RADAR),
-    "radar_lagging": Operation(time.radar_lagging, _RADAR),
+    "radar_frozen": Operation(partial(time.frozen, time.stale_radar), _RADAR),
+    "radar_lagging": Operation(partial(time.lagging, time.stale_radar), _RADAR),
 })  # fmt: skip
 
 MULTICORRUPT = (

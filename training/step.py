@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from bev.heads import DetectionLogits
 from bev.targets import DetectionTargets, make_image_targets, make_targets
-from fusion import draw_subsets, drop_members, drop_modalities
+from fusion import draw_subsets, drop_members, drop_modalities, every_subset
 from robustbev import PerceptionModel, StrictModel
 from sensors.batch import CameraBatch, SensorBatch
 from sensors.camera_encoder import CameraEncoder
@@ -29,9 +29,10 @@ Weight = Annotated[float, Field(ge=0)]
 class DropoutConfig(StrictModel):
     """How a training sample goes without sensors. Never without all of them."""
 
-    schedule: Literal["independent", "structured", "split"] = "independent"
+    schedule: Literal["independent", "structured", "split", "every"] = "independent"
     """What the fuser sees of a sample. independent: each modality goes by its own probability. structured: a part of the
-    modalities, every part but none and all drawn alike. split: such a part in one view and the rest in another."""
+    modalities, every part but none and all drawn alike. split: such a part in one view and the rest in another. every: each
+    of these parts in a view of its own."""
     whole_view: bool = False
     """Also see each sample with all that it has, from the same pass of the encoders; losses are means over the views. After
     the sandwich rule of universally slimmable networks (Yu and Huang, ICCV 2019): the largest and a random one at each step."""
@@ -145,6 +146,8 @@ class TrainingStep(nn.Module):
         if config.schedule == "independent":
             probabilities = [getattr(config, name) for name in modalities]
             views = [drop_modalities(sensors.batch_size, probabilities, generator, available=available)]
+        elif config.schedule == "every":
+            views = every_subset(available)
         else:
             views = [draw_subsets(available, generator)]
         if config.schedule == "split":

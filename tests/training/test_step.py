@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import replace
 
 import pytest
@@ -110,6 +111,12 @@ def test_split_shows_a_part_and_the_rest_of_it() -> None:
     assert rest[0].any()
     assert torch.equal(part[1], rest[1])  # a single sensor is never taken away
     assert part[1].tolist() == [True, False, False]
+
+
+def test_every_shows_each_part_and_the_whole() -> None:
+    step = step_of(tiny_model(), dropout={"schedule": "every", "whole_view": True, "single_camera": 0})
+    _, views = step._drop(random_sensors(), seeded())
+    assert sorted(tuple(view[0].tolist()) for view in views) == sorted(itertools.product([False, True], repeat=3))[1:]
 
 
 def test_what_sees_everything_teaches_what_does_not() -> None:
