@@ -206,7 +206,11 @@ def _faults(errors: Sequence[ErrorDetails], model: type[BaseModel], layers: Sequ
     """One line for every key at fault; what the alternatives of a union expected is joined by "or"."""
     expected: dict[str, list[str]] = {}
     tails: dict[str, str] = {}
+    places = [error["loc"] for error in errors]
     for error in errors:
+        here = error["loc"]
+        if error["type"] == "too_short" and any(p[: len(here)] == here and p != here for p in places):
+            continue  # pydantic does not count members at fault; they are told by themselves
         location, annotation = _place(model, error["loc"], keep_last=error["type"] == "extra_forbidden")
         path = _dotted(location) or "configuration"
         wanted, tail = _describe(error, location, annotation, model)
