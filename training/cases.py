@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING
 from robustbev import PerceptionModel
 from sensors.batch import MODALITIES
 from sensors.corruptions import CORRUPTIONS, Corruption, CorruptionError
+from sensors.health import HealthMode
 from training.atomic import write_json
-from training.corrupted import Change, HealthMode
+from training.corrupted import Change
 from training.evaluation import SUBSETS, possible_subsets, predict_subsets, subset_name
 from training.report import SubsetResult
 from training.scoring import Progress, Scoring

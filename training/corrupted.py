@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -14,11 +14,10 @@ import torch
 from sensors.batch import MODALITIES
 from sensors.corruptions import Corruption, CorruptionError, corrupt
 from sensors.frames import History, SensorFrame
+from sensors.health import HealthMode
 
 if TYPE_CHECKING:
     from training.data import Alter
-
-HealthMode = Literal["off", "report", "act"]
 
 
 class Change:

@@ -9,8 +9,8 @@ from pydantic import Field, field_validator
 
 from robustbev import StrictModel
 from sensors.corruptions import MULTICORRUPT
+from sensors.health import HealthMode
 from training.cases import Case
-from training.corrupted import HealthMode
 from training.evaluation import SUBSETS
 
 Severity = Annotated[int, Field(ge=1, le=5)]
@@ -65,6 +65,11 @@ class RobustnessConfig(StrictModel):
         for name in corruptions:
             Case(corruption=name, severity=1)
         return tuple(dict.fromkeys(corruptions))
+
+    @field_validator("health", mode="before")
+    @classmethod
+    def _off(cls, health: object) -> object:
+        return "off" if health is False else health  # YAML takes a bare off for false
 
     @field_validator("severities")
     @classmethod

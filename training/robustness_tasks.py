@@ -21,10 +21,10 @@ import torch
 import robustbev
 import sensors
 from robustbev import PerceptionModel
+from sensors.health import HealthMode
 from training.atomic import write_json
 from training.cases import Case, evaluate_cases, parse_case
 from training.config import RunConfig
-from training.corrupted import HealthMode
 from training.extras import require
 from training.report import SubsetResult
 from training.robustness_config import RobustnessConfig

@@ -207,6 +207,7 @@ def test_the_config_names_what_is_wrong_and_the_file_in_the_house_is_the_default
     with pytest.raises(ConfigError, match="severities") as raised:
         load_config(RobustnessConfig, None, ["severities=[6]"])
     assert len(raised.value.faults) == 1
+    assert load_config(RobustnessConfig, None, ["health=off"]).health == "off"
     config = load_config(RobustnessConfig, None, ["severities=[3, 1, 3]", "subsets=[radar+camera]"])
     assert (config.severities, config.subsets) == ((1, 3), ("camera+radar",))
 
