@@ -193,30 +193,48 @@ def evaluate_checkpoint(
         checkpoint: a checkpoint, or a run's folder (its newest one).
         config: what to evaluate on; None: the configuration that the run left beside its checkpoints.
         out_dir: for tables, submissions and the chart; None: `evaluation` in the run's folder. A run's folder gets
-            subsets.json too.
+            subsets.json too, unless `config` names other data than the run's own: then nothing but `out_dir` is written.
 
     Raises:
         FileNotFoundError: there is no such checkpoint.
-        ValueError: it belongs to no run, and `config` or `out_dir` is not given; or see `evaluate_subsets`.
+        ValueError: it belongs to no run, and `config` or `out_dir` is not given; it is to be measured on other data than its
+            run's, and `out_dir` is not given; or see `evaluate_subsets`.
     """
     import robustbev
     from training.data import build_loader
     from training.pictures import subset_chart
     from training.tracking import log_report
 
-    checkpoint, files, config, out_dir = resolve(checkpoint, config, out_dir, "evaluation")
+    said, (checkpoint, files, config, out_dir) = out_dir, resolve(checkpoint, config, out_dir, "evaluation")
+    other = "" if files is None else _other_data(files, config)
+    if other and said is None:
+        raise ValueError(
+            f"evaluation: {other}; say with --out where to write, so that the run keeps the figures on its own data"
+        )
     model = robustbev.load(checkpoint, "cuda" if config.runner.use_cuda else "cpu")
     settings, split = config.evaluation, config.data.nuscenes.val_split
     loader = build_loader(config.data, model.config, split, batch_size=settings.batch_size, train=False)
     results = evaluate_subsets(model, loader.epoch(0), loader.reader, out_dir, settings, progress)
     subset_chart(out_dir / "subsets.png", results)
-    if files is not None:
+    if files is not None and not other:
         write_subsets(files.root / "subsets.json", results)
         kept = {"evaluation": [out_dir / name for name in ("subsets.json", "table.md", "table.csv", "subsets.png")]}
         for subset in results:
             kept[f"evaluation/{subset}"] = [out_dir / subset / n for n in ("metrics_summary.json", "results_nusc.json")]
         log_report(files.mlflow, checkpoint, _figures(results), kept, out_dir)
     return results
+
+
+def _other_data(files: RunFiles, config: RunConfig) -> str:
+    """What of the validation data is not the run's own, in words; empty where all is."""
+    from training.config import load_run_config
+
+    own, asked = load_run_config(files.config).data.nuscenes, config.data.nuscenes
+    places = {"root": (own.root.absolute(), asked.root.absolute()), "version": (own.version, asked.version)}
+    places["val_split"] = (own.val_split, asked.val_split)
+    return ", ".join(
+        f"data.nuscenes.{key} is {new}, and {old} in the run" for key, (old, new) in places.items() if old != new
+    )
 
 
 def resolve(

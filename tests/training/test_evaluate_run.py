@@ -100,6 +100,22 @@ def test_an_mlflow_that_does_not_answer_costs_a_warning_only(run: RunFiles, monk
         evaluate_checkpoint(run.root)
 
 
+def test_figures_on_other_data_do_not_take_the_place_of_the_runs_own(
+    run: RunFiles, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from training.config import load_run_config
+
+    monkeypatch.setattr(MLflowRun, "open", lambda file: pytest.fail("the run's MLflow is not to hear of it"))
+    (run.root / "subsets.json").write_text("own")
+    settings = ["data.nuscenes.val_split=small_train", "evaluation.subsets=[lidar]"]
+    config = load_run_config(run.config, settings)
+    with pytest.raises(ValueError, match=r"val_split is small_train, and small_val in the run; say with --out"):
+        evaluate_checkpoint(run.root, config)
+    assert list(evaluate_checkpoint(run.root, config, out_dir=tmp_path / "other")) == ["lidar"]
+    assert (tmp_path / "other" / "table.md").is_file()
+    assert (run.root / "subsets.json").read_text() == "own"
+
+
 def test_a_model_that_lies_in_no_run_says_what_is_missing(run: RunFiles, tmp_path: Path) -> None:
     model = robustbev.load(run.checkpoints / "step-00000001")
     robustbev.save(model, tmp_path / "somewhere")
