@@ -1,4 +1,4 @@
-"""The model put together: configuration, `build`, `save` and `load`."""
+"""The model put together: configuration, `build`, `save`, `load` and `perceive`."""
 
 from robustbev.assembly import build
 from robustbev.config import (
@@ -17,6 +17,7 @@ from robustbev.config import (
     RadarConfig,
     StrictModel,
 )
+from robustbev.inference import perceive
 from robustbev.model import Perception, PerceptionModel, TrainingOutputs
 from robustbev.weights import FORMAT_VERSION, CheckpointError, gated_state, load, load_weights, save
 
@@ -44,5 +45,6 @@ __all__ = [
     "gated_state",
     "load",
     "load_weights",
+    "perceive",
     "save",
 ]

@@ -1,0 +1,65 @@
+"""Which topic of a log is which sensor: a YAML file's content, or proposed from what a log holds."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+
+class StrictModel(BaseModel):
+    """Immutable, and an unknown key is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+Seconds = Annotated[float, Field(allow_inf_nan=False)]
+
+
+class CameraTopics(StrictModel):
+    """A camera: rectified pictures and their calibration."""
+
+    image: str
+    info: str
+    frame: str | None = None  # None: as the messages say
+    offset_s: Seconds = 0.0  # added to the messages' stamps: a clock that is slow by 20 ms has 0.02
+
+
+class LidarTopics(StrictModel):
+    """A LiDAR. `fields` names the log's fields where they are not x, y, z, intensity, ring."""
+
+    points: str
+    frame: str | None = None
+    offset_s: Seconds = 0.0
+    fields: dict[str, str] = Field(default_factory=dict)  # ours -> the log's
+    intensity_scale: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0  # times the log's intensity is 0..255
+
+
+class RadarTopics(StrictModel):
+    """A radar. `fields` names the log's fields where they are not x, y, z, rcs, vx_comp, vy_comp."""
+
+    points: str
+    frame: str | None = None
+    offset_s: Seconds = 0.0
+    fields: dict[str, str] = Field(default_factory=dict)  # ours -> the log's
+
+
+class LogMapping(StrictModel):
+    """Channels are named as in the checkpoint's configuration (CAM_FRONT, LIDAR_TOP, RADAR_FRONT ...)."""
+
+    cameras: dict[str, CameraTopics] = Field(default_factory=dict)
+    lidars: dict[str, LidarTopics] = Field(default_factory=dict)
+    radars: dict[str, RadarTopics] = Field(default_factory=dict)
+    ego_frame: str = "base_link"  # on the ground under the middle of the rear axle, as nuScenes' ego
+    global_frame: str | None = "map"  # None: the log knows no ego motion, and none is compensated
+    truth: str | None = None  # annotated boxes
+
+    @model_validator(mode="after")
+    def _check(self) -> LogMapping:
+        names = [*self.cameras, *self.lidars, *self.radars]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise ValueError(f"channel {twice[0]} is named twice")
+        if not names:
+            raise ValueError("name at least one of cameras, lidars, radars")
+        return self
