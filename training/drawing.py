@@ -8,34 +8,33 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from sensors import palette
+from sensors.palette import RGB
 from training.atomic import replacing
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# Okabe and Ito's palette ("Color Universal Design", 2008), continued with wine, olive and grey of Paul Tol's "muted" scheme.
-CLASS_COLOURS = {
-    "car": "#0072B2",
-    "truck": "#D55E00",
-    "bus": "#009E73",
-    "trailer": "#56B4E9",
-    "construction_vehicle": "#E69F00",
-    "pedestrian": "#CC79A7",
-    "motorcycle": "#882255",
-    "bicycle": "#332288",
-    "traffic_cone": "#B8A000",
-    "barrier": "#777777",
-}
-MODALITY_COLOURS = {"camera": "#E69F00", "lidar": "#0072B2", "radar": "#AA3377"}
-OTHER_COLOURS = ("#44AA99", "#999933", "#AA4499", "#661100", "#117733")
+
+def _hex(colour: RGB) -> str:
+    return "#{:02X}{:02X}{:02X}".format(*colour)
+
+
+MODALITY_COLOURS = {name: _hex(colour) for name, colour in palette.MODALITY_COLOURS.items()}
+OTHER_COLOURS = tuple(map(_hex, palette.OTHER_COLOURS))
 INK = "#222222"
 FAINT = "#B5B5B5"
 
 
 def class_colour(name: str, index: int) -> str:
     """The colour of a class; classes outside nuScenes' ten take theirs by index."""
-    return CLASS_COLOURS.get(name, OTHER_COLOURS[index % len(OTHER_COLOURS)])
+    return _hex(palette.class_rgb(name, index))
+
+
+def modality_colour(name: str, index: int) -> str:
+    """The colour of a modality; others than the three take theirs by index."""
+    return _hex(palette.modality_rgb(name, index))
 
 
 def on_picture(colour: str) -> tuple[float, float, float]:

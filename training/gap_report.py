@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from training.atomic import write_json, write_text
-from training.drawing import FAINT, INK, MODALITY_COLOURS, OTHER_COLOURS, new_figure, save_figure, tidy
+from training.drawing import FAINT, INK, modality_colour, new_figure, save_figure, tidy
 from training.gap import POOL, GapReport, PairGap, Places
 
 if TYPE_CHECKING:
@@ -119,7 +119,7 @@ def _draw_plane(axes: Axes, objects: Places) -> None:
         return
     mean, plane, shares = principal_plane(union)
     for k, name in enumerate(names):
-        colour, points = _colour(name, k), (known[name] - mean) @ plane
+        colour, points = modality_colour(name, k), (known[name] - mean) @ plane
         if not len(points):
             continue
         shown = points[:: -(-len(points) // _DRAWN)].numpy()
@@ -128,7 +128,9 @@ def _draw_plane(axes: Axes, objects: Places) -> None:
     for k, name in enumerate(names):
         if len(known[name]):
             x, y = ((known[name].mean(0) - mean) @ plane).tolist()
-            axes.plot(x, y, "X", color=_colour(name, k), markersize=15, markeredgecolor="white", markeredgewidth=1.8)
+            axes.plot(
+                x, y, "X", color=modality_colour(name, k), markersize=15, markeredgecolor="white", markeredgewidth=1.8
+            )
     axes.plot([], [], "X", color=INK, markersize=9, linestyle="none", label="centroid")
     axes.plot([], [], color=INK, linewidth=0.9, label="same object")
     axes.legend(frameon=False, fontsize=9, loc="upper left", bbox_to_anchor=(0.0, 1.0), ncols=5, handletextpad=0.4)
@@ -149,7 +151,7 @@ def _join(axes: Axes, objects: Places, mean: Tensor, plane: Tensor) -> None:
         axes.plot(closed[:, i, 0].numpy(), closed[:, i, 1].numpy(), color=INK, linewidth=0.9, alpha=0.75, zorder=3)
         for k, name in enumerate(objects.vectors):
             x, y = corners[k, i].tolist()
-            axes.plot(x, y, "o", color=_colour(name, k), markersize=5, markeredgecolor=INK, zorder=4)
+            axes.plot(x, y, "o", color=modality_colour(name, k), markersize=5, markeredgecolor=INK, zorder=4)
 
 
 def _draw_bars(axes: Axes, report: GapReport, figure: str, title: str) -> None:
@@ -176,7 +178,3 @@ def _draw_bars(axes: Axes, report: GapReport, figure: str, title: str) -> None:
     axes.legend(frameon=False, fontsize=8.5, ncols=2, loc="lower left", bbox_to_anchor=(-0.01, 0.95))
     axes.spines["left"].set_color(FAINT)
     tidy(axes)
-
-
-def _colour(name: str, index: int) -> str:
-    return MODALITY_COLOURS.get(name, OTHER_COLOURS[index % len(OTHER_COLOURS)])

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bev.grid import BEVGrid
-from training.drawing import FAINT, INK, MODALITY_COLOURS, OTHER_COLOURS, new_figure, save_figure, tidy
+from training.drawing import FAINT, INK, OTHER_COLOURS, modality_colour, new_figure, save_figure, tidy
 from training.report import Results, caption, retention
 
 if TYPE_CHECKING:
@@ -152,20 +152,16 @@ def draw_attention(
     axes[-1].set_title("shares mixed as colours", fontsize=9.5, color=INK, loc="left")
     for k, name in enumerate(modalities):
         axes[-1].text(
-            (k + 0.5) / len(modalities), -0.035, f"■ {name}", color=_modality_colour(name, k), fontsize=9, fontweight="bold",
+            (k + 0.5) / len(modalities), -0.035, f"■ {name}", color=modality_colour(name, k), fontsize=9, fontweight="bold",
             ha="center", va="top", transform=axes[-1].transAxes,
         )  # fmt: skip
-
-
-def _modality_colour(name: str, index: int) -> str:
-    return MODALITY_COLOURS.get(name, OTHER_COLOURS[index % len(OTHER_COLOURS)])
 
 
 def _composite(attention: NDArray[np.floating[Any]], modalities: Sequence[str]) -> NDArray[np.float64]:
     """[M, X, Y] shares -> [X, Y, 3]: the modalities' colours mixed by share."""
     from matplotlib.colors import to_rgb
 
-    colours = np.array([to_rgb(_modality_colour(name, k)) for k, name in enumerate(modalities)])
+    colours = np.array([to_rgb(modality_colour(name, k)) for k, name in enumerate(modalities)])
     mixed = np.einsum("mxy,mc->xyc", np.asarray(attention, dtype=np.float64), colours)
     return np.clip(mixed, 0.0, 1.0)
 
