@@ -54,14 +54,9 @@ def read_jpeg(
     Raises:
         SensorDataError: missing, truncated or damaged file, no JPEG, or of another size.
     """
-    import simplejpeg
-
     data = read_bytes(path, sensor=sensor, token=token)
     try:
-        height, width, _, _ = simplejpeg.decode_jpeg_header(data)
-        reduction = decode.reduction(height, width) if decode else 1
-        least = {"min_height": -(-height // reduction), "min_width": -(-width // reduction)}
-        image = simplejpeg.decode_jpeg(data, "RGB", fastupsample=True, **least)
+        image, scale, (height, width) = decode_jpeg(data, decode)
     except ValueError as error:
         raise sensor_fault(
             sensor=sensor, file=path, token=token, action=COPY_AGAIN,
@@ -73,7 +68,22 @@ def read_jpeg(
             expected=f"{size_px[1]} x {size_px[0]} px as its row in sample_data says", got=f"{width} x {height} px",
             action="The intrinsics belong to the size in the table: correct width and height there, or the picture",
         )  # fmt: skip
-    return image, 1 / reduction  # sizes are rounded up; the scale is not
+    return image, scale
+
+
+def decode_jpeg(data: bytes, decode: DecodeSize | None = None) -> tuple[NDArray[np.uint8], float, tuple[int, int]]:
+    """RGB [H, W, 3], its scale against the full picture (1, 1/2, 1/4 or 1/8), and the full picture's (height, width) in px.
+
+    Raises:
+        ValueError: no JPEG, or a truncated or damaged one; the decoder's words.
+    """
+    import simplejpeg
+
+    height, width, _, _ = simplejpeg.decode_jpeg_header(data)
+    reduction = decode.reduction(height, width) if decode else 1
+    least = {"min_height": -(-height // reduction), "min_width": -(-width // reduction)}
+    image = simplejpeg.decode_jpeg(data, "RGB", fastupsample=True, **least)
+    return image, 1 / reduction, (height, width)  # sizes are rounded up; the scale is not
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,8 @@
 The devkit reads the JSON tables once (40 s and 10 GB for trainval); this index opens in milliseconds and is shared by every
 worker. It depends on the tables alone, so that no change of configuration rebuilds it.
 
-Letters: S samples, D rows of sample_data (all but the cameras' sweeps), C channels, K calibrations, N boxes, Q scenes.
+Letters: S samples, D rows of sample_data (keyframes and sweeps of every channel), C channels, K calibrations, N boxes,
+I instances, Q scenes.
 A pose row is (x, y, z, qw, qx, qy, qz).
 """
 
@@ -27,12 +28,15 @@ from numpy.typing import NDArray
 from sensors.errors import DataRootError
 from sensors.nuscenes_config import NuScenesConfig
 
-FORMAT = 1
+FORMAT = 2
 TABLES = (
     "attribute", "calibrated_sensor", "category", "ego_pose", "instance", "log", "map", "sample", "sample_annotation",
     "sample_data", "scene", "sensor", "visibility",
 )  # fmt: skip
-_PREFIX = ".robustbev-index-"
+# With the format: two versions of this library that share a data set must not remove each other's index in turns.
+_PREFIX = f".robustbev-index-{FORMAT}-"
+# A data set keeps its id when the index learns to list it in another way: results measured on it are known by the id.
+_NOT_IN_ID = frozenset({"data_channel", "scene_start", "scene_data", "instance_token"})
 
 
 @dataclass(frozen=True)
@@ -45,16 +49,22 @@ class IndexArrays:
     keyframe: NDArray[Any]  # [S, C] int32 row of sample_data
     data_token: NDArray[Any]  # [D] bytes
     data_file: NDArray[Any]  # [D] bytes, relative to the data root
+    data_channel: NDArray[Any]  # [D] int16
     data_time_us: NDArray[Any]  # [D] int64
     data_prev: NDArray[Any]  # [D] int32 row of the sweep before
     data_calibration: NDArray[Any]  # [D] int32
     data_ego_pose: NDArray[Any]  # [D, 7] float64 global_T_ego
     data_size_px: NDArray[Any]  # [D, 2] int32 height, width; 0 for point clouds
+    scene_start: NDArray[
+        Any
+    ]  # [Q + 1] int64: the readings of scene q are scene_data[scene_start[q]:scene_start[q + 1]]
+    scene_data: NDArray[Any]  # [D] int32 rows of sample_data by scene, time and channel
     calibration_pose: NDArray[Any]  # [K, 7] float64 ego_T_sensor
     calibration_intrinsics: NDArray[Any]  # [K, 3, 3] float64, NaN for point clouds
     box_start: NDArray[Any]  # [S + 1] int64: the boxes of sample i are rows box_start[i]..box_start[i + 1]
     box_token: NDArray[Any]  # [N] bytes
     box_instance: NDArray[Any]  # [N] int32 row of the instance table: equal for one object over time
+    instance_token: NDArray[Any]  # [I] bytes
     box_pose: NDArray[Any]  # [N, 7] float64 global_T_box
     box_size_m: NDArray[Any]  # [N, 3] float64 width, length, height
     box_velocity_mps: NDArray[Any]  # [N, 2] float64 global frame, NaN where unknown
@@ -98,6 +108,11 @@ class NuScenesIndex:
         if not len(rows):
             raise DataRootError(f"split {split!r}: its scenes hold no sample in {self.meta.version}")
         return rows
+
+    def data_of_scene(self, scene: int) -> NDArray[np.int32]:
+        """Rows of sample_data of a scene, every channel's keyframes and sweeps, in the order of time."""
+        start, end = self.arrays.scene_start[scene : scene + 2]
+        return self.arrays.scene_data[start:end]
 
 
 def open_index(config: NuScenesConfig) -> NuScenesIndex:
@@ -201,8 +216,9 @@ def _write(config: NuScenesConfig, place: Path, name: str) -> None:
         for f in fields(IndexArrays):
             array = np.ascontiguousarray(getattr(arrays, f.name))
             np.save(building / f"{f.name}.npy", array)
-            digest.update(f"{f.name} {array.dtype} {array.shape}".encode())
-            digest.update(array.tobytes())
+            if f.name not in _NOT_IN_ID:
+                digest.update(f"{f.name} {array.dtype} {array.shape}".encode())
+                digest.update(array.tobytes())
         # The last file written marks a whole index.
         (building / "meta.json").write_text(json.dumps({**meta, "data_id": digest.hexdigest()}), "utf-8")
         building.chmod(0o755)

@@ -27,7 +27,8 @@ def columns(config: NuScenesConfig) -> tuple[IndexArrays, dict[str, Any]]:
     channels = sorted(devkit.sensor, key=lambda row: (row["modality"], row["channel"]))
     channel_of = {row["channel"]: i for i, row in enumerate(channels)}
     scene_of = {row["token"]: i for i, row in enumerate(devkit.scene)}
-    data = [row for row in devkit.sample_data if row["is_key_frame"] or row["sensor_modality"] != "camera"]
+    sample_of = {row["token"]: i for i, row in enumerate(devkit.sample)}
+    data = devkit.sample_data
     row_of = {row["token"]: i for i, row in enumerate(data)}
     calibration_of = {row["token"]: i for i, row in enumerate(devkit.calibrated_sensor)}
 
@@ -35,18 +36,25 @@ def columns(config: NuScenesConfig) -> tuple[IndexArrays, dict[str, Any]]:
     for i, sample in enumerate(devkit.sample):
         for channel, token in sample["data"].items():
             keyframe[i, channel_of[channel]] = row_of[token]
+    sample_scene = _array([scene_of[row["scene_token"]] for row in devkit.sample], np.int32)
+    time_us = _array([row["timestamp"] for row in data], np.int64)
+    channel_of_data = _array([channel_of[row["channel"]] for row in data], np.int16)
+    scene_of_data = sample_scene[_array([sample_of[row["sample_token"]] for row in data], np.int64)]
     arrays = IndexArrays(
         sample_token=_bytes(row["token"] for row in devkit.sample),
         sample_time_us=_array([row["timestamp"] for row in devkit.sample], np.int64),
-        sample_scene=_array([scene_of[row["scene_token"]] for row in devkit.sample], np.int32),
+        sample_scene=sample_scene,
         keyframe=keyframe,
         data_token=_bytes(row["token"] for row in data),
         data_file=_bytes(row["filename"] for row in data),
-        data_time_us=_array([row["timestamp"] for row in data], np.int64),
+        data_channel=channel_of_data,
+        data_time_us=time_us,
         data_prev=_array([row_of.get(row["prev"], -1) for row in data], np.int32),
         data_calibration=_array([calibration_of[row["calibrated_sensor_token"]] for row in data], np.int32),
         data_ego_pose=_poses([devkit.get("ego_pose", row["ego_pose_token"]) for row in data]),
         data_size_px=_array([(row["height"] or 0, row["width"] or 0) for row in data], np.int32).reshape(-1, 2),
+        scene_start=np.searchsorted(np.sort(scene_of_data), np.arange(len(scene_of) + 1)).astype(np.int64),
+        scene_data=np.lexsort((channel_of_data, time_us, scene_of_data)).astype(np.int32),
         calibration_pose=_poses(devkit.calibrated_sensor),
         calibration_intrinsics=_intrinsics(devkit),
         **_box_columns(devkit),
@@ -92,6 +100,7 @@ def _box_columns(devkit: Any) -> dict[str, NDArray[Any]]:
         "box_start": np.cumsum([0, *(len(sample["anns"]) for sample in devkit.sample)], dtype=np.int64),
         "box_token": _bytes(row["token"] for row in rows),
         "box_instance": _array([instance_of[row["instance_token"]] for row in rows], np.int32),
+        "instance_token": _bytes(instance_of),
         "box_pose": _poses(rows),
         "box_size_m": _array([row["size"] for row in rows], np.float64).reshape(-1, 3),
         "box_velocity_mps": _array([devkit.box_velocity(row["token"])[:2] for row in rows], np.float64).reshape(-1, 2),

@@ -13,7 +13,8 @@ class MissingExtraError(ImportError):
 EXTRAS = {
     "data": ("nuscenes", "simplejpeg", "cv2", "scipy", "embreex"),
     "train": ("ray", "mlflow", "typer", "rich", "yaml", "matplotlib"),
-    "replay": ("mcap", "foxglove", "rosbags"),
+    "replay": ("mcap", "mcap_protobuf", "foxglove", "rosbags", "cv2", "simplejpeg", "yaml"),
+    "rerun": ("rerun",),
     "spconv": ("spconv",),
     "dev": ("pytest", "ruff", "mypy", "importlinter", "hypothesis"),
 }
