@@ -1,0 +1,249 @@
+"""Foxglove's schemas, as protobuf or JSON: https://docs.foxglove.dev/docs/visualization/message-schemas.
+
+Both encodings name their fields alike; JSON differs in times (sec, nsec), bytes (base64) and what may be missing.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+import re
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from sensors.calibration import transforms
+from sensors.logs.decode import (
+    ChannelInfo,
+    DecodeError,
+    DecodeOne,
+    PointField,
+    camera_info,
+    check_cloud,
+    check_picture,
+    check_rows,
+    is_static,
+    points_of,
+)
+from sensors.logs.messages import (
+    CameraInfo,
+    EncodedImage,
+    FrameTransform,
+    FrameTransforms,
+    Payload,
+    PointCloud,
+    RawImage,
+    SceneBoxes,
+    TruthBox,
+)
+
+# PackedElementField.NumericType
+_NUMERIC = ("unknown", "uint8", "int8", "uint16", "int16", "uint32", "int32", "float32", "float64")
+# An entity's id like "car-12" or "vehicle.car/7" tells its category; bare hashes and numbers do not.
+_CATEGORY_IN_ID = re.compile(r"^([A-Za-z][A-Za-z_.]*[A-Za-z])[-/#: ]+\w+$")
+
+
+def foxglove_decoder(info: ChannelInfo) -> DecodeOne | None:
+    """Decodes a channel of one of Foxglove's types; None for a type that nothing here reads."""
+    static = is_static(info.topic)
+    readers: dict[str, Callable[[Any, int], Payload]] = {
+        "foxglove.CompressedImage": _compressed_image,
+        "foxglove.RawImage": _raw_image,
+        "foxglove.CameraCalibration": _calibration,
+        "foxglove.PointCloud": _point_cloud,
+        "foxglove.FrameTransform": lambda message, _: FrameTransforms((_transform(message),), static),
+        "foxglove.FrameTransforms": lambda message, _: FrameTransforms(
+            tuple(_transform(one) for one in message.transforms), static
+        ),
+        "foxglove.SceneUpdate": _scene,
+    }
+    read = readers.get(info.type)
+    if read is None:
+        return None
+    parse = _json_message if info.encoding == "json" else _protobuf_parser(info)
+    return lambda data, log_ns: read(parse(data), log_ns)
+
+
+def _protobuf_parser(info: ChannelInfo) -> Callable[[bytes], Any]:
+    from mcap.records import Schema
+    from mcap_protobuf.decoder import DecoderFactory
+
+    schema = Schema(id=1, name=info.type, encoding="protobuf", data=info.schema)
+    parse = DecoderFactory().decoder_for("protobuf", schema)
+    assert parse is not None  # both encodings are protobuf
+    return parse
+
+
+class _JsonMessage:
+    """A JSON object whose members are attributes, as a protobuf message's are; DecodeError for one that is missing."""
+
+    def __init__(self, members: dict[str, Any]) -> None:
+        self._members = members
+
+    def __getattr__(self, name: str) -> Any:
+        if name not in self._members:
+            raise DecodeError(f"expected a member {name!r}, got only {', '.join(sorted(self._members)) or 'none'}")
+        return _wrapped(self._members[name])
+
+    def has(self, name: str) -> bool:
+        return self._members.get(name) is not None
+
+
+def _wrapped(value: Any) -> Any:
+    if isinstance(value, dict):
+        return _JsonMessage(value)
+    return [_wrapped(one) for one in value] if isinstance(value, list) else value
+
+
+def _json_message(data: bytes) -> _JsonMessage:
+    message = json.loads(data)
+    if not isinstance(message, dict):
+        raise DecodeError(f"expected a JSON object, got {type(message).__name__}")
+    return _JsonMessage(message)
+
+
+def _has(message: Any, name: str) -> bool:
+    return message.has(name) if isinstance(message, _JsonMessage) else bool(message.HasField(name))
+
+
+def _many(message: Any, name: str) -> Any:
+    """A repeated field, which JSON may leave out."""
+    return [] if isinstance(message, _JsonMessage) and not message.has(name) else getattr(message, name)
+
+
+def _stamp_ns(message: Any) -> int:
+    time = message.timestamp
+    if isinstance(time, _JsonMessage):
+        return int(time.sec) * 1_000_000_000 + int(time.nsec)
+    return int(time.seconds) * 1_000_000_000 + int(time.nanos)
+
+
+def _bytes(value: str | bytes) -> bytes:
+    if isinstance(value, bytes):
+        return value
+    try:
+        return base64.b64decode(value, validate=True)
+    except (binascii.Error, ValueError, TypeError) as error:
+        raise DecodeError(f"expected bytes in base64, got what is none ({error})") from error
+
+
+def _xyz(vector: Any) -> tuple[float, float, float]:
+    return float(vector.x), float(vector.y), float(vector.z)
+
+
+def _wxyz(rotation: Any) -> tuple[float, float, float, float]:
+    return float(rotation.w), float(rotation.x), float(rotation.y), float(rotation.z)
+
+
+def _compressed_image(message: Any, _: int) -> Payload:
+    data = check_picture(_bytes(message.data))
+    return EncodedImage(_stamp_ns(message), message.frame_id, message.format.lower(), data)
+
+
+def _raw_image(message: Any, _: int) -> Payload:
+    height, step = int(message.height), int(message.step)
+    data = check_rows(_bytes(message.data), height, step)
+    return RawImage(_stamp_ns(message), message.frame_id, message.encoding, height, int(message.width), step, data)
+
+
+def _calibration(message: Any, _: int) -> Payload:
+    empty = np.zeros(0)
+    info = CameraInfo(
+        _stamp_ns(message), message.frame_id, int(message.width), int(message.height), message.distortion_model,
+        np.asarray(list(_many(message, "D")), np.float64), empty, empty, empty,
+    )  # fmt: skip
+    return camera_info(info, message.K, _many(message, "R"), _many(message, "P"))
+
+
+def _transform(message: Any) -> FrameTransform:
+    return FrameTransform(
+        _stamp_ns(message), message.parent_frame_id, message.child_frame_id,
+        _xyz(message.translation), _wxyz(message.rotation),
+    )  # fmt: skip
+
+
+def _point_cloud(message: Any, _: int) -> Payload:
+    data, stride = _bytes(message.data), int(message.point_stride)
+    if stride <= 0 or len(data) % stride:
+        raise DecodeError(f"expected whole points of point_stride {stride}, got {len(data)} bytes")
+    fields = [
+        PointField(field.name, _NUMERIC[kind] if 0 <= (kind := int(field.type)) < len(_NUMERIC) else f"type {kind}",
+                   int(field.offset))
+        for field in message.fields
+    ]  # fmt: skip
+    points = points_of(data, fields, stride, 1, len(data) // stride, 0, big_endian=False)
+    cloud = check_cloud(PointCloud(_stamp_ns(message), message.frame_id, points))
+    return _moved(cloud, message.pose) if _has(message, "pose") else cloud
+
+
+def _moved(cloud: PointCloud, pose: Any) -> PointCloud:
+    """The cloud in its frame's axes: `pose` is where its own origin stands in them."""
+    translation = _xyz(pose.position) if _has(pose, "position") else (0.0, 0.0, 0.0)
+    rotation = _wxyz(pose.orientation) if _has(pose, "orientation") else (1.0, 0.0, 0.0, 0.0)
+    if rotation == (0.0, 0.0, 0.0, 0.0):
+        rotation = (1.0, 0.0, 0.0, 0.0)
+    if translation == (0.0, 0.0, 0.0) and rotation[1:] == (0.0, 0.0, 0.0):
+        return cloud
+    if not np.isfinite([*translation, *rotation]).all() or abs(np.linalg.norm(rotation) - 1) > 1e-3:
+        raise DecodeError(f"expected a pose with a unit quaternion, got {translation}, (w, x, y, z) {rotation}")
+    names = cloud.points.dtype.names or ()
+    vectors = [name for name in names if (name.startswith(("v", "n")) and name[-1:] in "xyz") or "_comp" in name]
+    if vectors and rotation[1:] != (0.0, 0.0, 0.0):
+        raise DecodeError(f"expected a pose without rotation for points with vectors ({', '.join(vectors)})")
+    matrix = transforms([*translation, *rotation])
+    points = cloud.points.copy()
+    xyz = np.stack([points[name].astype(np.float64) for name in "xyz"], axis=1) @ matrix[:3, :3].T + matrix[:3, 3]
+    for column, name in enumerate("xyz"):
+        points[name] = xyz[:, column]
+    return PointCloud(cloud.stamp_ns, cloud.frame_id, points)
+
+
+def _scene(message: Any, log_ns: int) -> Payload:
+    """The cubes of a scene's entities as boxes; entities without any are left out."""
+    entities = [entity for entity in _many(message, "entities") if _many(entity, "cubes")]
+    frames = sorted({entity.frame_id for entity in entities})
+    if len(frames) > 1:
+        raise DecodeError(f"expected the boxes of one instant in one frame, got {', '.join(frames)}")
+    stamped = [*entities, *_many(message, "deletions")]
+    boxes = tuple(
+        _box(entity, cube, number) for entity in entities for number, cube in enumerate(_many(entity, "cubes"))
+    )
+    return SceneBoxes(_stamp_ns(stamped[0]) if stamped else log_ns, frames[0] if frames else "", boxes)
+
+
+def _box(entity: Any, cube: Any, number: int) -> TruthBox:
+    notes = {note.key: note.value for note in _many(entity, "metadata")}
+    size_x, size_y, size_z = _xyz(cube.size)
+    velocity = (_number(notes, "velocity_x"), _number(notes, "velocity_y"))
+    count = _number(notes, "num_points")
+    return TruthBox(
+        id=entity.id if number == 0 else f"{entity.id}#{number}",
+        category=_category(entity, notes),
+        center_m=_xyz(cube.pose.position),
+        size_m=(size_y, size_x, size_z),
+        rotation_wxyz=_wxyz(cube.pose.orientation),
+        velocity_mps=None if velocity[0] is None or velocity[1] is None else (velocity[0], velocity[1]),
+        attribute=notes.get("attribute", notes.get("attributes", "")),
+        num_points=None if count is None else int(count),
+    )
+
+
+def _category(entity: Any, notes: dict[str, str]) -> str:
+    for key in ("category", "category_name", "class", "label"):
+        if notes.get(key):
+            return notes[key]
+    match = _CATEGORY_IN_ID.match(entity.id)
+    return match.group(1) if match else ""
+
+
+def _number(notes: dict[str, str], key: str) -> float | None:
+    """A number among an entity's metadata; None where it is not given, or is NaN."""
+    if not notes.get(key):
+        return None
+    try:
+        value = float(notes[key])
+    except ValueError as error:
+        raise DecodeError(f"expected a number in the metadata {key}, got {notes[key]!r}") from error
+    return value if np.isfinite(value) else None

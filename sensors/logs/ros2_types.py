@@ -1,0 +1,44 @@
+"""ROS 2 message definitions for reading and writing bags without ROS."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import TYPE_CHECKING
+
+from sensors.logs.encode import MissingExtraError
+
+if TYPE_CHECKING:
+    from rosbags.typesys.store import Typestore
+
+# vision_msgs 4 (Humble and later), which rosbags does not bring. Comments of the published files are left out.
+VISION_MSGS = {
+    "vision_msgs/msg/ObjectHypothesis": "string class_id\nfloat64 score\n",
+    "vision_msgs/msg/ObjectHypothesisWithPose": (
+        "vision_msgs/ObjectHypothesis hypothesis\ngeometry_msgs/PoseWithCovariance pose\n"
+    ),
+    "vision_msgs/msg/BoundingBox3D": "geometry_msgs/Pose center\ngeometry_msgs/Vector3 size\n",
+    "vision_msgs/msg/Detection3D": (
+        "std_msgs/Header header\n"
+        "vision_msgs/ObjectHypothesisWithPose[] results\n"
+        "vision_msgs/BoundingBox3D bbox\n"
+        "string id\n"
+    ),
+    "vision_msgs/msg/Detection3DArray": "std_msgs/Header header\nvision_msgs/Detection3D[] detections\n",
+}
+
+
+@cache
+def typestore() -> Typestore:
+    """The types of ROS 2 Jazzy and vision_msgs; shared, so register further types in a store of your own.
+
+    Raises:
+        MissingExtraError: rosbags is not installed.
+    """
+    try:
+        from rosbags.typesys import Stores, get_types_from_msg, get_typestore
+    except ImportError as error:
+        raise MissingExtraError("rosbags") from error
+    store = get_typestore(Stores.ROS2_JAZZY)
+    for name, text in VISION_MSGS.items():
+        store.register(get_types_from_msg(text, name))
+    return store

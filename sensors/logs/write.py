@@ -1,0 +1,165 @@
+"""Any log written as an MCAP for Foxglove, as a ROS 2 bag in MCAP or as one in SQLite."""
+
+from __future__ import annotations
+
+import dataclasses
+import warnings
+from collections.abc import Callable, Collection, Iterator
+from pathlib import Path
+from typing import Literal, get_args
+
+from sensors.logs.encode import EncodeError
+from sensors.logs.log import Log, LogError, LogWarning
+from sensors.logs.messages import FrameTransform, FrameTransforms, LogMessage, Malformed
+from sensors.logs.targets import FoxgloveTarget, Ros2McapTarget, Ros2SqliteTarget, Target, dynamic_topic
+
+LogFormat = Literal["foxglove", "ros2", "ros2-sqlite"]
+Progress = Callable[[int, int | None], None]  # messages of the source so far, and how many there are
+
+_REPEAT_NS = 250_000_000  # between repeats of transforms that hold for all times
+
+
+def write_log(
+    log: Log,
+    path: Path,
+    format: LogFormat,
+    *,
+    topics: Collection[str] | None = None,
+    overwrite: bool = False,
+    labels: bool = False,
+    progress: Progress | None = None,
+) -> int:
+    """Writes a log and says how many messages the file holds. It appears whole or not at all.
+
+    "foxglove": an MCAP file with Foxglove's schemas, in which static transforms are repeated on /tf, four times a second.
+    "ros2": an MCAP file that is a ROS 2 bag; ROS tells its kind by the ending .mcap. "ros2-sqlite": a folder that is one.
+    `topics` chooses (None: all), `labels` adds text to the boxes of "foxglove".
+
+    What the format cannot say, and messages that were malformed already, are left out with one LogWarning a topic.
+
+    Raises:
+        LogError: the target exists and `overwrite` is not set, a topic is not in the log, or nothing could be written.
+        MissingExtraError: a library is not installed.
+    """
+    chosen = _check_topics(log, topics)
+    # Before the reading proper, which `log.damage` is to tell of.
+    known = _static_transforms(log, chosen) if format == "foxglove" else []
+    messages = _counted(log.messages(topics=topics), chosen, progress)
+    target: Target
+    match format:
+        case "foxglove":
+            target = FoxgloveTarget(path, overwrite=overwrite, labels=labels)
+            messages = repeat_static(messages, known)
+        case "ros2":
+            target = Ros2McapTarget(path, overwrite=overwrite)
+        case "ros2-sqlite":
+            target = Ros2SqliteTarget(path, overwrite=overwrite)
+        case _:
+            raise LogError(f"no format {format!r} for logs. There are {', '.join(get_args(LogFormat))}")
+    try:
+        left_out = _copy(messages, target)
+        if not target.messages:
+            reason = "".join(f". {topic}: {why}" for topic, (_, why) in sorted(left_out.items())[:1])
+            raise LogError(f"{log.path}: no message to write to {path}{reason}")
+        target.close()
+    except BaseException:
+        target.abort()
+        raise
+    for topic, (count, reason) in sorted(left_out.items()):
+        warnings.warn(
+            LogWarning(f"{log.path}: {topic}: {count} messages left out of {path}. The first: {reason}"), stacklevel=2
+        )
+    return target.messages
+
+
+def _check_topics(log: Log, topics: Collection[str] | None) -> dict[str, int | None]:
+    """Topic -> number of its messages, of those that were chosen."""
+    there = {topic.name: topic.count for topic in log.topics()}
+    absent = sorted(set(topics or ()) - set(there))
+    if absent:
+        raise LogError(f"{log.path}: no topic {absent[0]}. There are {', '.join(sorted(there)) or 'none'}")
+    return there if topics is None else {name: there[name] for name in there if name in topics}
+
+
+def _counted(
+    messages: Iterator[LogMessage], chosen: dict[str, int | None], progress: Progress | None
+) -> Iterator[LogMessage]:
+    """The messages, each told to `progress` when the next is asked for."""
+    counts = list(chosen.values())
+    total = None if None in counts else sum(count for count in counts if count is not None)
+    for done, message in enumerate(messages, start=1):
+        yield message
+        if progress is not None:
+            progress(done, total)
+
+
+def _copy(messages: Iterator[LogMessage], target: Target) -> dict[str, tuple[int, str]]:
+    """Topic -> how many of its messages were left out, and why the first was."""
+    left_out: dict[str, tuple[int, str]] = {}
+    for message in messages:
+        try:
+            if isinstance(message.payload, Malformed):
+                raise EncodeError(message.payload.reason)
+            target.write(message)
+        except EncodeError as error:
+            count, reason = left_out.get(message.topic, (0, str(error)))
+            left_out[message.topic] = (count + 1, reason)
+    return left_out
+
+
+def _static_transforms(log: Log, chosen: Collection[str]) -> list[LogMessage]:
+    """The messages of topics that ROS keeps static transforms in: Foxglove needs them before anything else."""
+    names = [name for name in chosen if name != dynamic_topic(name)]
+    return list(log.messages(topics=names)) if names else []
+
+
+def repeat_static(messages: Iterator[LogMessage], known: Collection[LogMessage] = ()) -> Iterator[LogMessage]:
+    """Static transforms taken out, and sent as ordinary ones at the beginning and four times a second from then on.
+
+    They go to the topic without _static, with the stamp of the message that they come before. `known` are sent from the
+    beginning, however late they come in `messages`.
+    """
+    held: dict[str, dict[str, FrameTransform]] = {}  # topic -> child -> transform
+    for message in known:
+        if isinstance(message.payload, FrameTransforms) and message.payload.static:
+            children = held.setdefault(dynamic_topic(message.topic), {})
+            for transform in message.payload.transforms:
+                children.setdefault(transform.child, transform)
+    last_ns: int | None = None
+    for message in messages:
+        static = isinstance(message.payload, FrameTransforms) and message.payload.static
+        changed = static and _hold(held, message)
+        if changed or last_ns is None or not 0 <= message.log_time_ns - last_ns < _REPEAT_NS:
+            last_ns = message.log_time_ns
+            for topic, children in held.items():
+                yield _again(message, topic, children)
+        if not static:
+            yield message
+
+
+def _hold(held: dict[str, dict[str, FrameTransform]], message: LogMessage) -> bool:
+    """Takes static transforms in; True where they say something new."""
+    assert isinstance(message.payload, FrameTransforms)
+    children = held.setdefault(dynamic_topic(message.topic), {})
+    changed = False
+    for transform in message.payload.transforms:
+        old = children.get(transform.child)
+        changed |= old is None or dataclasses.replace(old, stamp_ns=transform.stamp_ns) != transform
+        children[transform.child] = transform
+    return changed
+
+
+def _again(message: LogMessage, topic: str, children: dict[str, FrameTransform]) -> LogMessage:
+    stamp_ns = _stamp_ns(message)
+    transforms = tuple(dataclasses.replace(transform, stamp_ns=stamp_ns) for transform in children.values())
+    return LogMessage(topic, message.log_time_ns, message.publish_time_ns, FrameTransforms(transforms, static=False))
+
+
+def _stamp_ns(message: LogMessage) -> int:
+    """When it was measured; when it was recorded where the message does not say."""
+    payload = message.payload
+    if isinstance(payload, FrameTransforms):
+        stamps = [transform.stamp_ns for transform in payload.transforms]
+    else:
+        stamps = [getattr(payload, "stamp_ns", 0)]
+    return stamps[0] if stamps and stamps[0] > 0 else message.log_time_ns

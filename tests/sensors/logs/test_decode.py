@@ -1,0 +1,294 @@
+"""What messages of Foxglove (protobuf, JSON) and ROS 2 say, and what becomes of those that make no sense."""
+
+from __future__ import annotations
+
+import base64
+import json
+from typing import Any
+
+import numpy as np
+import pytest
+from foxglove import messages as fox
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.testing import assert_allclose, assert_array_equal
+from rosbags.typesys import Stores, get_typestore
+
+from sensors.logs.decode import ChannelInfo, DecodeError, Decoder, PointField, points_of
+from sensors.logs.messages import (
+    CameraInfo,
+    EncodedImage,
+    FrameTransforms,
+    Malformed,
+    Other,
+    Payload,
+    PointCloud,
+    RawImage,
+    SceneBoxes,
+    TruthBox,
+)
+
+STORE = get_typestore(Stores.ROS2_HUMBLE)
+TIME = fox.Timestamp(12, 345)
+TIME_NS = 12_000_000_345
+F32 = fox.PackedElementFieldNumericType.Float32
+
+
+def from_foxglove(message: Any, topic: str = "/topic", log_ns: int = 1) -> Payload:
+    schema = message.get_schema()
+    return decode(schema.name, "protobuf", message.encode(), topic, schema.data, log_ns)
+
+
+def decode(
+    type_: str, encoding: str, data: bytes, topic: str = "/topic", schema: bytes = b"", log_ns: int = 1
+) -> Payload:
+    return Decoder({5: ChannelInfo(topic, type_, encoding, schema)}).decode(5, data, log_ns)
+
+
+def from_ros(name: str, topic: str = "/topic", **fields: Any) -> Payload:
+    message = STORE.types[name](**fields)
+    return decode(name, "cdr", bytes(STORE.serialize_cdr(message, name)), topic)
+
+
+def header(frame: str = "cam") -> Any:
+    types = STORE.types
+    return types["std_msgs/msg/Header"](stamp=types["builtin_interfaces/msg/Time"](sec=12, nanosec=345), frame_id=frame)
+
+
+def xyzi() -> list[Any]:
+    return [fox.PackedElementField(name=name, offset=4 * n, type=F32) for n, name in enumerate(("x", "y", "z", "i"))]
+
+
+def test_compressed_pictures_of_either_world_are_alike() -> None:
+    expected = EncodedImage(TIME_NS, "cam", "jpeg", b"\xff\xd8picture")
+    image = fox.CompressedImage(timestamp=TIME, frame_id="cam", data=b"\xff\xd8picture", format="JPEG")
+    assert from_foxglove(image) == expected
+    data = np.frombuffer(b"\xff\xd8picture", np.uint8)
+    assert from_ros("sensor_msgs/msg/CompressedImage", header=header(), format="jpeg", data=data) == expected
+    text = {
+        "timestamp": {"sec": 12, "nsec": 345}, "frame_id": "cam", "format": "jpeg",
+        "data": base64.b64encode(b"\xff\xd8picture").decode(),
+    }  # fmt: skip
+    assert decode("foxglove.CompressedImage", "json", json.dumps(text).encode()) == expected
+
+
+def test_raw_pictures_hold_whole_rows() -> None:
+    expected = RawImage(TIME_NS, "cam", "rgb8", 2, 1, 4, b"abc-abc-")
+    image = fox.RawImage(timestamp=TIME, frame_id="cam", width=1, height=2, encoding="rgb8", step=4, data=b"abc-abc-")
+    assert from_foxglove(image) == expected
+    fields = {"header": header(), "height": 2, "width": 1, "encoding": "rgb8", "is_bigendian": 0, "step": 4}
+    data = np.frombuffer(b"abc-abc-", np.uint8)
+    assert from_ros("sensor_msgs/msg/Image", **fields, data=data) == expected
+    cut = from_ros("sensor_msgs/msg/Image", **fields, data=data[:-1])
+    assert cut == Malformed("sensor_msgs/msg/Image", "expected 2 rows of 4 bytes (8), got 7")
+
+
+def test_calibrations_of_either_world_are_alike() -> None:
+    K, R, P = np.arange(9.0), np.eye(3).ravel(), np.arange(12.0)
+    calibration = fox.CameraCalibration(
+        timestamp=TIME, frame_id="cam", width=640, height=480, distortion_model="plumb_bob", D=[0.1], K=K.tolist(),
+        R=R.tolist(), P=P.tolist(),
+    )  # fmt: skip
+    roi = STORE.types["sensor_msgs/msg/RegionOfInterest"](0, 0, 0, 0, do_rectify=False)
+    by_ros = from_ros(
+        "sensor_msgs/msg/CameraInfo", header=header(), height=480, width=640, distortion_model="plumb_bob",
+        d=np.array([0.1]), k=K, r=R, p=P, binning_x=0, binning_y=0, roi=roi,
+    )  # fmt: skip
+    for info in (from_foxglove(calibration), by_ros):
+        assert isinstance(info, CameraInfo)
+        assert (info.stamp_ns, info.frame_id, info.width_px, info.height_px) == (TIME_NS, "cam", 640, 480)
+        assert_array_equal(info.K, K.reshape(3, 3))
+        assert_array_equal(info.R, np.eye(3))
+        assert_array_equal(info.P, P.reshape(3, 4))
+        assert_array_equal(info.D, [0.1])
+
+
+def test_calibrations_may_leave_out_r_and_p_but_not_k() -> None:
+    info = from_foxglove(fox.CameraCalibration(timestamp=TIME, K=[1.0] * 9))
+    assert isinstance(info, CameraInfo)
+    assert_array_equal(info.R, np.eye(3))
+    assert_array_equal(info.P, np.zeros((3, 4)))
+    without = from_foxglove(fox.CameraCalibration(timestamp=TIME, width=3))
+    assert without == Malformed("foxglove.CameraCalibration", "expected 9 numbers in K, got 0")
+
+
+@pytest.mark.parametrize(("topic", "static"), [("/tf", False), ("/tf_static", True), ("/car/tf_static", True)])
+def test_transforms_are_static_by_their_topic_alone(topic: str, static: bool) -> None:
+    one = fox.FrameTransform(
+        timestamp=TIME, parent_frame_id="base_link", child_frame_id="LIDAR_TOP",
+        translation=fox.Vector3(x=1.0, y=2.0, z=3.0), rotation=fox.Quaternion(x=0.0, y=0.0, z=1.0, w=0.5),
+    )  # fmt: skip
+    alone, several = from_foxglove(one, topic), from_foxglove(fox.FrameTransforms(transforms=[one]), topic)
+    assert isinstance(alone, FrameTransforms)
+    assert alone == several
+    assert alone.static is static
+    types = STORE.types
+    stamped = types["geometry_msgs/msg/TransformStamped"](
+        header=header("base_link"), child_frame_id="LIDAR_TOP",
+        transform=types["geometry_msgs/msg/Transform"](
+            translation=types["geometry_msgs/msg/Vector3"](1.0, 2.0, 3.0),
+            rotation=types["geometry_msgs/msg/Quaternion"](0.0, 0.0, 1.0, 0.5),
+        ),
+    )  # fmt: skip
+    assert from_ros("tf2_msgs/msg/TFMessage", topic, transforms=[stamped]) == alone
+    (transform,) = alone.transforms
+    assert (transform.parent, transform.child, transform.stamp_ns) == ("base_link", "LIDAR_TOP", TIME_NS)
+    assert (transform.translation_m, transform.rotation_wxyz) == ((1.0, 2.0, 3.0), (0.5, 0.0, 0.0, 1.0))
+
+
+def test_a_cloud_with_a_pose_comes_in_its_frames_axes() -> None:
+    points = np.array([[1, 0, 0, 9], [0, 1, 0, 8]], np.float32)
+    half = np.sqrt(0.5)
+    pose = fox.Pose(
+        position=fox.Vector3(x=10.0, y=0.0, z=0.5), orientation=fox.Quaternion(x=0.0, y=0.0, z=half, w=half)
+    )
+    cloud = from_foxglove(
+        fox.PointCloud(
+            timestamp=TIME, frame_id="lidar", pose=pose, point_stride=16, fields=xyzi(), data=points.tobytes()
+        )
+    )
+    assert isinstance(cloud, PointCloud)
+    xyz = np.stack([cloud.points[name] for name in "xyz"], axis=1)
+    assert_allclose(xyz, [[10, 1, 0.5], [9, 0, 0.5]], atol=1e-6)
+    assert_array_equal(cloud.points["i"], [9, 8])
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"data": b"1234567"}, "expected whole points of point_stride 16, got 7 bytes"),
+        ({"point_stride": 0}, "expected whole points of point_stride 0, got 32 bytes"),
+        ({"point_stride": 8}, "expected the field z within a point of 8 bytes, got bytes 8 to 12"),
+        ({"fields": []}, "expected points with fields, got none"),
+        ({"fields": [fox.PackedElementField(name="x", offset=0, type=F32)]}, "expected points with x, y, z, got x"),
+    ],
+)
+def test_clouds_that_do_not_add_up_are_malformed(change: dict[str, Any], reason: str) -> None:
+    sound: dict[str, Any] = {
+        "timestamp": TIME,
+        "frame_id": "lidar",
+        "point_stride": 16,
+        "fields": xyzi(),
+        "data": bytes(32),
+    }
+    cloud = from_foxglove(fox.PointCloud(**(sound | change)))
+    assert cloud == Malformed("foxglove.PointCloud", reason)
+
+
+def test_boxes_keep_what_the_writer_said_of_them() -> None:
+    notes = {
+        "category": "vehicle.car", "attribute": "vehicle.moving", "velocity_x": "1.5", "velocity_y": "-2",
+        "num_points": "7",
+    }  # fmt: skip
+    cube = fox.CubePrimitive(
+        pose=fox.Pose(
+            position=fox.Vector3(x=1.0, y=2.0, z=3.0), orientation=fox.Quaternion(x=0.0, y=0.0, z=0.0, w=1.0)
+        ),
+        size=fox.Vector3(x=4.0, y=2.0, z=1.5),
+    )
+    entities = [
+        fox.SceneEntity(
+            timestamp=TIME, frame_id="map", id="one", cubes=[cube],
+            metadata=[fox.KeyValuePair(key=key, value=value) for key, value in notes.items()],
+        ),
+        fox.SceneEntity(timestamp=TIME, frame_id="map", id="vehicle.truck-12", cubes=[cube]),
+        fox.SceneEntity(timestamp=TIME, frame_id="map", id="c1cd", cubes=[cube]),
+        fox.SceneEntity(timestamp=TIME, frame_id="base_link", id="a model of the car"),
+    ]  # fmt: skip
+    scene = from_foxglove(fox.SceneUpdate(entities=entities))
+    assert isinstance(scene, SceneBoxes)
+    assert (scene.stamp_ns, scene.frame_id) == (TIME_NS, "map")
+    pose: dict[str, Any] = {
+        "center_m": (1.0, 2.0, 3.0),
+        "size_m": (2.0, 4.0, 1.5),
+        "rotation_wxyz": (1.0, 0.0, 0.0, 0.0),
+    }
+    assert scene.boxes == (
+        TruthBox("one", "vehicle.car", **pose, velocity_mps=(1.5, -2.0), attribute="vehicle.moving", num_points=7),
+        TruthBox("vehicle.truck-12", "vehicle.truck", **pose),
+        TruthBox("c1cd", "", **pose),
+    )
+    assert from_foxglove(fox.SceneUpdate(), log_ns=99) == SceneBoxes(99, "", ())
+    mixed = [entities[0], fox.SceneEntity(timestamp=TIME, frame_id="base_link", id="b", cubes=[cube])]
+    assert isinstance(from_foxglove(fox.SceneUpdate(entities=mixed)), Malformed)
+
+
+def test_types_that_nothing_reads_keep_their_bytes() -> None:
+    assert decode("nav_msgs/msg/Odometry", "cdr", b"12") == Other("nav_msgs/msg/Odometry", b"12")
+    assert decode("foxglove.LocationFix", "protobuf", b"12") == Other("foxglove.LocationFix", b"12")
+    assert decode("foxglove.PointCloud", "flatbuffer", b"12") == Other("foxglove.PointCloud", b"12")
+
+
+@pytest.mark.parametrize(
+    ("type_", "encoding"),
+    [
+        ("sensor_msgs/msg/PointCloud2", "cdr"),
+        ("tf2_msgs/msg/TFMessage", "cdr"),
+        ("sensor_msgs/msg/CameraInfo", "cdr"),
+        ("foxglove.PointCloud", "protobuf"),
+        ("foxglove.SceneUpdate", "json"),
+        ("foxglove.CameraCalibration", "json"),
+    ],
+)
+@given(data=st.binary(max_size=200))
+def test_noise_never_raises(type_: str, encoding: str, data: bytes) -> None:
+    payload = decode(type_, encoding, data, schema=fox.PointCloud().get_schema().data)
+    assert not isinstance(payload, Malformed) or payload.reason.startswith("expected ")
+
+
+KINDS = {"int8": "i1", "uint8": "u1", "int16": "i2", "uint16": "u2", "int32": "i4", "uint32": "u4",
+         "float32": "f4", "float64": "f8"}  # fmt: skip
+
+
+@settings(max_examples=50)
+@given(
+    kinds=st.lists(st.tuples(st.sampled_from(sorted(KINDS)), st.integers(0, 3), st.integers(1, 3)), min_size=1, max_size=6),
+    height=st.integers(1, 3), width=st.integers(0, 4), padding=st.integers(0, 5), tail=st.integers(0, 4),
+    big_endian=st.booleans(), seed=st.integers(0, 1000),
+)  # fmt: skip
+def test_points_come_as_they_were_packed(
+    kinds: list[tuple[str, int, int]],
+    height: int,
+    width: int,
+    padding: int,
+    tail: int,
+    big_endian: bool,
+    seed: int,
+) -> None:
+    fields, step = [], 0
+    for place, (kind, gap, count) in enumerate(kinds):
+        fields.append(PointField(f"f{place}", kind, step + gap, count))
+        step += gap + count * int(KINDS[kind][1])
+    step += tail
+    rng = np.random.default_rng(seed)
+    row_step = width * step + (padding if height > 1 else 0)
+    data = rng.bytes(height * row_step)
+    points = points_of(data, fields, step, height, width, row_step, big_endian)
+    assert points.shape == (height * width,)
+    assert points.dtype.isnative
+    for field in fields:
+        number = np.dtype((">" if big_endian else "<") + KINDS[field.kind])
+        for place in range(height * width):
+            begin = place // width * row_step + place % width * step + field.offset
+            expected = np.frombuffer(data, number, field.count, begin).astype(number.newbyteorder("="))
+            assert np.atleast_1d(points[field.name][place]).tobytes() == expected.tobytes()
+
+
+@pytest.mark.parametrize(
+    ("fields", "sizes", "reason"),
+    [
+        ([PointField("x", "float32", 0)], (4, 1, 2, 8, 7), "got 7"),
+        ([PointField("x", "float32", 0)], (4, 2, 2, 7, 14), "row_step 7"),
+        ([PointField("x", "float32", 1)], (4, 1, 1, 4, 4), "bytes 1 to 5"),
+        ([PointField("x", "float32", 0)], (0, 1, 1, 0, 0), "a point of 0 bytes"),
+        ([PointField("x", "type 9", 0)], (4, 1, 1, 4, 4), "got type 9"),
+        ([PointField("x", "float32", 0)] * 2, (4, 1, 1, 4, 4), "got x, x"),
+        ([PointField("x", "float32", 0, 0)], (4, 1, 1, 4, 4), "field x"),
+    ],
+)
+def test_points_that_do_not_fit_are_refused(
+    fields: list[PointField], sizes: tuple[int, int, int, int, int], reason: str
+) -> None:
+    step, height, width, row_step, length = sizes
+    with pytest.raises(DecodeError, match=reason):
+        points_of(bytes(length), fields, step, height, width, row_step, big_endian=False)
