@@ -33,7 +33,9 @@ class ReplayConfig(StrictModel):
     """Fewer than this share of the messages that it is known to send, over `rate_window_s`: rate too low."""
     rate_window_s: Span = 2.0
     jump_s: Span = 5.0
-    """Log time going back, or forward by more than this between two messages, is a jump of the clock: all state is reset."""
+    """Log time going forward by more than this between two messages, or back by more than `missing_after_s`, is a jump of the
+    clock; so is it when the stamps of most sensors are further than this from the log time. All state is reset. Smaller steps
+    back are messages out of order."""
     ego_pose_gap_s: Span = 0.5  # ego poses further apart than this, or older, are not interpolated or carried on
     lidar_sweeps: Annotated[int, Field(ge=1)] = 1  # the tick's and those before it, a LiDAR; as the model was trained
     radar_sweeps: Annotated[int, Field(ge=1)] = 3

@@ -1,0 +1,217 @@
+"""Puts together what the model is given at a tick, and says of every sensor how it stands.
+
+Frames: the reference is the ego frame at the tick. Every measurement is brought there from its own time by ego motion; where the
+log says nothing of ego motion, the newest measurements are given as they are and older sweeps are left out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from sensors.calibration import CalibrationError, Float64, inverse_rigid
+from sensors.errors import SensorDataError
+from sensors.frames import CameraImage, LidarSweep, RadarSweep, SensorFrame
+from sensors.images import DecodeSize, scaled_intrinsics
+from sensors.logs.messages import EncodedImage, Malformed, PointCloud, RawImage
+from sensors.replay.channels import Channels, Source
+from sensors.replay.readings import Picture, decode_picture, lidar_points, picture_size_px, radar_points
+from sensors.replay.results import SensorState, SensorStatus, Tick
+from sensors.replay.rig import Mounting, Rig
+from sensors.replay.synchroniser import Reading, SensorQueue
+
+_NO_MOTION = "no ego pose at its time: not brought to the tick"
+
+
+@dataclass(frozen=True)
+class _Taken:
+    """A measurement that may be given, and what stands behind it."""
+
+    source: Source
+    reading: Reading
+    mounting: Mounting
+
+
+@dataclass
+class _Motion:
+    """Ego poses by time, looked up once a tick."""
+
+    rig: Rig
+    tick_ns: int
+
+    def __post_init__(self) -> None:
+        self._poses: dict[int, Float64 | None] = {}
+        self.global_T_reference = self._pose(self.tick_ns)
+        self._reference_T_global = None if self.global_T_reference is None else inverse_rigid(self.global_T_reference)
+
+    def reference_T_ego(self, time_ns: int) -> Float64 | None:  # noqa: N802
+        """[4, 4]; None where it is not known."""
+        pose = self._pose(time_ns)
+        return None if pose is None or self._reference_T_global is None else self._reference_T_global @ pose
+
+    def _pose(self, time_ns: int) -> Float64 | None:
+        if time_ns not in self._poses:
+            self._poses[time_ns] = self.rig.ego_pose(time_ns)
+        return self._poses[time_ns]
+
+
+@dataclass
+class Assembler:
+    """Makes ticks from the queues of all sensors that the log has."""
+
+    channels: Channels
+    rig: Rig
+    decode: DecodeSize | None = None
+
+    def tick(self, queues: Mapping[str, SensorQueue], *, index: int, tick_ns: int, ready_ns: int, reset: bool) -> Tick:
+        """The tick as it is known at `ready_ns`."""
+        motion = _Motion(self.rig, tick_ns)
+        slow = {channel: queue.rate_doubt(tick_ns) for channel, queue in queues.items()}
+        statuses: dict[str, SensorStatus] = {}
+        taken: dict[str, _Taken] = {}
+        for channel, modality in self.channels.modalities().items():
+            got = self._take(channel, modality, queues.get(channel), tick_ns, ready_ns)
+            if isinstance(got, SensorStatus):
+                statuses[channel] = got
+            else:
+                taken[channel] = got
+        cameras: dict[str, CameraImage] = {}
+        lidar: list[LidarSweep] = []
+        radar: list[RadarSweep] = []
+        for channel, item in taken.items():
+            queue, doubts = queues[channel], list(item.mounting.flagged)
+            try:
+                match item.source.modality:
+                    case "camera":
+                        cameras[channel] = self._camera(item, motion, doubts)
+                    case "lidar":
+                        lidar += [LidarSweep(*sweep) for sweep in self._sweeps(item, queue, motion, doubts)]
+                    case _:
+                        radar += [RadarSweep(*sweep) for sweep in self._sweeps(item, queue, motion, doubts)]
+            except SensorDataError as error:
+                statuses[channel] = _status(item.source, SensorState.MALFORMED, tick_ns, item.reading, str(error))
+                continue
+            statuses[channel] = self._given(item, tick_ns, doubts, slow[channel])
+        images = tuple(cameras.get(channel) for channel in self.channels.cameras)
+        frame = SensorFrame(
+            token=f"tick-{index:06d}",
+            time_us=tick_ns // 1000,
+            cameras=images if cameras else None,
+            lidar=tuple(lidar) or None,
+            radar=tuple(radar) or None,
+            global_T_reference=np.eye(4) if motion.global_T_reference is None else motion.global_T_reference,
+        )
+        return Tick(
+            index=index,
+            time_us=frame.time_us,
+            ready_us=max(ready_ns // 1000, frame.time_us),
+            frame=frame,
+            sensors={channel: statuses[channel] for channel in self.channels.modalities()},
+            ego_pose_known=motion.global_T_reference is not None,
+            reset=reset,
+        )
+
+    def _take(
+        self, channel: str, modality: str, queue: SensorQueue | None, tick_ns: int, ready_ns: int
+    ) -> _Taken | SensorStatus:
+        """The measurement of a sensor for a tick, with a calibration that can be; else why there is none."""
+        if queue is None:
+            return SensorStatus(channel, modality, SensorState.MISSING, None, "not in this log")
+        reading, source = queue.nearest(tick_ns), queue.source
+        if reading is None or not queue.usable(reading, tick_ns):
+            state, age_ns, why = queue.state_without(tick_ns, ready_ns)
+            return SensorStatus(channel, modality, state, None if age_ns is None else _us(age_ns), why)
+        payload = reading.payload
+        if isinstance(payload, Malformed):
+            return _status(source, SensorState.MALFORMED, tick_ns, reading, f"{source.topic}: {payload.reason}")
+        try:
+            size_px = None if isinstance(payload, PointCloud) else picture_size_px(payload)
+        except SensorDataError as error:
+            return _status(source, SensorState.MALFORMED, tick_ns, reading, f"{source.topic}: {error}")
+        try:
+            return _Taken(source, reading, self.rig.mounting(source, payload.frame_id, reading.stamp_ns, size_px))
+        except CalibrationError as error:
+            return _status(source, SensorState.UNCALIBRATED, tick_ns, reading, str(error))
+
+    def _given(self, item: _Taken, tick_ns: int, doubts: Sequence[str], slow: str) -> SensorStatus:
+        found = [*item.reading.doubts, *doubts, *self.rig.alike(item.source.channel)]
+        state = SensorState.FLAGGED if found else SensorState.RATE_LOW if slow else SensorState.OK
+        return _status(item.source, state, tick_ns, item.reading, "; ".join([*found, *([slow] if slow else [])]))
+
+    def _camera(self, item: _Taken, motion: _Motion, doubts: list[str]) -> CameraImage:
+        picture, intrinsics = self._picture(item.source, item.reading), item.mounting.intrinsics
+        assert intrinsics is not None, "a camera's mounting has intrinsics"
+        return CameraImage(
+            channel=item.source.channel,
+            image=picture.image,
+            intrinsics=scaled_intrinsics(intrinsics, picture.scale, picture.scale),
+            reference_T_camera=_placed(item, motion, doubts),
+            time_us=_us(item.reading.stamp_ns),
+        )
+
+    def _picture(self, source: Source, reading: Reading) -> Picture:
+        if reading.decoded is None:
+            assert isinstance(reading.payload, EncodedImage | RawImage)
+            try:
+                reading.decoded = decode_picture(reading.payload, self.decode)
+            except SensorDataError as error:
+                raise SensorDataError(f"{source.topic}: {error}") from error
+        picture: Picture = reading.decoded
+        return picture
+
+    def _sweeps(
+        self, item: _Taken, queue: SensorQueue, motion: _Motion, doubts: list[str]
+    ) -> list[tuple[str, np.ndarray[tuple[int, ...], np.dtype[np.float32]], Float64, int]]:
+        """Channel, points, reference_T_sensor and time of the measurement and of the usable sweeps before it."""
+        source, channel = item.source, item.source.channel
+        points, notes = _points(source, item.reading)
+        doubts += notes
+        out = [(channel, points, _placed(item, motion, doubts), _us(item.reading.stamp_ns))]
+        for reading in queue.older(item.reading):
+            assert isinstance(reading.payload, PointCloud)
+            reference_T_ego = motion.reference_T_ego(reading.stamp_ns)
+            if reference_T_ego is None:
+                break
+            try:
+                mounting = self.rig.mounting(source, reading.payload.frame_id, reading.stamp_ns, None)
+                older, _ = _points(source, reading)
+            except SensorDataError:  # it was this sensor's state at its own tick; here it is one sweep less
+                continue
+            out.append((channel, older, reference_T_ego @ mounting.ego_T_sensor, _us(reading.stamp_ns)))
+        return out
+
+
+def _points(
+    source: Source, reading: Reading
+) -> tuple[np.ndarray[tuple[int, ...], np.dtype[np.float32]], tuple[str, ...]]:
+    if reading.decoded is None:
+        assert isinstance(reading.payload, PointCloud)
+        try:
+            if source.modality == "lidar":
+                reading.decoded = lidar_points(reading.payload, source.fields, source.intensity_scale)
+            else:
+                reading.decoded = radar_points(reading.payload, source.fields), ()
+        except SensorDataError as error:
+            raise SensorDataError(f"{source.topic}: {error}") from error
+    points, notes = reading.decoded
+    return points, notes
+
+
+def _placed(item: _Taken, motion: _Motion, doubts: list[str]) -> Float64:
+    """[4, 4] reference_T_sensor; without ego motion where none is known."""
+    reference_T_ego = motion.reference_T_ego(item.reading.stamp_ns)
+    if reference_T_ego is None:
+        if motion.global_T_reference is not None:
+            doubts.append(_NO_MOTION)
+        return item.mounting.ego_T_sensor
+    return reference_T_ego @ item.mounting.ego_T_sensor
+
+
+def _status(source: Source, state: SensorState, tick_ns: int, reading: Reading, detail: str) -> SensorStatus:
+    return SensorStatus(source.channel, source.modality, state, _us(tick_ns - reading.stamp_ns), detail)
+
+
+def _us(time_ns: int) -> int:
+    return time_ns // 1000

@@ -1,0 +1,171 @@
+"""The tree of transforms: geometry, time, and every way in which it can be unsound."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy.spatial.transform import Rotation, Slerp
+
+from sensors.calibration import CalibrationError, inverse_rigid, transforms
+from sensors.logs.messages import FrameTransform, FrameTransforms
+from sensors.replay.transforms import TransformError, TransformTree, interpolate
+
+SECOND_NS = 1_000_000_000
+UNIT = (1.0, 0.0, 0.0, 0.0)
+coordinate = st.floats(-50, 50)
+quaternion = (
+    st.tuples(*[st.floats(-1, 1)] * 4)
+    .filter(lambda q: np.linalg.norm(q) > 0.1)
+    .map(lambda q: np.array(q) / np.linalg.norm(q))
+)
+pose = st.tuples(st.tuples(coordinate, coordinate, coordinate), quaternion).map(lambda p: np.array([*p[0], *p[1]]))
+
+
+def link(parent: str, child: str, row: Any = (1, 2, 3, 1, 0, 0, 0), stamp_ns: int = 0) -> FrameTransform:
+    x, y, z, *rotation = (float(number) for number in row)
+    w, i, j, k = rotation
+    return FrameTransform(stamp_ns, parent, child, (x, y, z), (w, i, j, k))
+
+
+def tree(*links: FrameTransform, moving: Sequence[FrameTransform] = (), gap_ns: int = SECOND_NS // 2) -> TransformTree:
+    out = TransformTree(gap_ns=gap_ns)
+    out.add(FrameTransforms(tuple(links), static=True))
+    out.add(FrameTransforms(tuple(moving), static=False))
+    return out
+
+
+@given(pose, pose, pose)
+def test_a_lookup_is_the_product_along_the_chain_either_way(a: Any, b: Any, c: Any) -> None:
+    t = tree(link("map", "ego", a), link("ego", "cam", b), link("ego", "lidar", c))
+    np.testing.assert_allclose(t.lookup("map", "cam", 0), transforms(a) @ transforms(b), atol=1e-9)
+    np.testing.assert_allclose(t.lookup("cam", "lidar", 0), inverse_rigid(transforms(b)) @ transforms(c), atol=1e-9)
+    np.testing.assert_allclose(t.lookup("lidar", "cam", 0) @ t.lookup("cam", "lidar", 0), np.eye(4), atol=1e-9)
+    np.testing.assert_array_equal(t.lookup("cam", "cam", 0), np.eye(4))
+
+
+@given(pose, pose, st.floats(0, 1))
+def test_interpolation_is_slerp(a: Any, b: Any, share: float) -> None:
+    ours = transforms(interpolate(a, b, share))
+    pair = Rotation.from_quat(np.stack([a[[4, 5, 6, 3]], b[[4, 5, 6, 3]]]))
+    if abs(a[3:] @ b[3:]) < 1e-6:  # half a turn apart: either way is the short one
+        return
+    theirs = Slerp([0, 1], pair)(share).as_matrix()
+    np.testing.assert_allclose(ours[:3, :3], theirs, atol=1e-6)
+    np.testing.assert_allclose(ours[:3, 3], a[:3] + share * (b[:3] - a[:3]), atol=1e-9)
+
+
+@given(pose, st.floats(-0.5, 0.5), st.floats(-20, 20), st.floats(-0.4, 0.9))
+def test_steady_motion_is_met_between_poses_and_carried_on_beyond_them(
+    start: Any,
+    turn_rad_s: float,
+    speed_mps: float,
+    at_s: float,
+) -> None:
+    def moved(t: float) -> Any:
+        spin = Rotation.from_rotvec([0, 0, turn_rad_s * t]) * Rotation.from_quat(start[[4, 5, 6, 3]])
+        return np.array([start[0] + speed_mps * t, *start[1:3], *spin.as_quat()[[3, 0, 1, 2]]])
+
+    times = (0.0, 0.1, 0.2, 0.4, 0.5)
+    t = tree(moving=[link("map", "ego", moved(s), round(s * SECOND_NS)) for s in times])
+    got = t.lookup("map", "ego", round(at_s * SECOND_NS))
+    np.testing.assert_allclose(got, transforms(moved(at_s)), atol=1e-5)
+
+
+def test_poses_too_far_apart_are_not_interpolated_and_none_is_carried_on_for_long() -> None:
+    t = tree(moving=[link("map", "ego", stamp_ns=s * SECOND_NS) for s in (0, 2)])
+    t.lookup("map", "ego", SECOND_NS // 2)
+    for at_ns in (SECOND_NS, -SECOND_NS, 3 * SECOND_NS):
+        with pytest.raises(TransformError, match=r"'map' -> 'ego' is not known at .* more than the 0.5 s"):
+            t.lookup("map", "ego", at_ns)
+
+
+def test_a_mounting_that_is_sent_over_time_holds_while_it_does_not_change() -> None:
+    t = tree(moving=[link("ego", "cam", stamp_ns=s) for s in (0, 1)])
+    t.lookup("ego", "cam", 100 * SECOND_NS, hold_constant=True)
+    assert t.changes("ego", "cam") == ()
+    t.add(FrameTransforms((link("ego", "cam", (1.1, 2, 3, 1, 0, 0, 0), 2),), static=False))
+    assert "moves during the drive" in t.changes("ego", "cam")[0]
+    with pytest.raises(TransformError, match="not known"):
+        t.lookup("ego", "cam", 100 * SECOND_NS, hold_constant=True)
+
+
+def test_the_order_in_which_poses_come_does_not_matter() -> None:
+    rows = [link("map", "ego", (s, 0, 0, 1, 0, 0, 0), s * 100_000_000) for s in (3, 0, 2, 1, 2)]
+    t = tree(moving=rows)
+    np.testing.assert_allclose(t.lookup("map", "ego", 150_000_000)[:3, 3], [1.5, 0, 0])
+
+
+def test_a_leading_slash_is_no_part_of_a_name() -> None:
+    t = tree(link("/ego", "cam"))
+    np.testing.assert_allclose(t.lookup("ego", "/cam", 0)[:3, 3], [1, 2, 3])
+
+
+def test_a_static_transform_that_changes_is_told() -> None:
+    t = tree(link("ego", "cam"), link("ego", "cam"))
+    assert t.changes("ego", "cam") == ()
+    t.add(FrameTransforms((link("ego", "cam", (1, 2.5, 3, 1, 0, 0, 0)),), static=True))
+    assert t.changes("ego", "cam") == ("static transform 'ego' -> 'cam' changed by 0.500 m, 0.00 deg",)
+    np.testing.assert_allclose(t.lookup("ego", "cam", 0)[:3, 3], [1, 2.5, 3])
+
+
+@pytest.mark.parametrize(
+    ("links", "says"),
+    [
+        ((link("ego", "other"),), r"'cam' is in no transform. Frames known: ego, other"),
+        ((), r"Frames known: none"),
+        ((link("ego", "other"), link("rig", "cam")), r"not connected; 'ego' hangs on 'ego', 'cam' on 'rig'"),
+        ((link("ego", "cam"), link("cam", "ego")), r"loop: 'cam' -> 'ego' -> 'cam'|loop: 'ego' -> 'cam' -> 'ego'"),
+        ((link("ego", "a"), link("a", "b"), link("b", "ego"), link("b", "cam")), "loop"),
+        ((link("ego", "cam"), link("rig", "cam")), r"'cam' has two parents, 'ego' and 'rig'"),
+        ((link("cam", "cam"),), "to itself"),
+        ((link("ego", "cam", (1, 2, 3, 0, 0, 0, 0)),), "zero quaternion"),
+        ((link("ego", "cam", (1, 2, 3, 2, 0, 0, 0)),), "norm 2"),
+        ((link("ego", "cam", (np.nan, 2, 3, 1, 0, 0, 0)),), "finite"),
+        ((link("ego", "cam", (1, 2, 3, np.inf, 0, 0, 0)),), "finite"),
+        ((link("", "cam"),), "empty"),
+        ((link("ego", "cam"), link("ego", "cam", (1, 2, 3, 0, 0, 0, 0))), "zero quaternion"),
+    ],
+)
+def test_an_unsound_tree_fails_by_name(links: tuple[FrameTransform, ...], says: str) -> None:
+    with pytest.raises(TransformError, match=says) as error:
+        tree(*links).lookup("ego", "cam", 0)
+    assert isinstance(error.value, CalibrationError)
+    assert "\n" not in str(error.value)
+
+
+def test_what_is_unsound_elsewhere_in_the_tree_harms_nobody() -> None:
+    t = tree(link("ego", "cam"), link("ego", "lidar", (1, 2, 3, 0, 0, 0, 0)), link("x", "y"), link("y", "x"))
+    t.lookup("ego", "cam", 0)
+    with pytest.raises(TransformError):
+        t.lookup("ego", "lidar", 0)
+
+
+def test_a_bad_pose_among_many_is_left_out() -> None:
+    rows = [link("map", "ego", (0, 0, 0, 1, 0, 0, 0), 0), link("map", "ego", (np.nan, 0, 0, 1, 0, 0, 0), 100_000_000)]
+    t = tree(moving=[*rows, link("map", "ego", (2, 0, 0, 1, 0, 0, 0), 200_000_000)])
+    np.testing.assert_allclose(t.lookup("map", "ego", 100_000_000)[:3, 3], [1, 0, 0])
+
+
+def test_a_reset_forgets_what_moves_and_keeps_what_is_static() -> None:
+    t = tree(link("ego", "cam"), moving=[link("map", "ego")])
+    t.lookup("map", "cam", 0)
+    t.reset()
+    t.lookup("ego", "cam", 0)
+    with pytest.raises(TransformError, match="'map' is in no transform"):
+        t.lookup("map", "cam", 0)
+
+
+def test_memory_stays_flat_and_what_is_needed_stays() -> None:
+    t = tree()
+    for n in range(5000):
+        t.add(FrameTransforms((link("map", "ego", (n, 0, 0, 1, 0, 0, 0), n * 10_000_000),), static=False))
+        t.forget_before(n * 10_000_000 - SECOND_NS)
+        if n > 200:
+            at_ns = n * 10_000_000 - SECOND_NS + 5_000_000
+            np.testing.assert_allclose(t.lookup("map", "ego", at_ns)[0, 3], n - 99.5)
+    assert len(t._edges["ego"].rows) < 130
