@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from training.cli import DEBUG_VARIABLE, INTERRUPTED, tells_errors
+from training.replay_commands import logs_app
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -26,6 +27,8 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+
+app.add_typer(logs_app)
 
 Settings = Annotated[
     list[str] | None,

@@ -122,11 +122,11 @@ def replay(
     health: HealthWatch | None = None,
     latencies: Latencies | None = None,
     pace: Pace | None = None,
+    begin_us: int | None = None,
 ) -> Iterator[TickResult]:
-    """One result a tick, whatever the sensors do."""
+    """One result a tick, whatever the sensors do. `begin_us` is the log's beginning, by default the first tick."""
     latencies, pace = latencies or Latencies(), pace or Pace()
     past: deque[SensorFrame] = deque(maxlen=_PAST)
-    begin_us: int | None = None
     source = iter(ticks)
     while True:
         started = time.perf_counter()

@@ -1,0 +1,357 @@
+"""`robustbev replay` put together: log, checkpoint, faults, writers, and the summary at the end."""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from robustbev import PerceptionModel, load
+from sensors.health import HealthMode, HealthMonitor
+from sensors.images import DecodeSize
+from sensors.logs.log import Log, LogError, LogWarning, Order
+from sensors.logs.mapping import LogMapping
+from sensors.logs.messages import LogMessage, SceneBoxes
+from sensors.replay.channels import Channels, sources
+from sensors.replay.clock import tick_rate_hz, window
+from sensors.replay.config import ReplayConfig
+from sensors.replay.fault_frames import FrameFaults
+from sensors.replay.fault_kinds import FaultScript
+from sensors.replay.fault_script import parse_faults, read_fault_scripts
+from sensors.replay.faults import Fault, alter_messages, check_faults, unused
+from sensors.replay.given import FrameNames
+from sensors.replay.golden import GoldenComparison, GoldenWriter
+from sensors.replay.golden_compare import Difference, Tolerance
+from sensors.replay.results import ResultWriter, Tick
+from sensors.replay.ticks import ticks
+from training.atomic import write_json
+from training.checkpoint import find_checkpoint
+from training.data import DataConfig, preparation
+from training.log_source import LogSource, open_source
+from training.replay import HealthWatch, Latencies, Pace, Perceiver, drain, replay
+from training.replay_compare import write_comparison
+from training.replay_outputs import check_outputs, open_writers, with_script
+from training.replay_series import ReplaySeries, SeriesRecorder
+from training.replay_summary import MessageCount, ReplaySummary, StateCount
+from training.replay_truth import ReplayTruth, TruthScore, class_radius_m
+
+if TYPE_CHECKING:
+    from training.progress import Bars
+
+AS_RECORDED = "as recorded"
+_TABLE_WIDTH = 120
+
+
+@dataclass(frozen=True)
+class ReplayRequest:
+    """What to replay, with what, and what to write of it."""
+
+    log: Path
+    checkpoint: Path
+    config: ReplayConfig
+    outputs: tuple[Path, ...] = ()
+    scene: str | None = None
+    mapping: Path | None = None
+    faults: tuple[str, ...] = ()
+    script: Path | None = None
+    rate: float | None = None
+    start_s: float | None = None
+    duration_s: float | None = None
+    order: Order = "log"
+    loop: int = 1
+    health: HealthMode = "off"
+    monitor: Path = Path("runs/health.json")
+    score: float = 0.3
+    inputs: bool = True
+    stills_every: int | None = None
+    overwrite: bool = False
+    golden: Path | None = None
+    write_golden: Path | None = None
+    tolerance: float = 0.0
+    summary: Path | None = None
+    compared: Path | None = None
+    device: str = "cpu"
+
+
+@dataclass(frozen=True)
+class ReplayEnd:
+    """How it ended."""
+
+    summaries: tuple[ReplaySummary, ...]  # one a script
+    difference: Difference | None = None  # from the golden outputs
+    pictures: tuple[Path, ...] = ()
+
+    @property
+    def damaged(self) -> bool:
+        return any(summary.damage for summary in self.summaries)
+
+
+@dataclass(frozen=True)
+class _Setting:
+    """What all scripts of a request share."""
+
+    request: ReplayRequest
+    source: LogSource
+    mapping: LogMapping
+    model: PerceptionModel
+    data: DataConfig
+    config: ReplayConfig
+    monitor: HealthMonitor | None
+    truth: ReplayTruth | None
+
+    @property
+    def log(self) -> Log:
+        return self.source.log
+
+    def names(self) -> FrameNames:
+        """Of the frames, as in the log."""
+        return FrameNames(self.mapping.global_frame or FrameNames.map, self.mapping.ego_frame)
+
+    def rate_hz(self) -> float:
+        """Ticks a second."""
+        request, log = self.request, self.log
+        found = sources(_channels(self.data), self.mapping, self.config)
+        return tick_rate_hz(log, found, self.config, window(log, request.start_s, request.duration_s, request.order))
+
+
+def run_replay(request: ReplayRequest, bars: Bars | None = None, say: Callable[[str], None] = print) -> ReplayEnd:
+    """Replay a log once for every script of faults, one after the other.
+
+    Raises:
+        LogError, DataRootError: the log or its mapping cannot be used.
+        FaultError, GoldenError, FileNotFoundError, ValueError: faults, golden outputs, checkpoint, monitor or outputs cannot.
+    """
+    scripts = _scripts(request)
+    several = len(scripts) > 1
+    if several and (request.golden or request.write_golden):
+        raise ValueError("golden outputs are of one script: give --golden and --write-golden a single one")
+    names = [script.name if several else None for script in scripts]
+    check_outputs([with_script(path, name) for name in names for path in request.outputs], overwrite=request.overwrite)
+    setting = _prepare(request, say)
+    for script in scripts:
+        check_faults(script.faults, setting.mapping, {topic.name for topic in setting.log.topics()})
+    done = [_replay_script(setting, script, name, bars) for script, name in zip(scripts, names, strict=True)]
+    summaries = tuple(one.summary for one in done)
+    if request.summary is not None:
+        write_json(request.summary, [summary.to_json() for summary in summaries])
+    pictures: list[Path] = []
+    if request.compared is not None:
+        title = f"{request.log.name} {request.scene or ''} under {len(scripts)} scripts of faults".replace("  ", " ")
+        pictures = write_comparison(request.compared, [one.series for one in done], title=title)
+    difference = next((one.golden.difference for one in done if one.golden is not None), None)
+    return ReplayEnd(summaries, difference, tuple(pictures))
+
+
+def print_end(ended: ReplayEnd) -> None:
+    """Tables and lines for a terminal."""
+    from rich.console import Console
+
+    console = Console()
+    if console.width < _TABLE_WIDTH:
+        console = Console(width=_TABLE_WIDTH)
+    for summary in ended.summaries:
+        for table in summary.tables():
+            console.print(table)
+        print(summary.headline())
+        for line in (*summary.notes, *summary.trouble()):
+            print(f"  {line}")
+        for path in summary.outputs:
+            print(f"  {path}")
+    for path in ended.pictures:
+        print(path)
+
+
+@dataclass(frozen=True)
+class _Done:
+    """One script, replayed."""
+
+    summary: ReplaySummary
+    golden: GoldenComparison | None
+    series: ReplaySeries
+
+
+def _scripts(request: ReplayRequest) -> tuple[FaultScript, ...]:
+    always = parse_faults(request.faults)
+    if request.script is None:
+        return (FaultScript(AS_RECORDED if not always else "; ".join(request.faults), always),)
+    scripts = read_fault_scripts(request.script)
+    return tuple(FaultScript(script.name, (*always, *script.faults)) for script in scripts)
+
+
+def _prepare(request: ReplayRequest, say: Callable[[str], None]) -> _Setting:
+    from training.config import load_run_config
+    from training.evaluation import run_of
+
+    checkpoint = find_checkpoint(request.checkpoint)
+    model = load(checkpoint, request.device).eval()
+    files = run_of(checkpoint)
+    data = DataConfig() if files is None else load_run_config(files.config).data
+    source = open_source(request.log, request.scene, data.nuscenes)
+    mapping = _mapping(request, source, say)
+    monitor = None if request.health == "off" else HealthMonitor.load(request.monitor)
+    sweeps = {"lidar_sweeps": data.nuscenes.lidar_sweeps, "radar_sweeps": data.nuscenes.radar_sweeps}
+    given = request.config.model_fields_set
+    config = request.config.model_copy(update={name: n for name, n in sweeps.items() if name not in given})
+    return _Setting(request, source, mapping, model, data, config, monitor, _truth(source.log, mapping, model))
+
+
+def _mapping(request: ReplayRequest, source: LogSource, say: Callable[[str], None]) -> LogMapping:
+    from sensors.logs.mapping_file import check_mapping, load_mapping
+    from sensors.logs.propose import propose_mapping
+
+    if request.mapping is not None:
+        mapping = load_mapping(request.mapping)
+    elif source.nuscenes is not None:
+        from sensors.logs.nuscenes_log import mapping_of_nuscenes
+
+        mapping = mapping_of_nuscenes(source.nuscenes)
+    else:
+        proposal = propose_mapping(source.log)
+        if proposal.mapping is None:
+            raise LogError(
+                f"{source.log.path}: nothing in it looks like a camera, a LiDAR or a radar; `robustbev inspect` shows its "
+                "topics, --mapping says which of them is which sensor"
+            )
+        mapping = proposal.mapping
+        names = [*mapping.cameras, *mapping.lidars, *mapping.radars]
+        say(f"mapping: as the topics look ({', '.join(names)}); `robustbev inspect` shows it, --mapping gives another")
+    check_mapping(mapping, source.log)
+    return mapping
+
+
+def _truth(log: Log, mapping: LogMapping, model: PerceptionModel) -> ReplayTruth | None:
+    """None where the log has no annotated boxes."""
+    if mapping.truth is None:
+        return None
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", LogWarning)  # the replay itself will say it
+        boxes = [m.payload for m in log.messages(topics=[mapping.truth]) if isinstance(m.payload, SceneBoxes)]
+    if not boxes:
+        return None
+    grid = model.grid
+    return ReplayTruth(boxes, classes=model.config.classes, grid=grid, radius_m=class_radius_m(grid))
+
+
+def _channels(data: DataConfig) -> Channels:
+    nuscenes = data.nuscenes
+    return Channels(
+        cameras=nuscenes.camera_channels,
+        lidars=nuscenes.lidar_channels,
+        radars=nuscenes.radar_channels,
+        reference=nuscenes.reference_channel,
+    )
+
+
+def _replay_script(setting: _Setting, script: FaultScript, suffix: str | None, bars: Bars | None) -> _Done:
+    request, model = setting.request, setting.model
+    counted, messages, latencies = StateCount(), MessageCount(), Latencies()
+    touched: Counter[Fault] = Counter()
+    golden = None if request.golden is None else GoldenComparison(request.golden, _tolerance(request))
+    score = None if setting.truth is None else TruthScore(setting.truth, found_score=request.score)
+    rate_hz = setting.rate_hz()
+    opened = open_writers(request, setting.source, model, setting.truth, suffix, rate_hz, setting.names())
+    series = SeriesRecorder(script.name, score, min_score=request.score)
+    writers: list[ResultWriter] = [*opened.writers, counted, series]
+    try:
+        if request.write_golden is not None:
+            meta = {"log": request.log.name, "script": script.name, "config": setting.config.model_dump(mode="json")}
+            writers.append(GoldenWriter(request.write_golden, meta, replace=request.overwrite))
+        if golden is not None:
+            writers.append(golden)
+    except BaseException:
+        for writer in writers:
+            writer.abort()
+        raise
+    if bars is not None:
+        writers.append(_Progress(bars, script.name, setting))
+    faults = FrameFaults(script.faults, setting.mapping, topics=_topics(setting.log), touched=touched)
+    started = time.perf_counter()
+    results = replay(
+        _ticks(setting, script.faults, messages, touched),
+        Perceiver(model, replace(preparation(setting.data, model.config), depth_targets=False)),
+        classes=model.config.classes,
+        attributes=model.config.attributes,
+        change=faults if faults else None,
+        health=None if setting.monitor is None else HealthWatch(setting.monitor, request.health),
+        latencies=latencies,
+        pace=Pace(request.rate),
+        begin_us=_begin_ns(setting.log) // 1000,
+    )
+    drain(results, writers, latencies)
+    idle = [f"the fault {str(fault)!r} changed nothing" for fault in unused(script.faults, touched)]
+    summary = ReplaySummary(
+        script=script.name,
+        log=request.log,
+        counted=counted,
+        messages=messages,
+        damage=setting.log.damage,
+        latencies=latencies,
+        seconds=time.perf_counter() - started,
+        score=None if score is None else score.score(),
+        outputs=opened.paths,
+        notes=tuple(idle),
+    )
+    return _Done(summary, golden, series.series())
+
+
+def _topics(log: Log) -> set[str]:
+    return {topic.name for topic in log.topics()}
+
+
+def _begin_ns(log: Log) -> int:
+    span = log.span_ns()
+    if span is None:
+        raise LogError(f"{log.path}: there is no message in it; expected a drive log with at least one sensor")
+    return span[0]
+
+
+def _ticks(setting: _Setting, faults: Sequence[Fault], count: MessageCount, touched: Counter[Fault]) -> Iterator[Tick]:
+    request, log, mapping = setting.request, setting.log, setting.mapping
+    begin_ns = _begin_ns(log)
+    camera = setting.model.config.camera
+
+    def altered(messages: Iterator[LogMessage]) -> Iterator[LogMessage]:
+        return count(
+            alter_messages(
+                messages, faults, mapping, begin_ns, order=request.order, topics=_topics(log), touched=touched
+            )
+        )
+
+    return ticks(
+        log,
+        mapping,
+        _channels(setting.data),
+        setting.config,
+        start_s=request.start_s,
+        duration_s=request.duration_s,
+        order=request.order,
+        loop=request.loop,
+        alter_messages=altered,
+        decode=None if camera is None else DecodeSize(camera.image_height_px, camera.image_width_px),
+    )
+
+
+def _tolerance(request: ReplayRequest) -> Tolerance | None:
+    return Tolerance.of_all(request.tolerance, ignore_score=request.score) if request.tolerance > 0 else None
+
+
+class _Progress:
+    """Shows how far the replay is, as one more `ResultWriter`."""
+
+    def __init__(self, bars: Bars, name: str, setting: _Setting) -> None:
+        self._bars, self._name = bars, name
+        self._done = 0
+
+    def write(self, result: Any) -> None:
+        self._done += 1
+        self._bars(self._name, self._done, None, f"{result.tick.time_us * 1e-6:.1f} s")
+
+    def close(self) -> None:
+        self._bars(self._name, self._done, self._done)
+
+    def abort(self) -> None:
+        """Nothing to take back."""

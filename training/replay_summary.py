@@ -1,0 +1,188 @@
+"""What a replay came to: ticks, sensors' states, messages, latencies; as JSON and as tables for a terminal."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sensors.logs.log import Damage
+from sensors.logs.messages import LogMessage, Malformed
+from sensors.replay.results import SensorState, TickResult
+from training.replay import STAGES, Latencies
+from training.replay_truth import ReplayScore
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+
+@dataclass
+class MessageCount:
+    """Counts messages on their way."""
+
+    by_topic: Counter[str] = field(default_factory=Counter)
+    malformed: Counter[str] = field(default_factory=Counter)
+    reasons: dict[str, str] = field(default_factory=dict)  # topic -> what was wrong with its first malformed message
+
+    def __call__(self, messages: Iterator[LogMessage]) -> Iterator[LogMessage]:
+        for message in messages:
+            self.by_topic[message.topic] += 1
+            if isinstance(message.payload, Malformed):
+                self.malformed[message.topic] += 1
+                self.reasons.setdefault(message.topic, message.payload.reason)
+            yield message
+
+
+@dataclass
+class StateCount:
+    """A `ResultWriter` that counts."""
+
+    ticks: int = 0
+    not_perceived: int = 0
+    resets: int = 0
+    without_ego_pose: int = 0
+    boxes: int = 0
+    first_us: int | None = None
+    last_us: int | None = None
+    most_waited_us: int = 0
+    states: dict[str, Counter[SensorState]] = field(default_factory=dict)  # by channel
+    details: dict[str, str] = field(default_factory=dict)  # channel -> why it was first not given
+
+    def write(self, result: TickResult) -> None:
+        tick = result.tick
+        self.ticks += 1
+        self.not_perceived += not result.perceived
+        self.resets += tick.reset
+        self.without_ego_pose += not tick.ego_pose_known
+        self.boxes += len(result.boxes)
+        self.first_us = tick.time_us if self.first_us is None else self.first_us
+        self.last_us = tick.time_us
+        self.most_waited_us = max(self.most_waited_us, tick.ready_us - tick.time_us)
+        for channel, status in tick.sensors.items():
+            self.states.setdefault(channel, Counter())[status.state] += 1
+            if status.state is not SensorState.OK and status.detail:
+                self.details.setdefault(channel, f"{status.state}: {status.detail}")
+
+    def close(self) -> None:
+        """Nothing to close."""
+
+    def abort(self) -> None:
+        """Nothing to take back."""
+
+
+@dataclass(frozen=True)
+class ReplaySummary:
+    """One replay of one log under one script of faults."""
+
+    script: str
+    log: Path
+    counted: StateCount
+    messages: MessageCount
+    damage: Damage
+    latencies: Latencies
+    seconds: float  # wall time of all of it
+    score: ReplayScore | None = None  # against the log's annotated boxes, where it has any
+    outputs: tuple[Path, ...] = ()
+    notes: tuple[str, ...] = ()  # warnings that belong to the whole
+
+    def to_json(self) -> dict[str, Any]:
+        """For a file; times in milliseconds."""
+        counted = self.counted
+        return {
+            "script": self.script,
+            "log": str(self.log),
+            "ticks": counted.ticks,
+            "first_us": counted.first_us,
+            "last_us": counted.last_us,
+            "ticks_without_perception": counted.not_perceived,
+            "ticks_without_ego_pose": counted.without_ego_pose,
+            "resets": counted.resets,
+            "boxes": counted.boxes,
+            "most_waited_ms": counted.most_waited_us / 1e3,
+            "sensors": {
+                channel: {str(state): count for state, count in sorted(states.items())}
+                for channel, states in counted.states.items()
+            },
+            "messages": dict(sorted(self.messages.by_topic.items())),
+            "malformed": dict(sorted(self.messages.malformed.items())),
+            "malformed_reasons": dict(sorted(self.messages.reasons.items())),
+            "truncated_at_byte": self.damage.truncated_at_byte,
+            "bad_chunks": self.damage.bad_chunks,
+            "bad_records": self.damage.bad_records,
+            "latency_ms": {
+                stage: dict(zip(("p50", "p95", "p99"), row, strict=True))
+                for stage, row in self.latencies.percentiles_ms().items()
+            },
+            "seconds": self.seconds,
+            "ticks_per_second": counted.ticks / self.seconds if self.seconds else None,
+            "mean_ap": None if self.score is None else self.score.mean_ap,
+            "ticks_with_truth": None if self.score is None else self.score.ticks,
+            "outputs": [str(path) for path in self.outputs],
+            "notes": list(self.notes),
+        }
+
+    def trouble(self) -> list[str]:
+        """A line for each kind of damage in the log."""
+        damage, lines = self.damage, []
+        if damage.truncated_at_byte is not None:
+            lines.append(f"the log is cut at byte {damage.truncated_at_byte}: all that is whole before it was replayed")
+        if damage.bad_chunks:
+            lines.append(f"{damage.bad_chunks} damaged chunks were left out")
+        if damage.bad_records:
+            lines.append(f"{damage.bad_records} damaged records were left out")
+        return lines
+
+    def tables(self) -> list[Table]:
+        """Sensors by state, messages by topic where some are malformed, latencies by stage."""
+        return [
+            self._sensors(),
+            *([self._malformed()] if self.messages.malformed else []),
+            self._latencies(),
+        ]
+
+    def headline(self) -> str:
+        """One line."""
+        counted = self.counted
+        rate = f", {counted.ticks / self.seconds:.1f} ticks/s" if self.seconds else ""
+        blind = f", {counted.not_perceived} without any perception" if counted.not_perceived else ""
+        resets = f", {counted.resets} resets after jumps of the clock" if counted.resets else ""
+        seen = f", mAP {self.score.mean_ap:.3f}" if self.score is not None and self.score.ticks else ""
+        return f"{self.script}: {counted.ticks} ticks{blind}{resets}{seen}{rate}"
+
+    def _sensors(self) -> Table:
+        from rich.table import Table
+
+        states = [s for s in SensorState if any(counts[s] for counts in self.counted.states.values())]
+        table = Table(title=f"{self.script}: ticks by state of each sensor", title_justify="left")
+        table.add_column("sensor")
+        for state in states:
+            table.add_column(str(state), justify="right")
+        table.add_column("first trouble")
+        for channel, counts in self.counted.states.items():
+            row = [str(counts[s]) if counts[s] else "" for s in states]
+            table.add_row(channel, *row, self.counted.details.get(channel, ""))
+        return table
+
+    def _malformed(self) -> Table:
+        from rich.table import Table
+
+        table = Table(title="malformed messages", title_justify="left")
+        for column in ("topic", "malformed", "of", "the first"):
+            table.add_column(column)
+        for topic, count in sorted(self.messages.malformed.items()):
+            table.add_row(topic, str(count), str(self.messages.by_topic[topic]), self.messages.reasons[topic])
+        return table
+
+    def _latencies(self) -> Table:
+        from rich.table import Table
+
+        table = Table(title="latency, ms", title_justify="left")
+        for column in ("stage", "p50", "p95", "p99"):
+            table.add_column(column, justify="left" if column == "stage" else "right")
+        rows = self.latencies.percentiles_ms()
+        for stage in (*STAGES, "total"):
+            if stage in rows:
+                table.add_row(stage, *(f"{value:.1f}" for value in rows[stage]))
+        return table
