@@ -20,6 +20,7 @@ from sensors.replay.config import ReplayConfig
 
 SECOND_NS = 1_000_000_000
 MOST_HZ = 20.0
+_KEYFRAME_HZ = 2.0
 _PEEK_NS, _PEEK_MESSAGES = 10 * SECOND_NS, 21  # what the tick rate is taken from, a sensor
 _HEARTBEAT_NS = SECOND_NS // 10
 
@@ -77,8 +78,7 @@ def first_measurement(
 def tick_rate_hz(log: Log, found: Mapping[str, Source], config: ReplayConfig, part: Window) -> float:
     """The configured rate, or that of the slowest sensor, from its first messages: their median spacing, to 0.01 Hz.
 
-    Raises:
-        LogError: no rate is configured and no sensor has two messages.
+    Where no sensor sends twice, as in a single instant, it is nuScenes' rate of keyframes.
     """
     if config.tick_hz is not None:
         return config.tick_hz
@@ -97,9 +97,7 @@ def tick_rate_hz(log: Log, found: Mapping[str, Source], config: ReplayConfig, pa
         if (steps := [b - a for a, b in itertools.pairwise(times) if b > a])
     ]
     if not periods:
-        raise LogError(
-            f"{log.path}: no sensor has two messages that a tick rate could be taken from. Set tick_hz of the replay"
-        )
+        return _KEYFRAME_HZ
     return min(max(round(SECOND_NS / max(periods), 2), 0.01), MOST_HZ)
 
 

@@ -1,0 +1,220 @@
+"""`robustbev replay` from a log to files: the same bytes at any speed, exit codes that say what happened, no litter."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from typer.testing import CliRunner, Result
+
+from robustbev import PerceptionModel, save
+from sensors.batch import MODALITIES
+from sensors.images import DecodeSize
+from sensors.logs.messages import LogMessage
+from sensors.logs.write import write_log
+from sensors.replay.fault_script import parse_faults
+from sensors.replay.faults import alter_messages, unused
+from sensors.replay.results import TickResult
+from sensors.replay.ticks import ticks
+from tests.sensors.replay.drive import CHANNELS, CONFIG, MAPPING, MODALITY, START_NS, MemoryLog, drive
+from tests.small_nuscenes import SmallNuScenes
+from tests.tiny_model import tiny_model
+from training.commands import app
+from training.data import DataConfig, preparation
+from training.replay import Perceiver, replay
+
+SUBSETS = [s for n in range(1, 4) for s in itertools.combinations(MODALITIES, n)]
+SECONDS = 1.6
+WINDOWS = {"start": "..0.45s", "middle": "0.55s..1.05s", "end": "1.05s..", "flickering": ""}
+
+
+@pytest.fixture(scope="module")
+def model() -> PerceptionModel:
+    return tiny_model()
+
+
+@pytest.fixture(scope="module")
+def checkpoint(model: PerceptionModel, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("model")
+    save(model, path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def log(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("log") / "drive.mcap"
+    write_log(MemoryLog(drive(0.5)), path, "foxglove")
+    return path
+
+
+def run(*words: str | Path) -> Result:
+    return CliRunner().invoke(app, ["replay", *map(str, words)])
+
+
+def said(result: Result) -> list[str]:
+    return [line for line in result.output.splitlines() if line.startswith("error:")]
+
+
+def given_to_the_model(modality: str, result: TickResult) -> bool:
+    return all(s.given for channel, s in result.tick.sensors.items() if MODALITY[channel] == modality)
+
+
+def expected(modality: str, when: str, time_s: float) -> bool | None:
+    """Whether a modality lost so is there at a time; None within a tick of a change, and a tolerance after it."""
+    edges = {"start": (-9, 0.45), "middle": (0.55, 1.05), "end": (1.05, 9)}
+    spans = [edges[when]] if when in edges else [(0.8 * k + 0.4, 0.8 * k + 0.8) for k in range(3)]
+    if any(
+        edge - 0.1 <= time_s <= edge + 0.26 for span in spans for edge in span
+    ):  # tolerance 0.15 s and a tick of 0.1
+        return None
+    return not any(start <= time_s < end for start, end in spans)
+
+
+@pytest.mark.parametrize("when", WINDOWS)
+@pytest.mark.parametrize("lost", SUBSETS, ids="+".join)
+def test_every_subset_lost_at_any_time_leaves_one_sound_result_a_tick(
+    model: PerceptionModel, lost: tuple[str, ...], when: str
+) -> None:
+    action = "flicker 0.8s" if when == "flickering" else "drop"
+    faults = parse_faults(f"{modality}: {action} {WINDOWS[when]}".strip() for modality in lost)
+    touched = Counter[object]()
+
+    def altered(messages: Iterator[LogMessage]) -> Iterator[LogMessage]:
+        return alter_messages(messages, faults, MAPPING, START_NS, touched=touched)  # type: ignore[arg-type]
+
+    data = DataConfig.model_validate({
+        "nuscenes": {
+            "camera_channels": CHANNELS.cameras, "lidar_channels": CHANNELS.lidars, "radar_channels": CHANNELS.radars,
+        }
+    })  # fmt: skip
+    found = ticks(
+        MemoryLog(drive(SECONDS)), MAPPING, CHANNELS, CONFIG, alter_messages=altered, decode=DecodeSize(32, 64)
+    )
+    results = list(
+        replay(
+            found,
+            Perceiver(model, preparation(data, model.config)),
+            classes=model.config.classes,
+            attributes=model.config.attributes,
+        )
+    )
+    assert [r.tick.index for r in results] == list(range(round(SECONDS * 10) + 1))
+    assert not unused(faults, touched)  # type: ignore[arg-type]
+    checked = Counter[bool]()
+    for r in results:
+        tick, since_s = r.tick, (r.tick.time_us - START_NS // 1000) * 1e-6
+        assert 0 <= tick.ready_us - tick.time_us <= CONFIG.timeout_s * 1e6
+        for values in (r.boxes.center_m, r.boxes.size_m, r.boxes.score, r.boxes.velocity_mps, r.boxes.yaw_rad):
+            assert values.isfinite().all()
+        assert torch.from_numpy(r.attention).isfinite().all()
+        there = {modality: given_to_the_model(modality, r) for modality in MODALITIES}
+        assert r.perceived == any(there.values())
+        for modality in MODALITIES:
+            should = True if modality not in lost else expected(modality, when, since_s)
+            if should is not None:
+                checked[should] += 1
+                assert there[modality] == should, f"{modality} at {since_s:.1f} s"
+    assert checked[False] > 0
+    assert checked[True] > 0
+
+
+def test_the_same_bytes_twice_and_at_any_speed(log: Path, checkpoint: Path, tmp_path: Path) -> None:
+    options: list[tuple[str, ...]] = [(), (), ("--rate", "1"), ("--rate", "3")]
+    for n, more in enumerate(options):
+        folder = tmp_path / str(n)
+        out = [word for name in ("seen.mcap", "seen.ros2.mcap", "seen.gif") for word in ("--out", folder / name)]
+        done = run(log, "--checkpoint", checkpoint, *out, "--write-golden", folder / "golden", *more)
+        assert done.exit_code == 0, done.output
+    first = {p.relative_to(tmp_path / "0"): p.read_bytes() for p in (tmp_path / "0").rglob("*") if p.is_file()}
+    assert len(first) == 6
+    for n in range(1, len(options)):
+        for name, content in first.items():
+            assert (tmp_path / str(n) / name).read_bytes() == content, f"{name} of run {n}"
+
+
+def test_golden_outputs_tell_the_first_difference(log: Path, checkpoint: Path, tmp_path: Path) -> None:
+    golden = tmp_path / "golden"
+    assert run(log, "--checkpoint", checkpoint, "--write-golden", golden).exit_code == 0
+    assert run(log, "--checkpoint", checkpoint, "--golden", golden).exit_code == 0
+    other = run(log, "--checkpoint", checkpoint, "--golden", golden, "--fault", "LIDAR_TOP: drop 0.2s..")
+    assert other.exit_code == 5
+    assert "tick 2" in other.output or "tick 3" in other.output
+
+
+def test_a_cut_log_is_replayed_as_far_as_it_goes_and_says_so(log: Path, checkpoint: Path, tmp_path: Path) -> None:
+    cut = tmp_path / "cut.mcap"
+    cut.write_bytes(log.read_bytes()[:-4000])
+    with pytest.warns(UserWarning, match="byte"):
+        done = run(cut, "--checkpoint", checkpoint, "--out", tmp_path / "seen.mcap", "--summary", tmp_path / "s.json")
+    assert done.exit_code == 4, done.output
+    (summary,) = json.loads((tmp_path / "s.json").read_text())
+    assert summary["truncated_at_byte"] is not None
+    assert summary["ticks"] > 0
+    assert (tmp_path / "seen.mcap").is_file()
+
+
+def test_scripts_are_replayed_side_by_side(log: Path, checkpoint: Path, tmp_path: Path) -> None:
+    script = tmp_path / "faults.yaml"
+    script.write_text("scripts:\n  clean: []\n  no LiDAR: ['LIDAR_TOP: drop']\n  fog: ['camera: fog-3']\n")
+    out = tmp_path / "out"
+    done = run(
+        log, "--checkpoint", checkpoint, "--script", script, "--out", out / "seen.mcap", "--compared", out / "compared"
+    )
+    assert done.exit_code == 0, done.output
+    names = {"seen_clean.mcap", "seen_no-LiDAR.mcap", "seen_fog.mcap", "compared"}
+    assert {path.name for path in out.iterdir()} == names
+    assert {path.name for path in (out / "compared").iterdir()} == {"replays.png", "replays.csv", "replays.md"}
+
+
+def test_a_scene_of_a_data_set_is_a_log_with_truth(
+    small_nuscenes: SmallNuScenes, checkpoint: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "submission.json"
+    done = run(small_nuscenes.root, "--scene", "scene-1", "--checkpoint", checkpoint, "--out", out)
+    assert done.exit_code == 0, done.output
+    assert "mAP" in done.output
+    assert len(json.loads(out.read_text())["results"]) == 3  # every sample of the scene is answered
+    other = run(small_nuscenes.root, "--scene", "scene-7", "--checkpoint", checkpoint)
+    assert other.exit_code == 2
+    assert "scene-0, scene-1" in said(other)[0]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["{log}", "--fault", "LIDAR_TOPP: drop"], "LIDAR_TOP"),
+        (["{log}", "--fault", "LIDAR_TOP: explode"], "explode"),
+        (["{log}", "--fault", "LIDAR_TOP: drop 9s..5s"], "9s..5s"),
+        (["{log}", "--out", "{tmp}/seen.bag"], "ends in"),
+        (["{log}", "--out", "{tmp}/a.json"], "nuScenes"),
+        (["{log}", "--golden", "{tmp}/none"], "none"),
+        (["{log}", "--mapping", "{tmp}/none.yaml"], "none.yaml"),
+        (["{log}", "--mapping", "{tmp}/wrong.yaml"], "/lidar_top"),
+        (["{log}", "--scene", "x"], "--scene"),
+        (["{log}", "--health", "act", "--monitor", "{tmp}/none.json"], "none.json"),
+        (["{log}", "tick_hz=0"], "tick_hz"),
+        (["{log}", "tik_hz=2"], "tick_hz"),
+        (["{tmp}/none.mcap"], "none.mcap"),
+        (["{tmp}/empty.mcap"], "empty"),
+        (["{tmp}/text.mcap"], "text.mcap"),
+        (["{tmp}"], "expected"),
+    ],
+)
+def test_bad_input_is_one_clear_line_and_leaves_nothing_behind(
+    words: list[str], message: str, log: Path, checkpoint: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "empty.mcap").write_bytes(b"")
+    (tmp_path / "text.mcap").write_text("this is no log")
+    (tmp_path / "wrong.yaml").write_text("lidars: {LIDAR_TOP: {points: /not_there}}\n")
+    before = sorted(tmp_path.rglob("*"))
+    out = [] if "--out" in words else ["--out", str(tmp_path / "seen.mcap")]
+    done = run(*(word.format(log=log, tmp=tmp_path) for word in words), "--checkpoint", checkpoint, *out)
+    assert done.exit_code == 2, done.output
+    assert len(said(done)) == 1, done.output
+    assert message in said(done)[0]
+    assert sorted(tmp_path.rglob("*")) == before
