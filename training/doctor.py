@@ -18,6 +18,7 @@ from training.extras import EXTRAS, missing
 PACKAGES = ("robustbev", "training", "sensors", "bev", "fusion")
 _VERSIONS = (
     "torch", "numpy", "pydantic", "safetensors", "nuscenes-devkit", "ray", "mlflow", "spconv", "simplejpeg", "embreex",
+    "mcap", "foxglove-sdk", "rosbags", "rerun-sdk",
 )  # fmt: skip
 
 
