@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import os
 import sys
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import ParamSpec, TypeVar
@@ -26,9 +27,19 @@ def main() -> None:
     except MissingExtraError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(MISSING_EXTRA)
+    warnings.formatwarning = _told_plainly
     from training.commands import app
 
     app(prog_name="robustbev")
+
+
+def _told_plainly(
+    message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
+) -> str:
+    """Our own warnings speak to the user: without the place in the code that libraries' warnings need."""
+    if category.__module__.partition(".")[0] in ("bev", "fusion", "robustbev", "sensors", "training"):
+        return f"warning: {message}\n"
+    return f"{filename}:{lineno}: {category.__name__}: {message}\n"
 
 
 def tells_errors(command: Callable[Parameters, Result]) -> Callable[Parameters, Result]:

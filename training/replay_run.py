@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from robustbev import PerceptionModel, load
 from sensors.health import HealthMode, HealthMonitor
@@ -26,7 +26,7 @@ from sensors.replay.faults import Fault, alter_messages, check_faults, unused
 from sensors.replay.given import FrameNames
 from sensors.replay.golden import GoldenComparison, GoldenWriter
 from sensors.replay.golden_compare import Difference, Tolerance
-from sensors.replay.results import ResultWriter, Tick
+from sensors.replay.results import ResultWriter, SensorState, Tick, TickResult
 from sensors.replay.ticks import ticks
 from training.atomic import write_json
 from training.checkpoint import find_checkpoint
@@ -257,6 +257,8 @@ def _replay_script(setting: _Setting, script: FaultScript, suffix: str | None, b
     series = SeriesRecorder(script.name, score, min_score=request.score)
     writers: list[ResultWriter] = [*opened.writers, counted, series]
     try:
+        if not script.faults:
+            writers.insert(0, _Placed(setting.log))  # its close comes before any file gets its name
         if request.write_golden is not None:
             meta = {"log": request.log.name, "script": script.name, "config": setting.config.model_dump(mode="json")}
             writers.append(GoldenWriter(request.write_golden, meta, replace=request.overwrite))
@@ -339,6 +341,32 @@ def _tolerance(request: ReplayRequest) -> Tolerance | None:
     return Tolerance.of_all(request.tolerance, ignore_score=request.score) if request.tolerance > 0 else None
 
 
+class _Placed:
+    """A `ResultWriter` that refuses, at the end, a log in which no sensor could be placed at any tick."""
+
+    def __init__(self, log: Log) -> None:
+        self._log = log
+        self._given = False
+        self._reasons: dict[str, str] = {}  # channel -> why it could not be placed
+
+    def write(self, result: TickResult) -> None:
+        for channel, status in result.tick.sensors.items():
+            self._given |= status.given
+            if status.state is SensorState.UNCALIBRATED:
+                self._reasons.setdefault(channel, status.detail)
+
+    def close(self) -> None:
+        if self._reasons and not self._given:
+            channel, reason = next(iter(self._reasons.items()))
+            raise LogError(
+                f"{self._log.path}: no sensor could be placed at any tick. {channel}: {reason}. Record the calibration "
+                "(/tf_static, camera_info) with the drive, or name the right frames in --mapping"
+            )
+
+    def abort(self) -> None:
+        """Nothing to take back."""
+
+
 class _Progress:
     """Shows how far the replay is, as one more `ResultWriter`."""
 
@@ -346,7 +374,7 @@ class _Progress:
         self._bars, self._name = bars, name
         self._done = 0
 
-    def write(self, result: Any) -> None:
+    def write(self, result: TickResult) -> None:
         self._done += 1
         self._bars(self._name, self._done, None, f"{result.tick.time_us * 1e-6:.1f} s")
 

@@ -11,7 +11,8 @@ from pydantic import ValidationError
 
 from sensors.logs.decode import BOX_TYPES, CAMERA_INFO_TYPES, IMAGE_TYPES, POINT_TYPES
 from sensors.logs.log import Log, LogError
-from sensors.logs.mapping import CameraTopics, LidarTopics, LogMapping, RadarTopics, StrictModel
+from sensors.logs.mapping import CameraTopics, LidarTopics, LogMapping, RadarTopics
+from sensors.nuscenes_config import StrictModel
 
 # What a topic of a mapping may carry: by the log's type, or in a nuScenes log by the payload's name.
 IMAGES = IMAGE_TYPES | {"EncodedImage", "RawImage"}

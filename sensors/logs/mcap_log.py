@@ -46,7 +46,8 @@ class McapLog(RecordedLog):
     out and counted; a file that was cut off, or whose writer was killed, gives one LogWarning with the offset. Messages outside
     chunks are covered by the data section's checksum alone: where that is wrong all of them are refused, and where it was
     not recorded, or is cut off, an altered payload among them cannot be told; altered lengths mostly can. The same holds for
-    chunks written without a checksum. Messages whose channel is lost count as bad records.
+    chunks written without a checksum. In a damaged file that has chunks too, messages outside them are refused, because the
+    inside of a broken chunk looks like them. Messages whose channel is lost count as bad records.
 
     With a sound summary opening costs a few reads; without one (cut off, damaged, or never checksummed) the file is read
     once. Reading holds the chunks that overlap in time, no more.

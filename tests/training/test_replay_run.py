@@ -218,3 +218,12 @@ def test_bad_input_is_one_clear_line_and_leaves_nothing_behind(
     assert len(said(done)) == 1, done.output
     assert message in said(done)[0]
     assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_log_without_calibration_is_refused_by_name(checkpoint: Path, tmp_path: Path) -> None:
+    log = tmp_path / "bare.mcap"
+    write_log(MemoryLog(drive(0.5)), log, "ros2", topics=["/lidar_top", "/radar_front"])
+    done = run(log, "--checkpoint", checkpoint, "--out", tmp_path / "seen.mcap")
+    assert done.exit_code == 2, done.output
+    assert "no transform between 'base_link' and 'LIDAR_TOP'" in said(done)[0]
+    assert [path.name for path in tmp_path.iterdir()] == ["bare.mcap"]
