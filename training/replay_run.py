@@ -294,6 +294,7 @@ def _replay_script(setting: _Setting, script: FaultScript, suffix: str | None, b
         latencies=latencies,
         seconds=time.perf_counter() - started,
         score=None if score is None else score.score(),
+        topic_of=_topic_of(setting.mapping),
         outputs=opened.paths,
         notes=tuple(idle),
     )
@@ -302,6 +303,12 @@ def _replay_script(setting: _Setting, script: FaultScript, suffix: str | None, b
 
 def _topics(log: Log) -> set[str]:
     return {topic.name for topic in log.topics()}
+
+
+def _topic_of(mapping: LogMapping) -> dict[str, str]:
+    """Channel -> the topic of its pictures or points."""
+    points = {**mapping.lidars, **mapping.radars}
+    return {name: camera.image for name, camera in mapping.cameras.items()} | {n: s.points for n, s in points.items()}
 
 
 def _begin_ns(log: Log) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -49,6 +49,8 @@ class StateCount:
     most_waited_us: int = 0
     states: dict[str, Counter[SensorState]] = field(default_factory=dict)  # by channel
     details: dict[str, str] = field(default_factory=dict)  # channel -> why it was first not given
+    used: Counter[str] = field(default_factory=Counter)  # channel -> measurements that reached the model
+    _newest_us: dict[str, int] = field(default_factory=dict)  # channel -> of the newest measurement counted
 
     def write(self, result: TickResult) -> None:
         tick = result.tick
@@ -64,6 +66,21 @@ class StateCount:
             self.states.setdefault(channel, Counter())[status.state] += 1
             if status.state is not SensorState.OK and status.detail:
                 self.details.setdefault(channel, f"{status.state}: {status.detail}")
+
+        self._count_used(result)
+
+    def _count_used(self, result: TickResult) -> None:
+        """A measurement that several ticks use counts once."""
+        frame = result.tick.frame
+        if result.tick.reset:
+            self._newest_us.clear()
+        times = {camera.channel: {camera.time_us} for camera in frame.cameras or () if camera is not None}
+        for sweep in (*(frame.lidar or ()), *(frame.radar or ())):
+            times.setdefault(sweep.channel, set()).add(sweep.time_us)
+        for channel, times_us in times.items():
+            newest_us = self._newest_us.get(channel)
+            self.used[channel] += sum(newest_us is None or time_us > newest_us for time_us in times_us)
+            self._newest_us[channel] = max(times_us if newest_us is None else {*times_us, newest_us})
 
     def close(self) -> None:
         """Nothing to close."""
@@ -84,6 +101,7 @@ class ReplaySummary:
     latencies: Latencies
     seconds: float  # wall time of all of it
     score: ReplayScore | None = None  # against the log's annotated boxes, where it has any
+    topic_of: Mapping[str, str] = field(default_factory=dict)  # channel -> its pictures or points
     outputs: tuple[Path, ...] = ()
     notes: tuple[str, ...] = ()  # warnings that belong to the whole
 
@@ -106,6 +124,7 @@ class ReplaySummary:
                 for channel, states in counted.states.items()
             },
             "messages": dict(sorted(self.messages.by_topic.items())),
+            "unused": dict(sorted(self.unused().items())),
             "malformed": dict(sorted(self.messages.malformed.items())),
             "malformed_reasons": dict(sorted(self.messages.reasons.items())),
             "truncated_at_byte": self.damage.truncated_at_byte,
@@ -142,6 +161,15 @@ class ReplaySummary:
             self._latencies(),
         ]
 
+    def unused(self) -> dict[str, int]:
+        """Topic -> messages of it that no tick used: too late, malformed, or more than the ticks take."""
+        counts = self.messages.by_topic
+        return {
+            topic: counts[topic] - self.counted.used[channel]
+            for channel, topic in self.topic_of.items()
+            if counts[topic]
+        }
+
     def headline(self) -> str:
         """One line."""
         counted = self.counted
@@ -149,7 +177,7 @@ class ReplaySummary:
         blind = f", {counted.not_perceived} without any perception" if counted.not_perceived else ""
         resets = f", {counted.resets} resets after jumps of the clock" if counted.resets else ""
         seen = f", mAP {self.score.mean_ap:.3f}" if self.score is not None and self.score.ticks else ""
-        return f"{self.script}: {counted.ticks} ticks{blind}{resets}{seen}{rate}"
+        return f"{self.script}: {counted.ticks} {'tick' if counted.ticks == 1 else 'ticks'}{blind}{resets}{seen}{rate}"
 
     def _sensors(self) -> Table:
         from rich.table import Table
@@ -159,9 +187,13 @@ class ReplaySummary:
         table.add_column("sensor")
         for state in states:
             table.add_column(str(state), justify="right")
+        table.add_column("messages", justify="right")
+        table.add_column("used", justify="right")
         table.add_column("first trouble")
         for channel, counts in self.counted.states.items():
             row = [str(counts[s]) if counts[s] else "" for s in states]
+            came = self.messages.by_topic[self.topic_of.get(channel, "")]
+            row += [str(came), str(self.counted.used[channel])] if came else ["", ""]
             table.add_row(channel, *row, self.counted.details.get(channel, ""))
         return table
 
