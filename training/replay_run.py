@@ -307,8 +307,9 @@ def _topics(log: Log) -> set[str]:
 
 def _topic_of(mapping: LogMapping) -> dict[str, str]:
     """Channel -> the topic of its pictures or points."""
-    points = {**mapping.lidars, **mapping.radars}
-    return {name: camera.image for name, camera in mapping.cameras.items()} | {n: s.points for n, s in points.items()}
+    of = {name: camera.image for name, camera in mapping.cameras.items()}
+    of |= {name: lidar.points for name, lidar in mapping.lidars.items()}
+    return of | {name: radar.points for name, radar in mapping.radars.items()}
 
 
 def _begin_ns(log: Log) -> int:

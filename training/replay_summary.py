@@ -75,8 +75,9 @@ class StateCount:
         if result.tick.reset:
             self._newest_us.clear()
         times = {camera.channel: {camera.time_us} for camera in frame.cameras or () if camera is not None}
-        for sweep in (*(frame.lidar or ()), *(frame.radar or ())):
-            times.setdefault(sweep.channel, set()).add(sweep.time_us)
+        for sweeps in (frame.lidar or (), frame.radar or ()):
+            for sweep in sweeps:
+                times.setdefault(sweep.channel, set()).add(sweep.time_us)
         for channel, times_us in times.items():
             newest_us = self._newest_us.get(channel)
             self.used[channel] += sum(newest_us is None or time_us > newest_us for time_us in times_us)
