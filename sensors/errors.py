@@ -13,6 +13,10 @@ class SensorDataError(ValueError):
     """One file, row or calibration is broken. The message names file, token and sensor, and what to do."""
 
 
+class MissingExtraError(ImportError):
+    """A part of RobustBEV was asked for whose libraries are not installed; the message names the extra that brings them."""
+
+
 class SensorDataWarning(UserWarning):
     """A broken file counts as an absent sensor, because the configuration says so."""
 

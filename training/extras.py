@@ -4,10 +4,7 @@ from __future__ import annotations
 
 from importlib.util import find_spec
 
-
-class MissingExtraError(ImportError):
-    """A part of RobustBEV was asked for whose libraries are not installed."""
-
+from sensors.errors import MissingExtraError as MissingExtraError
 
 # Extra -> import names that tell whether it is there.
 EXTRAS = {

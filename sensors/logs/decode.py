@@ -14,7 +14,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from sensors.logs.encode import MissingExtraError
+from sensors.logs.encode import MissingLogLibraryError
 from sensors.logs.messages import CameraInfo, Malformed, Other, Payload, PointCloud
 
 DecodeOne: TypeAlias = Callable[[bytes, int], Payload]
@@ -74,7 +74,7 @@ class Decoder:
         """What the message says. `log_ns` stands in for the stamp of a message that holds nothing to carry one.
 
         Raises:
-            MissingExtraError: a library that this encoding needs is not installed.
+            MissingLogLibraryError: a library that this encoding needs is not installed.
         """
         info = self._channels[channel]
         if channel not in self._decoders:
@@ -103,10 +103,10 @@ class Decoder:
                 found = foxglove_decoder(info)
             else:
                 found = ros2_decoder(info) if info.encoding == "cdr" else None
-        except MissingExtraError:
+        except MissingLogLibraryError:
             raise
         except ImportError as error:
-            raise MissingExtraError(error.name or info.encoding) from error
+            raise MissingLogLibraryError(error.name or info.encoding) from error
         except Exception as error:  # a schema is as foreign as a message
             return f"expected a schema of {info.type}, got one that makes no sense ({_brief(error)})"
         return found or (lambda data, _: Other(info.type, data))

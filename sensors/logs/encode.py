@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from sensors.errors import MissingExtraError
+
 NANOSECONDS = 1_000_000_000
 
 
@@ -16,7 +18,7 @@ class EncodeError(ValueError):
     """A message that the target format has no words for."""
 
 
-class MissingExtraError(ImportError):
+class MissingLogLibraryError(MissingExtraError):
     """A library that reading or writing logs needs is not installed."""
 
     def __init__(self, library: str) -> None:

@@ -11,7 +11,7 @@ import zlib
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from sensors.logs.encode import EncodeError, MissingExtraError, packed_points, seconds
+from sensors.logs.encode import EncodeError, MissingLogLibraryError, packed_points, seconds
 from sensors.logs.messages import (
     CameraInfo,
     EncodedImage,
@@ -46,7 +46,7 @@ def foxglove_message(payload: Payload, *, labels: bool = False) -> Any:
 
     Raises:
         EncodeError: Foxglove has no message for it, or a number is out of the range of its field.
-        MissingExtraError: foxglove-sdk is not installed.
+        MissingLogLibraryError: foxglove-sdk is not installed.
     """
     encoders: Mapping[type, Callable[[Any], Any]] = {
         EncodedImage: _encoded_image,
@@ -70,7 +70,7 @@ def foxglove_bytes(payload: Payload, *, labels: bool = False) -> tuple[Any, byte
     """The schema (name, encoding, data) and the bytes of a payload. `Other` messages in Foxglove's schemas pass unchanged.
 
     Raises:
-        EncodeError, MissingExtraError: as `foxglove_message`.
+        EncodeError, MissingLogLibraryError: as `foxglove_message`.
     """
     if isinstance(payload, Other):
         known = _library().__dict__.get(payload.type.removeprefix("foxglove."))
@@ -85,7 +85,7 @@ def _library() -> Any:
     try:
         from foxglove import messages
     except ImportError as error:
-        raise MissingExtraError("foxglove-sdk") from error
+        raise MissingLogLibraryError("foxglove-sdk") from error
     return messages
 
 

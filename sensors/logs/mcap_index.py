@@ -121,12 +121,13 @@ def _has_summary(file: RandomFile) -> bool:
 
 def _check_tail(file: RandomFile, index: McapIndex, at: int, whole: bool) -> None:
     """Whether what follows the data section ends in a footer."""
-    while (head := file.head(at)) is not None and at + HEAD_BYTES + head[1] <= file.size:
+    footer = False
+    while not footer and (head := file.head(at)) is not None and at + HEAD_BYTES + head[1] <= file.size:
+        footer = head[0] == FOOTER
         at += HEAD_BYTES + head[1]
-        if head[0] == FOOTER:
-            break
-    if not whole:
-        if at + len(MAGIC) <= file.size and head is not None and head[0] == FOOTER:
-            index.damage.bad_records += 1  # all is there, but the last bytes are not what they should be
-        else:
-            index.damage.truncated_at_byte = min(at, file.size)
+    if whole:
+        return
+    if footer and at + len(MAGIC) <= file.size:
+        index.damage.bad_records += 1  # all is there, but the last bytes are not what they should be
+    else:
+        index.damage.truncated_at_byte = min(at, file.size)

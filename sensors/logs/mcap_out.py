@@ -10,7 +10,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from sensors.logs.encode import EncodeError, MissingExtraError
+from sensors.logs.encode import EncodeError, MissingLogLibraryError
 from sensors.logs.log import LogError
 
 CHUNK_BYTES = 64 * 1024
@@ -34,7 +34,7 @@ class AtomicMcapWriter:
 
     Raises:
         LogError: the target exists and `overwrite` is not set, or its folder cannot be written to.
-        MissingExtraError: mcap is not installed.
+        MissingLogLibraryError: mcap is not installed.
     """
 
     def __init__(
@@ -43,7 +43,7 @@ class AtomicMcapWriter:
         try:
             from mcap.writer import CompressionType, Writer
         except ImportError as error:
-            raise MissingExtraError("mcap") from error
+            raise MissingLogLibraryError("mcap") from error
         self.path = path
         self.messages = 0
         self._overwrite = overwrite

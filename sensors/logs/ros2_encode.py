@@ -35,7 +35,7 @@ def ros2_message(payload: Payload) -> Any:
 
     Raises:
         EncodeError: no ROS 2 type here says it, or a shape or number is not that of its field.
-        MissingExtraError: rosbags is not installed.
+        MissingLogLibraryError: rosbags is not installed.
     """
     encoders: Mapping[type, Callable[[Any], Any]] = {
         EncodedImage: _compressed_image,
@@ -54,7 +54,7 @@ def ros2_bytes(payload: Payload) -> tuple[str, bytes]:
     """The type ("sensor_msgs/msg/PointCloud2") and the CDR bytes of a payload. `Other` messages of ROS types pass unchanged.
 
     Raises:
-        EncodeError, MissingExtraError: as `ros2_message`.
+        EncodeError, MissingLogLibraryError: as `ros2_message`.
     """
     if isinstance(payload, Other):
         if payload.type not in typestore().fielddefs:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import cache
 from typing import TYPE_CHECKING
 
-from sensors.logs.encode import MissingExtraError
+from sensors.logs.encode import MissingLogLibraryError
 
 if TYPE_CHECKING:
     from rosbags.typesys.store import Typestore
@@ -32,12 +32,12 @@ def typestore() -> Typestore:
     """The types of ROS 2 Jazzy and vision_msgs; shared, so register further types in a store of your own.
 
     Raises:
-        MissingExtraError: rosbags is not installed.
+        MissingLogLibraryError: rosbags is not installed.
     """
     try:
         from rosbags.typesys import Stores, get_types_from_msg, get_typestore
     except ImportError as error:
-        raise MissingExtraError("rosbags") from error
+        raise MissingLogLibraryError("rosbags") from error
     store = get_typestore(Stores.ROS2_JAZZY)
     for name, text in VISION_MSGS.items():
         store.register(get_types_from_msg(text, name))

@@ -8,7 +8,7 @@ import shutil
 from pathlib import Path
 from typing import Any, Final, Protocol
 
-from sensors.logs.encode import EncodeError, MissingExtraError
+from sensors.logs.encode import EncodeError, MissingLogLibraryError
 from sensors.logs.foxglove_encode import foxglove_bytes
 from sensors.logs.log import LogError
 from sensors.logs.mcap_out import AtomicMcapWriter, check_target, partial_name
@@ -148,14 +148,14 @@ class Ros2SqliteTarget:
 
     Raises:
         LogError: the target exists and `overwrite` is not set, or its folder cannot be written to.
-        MissingExtraError: rosbags is not installed.
+        MissingLogLibraryError: rosbags is not installed.
     """
 
     def __init__(self, path: Path, *, overwrite: bool = False) -> None:
         try:
             from rosbags.rosbag2 import StoragePlugin, Writer
         except ImportError as error:
-            raise MissingExtraError("rosbags") from error
+            raise MissingLogLibraryError("rosbags") from error
         self.messages = 0
         self._path = path
         self._overwrite = overwrite

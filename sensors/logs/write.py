@@ -39,7 +39,7 @@ def write_log(
 
     Raises:
         LogError: the target exists and `overwrite` is not set, a topic is not in the log, or nothing could be written.
-        MissingExtraError: a library is not installed.
+        MissingLogLibraryError: a library is not installed.
     """
     chosen = _check_topics(log, topics)
     # Before the reading proper, which `log.damage` is to tell of.

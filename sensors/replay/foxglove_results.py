@@ -25,7 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bev.grid import BEVGrid
-from sensors.logs.encode import MissingExtraError
+from sensors.logs.encode import MissingLogLibraryError
 from sensors.logs.foxglove_encode import foxglove_bytes
 from sensors.logs.mcap_out import AtomicMcapWriter
 from sensors.logs.messages import Payload
@@ -93,7 +93,7 @@ class FoxgloveResults:
 
     Raises:
         LogError: the file exists and `overwrite` is not set, or its folder cannot be written to.
-        MissingExtraError: foxglove-sdk or mcap is not installed.
+        MissingLogLibraryError: foxglove-sdk or mcap is not installed.
     """
 
     def __init__(
@@ -112,7 +112,7 @@ class FoxgloveResults:
         try:
             import foxglove.messages
         except ImportError as error:
-            raise MissingExtraError("foxglove-sdk") from error
+            raise MissingLogLibraryError("foxglove-sdk") from error
         self._types = foxglove.messages
         self._grid, self._min_score, self._inputs, self._lifetime_s = grid, min_score, inputs, lifetime_s
         self._names = names

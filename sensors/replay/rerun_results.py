@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bev.grid import BEVGrid
+from sensors.errors import MissingExtraError
 from sensors.frames import CameraImage
 from sensors.logs.log import LogError
 from sensors.logs.mcap_out import check_target, partial_name
@@ -49,14 +50,14 @@ class RerunResults:
 
     Raises:
         LogError: the file exists and `overwrite` is not set, or its folder cannot be written to.
-        ImportError: rerun-sdk is not there; the message names what to install.
+        MissingExtraError: rerun-sdk is not there; the message names what to install.
     """
 
     def __init__(self, path: Path, grid: BEVGrid, *, min_score: float = 0.3, overwrite: bool = False):
         try:
             import rerun
         except ImportError as error:
-            raise ImportError(
+            raise MissingExtraError(
                 f"writing {path} needs rerun-sdk, which is not installed: pip install 'robustbev[rerun]'"
             ) from error
         self._rr = rerun

@@ -40,7 +40,7 @@ class Ros2Results:
 
     Raises:
         LogError: the file exists and `overwrite` is not set, or its folder cannot be written to.
-        MissingExtraError: rosbags or mcap is not installed.
+        MissingLogLibraryError: rosbags or mcap is not installed.
     """
 
     def __init__(

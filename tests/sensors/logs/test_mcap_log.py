@@ -120,7 +120,8 @@ def test_every_complete_chunk_before_a_cut_is_given(file: Path, chunk_bytes: int
     assert complete[-1][1] == len(messages)
     ends = [begin + shift for _, begin, _ in records(data) for shift in (-1, 0, 1, 8, 9)]
     rng = random.Random(chunk_bytes)
-    offsets = {*rng.sample(ends, min(len(ends), CUTS // 4)), *(rng.randrange(8, len(data)) for _ in range(CUTS))}
+    offsets = {len(data) - 20, len(data) - 1}  # within the footer, and the last byte
+    offsets |= {*rng.sample(ends, min(len(ends), CUTS // 4)), *(rng.randrange(8, len(data)) for _ in range(CUTS))}
     for offset in sorted(offset for offset in offsets if 8 <= offset < len(data)):
         file.write_bytes(data[:offset])
         log, got, warned = read(file)

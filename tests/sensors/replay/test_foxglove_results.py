@@ -14,7 +14,7 @@ import pytest
 from mcap.reader import make_reader
 from mcap_protobuf.decoder import DecoderFactory
 
-from sensors.logs.encode import MissingExtraError
+from sensors.logs.encode import MissingLogLibraryError
 from sensors.logs.log import LogError
 from sensors.replay.foxglove_results import FoxgloveResults
 from sensors.replay.given import FrameNames
@@ -240,6 +240,6 @@ def test_attention_of_another_grid_is_refused(tmp_path: Path) -> None:
 
 def test_a_missing_library_names_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "foxglove.messages", None)
-    with pytest.raises(MissingExtraError, match=r"foxglove-sdk.*robustbev\[replay\]"):
+    with pytest.raises(MissingLogLibraryError, match=r"foxglove-sdk.*robustbev\[replay\]"):
         FoxgloveResults(tmp_path / "out.mcap", GRID)
     assert not list(tmp_path.iterdir())
