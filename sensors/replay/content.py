@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sensors.frames import CameraImage, LidarSweep, RadarSweep, SensorFrame
-from sensors.replay.results import SensorState, SensorStatus, TickResult
+from sensors.replay.results import SensorState, SensorStatus, Tick, TickResult
 
 NO_PERCEPTION = "NO PERCEPTION: no sensor covers any cell. No boxes does not mean that nothing is there"
 
@@ -110,8 +110,16 @@ def diagnoses(result: TickResult) -> list[Diagnosis]:
     whole += [("clock jumped before", "true")] if result.tick.reset else []
     whole += [(f"attention to {name}", f"{share:.4f}") for name, share in result.shares.items()]
     level = Level.OK if result.perceived else Level.ERROR
-    found = [Diagnosis(level, "perception", said if result.perceived else NO_PERCEPTION, "model", tuple(whole))]
-    for status in result.tick.sensors.values():
+    return [
+        Diagnosis(level, "perception", said if result.perceived else NO_PERCEPTION, "model", tuple(whole)),
+        *sensor_diagnoses(result.tick),
+    ]
+
+
+def sensor_diagnoses(tick: Tick) -> list[Diagnosis]:
+    """Every configured sensor as it stands at a tick."""
+    found = []
+    for status in tick.sensors.values():
         values = [("state", str(status.state)), ("modality", status.modality), ("given", str(status.given).lower())]
         values += [("age (ms)", f"{status.age_us / 1000:.3f}")] if status.age_us is not None else []
         message = f"{status.state}: {status.detail}" if status.detail else str(status.state)
