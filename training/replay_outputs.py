@@ -94,7 +94,9 @@ def open_writers(
     writers: list[ResultWriter] = []
     try:
         for path in paths:
-            writers.append(_open(path, request, source, model, truth, fps, names, script or request.scene or request.log.stem))
+            writers.append(
+                _open(path, request, source, model, truth, fps, names, script or request.scene or request.log.stem)
+            )
     except BaseException:
         for writer in writers:
             writer.abort()

@@ -370,6 +370,12 @@ def test_the_tick_rate_is_that_of_the_slowest_sensor() -> None:
     assert [tick.time_us - out[0].time_us for tick in out] == [200_000 * i for i in range(len(out))]
 
 
+def test_a_single_instant_is_one_tick() -> None:
+    config = CONFIG.model_copy(update={"tick_hz": None})
+    (tick,) = replay(drive(0.0), config)
+    assert tick.sensors["LIDAR_TOP"].state == SensorState.OK
+
+
 def test_what_a_fault_delays_past_the_end_adds_no_tick() -> None:
     def delayed(stream: Iterator[LogMessage]) -> Iterator[LogMessage]:
         whole = [later(m, 700 * MS, 0) if m.topic == "/lidar_top" else m for m in stream]
