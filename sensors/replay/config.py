@@ -23,7 +23,8 @@ class ReplayConfig(StrictModel):
     """Everything that decides what a replay gives, beside the log and the checkpoint. How fast it runs is not among it."""
 
     tick_hz: Span | None = None
-    """Ticks a second of the virtual clock. None: the rate of the log's slowest mapped sensor, at most 20; 2 where none sends twice."""
+    """Ticks a second of the virtual clock. None: the rate of the log's slowest mapped sensor, at most 20; 2 where none sends
+    twice."""
     tolerance_s: Tolerances = Tolerances()
     tolerance_of_channel_s: dict[str, Span] = Field(default_factory=dict)  # over that of the modality
     timeout_s: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.1
