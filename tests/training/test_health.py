@@ -112,7 +112,7 @@ def test_the_report_is_written_in_four_forms(tmp_path: Path) -> None:
     assert [path.name for path in paths] == ["health.md", "health.csv", "health.json", "health.png"]
     assert "| all | mean | 3 |" in markdown(figures)
     assert "clean frames of here" in caption(figures)
-    rows = list(csv.DictReader(paths[1].open()))
+    rows = list(csv.DictReader(paths[1].read_text().splitlines()))
     assert float(rows[0]["auroc"]) == pytest.approx(figures.figures[0].auroc, abs=1e-6)
     content = json.loads(paths[2].read_text())
     assert content["mean_auroc"]["3"] == pytest.approx(figures.mean(3), abs=1e-6)
