@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from .features import BEVFeatures
 
 AlignmentMode = Literal["pairs", "anchor"]
+"""Which modalities are bound to one another: every two, or each to an anchor alone."""
 START_TEMPERATURE = 0.07
 MAX_LOG_SCALE = math.log(100.0)
 
@@ -38,7 +39,7 @@ class ObjectAlignment(nn.Module):
         anchor: the modality that the others are bound to; used by "anchor" alone.
 
     Raises:
-        ValueError: fewer than two modalities, or an unknown mode or anchor.
+        ValueError: fewer than two modalities, a name that no torch module can have, or an unknown mode or anchor.
     """
 
     def __init__(
@@ -51,6 +52,10 @@ class ObjectAlignment(nn.Module):
             raise ValueError(f"alignment mode: expected pairs or anchor, got {mode!r}")
         if mode == "anchor" and anchor not in channels:
             raise ValueError(f"alignment anchor: expected one of {', '.join(channels)}, got {anchor!r}")
+        taken = nn.ModuleDict()  # knows which names are those of its own attributes
+        wrong = [name for name in channels if not name or "." in name or hasattr(taken, name)]
+        if wrong:
+            raise ValueError(f"alignment: {wrong[0]!r} cannot name a torch module: choose another name of the modality")
         self.mode: AlignmentMode = mode
         self.dim = dim
         self.modalities = tuple(channels)
@@ -67,6 +72,11 @@ class ObjectAlignment(nn.Module):
         """Unit vectors [B, M, D] float32 at flat cells [B, M], and [B, M] bool where the modality covers the cell.
 
         Where it does not, the vector means nothing, though it is finite whatever the features hold there.
+
+        Args:
+            modality: its name.
+            sensed: [B, C, X, Y] and coverage [B, X, Y].
+            cell: [B, M] int64, ix * Y + iy.
         """
         features, covered = at_cells(sensed, cell)
         with torch.autocast(features.device.type, enabled=False):

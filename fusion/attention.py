@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .block_attention import BlockAttention
+from .coarse import check_heads
 from .features import BEVFeatures, FusedBEV, Fuser
 from .nulls import Absent, ModalityTokens, present_mean
 
@@ -202,7 +203,7 @@ class CrossAttentionFusion(Fuser):
     cell), a zero token (`"zeros"`) or not attended to (`"mask"`).
 
     Args:
-        channels: channels of each modality by name.
+        channels: channels of each modality by name; any number of modalities, any names.
         out_channels: C of the fused grid, a multiple of `heads` and of 4.
         heads: attention heads.
         neighbourhood: 1 (the cell alone) or 3 (3 x 3 cells).
@@ -210,7 +211,10 @@ class CrossAttentionFusion(Fuser):
         grid_shape: (X, Y), needed by `null_cell` alone.
 
     Raises:
-        ValueError: an argument out of its range, or, in forward, features that do not fit (says expected and got).
+        ValueError: an argument out of its range, or, in `forward`, features that do not fit (says expected and got).
+
+    Source: scaled dot-product attention (Vaswani et al., NeurIPS 2017), where the sequence of a cell is its modalities; position
+    embedding by Fourier features (Tancik et al., NeurIPS 2020).
     """
 
     def __init__(
@@ -224,8 +228,7 @@ class CrossAttentionFusion(Fuser):
         grid_shape: tuple[int, int] | None = None,
     ) -> None:
         super().__init__()
-        if out_channels % heads or out_channels % 4:
-            raise ValueError(f"out_channels must be a multiple of heads ({heads}) and of 4, got {out_channels}")
+        check_heads(out_channels, heads)
         if neighbourhood not in (1, 3):
             raise ValueError(f"neighbourhood: expected 1 or 3, got {neighbourhood}")
         self.tokens = ModalityTokens(channels, out_channels, absent, grid_shape)
@@ -253,6 +256,7 @@ class CrossAttentionFusion(Fuser):
         grid_shape: tuple[int, int] | None = None,
         batch_size: int = 1,
     ) -> FusedBEV:
+        """As `Fuser.forward`; `attention` is the weight of a modality's tokens, mean over heads, summed over neighbours."""
         tokens, coverage = self.tokens(features, grid_shape, batch_size)  # [M, B, X, Y, C], [M, B, X, Y]
         mean = present_mean(tokens, coverage)
         place = self.position(position_embedding((tokens.shape[2], tokens.shape[3]), tokens.shape[-1], tokens.device))

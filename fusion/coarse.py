@@ -21,6 +21,8 @@ def feed_forward(channels: int) -> nn.Sequential:
 
 def check_heads(out_channels: int, heads: int) -> None:
     """ValueError where channels cannot be shared out among heads and axes."""
+    if heads < 1:
+        raise ValueError(f"heads: expected at least 1, got {heads}")
     if out_channels % heads or out_channels % 4:
         raise ValueError(f"out_channels must be a multiple of heads ({heads}) and of 4, got {out_channels}")
 

@@ -10,17 +10,25 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+_MOST = 16  # modalities whose 2^M parts are listed
+
 
 def drop_modalities(
     batch_size: int, probabilities: Sequence[float], generator: torch.Generator, *, available: Tensor | None = None
 ) -> Tensor:
     """[B, M] bool of modalities that stay: each is dropped by its own probability, never all of a sample's.
 
+    Whole modalities are dropped as single neurons are in dropout (ModDrop: Neverova et al., TPAMI 2016).
+
     Args:
+        batch_size: B.
         probabilities: M values in 0..1.
         generator: a CPU generator; the draw depends on nothing else.
         available: [B, M] bool on the CPU, modalities that the sample has at all; None for all. Where the draw leaves none of
             these, one of them, drawn evenly, stays.
+
+    Raises:
+        ValueError: a probability outside 0..1, or `available` of another shape.
     """
     if any(not 0.0 <= p <= 1.0 for p in probabilities):
         raise ValueError(f"modality dropout: probabilities must lie in 0..1, got {list(probabilities)}")
@@ -29,6 +37,8 @@ def drop_modalities(
     kept = draw >= torch.tensor(list(probabilities))
     if available is None:
         available = torch.ones_like(kept)
+    elif available.shape != kept.shape:
+        raise ValueError(f"modality dropout: expected available {list(kept.shape)} (B, M), got {list(available.shape)}")
     kept = kept & available
     chosen = torch.where(available, rescue, -1.0).argmax(dim=1, keepdim=True)
     one = torch.zeros_like(kept).scatter(1, chosen, True) & available
@@ -41,10 +51,13 @@ def draw_subsets(available: Tensor, generator: torch.Generator) -> Tensor:
     A sample that has one modality keeps it.
 
     Args:
-        available: [B, M] bool on the CPU, modalities that the sample has.
+        available: [B, M] bool on the CPU, modalities that the sample has; M at most 16, for all 2^M parts are weighed.
         generator: a CPU generator; the draw depends on nothing else.
+
+    Raises:
+        ValueError: more modalities than that.
     """
-    count = available.shape[1]
+    count = _countable(available)
     codes = torch.arange(1, 2**count)
     subsets = (codes[:, None] >> torch.arange(count)) & 1 == 1  # [2^M - 1, M]
     score = torch.rand(len(available), len(codes), generator=generator)
@@ -62,9 +75,12 @@ def every_subset(available: Tensor) -> list[Tensor]:
     A sample that has nothing of a part shows all that it has in that view.
 
     Args:
-        available: [B, M] bool, modalities that the sample has.
+        available: [B, M] bool, modalities that the sample has; M at most 16.
+
+    Raises:
+        ValueError: more modalities than that.
     """
-    count = available.shape[1]
+    count = _countable(available)
     codes = torch.arange(1, 2**count - 1, device=available.device)
     subsets = (codes[:, None] >> torch.arange(count, device=available.device)) & 1 == 1  # [2^M - 2, M]
     parts = [available & subset for subset in subsets]
@@ -72,7 +88,16 @@ def every_subset(available: Tensor) -> list[Tensor]:
 
 
 def drop_members(present: Tensor, probability: float, generator: torch.Generator) -> Tensor:
-    """[B, N] bool of single sensors (cameras, say) that stay, out of `present`; never all of a sample's present ones."""
+    """[B, N] bool of single sensors (cameras, say) that stay, out of `present`; never are all of a sample's present ones dropped.
+
+    Args:
+        present: [B, N] bool on the CPU, sensors that the sample has.
+        probability: of each to be dropped, in 0..1.
+        generator: a CPU generator; the draw depends on nothing else.
+
+    Raises:
+        ValueError: a probability outside 0..1.
+    """
     if not 0.0 <= probability <= 1.0:
         raise ValueError(f"sensor dropout: probability must lie in 0..1, got {probability}")
     draw = torch.rand(present.shape, generator=generator)
@@ -81,3 +106,13 @@ def drop_members(present: Tensor, probability: float, generator: torch.Generator
     chosen = torch.where(present, draw, -1.0).argmax(dim=1, keepdim=True)
     one = torch.zeros_like(present).scatter(1, chosen, True) & present
     return torch.where(kept.any(dim=1, keepdim=True), kept, one)
+
+
+def _countable(available: Tensor) -> int:
+    """M, few enough that all parts can be listed."""
+    if available.shape[1] > _MOST:
+        raise ValueError(
+            f"expected at most {_MOST} modalities, whose {2**_MOST} parts can be listed, got {available.shape[1]}: "
+            "drop them one by one with drop_modalities"
+        )
+    return available.shape[1]

@@ -13,25 +13,50 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True)
 class BEVFeatures:
-    """What one modality says about the grid, and where it can see at all."""
+    """What one modality says about the grid, and where it can see at all.
 
-    features: Tensor  # [B, C, X, Y]
-    coverage: Tensor  # [B, X, Y] in 0..1; 0 where this sensor, as it is now, is blind or absent
+    Attributes:
+        features: [B, C, X, Y] of a floating dtype, from an encoder of the user's. What stands where coverage is 0 is never
+            read, NaN neither.
+        coverage: [B, X, Y] in 0..1, without unit; 0 where this sensor, as it is now, is blind or absent.
+
+    X and Y count cells of one grid that all modalities share; which way they point and how long a cell is, is the user's. Nothing
+    is checked here: a fuser checks what it is given, with a ValueError.
+    """
+
+    features: Tensor
+    coverage: Tensor
 
 
 @dataclass(frozen=True)
 class FusedBEV:
-    """The fused grid, and whom it trusted."""
+    """The fused grid, and whom it trusted.
 
-    features: Tensor  # [B, C, X, Y]
-    attention: Tensor  # [B, M, X, Y] share of each modality, summing to 1 over M where anything is present
-    coverage: Tensor  # [B, X, Y] the largest coverage of any modality; 0 where nobody sees
+    Attributes:
+        features: [B, C, X, Y], finite everywhere, where nobody sees too.
+        attention: [B, M, X, Y], the share of each modality in 0..1 in the order of `Fuser.modalities`; over M it sums to 1
+            wherever any modality covers the cell. An absent modality's share is what its stand-in was given.
+        coverage: [B, X, Y] in 0..1, the largest of any modality; 0 where nobody sees, and what `features` hold there is no
+            perception.
+    """
+
+    features: Tensor
+    attention: Tensor
+    coverage: Tensor
 
 
 class Fuser(nn.Module):
-    """What every fuser is: grids of some modalities in, one grid out."""
+    """What every fuser is: grids of some modalities in, one grid out.
 
-    modalities: tuple[str, ...]  # M names, in the order of `FusedBEV.attention`
+    Attributes:
+        modalities: M names, in the order of `FusedBEV.attention`.
+
+    Raises:
+        ValueError: in `forward`, before anything is computed: a modality that it was not built for, or features of another shape,
+            dtype or device than expected.
+    """
+
+    modalities: tuple[str, ...]
 
     def forward(
         self,
@@ -42,6 +67,15 @@ class Fuser(nn.Module):
     ) -> FusedBEV:
         """Fuse what is there. A modality that is None or not named is absent.
 
-        `grid_shape` (X, Y) and `batch_size` are needed only where every modality is absent.
+        Args:
+            features: by modality, each [B, C of that modality, X, Y] with its coverage [B, X, Y].
+            grid_shape: (X, Y) cells, needed only where every modality is absent.
+            batch_size: B, used only there.
+
+        Returns:
+            The fused grid [B, C, X, Y], the shares [B, M, X, Y] and the coverage [B, X, Y].
+
+        Raises:
+            ValueError: what is given does not fit; the message says what was expected, what was found and what to do.
         """
         raise NotImplementedError

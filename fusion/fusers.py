@@ -25,8 +25,16 @@ def coverage_share(coverage: Tensor) -> Tensor:
 class ConcatFusion(Fuser):
     """Concatenation and one 3 x 3 convolution, as the ConvFuser of BEVFusion (Liu et al., ICRA 2023).
 
-    An absent modality's channels hold its null embedding or zeros; a convolution cannot leave them out, so
-    `absent="mask"` is a ValueError. `grid_shape` (X, Y) is needed by `absent="null_cell"` alone.
+    An absent modality's channels hold its null embedding or zeros; a convolution cannot leave them out.
+
+    Args:
+        channels: channels of each modality by name; any number of modalities, any names.
+        out_channels: C of the fused grid [B, C, X, Y].
+        absent: what stands for an absent sensor, but for "mask".
+        grid_shape: (X, Y), needed by `absent="null_cell"` alone.
+
+    Raises:
+        ValueError: an argument out of its range, or, in `forward`, features that do not fit (says expected and got).
     """
 
     def __init__(
@@ -52,7 +60,7 @@ class ConcatFusion(Fuser):
         grid_shape: tuple[int, int] | None = None,
         batch_size: int = 1,
     ) -> FusedBEV:
-        """As `CrossAttentionFusion.forward`; `attention` is the share of coverage."""
+        """As `Fuser.forward`; `attention` is the share of coverage."""
         tokens, coverage = self.tokens(features, grid_shape, batch_size)
         stacked = tokens.permute(1, 0, 4, 2, 3).flatten(1, 2)
         fused = self.norm(self.mix(stacked).permute(0, 2, 3, 1)).relu().permute(0, 3, 1, 2)
@@ -62,7 +70,17 @@ class ConcatFusion(Fuser):
 class MeanFusion(Fuser):
     """The mean of the modalities' tokens, normalised. With `absent="mask"` of the present ones only.
 
-    `grid_shape` (X, Y) is needed by `absent="null_cell"` alone.
+    The plainest way to be indifferent to what is missing, as the averaging of hetero-modal networks (HeMIS: Havaei et al.,
+    MICCAI 2016).
+
+    Args:
+        channels: channels of each modality by name; any number of modalities, any names.
+        out_channels: C of the fused grid [B, C, X, Y].
+        absent: what stands for an absent sensor.
+        grid_shape: (X, Y), needed by `absent="null_cell"` alone.
+
+    Raises:
+        ValueError: an argument out of its range, or, in `forward`, features that do not fit (says expected and got).
     """
 
     def __init__(
@@ -86,7 +104,7 @@ class MeanFusion(Fuser):
         grid_shape: tuple[int, int] | None = None,
         batch_size: int = 1,
     ) -> FusedBEV:
-        """As `CrossAttentionFusion.forward`; `attention` is the share of coverage."""
+        """As `Fuser.forward`; `attention` is the share of coverage."""
         tokens, coverage = self.tokens(features, grid_shape, batch_size)
         mean = present_mean(tokens, coverage) if self.absent == "mask" else tokens.mean(0)
         return FusedBEV(self.norm(mean).permute(0, 3, 1, 2), coverage_share(coverage), coverage.amax(0))
@@ -97,7 +115,16 @@ class ChannelWeightFusion(Fuser):
 
     The weights of a channel are a softmax over the modalities (Wang et al., IV 2024). With `absent="mask"`, as there, over
     those alone that cover the cell, so that what is left weighs 1 again; otherwise what stands for an absent modality keeps
-    its weight. `grid_shape` (X, Y) is needed by `absent="null_cell"` alone.
+    its weight.
+
+    Args:
+        channels: channels of each modality by name; any number of modalities, any names.
+        out_channels: C of the fused grid [B, C, X, Y].
+        absent: what stands for an absent sensor.
+        grid_shape: (X, Y), needed by `absent="null_cell"` alone.
+
+    Raises:
+        ValueError: an argument out of its range, or, in `forward`, features that do not fit (says expected and got).
     """
 
     def __init__(
@@ -122,7 +149,7 @@ class ChannelWeightFusion(Fuser):
         grid_shape: tuple[int, int] | None = None,
         batch_size: int = 1,
     ) -> FusedBEV:
-        """As `CrossAttentionFusion.forward`; `attention` is a modality's weight, mean over channels."""
+        """As `Fuser.forward`; `attention` is a modality's weight, mean over channels."""
         tokens, coverage = self.tokens(features, grid_shape, batch_size)
         seen = (coverage > 0).float() if self.absent == "mask" else torch.ones_like(coverage)
         share = (self.weight.float() - self.weight.detach().float().amax(0)).exp()  # [M, C], before it is normalised

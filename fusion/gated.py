@@ -71,9 +71,13 @@ class GatedFusion(Fuser):
     Args:
         base: built for the base modalities.
         channels: channels of each added modality by name.
-        out_channels: C of the base's grid.
+        out_channels: C of the base's grid [B, C, X, Y].
         heads, neighbourhood: of the attention to the added modalities.
         modalities: all names, in the order in which `attention` tells of them.
+
+    Raises:
+        ValueError: a modality that is both of the base and added, another argument out of its range, or, in `forward`, features
+            that do not fit (says expected and got).
     """
 
     def __init__(
@@ -109,7 +113,7 @@ class GatedFusion(Fuser):
         grid_shape: tuple[int, int] | None = None,
         batch_size: int = 1,
     ) -> FusedBEV:
-        """As `CrossAttentionFusion.forward`; of the attention, the added ones have what their gate lets through."""
+        """As `Fuser.forward`; of the attention, the added ones have what their gate lets through."""
         tokens_of = self.added.tokens
         check_features(features, self.in_channels)
         given = next((f.features for f in features.values() if f is not None), None)

@@ -34,6 +34,9 @@ class JointFusion(Fuser):
         pool: cells along each axis that become one token.
         absent: what stands for an absent sensor.
         grid_shape: (X, Y), needed by `null_cell` alone.
+
+    Raises:
+        ValueError: an argument out of its range, or, in `forward`, features that do not fit (says expected and got).
     """
 
     def __init__(
@@ -48,6 +51,8 @@ class JointFusion(Fuser):
     ) -> None:
         super().__init__()
         check_heads(out_channels, heads)
+        if pool < 1:
+            raise ValueError(f"pool: expected at least 1, got {pool}")
         self.tokens = ModalityTokens(channels, out_channels, absent, grid_shape)
         self.modalities = self.tokens.modalities
         self.heads, self.pool, self.absent = heads, pool, absent
@@ -68,7 +73,7 @@ class JointFusion(Fuser):
         grid_shape: tuple[int, int] | None = None,
         batch_size: int = 1,
     ) -> FusedBEV:
-        """As `CrossAttentionFusion.forward`; `attention` is the weight of a modality when its coarse cell is read."""
+        """As `Fuser.forward`; `attention` is the weight of a modality when its coarse cell is read."""
         tokens, coverage = self.tokens(features, grid_shape, batch_size)
         masked = self.absent == "mask"
         coarse, covered = pooled_tokens(tokens, coverage, self.pool, masked=masked)  # [B, M, x, y, C], [B, M, x, y]

@@ -21,6 +21,15 @@ class LateFusion(Fuser):
     The adapter is a norm and a layer per modality, plus its embedding, before the backbone and the head that all share. Late
     fusion of boxes is the oldest way to survive the loss of a sensor, which then takes its boxes with it and nothing else;
     for the merging see `bev.merge`. `forward` gives the mean of the present sensors' adapted grids, which no detector uses.
+
+    Args:
+        channels: channels of each modality by name; any number of modalities, any names.
+        out_channels: C of the fused grid [B, C, X, Y].
+        absent: what stands for an absent sensor.
+        grid_shape: (X, Y), needed by `absent="null_cell"` alone.
+
+    Raises:
+        ValueError: an argument out of its range, or, in `forward`, features that do not fit (says expected and got).
     """
 
     def __init__(
@@ -46,7 +55,7 @@ class LateFusion(Fuser):
         grid_shape: tuple[int, int] | None = None,
         batch_size: int = 1,
     ) -> tuple[BEVFeatures, ...]:
-        """Each modality's adapted grid [B, C, X, Y], absent ones too (their coverage is 0)."""
+        """Each modality's adapted grid [B, C, X, Y], absent ones too (their coverage is 0). ValueError as `forward`."""
         tokens, coverage = self.tokens(features, grid_shape, batch_size)
         adapted = (
             t + adapter(t) + embedding.to(t.dtype)
@@ -61,7 +70,7 @@ class LateFusion(Fuser):
         grid_shape: tuple[int, int] | None = None,
         batch_size: int = 1,
     ) -> FusedBEV:
-        """As `CrossAttentionFusion.forward`; `attention` is the share of coverage."""
+        """As `Fuser.forward`; `attention` is the share of coverage."""
         grids = self.separate(features, grid_shape=grid_shape, batch_size=batch_size)
         coverage = torch.stack([g.coverage for g in grids])
         mean = present_mean(torch.stack([g.features.permute(0, 2, 3, 1) for g in grids]), coverage)

@@ -32,6 +32,9 @@ class LatentFusion(Fuser):
         pool: cells along each axis that are averaged before they are summarised.
         absent: what stands for an absent sensor.
         grid_shape: (X, Y), needed by `null_cell` alone.
+
+    Raises:
+        ValueError: an argument out of its range, or, in `forward`, features that do not fit (says expected and got).
     """
 
     def __init__(
@@ -47,6 +50,8 @@ class LatentFusion(Fuser):
     ) -> None:
         super().__init__()
         check_heads(out_channels, heads)
+        if latents < 1 or pool < 1:
+            raise ValueError(f"latents and pool: expected at least 1, got {latents} and {pool}")
         self.tokens = ModalityTokens(channels, out_channels, absent, grid_shape)
         self.modalities = self.tokens.modalities
         self.heads, self.pool, self.absent = heads, pool, absent
@@ -73,7 +78,7 @@ class LatentFusion(Fuser):
         grid_shape: tuple[int, int] | None = None,
         batch_size: int = 1,
     ) -> FusedBEV:
-        """As `CrossAttentionFusion.forward`; `attention` is the share of a modality's latents, mean over heads."""
+        """As `Fuser.forward`; `attention` is the share of a modality's latents, mean over heads."""
         tokens, coverage = self.tokens(features, grid_shape, batch_size)
         modalities, samples, x_cells, y_cells, _ = tokens.shape
         latents, seen = self._summarise(tokens, coverage)  # [B, M, L, C], [B, M] or None

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from .features import BEVFeatures
 
 Absent = Literal["null", "null_cell", "zeros", "mask"]
+"""What stands for an absent modality: a learned embedding, one that each cell may shift, zeros, or nothing (not attended to)."""
 
 
 class ModalityTokens(nn.Module):
@@ -28,6 +29,10 @@ class ModalityTokens(nn.Module):
         out_channels: C.
         absent: what stands for an absent sensor.
         grid_shape: (X, Y), needed by `null_cell` alone, whose parameters belong to one grid.
+
+    Raises:
+        ValueError: no modality, channels below 1, an unknown `absent`, or `null_cell` without a grid; in `forward`, features that
+            do not fit.
     """
 
     device_anchor: Tensor
@@ -42,6 +47,9 @@ class ModalityTokens(nn.Module):
         super().__init__()
         if not channels:
             raise ValueError("a fuser needs at least one modality, got none")
+        for name, count in (*channels.items(), ("out_channels", out_channels)):
+            if count < 1:
+                raise ValueError(f"{name}: expected at least one channel, got {count}")
         if absent not in get_args(Absent):
             raise ValueError(f"absent: expected {', '.join(get_args(Absent))}, got {absent!r}")
         self.modalities = tuple(channels)
@@ -67,7 +75,7 @@ class ModalityTokens(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """-> tokens [M, B, X, Y, C] in the dtype of the features, and coverage [M, B, X, Y] float32.
 
-        `grid_shape` and `batch_size` are used only where every modality is None.
+        `grid_shape` and `batch_size` are used only where every modality is None. ValueError where something does not fit.
         """
         check_features(features, self.in_channels)
         given = next((f for f in features.values() if f is not None), None)
@@ -131,6 +139,10 @@ def check_features(features: Mapping[str, BEVFeatures | None], channels: Mapping
         sensed = features.get(name)
         if sensed is None:
             continue
+        if isinstance(sensed, Tensor):
+            raise ValueError(
+                f"{name}: expected BEVFeatures(features, coverage), got a tensor: say where the sensor sees"
+            )
         shape = tuple(sensed.features.shape)
         if len(shape) != 4 or shape[1] != channels[name]:
             raise ValueError(
@@ -141,6 +153,15 @@ def check_features(features: Mapping[str, BEVFeatures | None], channels: Mapping
             raise ValueError(
                 f"{name}: expected coverage {[shape[0], shape[2], shape[3]]} (B, X, Y as in its features), "
                 f"got {list(sensed.coverage.shape)}"
+            )
+        if not sensed.features.is_floating_point():
+            raise ValueError(
+                f"{name}: expected features of a floating dtype, got {sensed.features.dtype}: use .float()"
+            )
+        if sensed.coverage.device != sensed.features.device:
+            raise ValueError(
+                f"{name}: expected coverage on {sensed.features.device} as its features, got it on "
+                f"{sensed.coverage.device}: move them to one device"
             )
         if first is None:
             first = (name, sensed.features)

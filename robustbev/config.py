@@ -11,7 +11,11 @@ from bev.lift import DepthBins
 from fusion import Absent
 from sensors.batch import MODALITIES
 
-Positive = Annotated[int, Field(gt=0)]
+# Bounds beyond any use, so that a configuration from elsewhere cannot ask for a network that fills the memory or never ends.
+Positive = Annotated[int, Field(gt=0, le=2**24)]
+Layers = Annotated[int, Field(gt=0, le=64)]
+LayersOrNone = Annotated[int, Field(ge=0, le=64)]
+MAX_CELLS = 4096  # along each axis of the grid
 NUSCENES_CLASSES = (
     "car", "truck", "bus", "trailer", "construction_vehicle",
     "pedestrian", "motorcycle", "bicycle", "traffic_cone", "barrier",
@@ -25,7 +29,7 @@ NUSCENES_ATTRIBUTES = (
 class StrictModel(BaseModel):
     """Base of every configuration: immutable, and an unknown key is an error."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class GridConfig(StrictModel):
@@ -42,6 +46,10 @@ class GridConfig(StrictModel):
     @model_validator(mode="after")
     def _check(self) -> GridConfig:
         self.bev()
+        if max(self.bev().shape) > MAX_CELLS:
+            raise ValueError(
+                f"expected at most {MAX_CELLS} cells along each axis, got {list(self.bev().shape)}: choose a longer cell_m"
+            )
         if not self.z_min_m < self.z_max_m:
             raise ValueError(f"z_min_m must be < z_max_m, got {self.z_min_m} and {self.z_max_m}")
         return self
@@ -74,14 +82,14 @@ class CameraConfig(StrictModel):
     stem: Literal["patch", "conv"] = "conv"
     patch_px: Positive = 16
     dim: Positive = 128
-    depth: Positive = 3
+    depth: Layers = 3
     heads: Positive = 4
     layer_scale: bool = False
     feature_stride_px: Positive = 8
     feature_channels: Positive = 96
     context_channels: Positive = 64  # of what is lifted
-    lift_samples: tuple[Positive, Positive] = (2, 2)  # points across and along each depth bin of each feature pixel
-    bev_blocks: Annotated[int, Field(ge=0)] = 0  # residual blocks on the lifted grid
+    lift_samples: tuple[Layers, Layers] = (2, 2)  # points across and along each depth bin of each feature pixel
+    bev_blocks: LayersOrNone = 0  # residual blocks on the lifted grid
     depth_bins: DepthConfig = DepthConfig()
 
     @model_validator(mode="after")
@@ -106,8 +114,8 @@ class LidarConfig(StrictModel):
     """Pillars on half the grid's cell length, sparse stages, 2D blocks."""
 
     pillar_channels: Positive = 32
-    blocks: Annotated[int, Field(ge=0)] = 1
-    sparse_blocks: Annotated[int, Field(ge=0)] = 0  # submanifold stages before the dense canvas
+    blocks: LayersOrNone = 1
+    sparse_blocks: LayersOrNone = 0  # submanifold stages before the dense canvas
     backend: Literal["dense", "spconv"] = "dense"  # what computes the sparse stages
 
     @model_validator(mode="after")
@@ -121,7 +129,7 @@ class RadarConfig(StrictModel):
     """Pillars with Doppler, 2D blocks, field of view."""
 
     width: Positive = 32
-    blocks: Annotated[int, Field(ge=0)] = 1
+    blocks: LayersOrNone = 1
     half_view_deg: Annotated[float, Field(gt=0, le=180)] = 75.0  # azimuth to either side that one radar covers
 
 
@@ -155,7 +163,7 @@ class FuserConfig(StrictModel):
 class BackboneConfig(StrictModel):
     """The network on the fused grid."""
 
-    blocks: Positive = 1
+    blocks: Layers = 1
     widths: tuple[Positive, Positive] = (96, 128)
 
 
@@ -180,8 +188,8 @@ class AlignmentConfig(StrictModel):
 class ModelConfig(StrictModel):
     """Everything that decides the network's architecture; it travels beside the weights as config.json."""
 
-    classes: tuple[str, ...] = NUSCENES_CLASSES
-    attributes: tuple[str, ...] = NUSCENES_ATTRIBUTES
+    classes: Annotated[tuple[str, ...], Field(max_length=1024)] = NUSCENES_CLASSES
+    attributes: Annotated[tuple[str, ...], Field(max_length=1024)] = NUSCENES_ATTRIBUTES
     grid: GridConfig = GridConfig()
     channels: Positive = 64
     camera: CameraConfig | None = CameraConfig()

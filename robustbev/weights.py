@@ -17,6 +17,7 @@ from robustbev.config import ModelConfig
 from robustbev.model import PerceptionModel, is_under
 
 FORMAT_VERSION = 1
+_LARGEST_TEXT_BYTES = 2**20  # of a header or a configuration; ours have some 50,000
 
 
 class CheckpointError(ValueError):
@@ -64,7 +65,12 @@ def load(path: str | Path, device: str | torch.device = "cpu") -> PerceptionMode
     for file in (weights, config_file):
         if not file.is_file():
             raise CheckpointError(f"{file}: not found; expected a directory with model.safetensors and config.json")
+    _check_header(weights)
     try:
+        if config_file.stat().st_size > _LARGEST_TEXT_BYTES:
+            raise CheckpointError(
+                f"{config_file}: expected at most {_LARGEST_TEXT_BYTES} bytes of configuration, got more"
+            )
         config = ModelConfig.model_validate_json(config_file.read_bytes())
     except ValidationError as error:
         first = error.errors()[0]
@@ -72,14 +78,31 @@ def load(path: str | Path, device: str | torch.device = "cpu") -> PerceptionMode
         raise CheckpointError(f"{config_file}: no valid model configuration: {key}: {first['msg']}") from error
     try:
         state = safetensors.torch.load_file(weights)
-    except (safetensors.SafetensorError, OSError) as error:
+    except (safetensors.SafetensorError, OSError, MemoryError) as error:
         raise CheckpointError(f"{weights}: no readable safetensors file ({error}); was it copied whole?") from error
-    with torch.device("meta"):
-        outline = build(config)  # shapes alone: a config that is not of these weights must not fill the memory first
+    try:
+        with torch.device("meta"):
+            outline = build(
+                config
+            )  # shapes alone: a config that is not of these weights must not fill the memory first
+    except (RuntimeError, TypeError, OverflowError) as error:  # sizes beyond what torch can count
+        reason = str(error).partition("\n")[0]
+        raise CheckpointError(f"{config_file}: describes no network that can be built: {reason}") from error
     _check_fit(outline.state_dict(), state, source=str(weights))
     model = build(config)
     load_weights(model, state, source=str(weights))
     return model.to(device).eval()
+
+
+def _check_header(weights: Path) -> None:
+    """CheckpointError where the list of tensors is longer than any model's: safetensors would read up to 100 MB of it."""
+    with weights.open("rb") as file:
+        stated = int.from_bytes(file.read(8), "little")
+    if stated > _LARGEST_TEXT_BYTES:
+        raise CheckpointError(
+            f"{weights}: no readable safetensors file (a header of {stated} bytes, expected at most {_LARGEST_TEXT_BYTES}); "
+            "was it copied whole?"
+        )
 
 
 def load_weights(model: nn.Module, state: Mapping[str, Tensor], *, source: str, may_lack: Sequence[str] = ()) -> None:

@@ -10,12 +10,12 @@ extra (OpenCV).
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from sensors.documents import DocumentError, read_json
 from sensors.frames import History, SensorFrame
 from sensors.health_measure import Measured, Measurements, measure
 from sensors.health_model import HEALTHY, FaultModel, HealthModelError
@@ -99,13 +99,13 @@ class HealthMonitor:
             )
         again = "make them anew with robustbev health --fit"
         try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-        except (UnicodeDecodeError, json.JSONDecodeError) as error:
+            content = read_json(path)
+        except (DocumentError, OSError) as error:
             raise HealthModelError(f"{path}: expected a JSON file of health parameters: {error}; {again}") from None
         found = (content.get("format"), content.get("version")) if isinstance(content, dict) else (None, None)
         if found != (FORMAT, VERSION):
             raise HealthModelError(
-                f"{path}: expected format {FORMAT!r} version {VERSION}, got {found[0]!r} version {found[1]}; {again}"
+                f"{path}: expected format {FORMAT!r} version {VERSION}, got {found[0]!r:.40} version {found[1]!r:.40}; {again}"
             )
         try:
             models = {
@@ -114,9 +114,14 @@ class HealthMonitor:
                 if kind in content["models"]
             }
             thresholds = {kind: float(content["thresholds"][kind]) for kind in models}
-        except (KeyError, TypeError, AttributeError, HealthModelError) as error:
+            fitted_on = dict(content.get("fitted_on", {}))
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
             raise HealthModelError(f"{path}: damaged health parameters: {error}; {again}") from None
-        return cls(models, thresholds, content.get("fitted_on", {}))
+        wrong = [f"{kind} {limit}" for kind, limit in thresholds.items() if not 0 <= limit <= 1]
+        if wrong or not models:
+            expected = "thresholds in 0..1" if wrong else f"models of some of {', '.join(SENSOR_KINDS)}"
+            raise HealthModelError(f"{path}: expected {expected}, got {', '.join(wrong) or 'none'}; {again}")
+        return cls(models, thresholds, fitted_on)
 
 
 def sick_sensors(

@@ -90,8 +90,10 @@ class FaultModel:
             names, faults = tuple(content["measurements"]), tuple(content["faults"])
         except KeyError as error:
             raise HealthModelError(f"{error} is missing") from None
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, OverflowError) as error:
             raise HealthModelError(f"expected lists of numbers: {error}") from None
+        if not all(isinstance(name, str) for name in (*names, *faults)):
+            raise HealthModelError("expected measurements and faults by their names, got something else")
         return cls(names, faults, **arrays)
 
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from pydantic import BaseModel
 from torch import Tensor, nn
 
+from sensors.documents import DocumentError, read_json
 from training.settings import differences
 
 _SHOWN = 3  # tensors or settings named in an error, of each kind
@@ -43,7 +43,12 @@ def _config_differences(path: Path, model: nn.Module) -> list[str]:
     config = getattr(model, "config", None)
     if not isinstance(config, BaseModel) or not (path / "config.json").is_file():
         return []
-    saved = json.loads((path / "config.json").read_text(encoding="utf-8"))
+    try:
+        saved = read_json(path / "config.json")
+    except (DocumentError, OSError):
+        return []  # it only helps to explain
+    if not isinstance(saved, dict):
+        return []
     return [
         f"{name} {old} in the checkpoint, {new} here"
         for name, (old, new) in differences(saved, config.model_dump(mode="json")).items()

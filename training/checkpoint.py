@@ -22,6 +22,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from sensors.documents import read_json
 from training.architecture import CheckpointMismatchError, check_architecture
 from training.atomic import write_text
 from training.optim import AveragedWeights, named_parameters
@@ -29,6 +30,7 @@ from training.random_state import restore_random_state
 
 FORMAT = 1
 _PREFIX = "step-"
+_LONGEST_NAME = 100  # of a checkpoint's folder
 _DISK_FULL = (
     "os error 28",
     "os error 122",
@@ -132,13 +134,36 @@ class CheckpointStore:
             CheckpointMismatchError: it is of another architecture, data set or number of workers, or it is damaged.
         """
         try:
-            document = json.loads((path / "training_state.json").read_text(encoding="utf-8"))
+            document = read_json(path / "training_state.json")
             tensors = load_file(path / "training_state.safetensors")
         except (OSError, ValueError, SafetensorError) as error:
             raise CheckpointMismatchError(
                 f"{path}: no complete checkpoint ({error}); remove this folder to go on from the one before it"
             ) from error
+        try:
+            self._put_back(path, document, tensors, state, place, rank)
+        except CheckpointMismatchError:
+            raise
+        except (AttributeError, LookupError, TypeError, ValueError, OverflowError, RuntimeError) as error:
+            raise CheckpointMismatchError(
+                f"{path}: no sound checkpoint ({type(error).__name__}: {error}); remove this folder to go on from the one "
+                "before it"
+            ) from error
+
+    def _put_back(
+        self,
+        path: Path,
+        document: Mapping[str, Any],
+        tensors: Mapping[str, Tensor],
+        state: TrainingState,
+        place: Place,
+        rank: int,
+    ) -> None:
+        """Any of a dozen errors where the document is not as `_write` wrote it."""
         _check_run(path, document, place)
+        step = int(document["step"])
+        if step < 0:
+            raise ValueError(f"expected a step of 0 or more, got {step}")
         check_architecture(path, _under("model.", tensors), state.model)
         state.model.load_state_dict(_under("model.", tensors))
         if state.average is not None:
@@ -146,7 +171,7 @@ class CheckpointStore:
             state.average.model.load_state_dict(averaged or _under("model.", tensors))
         _restore_optimizer(path, state.optimizer, tensors, document["optimizer"])
         restore_random_state(document["random"][rank], _under(f"random.{rank}.", tensors))
-        state.step = int(document["step"])
+        state.step = step
 
     def _write(
         self, folder: Path, state: TrainingState, place: Place, random_states: Sequence[Mapping[str, Any]]
@@ -192,9 +217,9 @@ def latest_checkpoint(directory: Path) -> Path | None:
     """The newest complete checkpoint among the folders of `directory`."""
     pointer = directory / "latest"
     if pointer.is_file():
-        named = directory / pointer.read_text(encoding="utf-8").strip()
-        if named.name.startswith(_PREFIX) and named.is_dir():
-            return named
+        name = pointer.read_bytes()[:_LONGEST_NAME].decode("ascii", "replace").strip()
+        if name.startswith(_PREFIX) and name.removeprefix(_PREFIX).isalnum() and (directory / name).is_dir():
+            return directory / name
     complete = _complete(directory)
     return complete[-1] if complete else None
 
@@ -254,6 +279,10 @@ def _restore_optimizer(
         moments.setdefault(name, {})[moment] = value
     for name, parameter in named_parameters(optimizer):
         if name in moments:
+            for key, value in moments[name].items():
+                if value.shape not in (parameter.shape, ()):
+                    expected = f"expected {list(parameter.shape)}, got {list(value.shape)}"
+                    raise CheckpointMismatchError(f"{path}: the optimiser's {key} of {name}: {expected}")
             optimizer.state[parameter] = {key: _placed(value, parameter) for key, value in moments[name].items()}
 
 

@@ -19,6 +19,8 @@ import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
+from sensors import documents
+
 Model = TypeVar("Model", bound=BaseModel)
 Location = tuple[str | int, ...]
 
@@ -51,8 +53,8 @@ _Loader.add_implicit_resolver(
 
 
 def parse_yaml(text: str) -> Any:
-    """The content of a YAML text; yaml.YAMLError where it is none."""
-    return yaml.load(text, Loader=_Loader)
+    """The content of a YAML text; DocumentError where it is none, or more than a configuration can be."""
+    return documents.parse_yaml(text, _Loader)
 
 
 def to_yaml(config: BaseModel) -> str:
@@ -116,8 +118,8 @@ def _read(path: Path) -> dict[str, Any]:
         )
     try:
         content = parse_yaml(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError([f"{path}: no valid YAML: {' '.join(str(error).split())}"]) from error
+    except (documents.DocumentError, UnicodeDecodeError) as error:
+        raise ConfigError([f"{path}: {error}"]) from error
     if content is None:
         return {}
     if not isinstance(content, dict):
@@ -135,8 +137,9 @@ def _parse_overrides(overrides: Sequence[str]) -> tuple[dict[str, Any], list[str
             continue
         try:
             value = parse_yaml(text)
-        except yaml.YAMLError as error:
-            faults.append(f"{key}: no valid YAML value {text!r}: {' '.join(str(error).split())} (command line)")
+        except documents.DocumentError as error:
+            reason = str(error).removeprefix("no valid YAML: ")
+            faults.append(f"{key}: no valid YAML value {text!r}: {reason} (command line)")
             continue
         *sections, leaf = key.split(".")
         place = content

@@ -10,6 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+_WORDS = 624  # of a Mersenne twister
+
 
 def seed_everything(seed: int, rank: int) -> None:
     """Seed Python, numpy and torch (every device) of this process."""
@@ -43,6 +45,11 @@ def restore_random_state(document: Mapping[str, Any], tensors: Mapping[str, Tens
     version, words, gauss = document["python"]
     random.setstate((version, tuple(words), gauss))
     name, keys, position, has_gauss, cached = document["numpy"]
+    if not 0 <= position <= _WORDS or len(keys) != _WORDS or not all(0 <= key < 2**32 for key in keys):
+        # numpy takes any position, and would read whatever lies there in memory.
+        raise ValueError(
+            f"expected numpy's state of {_WORDS} words with a place among them, got {len(keys)} and {position}"
+        )
     np.random.set_state((name, np.array(keys, dtype=np.uint32), position, has_gauss, cached))  # noqa: NPY002
     torch.set_rng_state(tensors["torch"])
     if "cuda" in tensors and torch.cuda.is_available():

@@ -9,6 +9,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from sensors.documents import DocumentError, read_yaml, short
 from sensors.logs.decode import BOX_TYPES, CAMERA_INFO_TYPES, IMAGE_TYPES, POINT_TYPES
 from sensors.logs.log import Log, LogError
 from sensors.logs.mapping import CameraTopics, LidarTopics, LogMapping, RadarTopics
@@ -27,18 +28,14 @@ def load_mapping(path: Path) -> LogMapping:
     Raises:
         LogError: missing, no YAML, or not a mapping; one line for each fault, with the key that it is in.
     """
-    import yaml
-
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = read_yaml(path)
     except OSError as error:
         raise LogError(f"{path}: expected a mapping of topics, got none: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise LogError(f"{path}: expected a mapping of topics in YAML, got a file that is no UTF-8 text") from error
-    except yaml.YAMLError as error:
-        raise LogError(f"{path}: expected YAML, got what is none: {' '.join(str(error).split())}") from error
+    except DocumentError as error:
+        raise LogError(f"{path}: expected YAML with a mapping of topics: {error}") from error
     if not isinstance(content, dict):
-        raise LogError(f"{path}: expected keys such as cameras, lidars and radars, got {content!r}")
+        raise LogError(f"{path}: expected keys such as cameras, lidars and radars, got {short(content)}")
     try:
         return LogMapping.model_validate(content)
     except ValidationError as error:
@@ -99,7 +96,7 @@ def _fault(error: Any) -> str:
         return f"{prefix}unknown key. {f'Did you mean {close[0]}? ' if close else ''}There are: {', '.join(known)}"
     if error["type"] == "missing":
         return f"{prefix}expected a value, got none"
-    return f"{prefix}{error['msg'].removeprefix('Value error, ')} (got {error['input']!r:.80})"
+    return f"{prefix}{error['msg'].removeprefix('Value error, ')} (got {short(error['input'])})"
 
 
 def _keys_at(place: tuple[int | str, ...]) -> list[str]:

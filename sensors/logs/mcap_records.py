@@ -30,6 +30,7 @@ _HEAD = struct.Struct("<BQ")
 _CHUNK = struct.Struct("<QQQII")  # start, end, uncompressed size, CRC, length of the compression's name
 _MESSAGE = struct.Struct("<HIQQ")  # channel, sequence, log time, publish time
 _LONGEST_NAME = 32  # of a compression
+_LARGEST_CHUNK_BYTES = 256 * 2**20  # once decompressed; a few kilobytes can claim any number
 
 
 class RecordError(ValueError):
@@ -211,6 +212,10 @@ def parse_chunk_head(file: RandomFile, offset: int, length: int | None = None) -
 
 def load_chunk(file: RandomFile, head: ChunkHead) -> Content:
     """The chunk's content; RecordError where it is cut off, does not decompress, or its checksum is wrong."""
+    if head.uncompressed_bytes > _LARGEST_CHUNK_BYTES:
+        raise RecordError(
+            f"expected a chunk of at most {_LARGEST_CHUNK_BYTES} bytes, got one of {head.uncompressed_bytes}"
+        )
     stored = file.read(head.data_offset, head.data_bytes)
     if len(stored) < head.data_bytes:
         raise RecordError(f"expected {head.data_bytes} bytes, got {len(stored)}: the file ends within the chunk")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from sensors.documents import DocumentError, read_yaml, short
 from sensors.logs.log import Log, LogError
 from sensors.logs.mcap_log import McapFile, McapLog, looks_like_mcap
 from sensors.logs.recorded import RecordedLog
@@ -15,6 +16,7 @@ _ROS1_MAGIC = b"#ROSBAG V"
 _ROS1_ADVICE = "a ROS 1 bag. Convert it to ROS 2: rosbags-convert --src IN.bag --dst OUT"
 _ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
 _METADATA = "metadata.yaml"
+_LONGEST_NAME = 255  # of a file, bytes
 
 
 def open_log(path: Path) -> Log:
@@ -58,33 +60,41 @@ def _open_folder(path: Path) -> Log:
         raise LogError(f"{path}: expected a ROS 2 bag's folder with {_METADATA}, got a folder without. {advice}")
     bag = _metadata(file)
     storage, names = bag.get("storage_identifier"), bag.get("relative_file_paths")
-    if bag.get("compression_mode") and str(bag["compression_mode"]).lower() != "none":
+    compression = bag.get("compression_mode")
+    if compression and compression not in ("none", "NONE"):
         raise LogError(
-            f"{path}: expected a bag without compression of its own, got {bag['compression_mode']}-wise "
-            f"{bag.get('compression_format')}. Convert it: ros2 bag convert, or rosbags-convert"
+            f"{path}: expected a bag without compression of its own, got {_word(compression)}-wise "
+            f"{_word(bag.get('compression_format'))}. Convert it: ros2 bag convert, or rosbags-convert"
         )
-    if not isinstance(names, list) or not names:
-        raise LogError(f"{file}: expected relative_file_paths with the bag's files, got {names!r}")
-    files = [path / Path(str(name)).name for name in names]
-    missing = [entry.name for entry in files if not entry.is_file()]
+    if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
+        raise LogError(f"{file}: expected relative_file_paths with the bag's files, got {short(names)}")
+    files = [path / Path(name).name for name in names]  # whatever folders a name has, the file lies in this one
+    missing = [entry.name for entry in files if len(entry.name) > _LONGEST_NAME or not entry.is_file()]
     if missing:
-        raise LogError(f"{path}: expected the files that {_METADATA} lists, got none named {', '.join(missing)}")
+        raise LogError(
+            f"{path}: expected the files that {_METADATA} lists, got none named {', '.join(missing[:3]):.300}"
+        )
     if storage == "sqlite3":
         return RecordedLog(path, [SqliteFile(entry) for entry in files])
     if storage == "mcap":
         return RecordedLog(path, [McapFile(entry) for entry in files])
-    raise LogError(f"{path}: expected a bag of storage sqlite3 or mcap, got {storage!r}. Convert it: ros2 bag convert")
+    raise LogError(
+        f"{path}: expected a bag of storage sqlite3 or mcap, got {short(storage)}. Convert it: ros2 bag convert"
+    )
+
+
+def _word(value: Any) -> str:
+    """A value of the metadata for a message: text as it is."""
+    return value[:40] if isinstance(value, str) else short(value)
 
 
 def _metadata(file: Path) -> dict[str, Any]:
-    import yaml
-
     try:
-        content = yaml.safe_load(file.read_text(encoding="utf-8"))
+        content = read_yaml(file)
         bag = content["rosbag2_bagfile_information"]
         if isinstance(bag, dict):
             return bag
         got = type(bag).__name__
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, KeyError, TypeError) as error:
-        got = " ".join(f"{type(error).__name__}: {error}".split())
+    except (OSError, DocumentError, KeyError, TypeError) as error:
+        got = short(f"{type(error).__name__}: {error}", 300)
     raise LogError(f"{file}: expected a ROS 2 bag's metadata (rosbag2_bagfile_information), got {got}")

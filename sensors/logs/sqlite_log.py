@@ -128,7 +128,9 @@ class SqliteFile:
 
     def _find_span(self, database: sqlite3.Connection) -> tuple[int, int] | None:
         try:
-            first, last = database.execute("SELECT MIN(timestamp), MAX(timestamp) FROM messages").fetchone()
+            first, last = database.execute(
+                "SELECT MIN(timestamp), MAX(timestamp) FROM messages WHERE typeof(timestamp) = 'integer'"
+            ).fetchone()
         except sqlite3.DatabaseError as error:
             self._damage.bad_records += 1
             self._warn(f"its messages cannot all be read: {error}")

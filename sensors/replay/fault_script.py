@@ -20,6 +20,8 @@ from pathlib import Path
 from typing import Any
 
 from sensors.corruptions import CORRUPTIONS, SEVERITIES, Corruption
+from sensors.documents import DocumentError, read_yaml
+from sensors.documents import short as _short
 from sensors.replay.fault_kinds import (
     Action,
     Delay,
@@ -245,17 +247,10 @@ def _line(fault: Any) -> str:
 
 def _read_yaml(path: Path) -> Any:
     try:
-        import yaml
+        return read_yaml(path)
     except ImportError as error:
         raise ImportError("fault scripts are YAML and need PyYAML: pip install 'robustbev[replay]'") from error
-    try:
-        return yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise FaultError(f"{path}: expected a YAML file with faults, got: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise FaultError(f"{path}: no valid YAML: {' '.join(str(error).split())}") from error
-
-
-def _short(value: Any) -> str:
-    text = " ".join(repr(value).split())
-    return text if len(text) <= 80 else text[:77] + "..."
+    except DocumentError as error:
+        raise FaultError(f"{path}: {error}") from error

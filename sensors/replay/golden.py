@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from sensors.documents import parse_json, read_json
 from sensors.replay.golden_compare import BOX, Difference, TickRecord, Tolerance, compare_tick, record
 from sensors.replay.results import TickResult
 
@@ -151,12 +152,17 @@ class Golden:
 
     def records(self) -> Iterator[tuple[TickRecord, NDArray[Any]]]:
         """Tick after tick, with its T boxes as records of `BOX`; GoldenError for a line that is no tick."""
-        with (self.folder / _TICKS).open(encoding="utf-8") as lines, (self.folder / _BOXES).open("rb") as boxes:
+        left = (self.folder / _BOXES).stat().st_size // BOX.itemsize
+        with (self.folder / _TICKS).open("rb") as lines, (self.folder / _BOXES).open("rb") as boxes:
             for number, line in enumerate(lines, 1):
                 try:
-                    tick = TickRecord.from_json(json.loads(line))
-                except (ValueError, KeyError, TypeError) as error:
+                    tick = TickRecord.from_json(parse_json(line))
+                except (ValueError, KeyError, TypeError, AttributeError) as error:
                     raise _damaged(self.folder / _TICKS, f"a tick in line {number}", str(error)) from error
+                if not 0 <= tick.boxes <= left:
+                    expected = f"at most the {left} boxes that are left, in line {number}"
+                    raise _damaged(self.folder / _TICKS, expected, str(tick.boxes))
+                left -= tick.boxes
                 yield tick, np.frombuffer(boxes.read(tick.boxes * BOX.itemsize), BOX)
 
 
@@ -168,7 +174,7 @@ def open_golden(folder: Path) -> Golden:
     """
     path = folder / _HEAD
     try:
-        head = json.loads(path.read_text(encoding="utf-8"))
+        head = read_json(path)
     except FileNotFoundError:
         raise GoldenError(
             f"{folder}: expected golden outputs of a replay, got no {_HEAD} there; write them with --write-golden"
@@ -181,7 +187,7 @@ def open_golden(folder: Path) -> Golden:
         )
     if head.get("version") != VERSION:
         raise GoldenError(
-            f"{path}: expected version {VERSION} of the format, got {head.get('version')!r}; write the outputs anew"
+            f"{path}: expected version {VERSION} of the format, got {head.get('version')!r:.40}; write the outputs anew"
         )
     try:
         classes, attributes, modalities = (

@@ -1,0 +1,150 @@
+"""JSON and YAML from files that others wrote: bounded in size, depth and references, so that every fault is a DocumentError.
+
+Readers of both recurse: brackets a hundred thousand deep end in a RecursionError. A YAML reference makes a kilobyte mean 10^30
+words once something walks it ("billion laughs"); JSON's NaN and 1e999 pass for numbers until something counts with them.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+if TYPE_CHECKING:
+    import yaml
+
+MAX_JSON_BYTES = 256 * 2**20
+MAX_YAML_BYTES = 2**20
+_MAX_DEPTH = 50
+_MAX_EVENTS = 20_000  # begins, ends and values: PyYAML takes about a second for so many
+_MAX_REFERENCES = 100
+_MAX_DIGITS = 20  # of a whole number: 64 bits
+
+
+class DocumentError(ValueError):
+    """A text that is no JSON or YAML, or more than a file of settings can be, as "expected ..., got ..."."""
+
+
+def short(value: object, length: int = 80) -> str:
+    """What a value looks like, at no more cost than that: lists and mappings only by their first entries."""
+    import reprlib
+
+    shown = reprlib.Repr()
+    shown.maxlevel, shown.maxstring, shown.maxother = 2, length, length
+    text = " ".join(shown.repr(value).split())
+    return text if len(text) <= length else text[: length - 3] + "..."
+
+
+def read_json(path: Path) -> Any:
+    """The content of a JSON file.
+
+    Raises:
+        DocumentError: too large, no UTF-8, no JSON, or numbers in it that are not finite or beyond 64 bits.
+        OSError: it cannot be read.
+    """
+    return parse_json(_read(path, MAX_JSON_BYTES))
+
+
+def parse_json(text: str | bytes) -> Any:
+    """The content of a JSON text; errors as `read_json`."""
+    try:
+        return json.loads(text, parse_constant=_refuse_constant, parse_float=_finite, parse_int=_whole)
+    except RecursionError:
+        raise DocumentError("expected JSON, got brackets nested too deep to be read") from None
+    except DocumentError:
+        raise
+    except ValueError as error:  # no JSON, or bytes that are no UTF-8
+        raise DocumentError(f"expected JSON, got what is none: {error}") from None
+
+
+def read_yaml(path: Path) -> Any:
+    """The content of a YAML file, by the safe loader.
+
+    Raises:
+        DocumentError: too large, no UTF-8, no YAML, nested too deep, or with more references than a person would write.
+        OSError: it cannot be read.
+        ImportError: PyYAML is not installed.
+    """
+    import yaml
+
+    return parse_yaml(_read(path, MAX_YAML_BYTES), yaml.SafeLoader)
+
+
+def parse_yaml(text: str, loader: type[yaml.SafeLoader]) -> Any:
+    """The content of a YAML text by a loader that is or derives from the safe one; errors as `read_yaml`."""
+    import yaml
+
+    try:
+        _check_events(text)
+        return yaml.load(text, Loader=loader)
+    except DocumentError:
+        raise
+    except RecursionError:
+        raise DocumentError("expected YAML, got brackets nested too deep to be read") from None
+    except yaml.YAMLError as error:
+        raise DocumentError(f"no valid YAML: {' '.join(str(error).split())}") from None
+    except (AttributeError, KeyError, TypeError, ValueError, OverflowError) as error:
+        # PyYAML's own slips over a tag that does not fit its value, as in `!!timestamp x`.
+        raise DocumentError(f"no valid YAML: a value does not fit its tag ({error})") from None
+
+
+def _check_events(text: str) -> None:
+    """DocumentError for what is deeper, longer or more tangled than a file of settings. Parsing alone does not recurse."""
+    import yaml
+
+    depth = references = 0
+    anchored: list[int] = []  # depths at which something that is referred to began
+    for number, event in enumerate(yaml.parse(text, Loader=yaml.SafeLoader)):
+        if number > _MAX_EVENTS:
+            raise DocumentError(f"expected at most {_MAX_EVENTS} keys and values, got more")
+        if isinstance(event, yaml.CollectionStartEvent):
+            depth += 1
+            if depth > _MAX_DEPTH:
+                raise DocumentError(f"expected at most {_MAX_DEPTH} levels, got more, at line {_line(event)}")
+            if event.anchor is not None:
+                anchored.append(depth)
+        elif isinstance(event, yaml.CollectionEndEvent):
+            if anchored and anchored[-1] == depth:
+                anchored.pop()
+            depth -= 1
+        elif isinstance(event, yaml.AliasEvent):
+            references += 1
+            if anchored or references > _MAX_REFERENCES:
+                raise DocumentError(
+                    f"expected at most {_MAX_REFERENCES} references (*{event.anchor}), and none within what is itself "
+                    f"referred to, got one at line {_line(event)}"
+                )
+
+
+def _line(event: yaml.Event) -> int | str:
+    """Where it begins, counted from 1."""
+    return "?" if event.start_mark is None else event.start_mark.line + 1
+
+
+def _read(path: Path, most_bytes: int) -> str:
+    with path.open("rb") as file:
+        data = file.read(most_bytes + 1)
+    if len(data) > most_bytes:
+        raise DocumentError(f"expected at most {most_bytes} bytes, got more")
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise DocumentError(f"expected UTF-8 text, got other bytes: {error}") from None
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise DocumentError(f"expected finite numbers, got {name}")
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise DocumentError(f"expected finite numbers, got {text[:40]}")
+    return value
+
+
+def _whole(text: str) -> int:
+    if len(text) > _MAX_DIGITS:
+        raise DocumentError(f"expected whole numbers of at most {_MAX_DIGITS} digits, got one of {len(text)}")
+    return int(text)
