@@ -1,6 +1,7 @@
-"""The model put together: configuration, `build`, `save`, `load` and `perceive`."""
+"""The model put together: configuration, `build`, `save`, `load`, and what it sees."""
 
 from robustbev.assembly import build
+from robustbev.card import ModelCard, SubsetFigures
 from robustbev.config import (
     NUSCENES_ATTRIBUTES,
     NUSCENES_CLASSES,
@@ -15,11 +16,13 @@ from robustbev.config import (
     LidarConfig,
     ModelConfig,
     RadarConfig,
+    RigConfig,
     StrictModel,
 )
-from robustbev.inference import perceive
+from robustbev.detections import Detection, Detections, NoPerceptionError
+from robustbev.inference import perceive_frame, preparation
 from robustbev.model import Perception, PerceptionModel, TrainingOutputs
-from robustbev.weights import FORMAT_VERSION, CheckpointError, gated_state, load, load_weights, save
+from robustbev.weights import FORMAT_VERSION, CheckpointError, gated_state, load, load_weights, save, write_card
 
 __all__ = [
     "FORMAT_VERSION",
@@ -31,20 +34,28 @@ __all__ = [
     "CheckpointError",
     "DecodeConfig",
     "DepthConfig",
+    "Detection",
+    "Detections",
     "FuserConfig",
     "FuserKind",
     "GridConfig",
     "LidarConfig",
+    "ModelCard",
     "ModelConfig",
+    "NoPerceptionError",
     "Perception",
     "PerceptionModel",
     "RadarConfig",
+    "RigConfig",
     "StrictModel",
+    "SubsetFigures",
     "TrainingOutputs",
     "build",
     "gated_state",
     "load",
     "load_weights",
-    "perceive",
+    "perceive_frame",
+    "preparation",
     "save",
+    "write_card",
 ]

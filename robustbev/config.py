@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -185,6 +186,37 @@ class AlignmentConfig(StrictModel):
     dim: Positive = 64
 
 
+Channels = Annotated[tuple[Annotated[str, Field(min_length=1, max_length=100)], ...], Field(max_length=64)]
+
+
+class RigConfig(StrictModel):
+    """The sensors whose data a model is given, by the names of their channels, and how much of their past."""
+
+    camera_channels: Channels = ()
+    lidar_channels: Channels = ()
+    radar_channels: Channels = ()
+    lidar_sweeps: Annotated[int, Field(ge=1, le=1000)] = 1  # of each LiDAR: the newest and those before it
+    radar_sweeps: Annotated[int, Field(ge=1, le=1000)] = 1
+    lidar_min_range_m: Annotated[float, Field(ge=0)] = 1.0  # nearer points are the vehicle itself
+
+    @model_validator(mode="after")
+    def _check(self) -> RigConfig:
+        channels = [name for names in self.channels().values() for name in names]
+        twice = sorted({name for name in channels if channels.count(name) > 1})
+        if twice:
+            raise ValueError(f"channel {twice[0]} is named twice")
+        return self
+
+    def channels(self) -> dict[str, tuple[str, ...]]:
+        """Modality -> its channels."""
+        return {"camera": self.camera_channels, "lidar": self.lidar_channels, "radar": self.radar_channels}
+
+    def only(self, modalities: Collection[str]) -> RigConfig:
+        """The same rig without the sensors of other modalities."""
+        left = {f"{name}_channels": () for name in self.channels() if name not in modalities}
+        return self.model_copy(update=left)
+
+
 class ModelConfig(StrictModel):
     """Everything that decides the network's architecture; it travels beside the weights as config.json."""
 
@@ -199,6 +231,7 @@ class ModelConfig(StrictModel):
     backbone: BackboneConfig = BackboneConfig()
     decode: DecodeConfig = DecodeConfig()
     alignment: AlignmentConfig | None = None  # null: no contrastive loss, and no parameters for it
+    rig: RigConfig | None = None  # whose data it was trained on; a training run fills it in from its data
 
     @model_validator(mode="after")
     def _check(self) -> ModelConfig:
@@ -221,6 +254,8 @@ class ModelConfig(StrictModel):
             raise ValueError(f"decode.nms_radius_m names {unknown[0]!r}, which is not among the classes")
         if self.alignment is not None:
             self._check_alignment(self.alignment)
+        if self.rig is not None and self.rig.only(self.modalities) != self.rig:
+            raise ValueError(f"rig: expected channels of {', '.join(self.modalities)} alone, which the model has")
         return self
 
     def _check_alignment(self, alignment: AlignmentConfig) -> None:

@@ -13,9 +13,12 @@ from bev.boxes import Boxes
 from bev.heads import DetectionHead, DetectionLogits, HeatmapHead, decode
 from bev.merge import merge_boxes, no_boxes
 from fusion import BEVFeatures, FusedBEV, Fuser, LateFusion, ObjectAlignment
-from robustbev.config import ModelConfig
+from robustbev.config import ModelConfig, RigConfig
+from robustbev.detections import Detections
+from robustbev.inference import detect
 from sensors.batch import SensorBatch
 from sensors.camera_encoder import CameraEncoder
+from sensors.frames import SensorFrame
 from sensors.lidar_encoder import LidarEncoder
 from sensors.radar_encoder import RadarEncoder
 
@@ -32,6 +35,15 @@ class Perception:
     fused: FusedBEV  # attention [B, M, X, Y]
     modalities: tuple[str, ...]  # M names, in the order of the attention
     perceived: Tensor  # [B] bool
+
+    def found(self, sample: int) -> Boxes:
+        """The boxes [T] of one sample without those that are none; no box where nothing was perceived."""
+        boxes = self.boxes[sample]
+        return boxes[(boxes.score > 0) & self.perceived[sample]]
+
+    def to(self, device: torch.device | str) -> Perception:
+        fused = FusedBEV(*(t.to(device) for t in (self.fused.features, self.fused.attention, self.fused.coverage)))
+        return Perception(self.boxes.to(device), fused, self.modalities, self.perceived.to(device))
 
 
 @dataclass(frozen=True)
@@ -102,6 +114,22 @@ class PerceptionModel(nn.Module):
             if any(is_under(name, prefix) for prefix in self.frozen):
                 module.eval()
         return self
+
+    def perceive(self, frame: SensorFrame, rig: RigConfig | None = None, *, min_score: float = 0.05) -> Detections:
+        """What the model sees in one frame of numpy arrays: boxes, and whom it trusted. Runs on the device of the model.
+
+        Args:
+            frame: pictures and points with their calibration. A sensor that is not there is left out, a modality that is not
+                there is None and costs nothing. Cameras may come in any order; their channels tell them apart.
+            rig: the names of the sensors, where they are others than those of the training, `config.rig`.
+            min_score: boxes of a lower score are left out.
+
+        Raises:
+            ValueError: a sensor that the rig does not have, more sweeps than it says, or arrays that do not fit; the model is in
+                training mode, or does not know its rig.
+            CalibrationError: a calibration that is none.
+        """
+        return detect(self, frame, rig, min_score)
 
     def forward(self, batch: SensorBatch) -> Perception:
         return self.perceive_features(self.encode(batch), batch.batch_size)

@@ -13,6 +13,7 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 
 from robustbev.assembly import build
+from robustbev.card import ModelCard
 from robustbev.config import ModelConfig
 from robustbev.model import PerceptionModel, is_under
 
@@ -38,15 +39,26 @@ def _moved(name: str) -> str:
     return name.replace("fuser.", "fuser.base.", 1) if name.startswith("fuser.") else name
 
 
-def save(model: PerceptionModel, directory: str | Path) -> Path:
-    """Write `model.safetensors` and `config.json` into `directory`, each file whole or not at all; -> the directory."""
+def save(model: PerceptionModel, directory: str | Path, card: ModelCard | None = None) -> Path:
+    """Write `model.safetensors`, `config.json` and a model card into `directory`, each whole or not at all; -> the directory.
+
+    The card, `README.md`, tells whoever is handed the folder what the model was trained on, what it reaches and what it cannot.
+    """
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
     header = {"format": "robustbev", "format_version": str(FORMAT_VERSION)}
     _write_whole(directory / "model.safetensors", safetensors.torch.save(state, metadata=header))
     _write_whole(directory / "config.json", model.config.model_dump_json(indent=2).encode())
+    write_card(directory, model.config, card or ModelCard())
     return directory
+
+
+def write_card(directory: str | Path, config: ModelConfig, card: ModelCard) -> Path:
+    """Write the model card of a saved model anew; -> the file."""
+    path = Path(directory) / "README.md"
+    _write_whole(path, card.markdown(config).encode())
+    return path
 
 
 def load(path: str | Path, device: str | torch.device = "cpu") -> PerceptionModel:
@@ -82,9 +94,7 @@ def load(path: str | Path, device: str | torch.device = "cpu") -> PerceptionMode
         raise CheckpointError(f"{weights}: no readable safetensors file ({error}); was it copied whole?") from error
     try:
         with torch.device("meta"):
-            outline = build(
-                config
-            )  # shapes alone: a config that is not of these weights must not fill the memory first
+            outline = build(config)  # a config that is not of these weights must not fill the memory first
     except (RuntimeError, TypeError, OverflowError) as error:  # sizes beyond what torch can count
         reason = str(error).partition("\n")[0]
         raise CheckpointError(f"{config_file}: describes no network that can be built: {reason}") from error

@@ -111,8 +111,6 @@ def fit_image(
     The window lies on whole pixels and the intrinsics follow the window that was cut, so that rounding costs nothing. A mirrored
     picture keeps its camera's pose and gets a negative focal length.
     """
-    import cv2
-
     height, width = size_px
     scale = max(height / image.shape[0], width / image.shape[1]) * change.zoom
     window_h, window_w = max(1, round(height / scale)), max(1, round(width / scale))
@@ -122,15 +120,59 @@ def fit_image(
     if window.shape[:2] != (window_h, window_w):
         above, before = max(-top, 0), max(-left, 0)
         below, after = window_h - above - window.shape[0], window_w - before - window.shape[1]
-        window = cv2.copyMakeBorder(window, above, below, before, after, cv2.BORDER_CONSTANT, value=0)
-    # Below half the size linear interpolation would skip pixels; above it is seven times as fast.
-    way = cv2.INTER_AREA if window_w > 2 * width else cv2.INTER_LINEAR
-    fitted = cv2.resize(window, (width, height), interpolation=way)
+        window = np.pad(window, ((above, below), (before, after), (0, 0)))
+    fitted = resize(window, size_px)
     moved = np.array([[1, 0, -left], [0, 1, -top], [0, 0, 1]]) @ intrinsics
     matrix = scaled_intrinsics(moved, width / window_w, height / window_h)
     if change.mirror:
         fitted = fitted[:, ::-1]
         matrix = np.array([[-1, 0, width - 1], [0, 1, 0], [0, 0, 1]]) @ matrix
     if change.colour is not None:
+        import cv2
+
         fitted = cv2.transform(np.ascontiguousarray(fitted), change.colour)
     return fitted, matrix
+
+
+def resize(image: NDArray[np.uint8], size_px: tuple[int, int]) -> NDArray[np.uint8]:
+    """The picture [H', W', 3] at another size (H, W), by OpenCV where it is installed, else by `resize_reference`.
+
+    The two differ by at most one of 256 levels.
+    """
+    if image.shape[:2] == size_px:
+        return image
+    try:
+        import cv2
+    except ImportError:  # a robot need not have it
+        return resize_reference(image, size_px)
+    way = cv2.INTER_AREA if _shrinks(image.shape[1], size_px[1]) else cv2.INTER_LINEAR
+    fitted: NDArray[np.uint8] = cv2.resize(image, size_px[::-1], interpolation=way)
+    return fitted
+
+
+def resize_reference(image: NDArray[np.uint8], size_px: tuple[int, int]) -> NDArray[np.uint8]:
+    """`resize` in numpy: a picture is a weighted mean along each axis, one after the other."""
+    area = _shrinks(image.shape[1], size_px[1])
+    down, across = (_weights(old, new, area) for old, new in zip(image.shape[:2], size_px, strict=True))
+    rows = np.tensordot(down, image.astype(np.float32), axes=1)
+    fitted = np.matmul(across, rows)  # [H, W, W'] x [H, W', 3]
+    return np.rint(fitted).clip(0, 255).astype(np.uint8)
+
+
+def _shrinks(old_px: int, new_px: int) -> bool:
+    """Whether pixels are averaged: below half the size linear interpolation would skip some; above it is seven times as fast."""
+    return old_px > 2 * new_px
+
+
+def _weights(old_px: int, new_px: int, area: bool) -> NDArray[np.float32]:
+    """[new, old] how much of each old pixel goes into each new one: the part that it covers, or its share by distance."""
+    scale = old_px / new_px
+    pixel = np.arange(old_px)
+    if area:
+        begin = np.arange(new_px)[:, None] * scale
+        overlap = np.minimum(begin + scale, pixel + 1) - np.maximum(begin, pixel)
+        weights = overlap.clip(min=0) / scale
+    else:
+        middle = ((np.arange(new_px) + 0.5) * scale - 0.5).clip(0, old_px - 1)
+        weights = (1 - np.abs(middle[:, None] - pixel)).clip(min=0)
+    return weights.astype(np.float32)

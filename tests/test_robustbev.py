@@ -369,7 +369,7 @@ def test_a_configuration_survives_json() -> None:
 
 def test_a_saved_model_comes_back_bit_for_bit(model: PerceptionModel, tmp_path: Path) -> None:
     directory = save(model, tmp_path / "new" / "checkpoint")
-    assert sorted(file.name for file in directory.iterdir()) == ["config.json", "model.safetensors"]
+    assert sorted(file.name for file in directory.iterdir()) == ["README.md", "config.json", "model.safetensors"]
     batch = random_sensors()
     expected = model(batch)
     for path in (directory, directory / "model.safetensors", str(directory)):

@@ -280,14 +280,14 @@ def test_callbacks_return_while_the_model_is_busy(
     rig: Rig, files: dict[str, str], bag: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     busy, goes_on = threading.Event(), threading.Event()
-    perceive = rig.perception.perceive
+    perceive = rig.perception.perceive_frame
 
     def slow(*arguments: Any) -> Any:
         busy.set()
         assert goes_on.wait(600)
         return perceive(*arguments)
 
-    monkeypatch.setattr(rig.perception, "perceive", slow)
+    monkeypatch.setattr(rig.perception, "perceive_frame", slow)
     node = rig.start(**files, **(PATIENT | {"queue_messages": 3}))
     play(rig, node, recorded(bag))
     assert busy.wait(120)

@@ -37,6 +37,20 @@ fused.features.sum().backward()
 print(sys.modules["fusion"].__file__)
 print(*fused.features.shape, *sorted(after - before - set(sys.stdlib_module_names)))
 """
+PERCEIVE = """
+import numpy as np
+import robustbev
+from sensors.frames import CameraImage, LidarSweep, RadarSweep, SensorFrame
+model = robustbev.load("model")
+level = np.array([[0, 0, 1, 1], [-1, 0, 0, 0], [0, -1, 0, 1.5], [0, 0, 0, 1.0]])
+pinhole = np.array([[400, 0, 300], [0, 400, 150], [0, 0, 1.0]])
+camera = CameraImage("FRONT", np.full((300, 600, 3), 90, np.uint8), pinhole, level, 0)
+lidar = LidarSweep("TOP", np.random.default_rng(0).uniform(-9, 9, (500, 5)).astype(np.float32), np.eye(4), 0)
+radar = RadarSweep("BUMPER", np.random.default_rng(1).uniform(1, 9, (20, 6)).astype(np.float32), np.eye(4), 0)
+frame = SensorFrame("now", 0, (camera,), (lidar,), (radar,), np.eye(4))
+blind = SensorFrame("now", 0, None, None, None, np.eye(4))
+print(model.perceive(frame).perceived, len(model.perceive(frame, min_score=0)) > 0, not model.perceive(blind).perceived)
+"""
 NOT_THERE = """
 import importlib.util
 print(*[name for name in ("numpy", "pydantic", "safetensors", "ray", "mlflow", "cv2", "nuscenes", "yaml")
@@ -119,9 +133,9 @@ def test_with_torch_alone_a_fuser_runs(wheel: Path, tmp_path: Path) -> None:
     assert said.split() == ["1", "8", "6", "5", "fusion"]
 
 
-def test_with_the_base_dependencies_a_model_loads(wheel: Path, tmp_path: Path) -> None:
+def test_with_the_base_dependencies_a_model_perceives(wheel: Path, tmp_path: Path) -> None:
     python = environment(tmp_path, wheel, BASE)
-    save(tiny_model(), tmp_path / "model")
-    code = "import robustbev; print(*robustbev.load('model').config.modalities)"
-    assert run(python, "-I", "-c", code, cwd=tmp_path).split() == ["camera", "lidar", "radar"]
+    rig = {"camera_channels": ["FRONT"], "lidar_channels": ["TOP"], "radar_channels": ["BUMPER"]}
+    save(tiny_model(rig=rig), tmp_path / "model")
+    assert run(python, "-I", "-c", PERCEIVE, cwd=tmp_path).split() == ["True", "True", "True"]
     assert run(python, "-I", "-c", NOT_THERE, cwd=tmp_path).split() == ["numpy", "pydantic", "safetensors"]

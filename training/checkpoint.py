@@ -2,6 +2,7 @@
 
 A checkpoint is a folder `step-00001200` with
     model.safetensors, config.json   the model to use (averaged weights where the run keeps an average), for `robustbev.load`
+    README.md                        its model card
     training_state.safetensors       the weights in training, their average, the optimiser's moments, random states
     training_state.json              the step, the sampler's place, and which tensor is what
 There is no pickle in it. `latest` beside the folders names the newest one.
@@ -239,6 +240,12 @@ def find_checkpoint(path: Path) -> Path:
             "`robustbev train` writes them to runs/<name>/checkpoints/"
         )
     return found
+
+
+def step_of(checkpoint: Path) -> int | None:
+    """The optimiser steps done when a checkpoint was written; None where its folder does not say."""
+    name = checkpoint.name.removeprefix(_PREFIX)
+    return int(name) if checkpoint.name.startswith(_PREFIX) and name.isdecimal() else None
 
 
 def _check_run(path: Path, document: Mapping[str, Any], place: Place) -> None:

@@ -76,6 +76,8 @@ class RunConfig(StrictModel):
 
     @model_validator(mode="after")
     def _check(self) -> RunConfig:
+        if self.model.rig is not None:
+            raise ValueError("model.rig follows from data: name the channels and sweeps in data.nuscenes instead")
         if self.camera_weights is not None and self.model.camera is None:
             raise ValueError("camera_weights: model.camera is null, so there is no ViT to load them into")
         unknown = [name for name in self.data.nuscenes.classes if name not in self.model.classes]

@@ -6,7 +6,7 @@ Letters: B samples, M boxes.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import lru_cache
 from typing import Annotated, Any, Literal
 
@@ -15,8 +15,9 @@ from pydantic import Field
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+import robustbev
 from bev.boxes import Boxes
-from robustbev import ModelConfig, StrictModel
+from robustbev import ModelConfig, RigConfig, StrictModel
 from sensors.collate import collate
 from sensors.errors import SensorDataError
 from sensors.frames import History, SensorFrame
@@ -52,24 +53,28 @@ class DataConfig(StrictModel):
     pin_memory: bool | None = None  # None: where there is a GPU
 
 
+def rig_of(config: DataConfig, model: ModelConfig) -> RigConfig:
+    """The sensors of the data that this model is given."""
+    nuscenes = config.nuscenes
+    return RigConfig(
+        camera_channels=nuscenes.camera_channels,
+        lidar_channels=nuscenes.lidar_channels,
+        radar_channels=nuscenes.radar_channels,
+        lidar_sweeps=nuscenes.lidar_sweeps,
+        radar_sweeps=nuscenes.radar_sweeps,
+        lidar_min_range_m=config.lidar_min_range_m,
+    ).only(model.modalities)
+
+
+def with_rig(model: ModelConfig, config: DataConfig) -> ModelConfig:
+    """The model's configuration with the rig of the data, where it does not name one yet."""
+    return model if model.rig is not None else model.model_copy(update={"rig": rig_of(config, model)})
+
+
 def preparation(config: DataConfig, model: ModelConfig) -> Preparation:
     """What this model wants its data to be like."""
-    camera = model.camera
-    return Preparation(
-        grid=model.grid.bev(),
-        z_range_m=(model.grid.z_min_m, model.grid.z_max_m),
-        image_size_px=None if camera is None else (camera.image_height_px, camera.image_width_px),
-        cameras=len(config.nuscenes.camera_channels),
-        radar_channels=config.nuscenes.radar_channels,
-        lidar=model.lidar is not None,
-        radar=model.radar is not None,
-        feature_stride_px=8 if camera is None else camera.feature_stride_px,
-        lift_samples=(1, 1) if camera is None else camera.lift_samples,
-        depth_bins=None if camera is None else camera.depth_bins.bins(),
-        depth_targets=camera is not None,
-        lidar_min_range_m=config.lidar_min_range_m,
-        keep_outside=config.keep_outside,
-    )
+    wanted = robustbev.preparation(model, rig_of(config, model))
+    return replace(wanted, depth_targets=model.camera is not None, keep_outside=config.keep_outside)
 
 
 def open_reader(config: DataConfig, model: ModelConfig, split: str) -> NuScenesReader:

@@ -162,7 +162,7 @@ def evaluate_subsets(
             "loader that drops none and with one rank"
         )
     nusc = open_tables(reader.root, reader.config.version)
-    official = OfficialEvaluation(nusc, tokens, model.config.grid.bev().radius_m)
+    official = OfficialEvaluation(nusc, tokens, model.config.grid.bev().radius_m, reader.config.reference_channel)
     poses = {token: reader.global_T_reference(i) for i, token in enumerate(reader.tokens)}
     scoring = Scoring(
         official,
@@ -193,7 +193,8 @@ def evaluate_checkpoint(
         checkpoint: a checkpoint, or a run's folder (its newest one).
         config: what to evaluate on; None: the configuration that the run left beside its checkpoints.
         out_dir: for tables, submissions and the chart; None: `evaluation` in the run's folder. A run's folder gets
-            subsets.json too, unless `config` names other data than the run's own: then nothing but `out_dir` is written.
+            subsets.json too, and the checkpoint's model card the figures, unless `config` names other data than the run's own:
+            then nothing but `out_dir` is written.
 
     Raises:
         FileNotFoundError: there is no such checkpoint.
@@ -201,7 +202,9 @@ def evaluate_checkpoint(
             run's, and `out_dir` is not given; or see `evaluate_subsets`.
     """
     import robustbev
-    from training.data import build_loader
+    from training.checkpoint import step_of
+    from training.data import build_loader, with_rig
+    from training.model_card import card_of
     from training.pictures import subset_chart
     from training.tracking import log_report
 
@@ -218,6 +221,9 @@ def evaluate_checkpoint(
     subset_chart(out_dir / "subsets.png", results)
     if files is not None and not other:
         write_subsets(files.root / "subsets.json", results)
+        folder = checkpoint if checkpoint.is_dir() else checkpoint.parent
+        card = card_of(config, results, step_of(folder))
+        robustbev.write_card(folder, with_rig(model.config, config.data), card)
         kept = {"evaluation": [out_dir / name for name in ("subsets.json", "table.md", "table.csv", "subsets.png")]}
         for subset in results:
             kept[f"evaluation/{subset}"] = [out_dir / subset / n for n in ("metrics_summary.json", "results_nusc.json")]

@@ -13,9 +13,8 @@ from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 import numpy as np
-import torch
 
-from robustbev import Perception, PerceptionModel, perceive
+from robustbev import Perception, PerceptionModel, perceive_frame
 from sensors.calibration import CalibrationError
 from sensors.frames import History, SensorFrame
 from sensors.health import HealthMode, HealthMonitor, HealthReport, sick_sensors, without_sick
@@ -74,7 +73,7 @@ class Perceiver:
     preparation: Preparation
 
     def __call__(self, frame: SensorFrame) -> Perception:
-        return perceive(self.model, frame, self.preparation)
+        return perceive_frame(self.model, frame, self.preparation)
 
 
 @dataclass
@@ -183,12 +182,10 @@ def _result(tick: Tick, perceiver: Perceiver, classes: tuple[str, ...], attribut
         seen = perceiver(tick.frame)
     except CalibrationError as error:  # a corruption or a fault broke a calibration that was sound before it
         raise AssertionError(f"tick {tick.index}: a calibration that the synchroniser let through: {error}") from error
-    perceived, boxes = bool(seen.perceived[0]), seen.boxes[0]
-    kept = boxes.score > 0 if perceived else torch.zeros_like(boxes.score, dtype=torch.bool)
     return TickResult(
         tick=tick,
-        perceived=perceived,
-        boxes=boxes[kept],
+        perceived=bool(seen.perceived[0]),
+        boxes=seen.found(0),
         modalities=seen.modalities,
         attention=seen.fused.attention[0].float().numpy(),
         classes=classes,

@@ -121,7 +121,9 @@ def _hand_over(tracker: MLflowRun, files: RunFiles, outcome: Outcome | None) -> 
         if files.history.is_file():
             tracker.file(files.history)
         if outcome is not None and outcome.checkpoint is not None:
-            tracker.files((outcome.checkpoint / name for name in ("model.safetensors", "config.json")), "model")
+            tracker.files(
+                (outcome.checkpoint / name for name in ("model.safetensors", "config.json", "README.md")), "model"
+            )
         if outcome is None:
             tracker.finish("FAILED")
         else:

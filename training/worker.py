@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import safetensors.torch
@@ -15,10 +16,11 @@ from sensors.vit_weights import load_vit_weights
 from training.callbacks import Callback
 from training.checkpoint import CheckpointStore, TrainingState, find_checkpoint
 from training.config import RunConfig
-from training.data import build_loader
+from training.data import build_loader, with_rig
 from training.history import History
 from training.loop import Forward, Outcome, Peers, Plan, train
 from training.memory import keep_freed_memory
+from training.model_card import card_of
 from training.optim import AveragedWeights, build_optimizer
 from training.random_state import seed_everything
 from training.run_files import RunFiles, Status
@@ -43,8 +45,9 @@ def work(config: RunConfig, post: Post) -> Outcome:
     files = RunFiles(config.run_dir)
     keep_freed_memory()
     seed_everything(config.seed, rank=0)  # every rank begins with the same weights
-    model = robustbev.build(config.model)
-    store = CheckpointStore(files.checkpoints, robustbev.save, post.keep)
+    # The rig travels with the weights, so that the model knows whose data it was given.
+    model = robustbev.build(with_rig(config.model, config.data))
+    store = CheckpointStore(files.checkpoints, partial(robustbev.save, card=card_of(config)), post.keep)
     if store.latest() is None:
         _load_initial_weights(model, config, say=post.peers.rank == 0)
     model.freeze(config.freeze)

@@ -14,10 +14,11 @@ from mlflow.exceptions import MlflowException
 import robustbev
 from sensors.corruptions import Corruption, CorruptionError
 from tests.small_nuscenes import SmallNuScenes
-from training.config import RunConfig
+from training.config import RunConfig, load_run_config
 from training.config_file import to_yaml
 from training.data import DataConfig
 from training.evaluation import SUBSETS, evaluate_checkpoint
+from training.release import release
 from training.run_files import RunFiles
 from training.show import show, show_run
 from training.tracking import MLflowRun
@@ -65,6 +66,23 @@ def test_evaluate_finds_the_run_of_a_checkpoint_and_leaves_all_its_files(run: Ru
     assert all(0 <= result.mean_ap <= 1 and result.samples == 3 for result in results.values())
 
 
+def test_the_card_of_a_checkpoint_gets_the_figures_and_goes_with_the_model(run: RunFiles, tmp_path: Path) -> None:
+    results = evaluate_checkpoint(run.root)
+    out = release(run.root, tmp_path / "to hand on")
+    assert sorted(file.name for file in out.iterdir()) == ["README.md", "config.json", "model.safetensors"]
+    card = (out / "README.md").read_text()
+    for result in results.values():
+        assert f"| {result.subset.replace('+', ' + ')} | {result.mean_ap:.3f} | {result.nds:.3f} |" in card
+    assert "3 keyframes" in card
+    rig = robustbev.load(out).config.rig  # which the checkpoint itself does not know
+    assert rig is not None
+    channels = load_run_config(run.config).data.nuscenes.channels()
+    assert rig.channels() == channels
+    assert all(name in card for name in channels["camera"] + channels["radar"])
+    with pytest.raises(ValueError, match="is a checkpoint of a run"):
+        release(out, run.checkpoints / "step-00000001")
+
+
 class Tracker:
     """Stands for the MLflow run."""
 
@@ -103,8 +121,6 @@ def test_an_mlflow_that_does_not_answer_costs_a_warning_only(run: RunFiles, monk
 def test_figures_on_other_data_do_not_take_the_place_of_the_runs_own(
     run: RunFiles, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from training.config import load_run_config
-
     monkeypatch.setattr(MLflowRun, "open", lambda file: pytest.fail("the run's MLflow is not to hear of it"))
     (run.root / "subsets.json").write_text("own")
     settings = ["data.nuscenes.val_split=small_train", "evaluation.subsets=[lidar]"]

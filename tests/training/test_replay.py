@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from robustbev import Perception, PerceptionModel, perceive
+from robustbev import Perception, PerceptionModel, perceive_frame
 from sensors.batch import MODALITIES
 from sensors.collate import collate
 from sensors.corruptions import Corruption
@@ -58,7 +58,7 @@ def test_a_silent_sensor_is_its_null_embedding_bit_for_bit(model: PerceptionMode
         kept = {name: f if name in subset else None for name, f in features.items()}
         expected: Perception = model.perceive_features(kept, 1)
     (result,) = run(model, [noise_tick(3, subset)])
-    alone = perceive(model, noise_frame(3, subset), preparation())
+    alone = perceive_frame(model, noise_frame(3, subset), preparation())
     assert torch.equal(alone.fused.features, expected.fused.features)
     np.testing.assert_array_equal(result.attention, expected.fused.attention[0].numpy())
     kept_boxes = expected.boxes[0].score > 0

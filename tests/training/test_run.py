@@ -13,6 +13,7 @@ pytest.importorskip("mlflow")
 
 import robustbev
 import training.checkpoint
+from sensors.nuscenes import NuScenesReader
 from tests.small_nuscenes import SmallNuScenes
 from training.checkpoint import CheckpointWriteError, find_checkpoint
 from training.config import RunConfig
@@ -149,6 +150,24 @@ def test_a_run_is_worked_on_by_one_process_at_a_time(whole: RunConfig) -> None:
         run_training(whole, Bars())
 
 
+def test_the_model_knows_whose_data_it_was_given(small_nuscenes: SmallNuScenes, whole: RunConfig) -> None:
+    checkpoint = find_checkpoint(whole.run_dir)
+    model, nuscenes = robustbev.load(checkpoint), whole.data.nuscenes
+    assert model.config.rig is not None
+    assert model.config.rig.channels() == nuscenes.channels()
+    assert (model.config.rig.lidar_sweeps, model.config.rig.radar_sweeps) == (
+        nuscenes.lidar_sweeps,
+        nuscenes.radar_sweeps,
+    )
+    reader = NuScenesReader(nuscenes, nuscenes.train_split, classes=model.config.classes)
+    assert model.perceive(reader.frame(0)).perceived
+    card = (checkpoint / "README.md").read_text()
+    assert f"split `{nuscenes.train_split}`" in card
+    assert "Not evaluated" in card
+    with pytest.raises(ValueError, match=r"model\.rig follows from data"):
+        RunConfig.model_validate(whole.model_dump() | {"model": model.config})
+
+
 def test_mlflow_gets_configuration_figures_and_model_of_one_run(small_nuscenes: SmallNuScenes, tmp_path: Path) -> None:
     run = config(small_nuscenes, tmp_path, "tracked", tracking={"every_steps": 2})
     with pytest.raises(KilledError):
@@ -166,7 +185,7 @@ def test_mlflow_gets_configuration_figures_and_model_of_one_run(small_nuscenes: 
     assert {"train/loss", "train/loss/heatmap", "train/lr", "train/samples_per_s", "memory/resident_mib"} <= metrics
     artifacts = tmp_path / "mlartifacts" / run_id / "artifacts"
     assert {path.name for path in artifacts.rglob("*") if path.is_file()} == {
-        "config.yaml", "model.safetensors", "config.json", "history.jsonl",
+        "config.yaml", "model.safetensors", "config.json", "README.md", "history.jsonl",
     }  # fmt: skip
 
 

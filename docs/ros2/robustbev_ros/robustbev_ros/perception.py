@@ -9,7 +9,7 @@ from typing import Any, TypeAlias
 
 import torch
 
-from robustbev import ModelConfig, PerceptionModel, load, perceive
+from robustbev import ModelConfig, PerceptionModel, RigConfig, load, perceive_frame, preparation
 from robustbev_ros.settings import NodeSettings
 from sensors.images import DecodeSize
 from sensors.logs.log import LogError
@@ -49,20 +49,12 @@ def channels_of(mapping: LogMapping, model: ModelConfig) -> Channels:
     return Channels(cameras, lidars, radars, reference)
 
 
-def preparation_of(model: ModelConfig, channels: Channels, lidar_min_range_m: float) -> Preparation:
-    """What the model wants to be given, of these channels."""
-    camera = model.camera
-    return Preparation(
-        grid=model.grid.bev(),
-        z_range_m=(model.grid.z_min_m, model.grid.z_max_m),
-        image_size_px=None if camera is None else camera.image_size,
-        cameras=len(channels.cameras),
+def rig_of(channels: Channels, lidar_min_range_m: float) -> RigConfig:
+    """The model's rig, of these channels."""
+    return RigConfig(
+        camera_channels=channels.cameras,
+        lidar_channels=channels.lidars,
         radar_channels=channels.radars,
-        lidar=model.lidar is not None,
-        radar=model.radar is not None,
-        feature_stride_px=8 if camera is None else camera.feature_stride_px,
-        lift_samples=(1, 1) if camera is None else camera.lift_samples,
-        depth_bins=None if camera is None else camera.depth_bins.bins(),
         lidar_min_range_m=lidar_min_range_m,
     )
 
@@ -75,13 +67,11 @@ class Looker:
     preparation: Preparation
 
     def __call__(self, tick: Tick) -> TickResult:
-        seen = perceive(self.model, tick.frame, self.preparation)
-        perceived, boxes = bool(seen.perceived[0]), seen.boxes[0]
-        kept = boxes.score > 0 if perceived else torch.zeros_like(boxes.score, dtype=torch.bool)
+        seen = perceive_frame(self.model, tick.frame, self.preparation)
         return TickResult(
             tick=tick,
-            perceived=perceived,
-            boxes=boxes[kept],
+            perceived=bool(seen.perceived[0]),
+            boxes=seen.found(0),
             modalities=seen.modalities,
             attention=seen.fused.attention[0].float().numpy(),
             classes=self.model.config.classes,
@@ -146,7 +136,7 @@ class Perception:
         return LiveLoop(
             playback=LivePlayback(self.mapping, self.channels, settings, decode=decode),
             decode=Ros2Decoder(self.topics),
-            look=Looker(self.model, preparation_of(config, self.channels, settings.lidar_min_range_m)),
+            look=Looker(self.model, preparation(config, rig_of(self.channels, settings.lidar_min_range_m))),
             publish=Reporter(settings, self.mapping.ego_frame, make, send, name),
             most=most_waiting(self.topics, settings.queue_messages),
             max_age_s=settings.max_age_s,

@@ -1,0 +1,92 @@
+"""The model card: what whoever is handed the weights must know of them (Mitchell et al., "Model Cards", FAT* 2019)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from robustbev.config import ModelConfig
+
+NOT_CERTIFIED = (
+    "Research software, not safety-certified: no functional-safety standard (ISO 26262, ISO 21448, UL 4600) was applied. It "
+    "must not be what keeps people from harm."
+)
+_LIMITS = (
+    "It knows only the classes above, only within the grid, and only sensors like those that it was trained with.",
+    "A score is a ranking, not a probability: it was not calibrated.",
+    "Where `coverage` is 0 it knows nothing: no box there does not mean that nothing is there.",
+    "It tells that a sensor is lost when it is told so. Of a sensor that lies it may believe a part: watch the health of the "
+    "sensors (`sensors.health`).",
+)
+
+
+@dataclass(frozen=True)
+class SubsetFigures:
+    """What the model reached with some of its sensors."""
+
+    subset: str  # "camera+lidar"
+    mean_ap: float  # nuScenes' mAP, 0..1
+    nds: float  # nuScenes detection score, 0..1
+
+
+@dataclass(frozen=True)
+class ModelCard:
+    """What the weights cannot tell of themselves. What is not known stays empty, and the card says so."""
+
+    name: str = "RobustBEV model"
+    trained_on: str = ""  # which data, how much of it, how long
+    evaluated_on: str = ""  # which data the figures hold for
+    figures: tuple[SubsetFigures, ...] = ()
+    limits: tuple[str, ...] = ()  # beyond those that every model has
+
+    def markdown(self, config: ModelConfig) -> str:
+        """The card of a model with this configuration."""
+        grid = config.grid
+        sections = [
+            f"# {_line(self.name)}",
+            f"Finds objects in bird's-eye view with any subset of {', '.join(config.modalities)}.",
+            f"**{NOT_CERTIFIED}**",
+            "## Use",
+            '```python\nimport robustbev\n\nmodel = robustbev.load("this-folder")  # runs nothing that is in the files\n'
+            "detections = model.perceive(frame)  # a sensors.frames.SensorFrame of numpy arrays\n```",
+            "## What goes in and what comes out",
+            "\n".join(_rig(config)),
+            f"Boxes of {', '.join(config.classes)}, for x {grid.x_min_m:g} to {grid.x_max_m:g} m (forward) and y "
+            f"{grid.y_min_m:g} to {grid.y_max_m:g} m (left), in cells of {grid.cell_m:g} m.",
+            "## Training data",
+            self.trained_on or "Not stated.",
+            "## What it reaches with which sensors",
+            self._table(),
+            "## Limits",
+            "\n".join(f"- {limit}" for limit in (*_LIMITS, *self.limits)),
+        ]
+        return "\n\n".join(sections) + "\n"
+
+    def _table(self) -> str:
+        if not self.figures:
+            return "Not evaluated. `robustbev evaluate --checkpoint ...` measures every subset and writes the figures here."
+        rows = [f"| {f.subset.replace('+', ' + ')} | {f.mean_ap:.3f} | {f.nds:.3f} |" for f in self.figures]
+        said = f"Measured on {self.evaluated_on}, by the official nuScenes evaluation." if self.evaluated_on else ""
+        return "\n".join(["| sensors | mAP | NDS |", "|---|---:|---:|", *rows, "", said]).rstrip()
+
+
+def _rig(config: ModelConfig) -> list[str]:
+    if config.rig is None:
+        return ["- sensors: not stated"]
+    rig = config.rig
+    lines = []
+    if config.camera is not None:
+        size = f"{config.camera.image_width_px} x {config.camera.image_height_px} px to the network"
+        lines.append(f"- cameras ({size}): {', '.join(rig.camera_channels) or 'none'}")
+    if config.lidar is not None:
+        lines.append(f"- LiDAR ({_sweeps(rig.lidar_sweeps)}): {', '.join(rig.lidar_channels) or 'none'}")
+    if config.radar is not None:
+        lines.append(f"- radar ({_sweeps(rig.radar_sweeps)}): {', '.join(rig.radar_channels) or 'none'}")
+    return lines
+
+
+def _sweeps(count: int) -> str:
+    return "one sweep" if count == 1 else f"up to {count} sweeps each"
+
+
+def _line(text: str) -> str:
+    return " ".join(text.split())

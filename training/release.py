@@ -1,0 +1,47 @@
+"""A trained model as a folder to hand on: weights, configuration, model card."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import robustbev
+from training.atomic import write_text
+from training.checkpoint import find_checkpoint, step_of
+from training.config import load_run_config
+from training.data import with_rig
+from training.evaluation import run_of
+from training.model_card import card_of
+
+
+def release(checkpoint: Path, out: Path) -> Path:
+    """Write what `robustbev.load` needs of a checkpoint into the folder `out`; -> `out`.
+
+    The model card is the checkpoint's own, with the figures that `robustbev evaluate` wrote into it. A checkpoint of before
+    models knew their rig gets the rig of its run.
+
+    Args:
+        checkpoint: a checkpoint, or a run's folder (its newest one).
+        out: a folder that does not hold a checkpoint of a run.
+
+    Raises:
+        FileNotFoundError: there is no such checkpoint.
+        CheckpointError: it cannot be read.
+        ValueError: `out` is a checkpoint of a run.
+    """
+    found = find_checkpoint(checkpoint)
+    folder = found if found.is_dir() else found.parent
+    if run_of(out) is not None:
+        raise ValueError(
+            f"{out}: is a checkpoint of a run, which its run needs as it is: name another folder with --out"
+        )
+    model = robustbev.load(found)
+    files = run_of(found)
+    config = None if files is None else load_run_config(files.config)
+    if config is not None:
+        model.config = with_rig(model.config, config.data)
+    card = None if config is None else card_of(config, step=step_of(folder))
+    robustbev.save(model, out, card)
+    own = folder / "README.md"
+    if own.is_file():
+        write_text(out / "README.md", own.read_text(encoding="utf-8"))
+    return out
