@@ -1,6 +1,6 @@
 """Reads keyframes, sweeps and boxes of any nuScenes-format data set.
 
-The reference frame of a sample is the ego frame at the keyframe time of `reference_channel` (LIDAR_TOP). Every sensor is brought
+The reference frame of a sample is the ego frame at the keyframe time of `reference_channel`. Every sensor is brought
 there from its own time: reference_T_sensor = inv(global_T_ego at the keyframe) @ global_T_ego at its own time @ ego_T_sensor.
 
 Letters: S samples of the split, N boxes, K classes.
@@ -22,6 +22,7 @@ from sensors.calibration import Float64, inverse_rigid, transforms
 from sensors.errors import DataRootError, SensorDataError, SensorDataWarning
 from sensors.frames import CameraImage, LidarSweep, RadarSweep, SensorFrame
 from sensors.images import DecodeSize, read_jpeg, scaled_intrinsics
+from sensors.nuscenes_channels import check_channels
 from sensors.nuscenes_config import DETECTION_ATTRIBUTES, NuScenesConfig
 from sensors.nuscenes_index import NuScenesIndex, open_index
 from sensors.point_files import read_lidar_file, read_radar_file
@@ -44,7 +45,8 @@ class NuScenesReader:
     eight attributes. `decode` lets JPEGs be decoded at a reduced scale. Pickles as its arguments and opens the index anew.
 
     Raises:
-        DataRootError: the data set, the version or the split is not there, or the class map names a class not in `classes`.
+        DataRootError: the data set, the version, the split or a channel is not there, or the class map names a class not in
+            `classes`.
     """
 
     def __init__(
@@ -62,13 +64,13 @@ class NuScenesReader:
         self.attributes = DETECTION_ATTRIBUTES if attributes is None else tuple(attributes)
         self.decode = decode
         self.index: NuScenesIndex = open_index(config)
+        check_channels(config, self.index)
         self.samples = self.index.samples_of_split(split)
         self._root = config.root.expanduser()
         self._columns = {name: i for i, name in enumerate(self.index.meta.channels)}
         self._label_of_category = _labels(self.index.meta.categories, config.class_map, self.classes)
         self._attribute_of = _positions(self.index.meta.attributes, self.attributes)
         self._tokens: tuple[str, ...] | None = None
-        _warn_of_missing_channels(config, self.index)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _reopen, (self.config, self.split, self.classes, self.attributes, self.decode)
@@ -310,15 +312,3 @@ def _labels(categories: tuple[str, ...], class_map: dict[str, str], classes: tup
 def _positions(names: tuple[str, ...], wanted: tuple[str, ...]) -> NDArray[np.int64]:
     """Where each name stands in `wanted`, -1 where it does not."""
     return np.array([wanted.index(name) if name in wanted else -1 for name in (*names, "")], np.int64)
-
-
-def _warn_of_missing_channels(config: NuScenesConfig, index: NuScenesIndex) -> None:
-    """A modality that the data set has nowhere is absent; that may be a slip in the configuration."""
-    for modality, channels in config.channels().items():
-        if channels and not set(channels) & set(index.meta.channels):
-            warnings.warn(
-                f"{config.version} has none of the {modality} channels {', '.join(channels)}: {modality} counts as absent. "
-                f"Channels there: {', '.join(index.meta.channels)}",
-                SensorDataWarning,
-                stacklevel=3,
-            )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from pathlib import Path
 from types import MappingProxyType
 from typing import Annotated, Literal
@@ -65,7 +66,8 @@ class NuScenesConfig(StrictModel):
     radar_channels: tuple[str, ...] = (
         "RADAR_FRONT", "RADAR_FRONT_LEFT", "RADAR_FRONT_RIGHT", "RADAR_BACK_LEFT", "RADAR_BACK_RIGHT",
     )  # fmt: skip
-    reference_channel: str = "LIDAR_TOP"  # its ego pose at the keyframe is the reference frame
+    # Its ego pose at the keyframe is the reference frame: one of the LiDARs, or any channel of the data set where there is none.
+    reference_channel: str = "LIDAR_TOP"
     lidar_sweeps: Annotated[int, Field(ge=1)] = 10  # the keyframe and those before it
     radar_sweeps: Annotated[int, Field(ge=1)] = 6
     radar_filter: RadarFilter = RadarFilter()
@@ -82,6 +84,12 @@ class NuScenesConfig(StrictModel):
         twice = sorted({name for name in channels if channels.count(name) > 1})
         if twice:
             raise ValueError(f"channel {twice[0]} is named twice")
+        if self.lidar_channels and self.reference_channel not in self.lidar_channels:
+            near = difflib.get_close_matches(self.reference_channel, self.lidar_channels, n=1, cutoff=0.0)
+            raise ValueError(
+                f"reference_channel must be one of lidar_channels ({', '.join(self.lidar_channels)}), "
+                f"got {self.reference_channel}: choose {near[0]}, say"
+            )
         return self
 
     @property

@@ -30,9 +30,10 @@ from sensors.nuscenes_config import NuScenesConfig
 
 FORMAT = 2
 TABLES = (
-    "attribute", "calibrated_sensor", "category", "ego_pose", "instance", "log", "map", "sample", "sample_annotation",
-    "sample_data", "scene", "sensor", "visibility",
+    "attribute", "calibrated_sensor", "category", "ego_pose", "instance", "sample", "sample_annotation", "sample_data",
+    "scene", "sensor", "visibility",
 )  # fmt: skip
+OPTIONAL_TABLES = ("log", "map")  # not every data set in this format has them, and nothing here needs them
 # With the format: two versions of this library that share a data set must not remove each other's index in turns.
 _PREFIX = f".robustbev-index-{FORMAT}-"
 # A data set keeps its id when the index learns to list it in another way: results measured on it are known by the id.
@@ -135,12 +136,11 @@ def build_index(config: NuScenesConfig) -> Path:
         DataRootError: no data root, no such version, a table is missing or unreadable.
         SensorDataError: a pose, an intrinsic matrix or a box in the tables cannot be one.
     """
+    found = find_index(config)
+    if found is not None:
+        return found
     tables = check_root(config)
-    name = _PREFIX + _fingerprint(tables)
-    places = _places(config, tables)
-    for place in places:
-        if (place / name / "meta.json").exists():
-            return place / name
+    name, places = _PREFIX + _fingerprint(tables), _places(config, tables)
     place = next((p for p in places if _writable(p)), places[-1])
     place.mkdir(parents=True, exist_ok=True)
     with _lock(place / ".robustbev-index.lock"):
@@ -149,12 +149,19 @@ def build_index(config: NuScenesConfig) -> Path:
     return place / name
 
 
+def find_index(config: NuScenesConfig) -> Path | None:
+    """The directory of the index of the tables as they are now, None where it is not built yet; DataRootError without tables."""
+    tables = check_root(config)
+    name = _PREFIX + _fingerprint(tables)
+    return next((p / name for p in _places(config, tables) if (p / name / "meta.json").exists()), None)
+
+
 def check_root(config: NuScenesConfig) -> Path:
     """The folder of tables; DataRootError with what to do where it is not whole."""
     root = config.root.expanduser()
     if not root.is_dir():
         raise DataRootError(
-            f"data root {root} (data.nuscenes.root) does not exist. Get nuScenes: register at "
+            f"data root {root} (data.nuscenes.root) does not exist. Correct the path, or get the data. For nuScenes register at "
             "https://www.nuscenes.org/nuscenes, download the archives of the full data set (or of mini) and unpack them all "
             "into that folder, so that it holds samples/, sweeps/, maps/ and v1.0-trainval/ (or v1.0-mini/). "
             "`make demo` needs no download: it writes synthetic drives"
@@ -164,7 +171,7 @@ def check_root(config: NuScenesConfig) -> Path:
         found = sorted(path.parent.name for path in root.glob("*/sample_data.json"))
         raise DataRootError(
             f"data root {root} has no version {config.version!r} (data.nuscenes.version); versions there: "
-            f"{', '.join(found) or 'none'}. A version is a folder of 13 JSON tables, from the metadata archive (*_meta.tgz)"
+            f"{', '.join(found) or 'none'}. A version is a folder of JSON tables, from the metadata archive (*_meta.tgz)"
         )
     missing = [name for name in TABLES if not (tables / f"{name}.json").is_file()]
     if missing:
@@ -177,7 +184,7 @@ def check_root(config: NuScenesConfig) -> Path:
 def _fingerprint(tables: Path) -> str:
     """A name that changes with the size or the time of any table."""
     digest = hashlib.sha256(f"format {FORMAT}".encode())
-    for name in (*TABLES, "splits"):
+    for name in (*sorted((*TABLES, *OPTIONAL_TABLES)), "splits"):
         path = tables / f"{name}.json"
         if path.exists():
             status = path.stat()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ from numpy.typing import NDArray
 from sensors.calibration import QUATERNION_TOLERANCE, intrinsics_fault, pose_fault
 from sensors.errors import DataRootError, SensorDataError
 from sensors.nuscenes_config import NuScenesConfig
-from sensors.nuscenes_index import IndexArrays, check_root
+from sensors.nuscenes_index import OPTIONAL_TABLES, IndexArrays, check_root
 
 # The devkit's evaluation takes its own splits only with the versions that they were made for.
 _VERSION_OF_SPLIT = {
@@ -72,12 +73,34 @@ def columns(config: NuScenesConfig) -> tuple[IndexArrays, dict[str, Any]]:
     return arrays, meta
 
 
-def _load(config: NuScenesConfig) -> Any:
-    tables = check_root(config)
+def open_devkit(root: Path, version: str) -> Any:
+    """The devkit's `NuScenes`, without its console output, of tables with or without `log` and `map`.
+
+    Raises:
+        AssertionError, KeyError, ValueError, OSError: the devkit's own, where tables or map pictures are not whole.
+    """
     from nuscenes.nuscenes import NuScenes
 
+    class Tables(NuScenes):  # type: ignore[misc]
+        """Reads what is there; the devkit insists on both tables, though it reads neither for sensors or boxes."""
+
+        def __load_table__(self, table_name: str) -> Any:
+            if table_name in OPTIONAL_TABLES and not (root / version / f"{table_name}.json").is_file():
+                return []
+            return super().__load_table__(table_name)
+
+        def __make_reverse_index__(self, verbose: bool) -> None:
+            if not self.map:
+                self.map: list[Any] = [{"token": "", "log_tokens": [row["token"] for row in self.log]}]
+            super().__make_reverse_index__(verbose)
+
+    return Tables(version=version, dataroot=str(root), verbose=False)
+
+
+def _load(config: NuScenesConfig) -> Any:
+    tables = check_root(config)
     try:
-        return NuScenes(version=config.version, dataroot=str(config.root.expanduser()), verbose=False)
+        return open_devkit(config.root.expanduser(), config.version)
     except (AssertionError, KeyError, ValueError, OSError) as error:
         raise DataRootError(
             f"the nuScenes devkit cannot load {tables}: {type(error).__name__}: {error}. "

@@ -22,6 +22,11 @@ _RADAR_STATES = ("invalid_state", "dyn_prop", "ambig_state")
 _HEADER_LIMIT = 4096
 _NUMPY_TYPE = {"F": "f", "I": "i", "U": "u"}
 COPY_AGAIN = "Copy the file again from the nuScenes archive, or set on_bad_file: absent to count it as a missing sensor"
+CONVERT = (
+    "Convert it to nuScenes' format (docs/rigs.md), leave the channel out of the configuration, "
+    "or set on_bad_file: absent to count it as a missing sensor"
+)
+_PCD_BEGINS = (b"# .PCD", b"VERSION", b"FIELDS")
 UNPACK = (
     "Unpack the nuScenes archives (keyframes: samples/, the rest: sweeps/) into the data root, "
     "or set on_bad_file: absent to count it as a missing sensor"
@@ -49,9 +54,14 @@ def read_lidar_file(path: Path, *, sensor: str, token: str) -> NDArray[np.float3
     """[P, 5] float32: x_m, y_m, z_m (sensor frame), intensity (0..255), ring. Single points may hold NaN.
 
     Raises:
-        SensorDataError: missing, empty or truncated file, or not one finite point in it.
+        SensorDataError: missing, empty or truncated file, not one finite point in it, or a PCD file with a header.
     """
     data = read_bytes(path, sensor=sensor, token=token)
+    if data.startswith(_PCD_BEGINS):
+        raise sensor_fault(
+            sensor=sensor, file=path, token=token, action=CONVERT,
+            expected="nuScenes' LiDAR points, five float32 each without a header", got="a PCD file with a header",
+        )  # fmt: skip
     if len(data) % _LIDAR_BYTES:
         raise sensor_fault(
             sensor=sensor, file=path, token=token, action=COPY_AGAIN,
@@ -96,6 +106,11 @@ def read_radar_records(path: Path, *, sensor: str, token: str) -> NDArray[Any]:
         if end < 0 or start == 0:
             raise ValueError(f"{len(data)} bytes without a line 'DATA binary'")
         record, count = _radar_layout(data[:start])
+    except _OtherFormatError as error:
+        raise sensor_fault(
+            sensor=sensor, file=path, token=token, action=CONVERT, expected=f"nuScenes' radar file: {error.expected}",
+            got=str(error),
+        ) from error  # fmt: skip
     except ValueError as error:
         raise sensor_fault(
             sensor=sensor, file=path, token=token, action=COPY_AGAIN,
@@ -119,7 +134,9 @@ def _radar_layout(header: bytes) -> tuple[np.dtype[Any], int]:
     if missing:
         raise ValueError(f"a header without {missing[0]}")
     if words["DATA"] != ["binary"] or set(words["COUNT"]) != {"1"}:
-        raise ValueError(f"DATA {' '.join(words['DATA'])}, COUNT {' '.join(words['COUNT'])}")
+        raise _OtherFormatError(
+            "DATA binary, COUNT 1", f"DATA {' '.join(words['DATA'])}, COUNT {' '.join(words['COUNT'])}"
+        )
     try:
         count = int(words["POINTS"][0])
         columns = zip(words["FIELDS"], words["TYPE"], words["SIZE"], strict=True)
@@ -129,6 +146,16 @@ def _radar_layout(header: bytes) -> tuple[np.dtype[Any], int]:
             f"FIELDS, TYPE, SIZE and POINTS that make no sense ({type(error).__name__}: {error})"
         ) from error
     absent = [field for field in (*_RADAR_FIELDS, *_RADAR_STATES) if field not in (record.names or ())]
-    if absent or count < 0:
-        raise ValueError(f"no field {absent[0]}" if absent else f"POINTS {count}")
+    if absent:
+        raise _OtherFormatError(f"fields {', '.join((*_RADAR_FIELDS, *_RADAR_STATES))}", f"no field {absent[0]}")
+    if count < 0:
+        raise ValueError(f"POINTS {count}")
     return record, count
+
+
+class _OtherFormatError(ValueError):
+    """A whole PCD file, but not as nuScenes writes its radars' files."""
+
+    def __init__(self, expected: str, got: str) -> None:
+        super().__init__(got)
+        self.expected = expected

@@ -37,6 +37,7 @@ def real_config(real_keyframe: Path, tmp_path_factory: pytest.TempPathFactory) -
         version="v1.0-mini",
         train_split="mini_train",
         val_split="mini_train",
+        radar_channels=("RADAR_FRONT",),
         index_dir=tmp_path_factory.mktemp("real-index"),
     )
 

@@ -1,14 +1,15 @@
 """A data set in nuScenes format, small enough to be understood: a turning vehicle in a world of fixed points.
 
-Two scenes of three keyframes 0.5 s apart. One camera, one LiDAR and one radar, each with its own times and poses; LiDAR and radar
-have two sweeps between keyframes. Every LiDAR and radar sweep sees the same `world_m` points, every radar point moves with
-`object_velocity_mps`; so all sweeps must coincide in the reference frame.
+Two scenes of three keyframes 0.5 s apart. By default one camera, one LiDAR and one radar, each with its own times and poses;
+LiDAR and radar have two sweeps between keyframes. Every LiDAR and radar sweep sees the same `world_m` points, every radar point
+moves with `object_velocity_mps`; so all sweeps must coincide in the reference frame.
 """
 
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +21,15 @@ from sensors.calibration import inverse_rigid, transforms
 from sensors.nuscenes_config import NuScenesConfig
 
 VERSION = "v1.0-small"
-CHANNELS = {
+Channel = tuple[str, tuple[float, ...], int]  # modality, pose, time
+CHANNELS: dict[str, Channel] = {
     # pose of the sensor in the ego frame (x, y, z, quaternion), microseconds after the LiDAR's keyframe
     "CAM_FRONT": ("camera", (1.7, 0.0, 1.5, 0.5, -0.5, 0.5, -0.5), -30_000),
     "LIDAR_TOP": ("lidar", (0.9, 0.0, 1.8, np.sqrt(0.5), 0.0, 0.0, -np.sqrt(0.5)), 0),
     "RADAR_FRONT": ("radar", (3.4, 0.1, 0.5, np.cos(0.3), 0.0, 0.0, np.sin(0.3)), 14_000),
 }
+SILENT = {"CAM_BACK": "camera", "LIDAR_FRONT": "lidar", "RADAR_BACK_LEFT": "radar"}  # in the tables, without a reading
+PICTURE_PX = (180, 320)  # height, width
 INTRINSICS = [[250.0, 0.0, 160.0], [0.0, 250.0, 90.0], [0.0, 0.0, 1.0]]
 RADAR_HEADER = """# .PCD v0.7 - Point Cloud Data file format
 VERSION 0.7
@@ -53,6 +57,8 @@ class SmallNuScenes:
     root: Path
     world_m: NDArray[np.float64]  # [P, 3]
     object_velocity_mps: NDArray[np.float64]  # [2]
+    channels: Mapping[str, Channel] = field(default_factory=lambda: CHANNELS)
+    picture_px: tuple[int, int] = PICTURE_PX
 
     @property
     def config(self) -> NuScenesConfig:
@@ -66,6 +72,13 @@ class SmallNuScenes:
             lidar_sweeps=3,
             radar_sweeps=3,
         )
+
+
+def intrinsics(picture_px: tuple[int, int]) -> list[list[float]]:
+    """`INTRINSICS` of a picture of another size; equal for `PICTURE_PX`."""
+    tall, wide = picture_px[0] / PICTURE_PX[0], picture_px[1] / PICTURE_PX[1]
+    return [[INTRINSICS[0][0] * wide, 0.0, INTRINSICS[0][2] * wide], [0.0, INTRINSICS[1][1] * tall, INTRINSICS[1][2] * tall],
+            [0.0, 0.0, 1.0]]  # fmt: skip
 
 
 def ego_pose(time_us: int) -> NDArray[np.float64]:
@@ -94,17 +107,23 @@ def write_radar(path: Path, points: NDArray[np.float64], velocity: NDArray[np.fl
     path.write_bytes(RADAR_HEADER.format(count=len(points)).encode() + records.tobytes() + bytes(spare))
 
 
-def write_small_nuscenes(root: Path) -> SmallNuScenes:
-    """Write it under `root`; equal every time."""
+def write_small_nuscenes(
+    root: Path,
+    channels: Mapping[str, Channel] = CHANNELS,
+    *,
+    picture_px: tuple[int, int] = PICTURE_PX,
+    maps: bool = True,
+) -> SmallNuScenes:
+    """Write it under `root`; equal every time. `maps`: whether there are the tables `map` and `log`."""
     random = np.random.default_rng(0)
     middle = np.array([515.0, 905.0, 1.0])
     world_m = middle + random.uniform([-15, -15, -1], [15, 15, 2], size=(200, 3))
-    small = SmallNuScenes(root, world_m, np.array([3.0, -1.0]))
+    small = SmallNuScenes(root, world_m, np.array([3.0, -1.0]), channels, picture_px)
     tables: dict[str, list[dict[str, Any]]] = {name: [] for name in ("sample", "sample_data", "ego_pose", "scene")}
     tables |= {name: [] for name in ("sample_annotation", "instance")}
     tables["sensor"] = [
         {"token": f"sensor-{channel}", "channel": channel, "modality": modality}
-        for channel, (modality, _, _) in CHANNELS.items()
+        for channel, modality in ({c: modality for c, (modality, _, _) in channels.items()} | SILENT).items()
     ]
     tables["calibrated_sensor"] = [
         {
@@ -112,18 +131,21 @@ def write_small_nuscenes(root: Path) -> SmallNuScenes:
             "sensor_token": f"sensor-{channel}",
             "translation": list(pose[:3]),
             "rotation": list(pose[3:]),
-            "camera_intrinsic": INTRINSICS if modality == "camera" else [],
+            "camera_intrinsic": intrinsics(picture_px) if modality == "camera" else [],
         }
-        for channel, (modality, pose, _) in CHANNELS.items()
+        for channel, (modality, pose, _) in channels.items()
     ]
     for folder in ("samples", "sweeps"):
-        for channel in CHANNELS:
+        for channel in channels:
             (root / folder / channel).mkdir(parents=True, exist_ok=True)
     for scene in range(2):
         _write_scene(small, tables, scene)
     tables |= _static_tables()
-    (root / "maps").mkdir()
-    (root / "maps" / "map.png").write_bytes(b"the devkit opens it only when it is used")
+    if maps:
+        (root / "maps").mkdir()
+        (root / "maps" / "map.png").write_bytes(b"the devkit opens it only when it is used")
+    else:
+        del tables["map"], tables["log"]
     (root / VERSION).mkdir()
     for name, rows in tables.items():
         (root / VERSION / f"{name}.json").write_text(json.dumps(rows))
@@ -144,7 +166,7 @@ def _write_scene(small: SmallNuScenes, tables: dict[str, list[dict[str, Any]]], 
             "token": token, "timestamp": start_us + k * 500_000, "scene_token": f"scene-token-{scene}",
             "prev": samples[k - 1] if k else "", "next": samples[k + 1] if k < 2 else "",
         })  # fmt: skip
-    for channel, (modality, pose, offset_us) in CHANNELS.items():
+    for channel, (modality, pose, offset_us) in small.channels.items():
         between = 0 if modality == "camera" else 2
         readings = range(2 * (between + 1) + 1)
         tokens = [f"{channel}-{scene}-{n}" for n in readings]
@@ -160,8 +182,8 @@ def _write_scene(small: SmallNuScenes, tables: dict[str, list[dict[str, Any]]], 
             tables["sample_data"].append({
                 "token": tokens[n], "sample_token": samples[-(-n // (between + 1))], "ego_pose_token": tokens[n],
                 "calibrated_sensor_token": f"calibration-{channel}", "timestamp": time_us, "fileformat": suffix,
-                "is_key_frame": is_key, "height": 180 if modality == "camera" else 0,
-                "width": 320 if modality == "camera" else 0, "filename": file,
+                "is_key_frame": is_key, "height": small.picture_px[0] if modality == "camera" else 0,
+                "width": small.picture_px[1] if modality == "camera" else 0, "filename": file,
                 "prev": tokens[n - 1] if n else "", "next": tokens[n + 1] if n < len(readings) - 1 else "",
             })  # fmt: skip
             _write_reading(small, small.root / file, modality, transforms(ego) @ transforms(pose))
@@ -178,8 +200,9 @@ def _write_reading(small: SmallNuScenes, path: Path, modality: str, global_T_sen
         velocity = sensor_T_global[:2, :2] @ small.object_velocity_mps
         write_radar(path, points, np.tile(velocity, (len(points), 1)))
     else:
+        height, width = small.picture_px
         grey = np.broadcast_to(
-            np.linspace(0, 255, 320)[None, :, None], (180, 320, 3)
+            np.linspace(0, 255, width)[None, :, None], (height, width, 3)
         )  # a ramp tells every column apart
         path.write_bytes(simplejpeg.encode_jpeg(np.ascontiguousarray(grey.round().astype(np.uint8)), quality=98))
 

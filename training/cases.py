@@ -19,7 +19,7 @@ from sensors.corruptions import CORRUPTIONS, Corruption, CorruptionError
 from sensors.health import HealthMode
 from training.atomic import write_json
 from training.corrupted import Change
-from training.evaluation import SUBSETS, possible_subsets, predict_subsets, subset_name
+from training.evaluation import SUBSETS, check_official_classes, possible_subsets, predict_subsets, subset_name
 from training.report import SubsetResult
 from training.scoring import Progress, Scoring
 
@@ -130,6 +130,7 @@ def evaluate_cases(
         CorruptionError: a corruption changed nothing that a case's sensors deliver, in no frame of the whole run.
         ValueError: the model has an encoder for none of the subsets; or see `training.evaluation.evaluate_subsets`.
     """
+    check_official_classes(model.config.classes)
     possible = set(possible_subsets(model, tuple(dict.fromkeys(case.subset for case in cases))))
     wanted = [case for case in dict.fromkeys(cases) if case.subset in possible]
     for case in wanted:
@@ -217,14 +218,17 @@ def _evaluate_group(
 
 
 def _official(reader: NuScenesReader, tokens: tuple[str, ...], radius_m: float) -> OfficialEvaluation:
-    return _shared_official(reader.root, reader.config.version, tokens, radius_m)
+    config = reader.config
+    return _shared_official(reader.root, config.version, tokens, radius_m, config.reference_channel)
 
 
 @lru_cache(maxsize=2)  # the devkit takes seconds to load its tables, and many cases share them
-def _shared_official(root: Path, version: str, tokens: tuple[str, ...], radius_m: float) -> OfficialEvaluation:
+def _shared_official(
+    root: Path, version: str, tokens: tuple[str, ...], radius_m: float, reference_channel: str
+) -> OfficialEvaluation:
     from training.official import OfficialEvaluation, open_tables
 
-    return OfficialEvaluation(open_tables(root, version), tokens, radius_m)
+    return OfficialEvaluation(open_tables(root, version), tokens, radius_m, reference_channel)
 
 
 @dataclass

@@ -78,13 +78,17 @@ def index(config: ConfigFile, settings: Settings = None) -> None:
 
     require("robustbev index", "data", "nuscenes")
     from sensors.nuscenes import describe
+    from sensors.nuscenes_channels import check_channels
+    from sensors.nuscenes_index import open_index
     from training.config import load_run_config
 
-    summary = describe(load_run_config(config, settings or []).data.nuscenes)
+    data = load_run_config(config, settings or []).data.nuscenes
+    summary = describe(data)
     width = max(len(key) for key in summary)
     for key, value in summary.items():
         shown = ", ".join(f"{k} {v}" for k, v in value.items()) if isinstance(value, dict) else value
         print(f"{key:<{width}}  {', '.join(shown) if isinstance(shown, list) else shown}")
+    check_channels(data, open_index(data))
 
 
 @app.command("config")
@@ -318,7 +322,7 @@ def show(
     score: Annotated[float, typer.Option(help="Found boxes scored lower are not drawn.")] = 0.3,
     corruption: Annotated[str | None, typer.Option(help="What the sensors suffer, as fog-3; default: nothing.")] = None,
 ) -> None:
-    """Draw a sample from above and in the six cameras: truth, and what a model found."""
+    """Draw a sample from above and in its cameras: truth, and what a model found."""
     from training.extras import require
 
     require("robustbev show", "data", "nuscenes", "simplejpeg")
@@ -381,11 +385,18 @@ def demo(
 
 @app.command()
 @tells_errors
-def doctor() -> None:
+def doctor(
+    settings: Settings = None,
+    config: Annotated[
+        Path | None, typer.Option("--config", help="Say too whether this machine can run this configuration.")
+    ] = None,
+) -> None:
     """Say what is installed, from where our packages come, and what this machine can run."""
-    from training.doctor import main
+    from training.doctor import examine
 
-    raise typer.Exit(main())
+    if config is None and settings:
+        raise typer.BadParameter("settings are of a configuration: say with --config which")
+    raise typer.Exit(examine(config, settings or []))
 
 
 def _config_of(checkpoint: Path, config: Path | None, settings: list[str]) -> RunConfig | None:

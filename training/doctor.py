@@ -6,30 +6,32 @@ Stands on the base installation alone: `python -m training.doctor` works without
 from __future__ import annotations
 
 import importlib
-import os
 import platform
-import shutil
 import sys
+from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
 
+from training.doctor_machine import Answer, Machine, abilities, look
 from training.extras import EXTRAS, missing
 
 PACKAGES = ("robustbev", "training", "sensors", "bev", "fusion")
 _VERSIONS = (
     "torch", "numpy", "pydantic", "safetensors", "nuscenes-devkit", "ray", "mlflow", "spconv", "simplejpeg", "embreex",
-    "mcap", "foxglove-sdk", "rosbags", "rerun-sdk",
+    "mcap", "foxglove-sdk", "rosbags", "rerun-sdk", "onnx", "onnxruntime", "onnxruntime-gpu", "onnxscript",
 )  # fmt: skip
 
 
-def report() -> tuple[list[str], list[str]]:
+def report(machine: Machine | None = None) -> tuple[list[str], list[str]]:
     """The report's lines, and what is wrong."""
+    machine = look() if machine is None else machine
     lines = [f"Python {platform.python_version()} on {platform.platform()}", ""]
     origins = package_origins()
     lines += ["Packages", *(f"  {name:<10} {path}" for name, path in origins.items()), ""]
     lines += ["Versions", *(f"  {name:<16} {_version(name)}" for name in _VERSIONS), ""]
     lines += ["Extras", *_extras(), ""]
-    lines += ["This machine", *_machine(), ""]
+    lines += ["This machine", *(f"  {line}" for line in machine.lines()), ""]
+    lines += ["What runs here", *_answers(abilities(machine, missing)), ""]
     return lines, shadowed(origins)
 
 
@@ -71,42 +73,51 @@ def _extras() -> list[str]:
     return lines
 
 
-def _machine() -> list[str]:
-    import torch
-
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    gib = 2**30
-    lines = [
-        f"  {cores} CPU cores, {torch.get_num_threads()} threads for torch, {_memory_bytes() / gib:.1f} GiB memory, "
-        f"{shutil.disk_usage('.').free / gib:.0f} GiB free on this disk"
-    ]
-    for i in range(torch.cuda.device_count()):
-        device = torch.cuda.get_device_properties(i)
-        bf16 = "bfloat16" if torch.cuda.is_bf16_supported() else "no bfloat16: use step.precision=float32"
-        lines.append(f"  GPU {i}: {device.name}, {device.total_memory / gib:.0f} GiB, {bf16}")
-    if torch.cuda.is_available():
-        lines.append("  runs configs/tiny.yaml and configs/nuscenes.yaml")
-    else:
-        lines.append("  no GPU that torch can use: runs configs/tiny.yaml; configs/nuscenes.yaml needs one")
-    if _memory_bytes() < 8 * gib:
-        lines.append("  less than 8 GiB of memory: use data.workers=0 and a smaller batch_size")
-    return lines
+def _answers(answers: Sequence[Answer]) -> list[str]:
+    width = max(len(answer.what) for answer in answers)
+    return [f"  {answer.what:<{width}}  {'yes' if answer.able else 'no ':<3}  {answer.said}" for answer in answers]
 
 
-def _memory_bytes() -> int:
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+def examine(config: Path | None = None, settings: Sequence[str] = ()) -> int:
+    """Print the report, and whether this machine can run a configuration; 1 where something is wrong or it cannot.
 
-
-def main() -> int:
-    """Print the report; 1 where something is wrong."""
-    lines, warnings = report()
+    Raises:
+        FileNotFoundError, ConfigError: there is no such configuration, or it is none.
+        MissingExtraError: reading it takes a library that is not there.
+    """
+    machine = look()
+    lines, warnings = report(machine)
     print("\n".join(lines))
+    can = True
+    if config is not None:
+        from training.doctor_config import check_config
+
+        answers = check_config(config, settings, machine)
+        can = all(answer.able for answer in answers)
+        print("\n".join([f"{config}: {'can' if can else 'cannot'} run here", *_answers(answers), ""]))
     for warning in warnings:
         print(f"warning: {warning}", file=sys.stderr)
     if not warnings:
         print("All packages share one root.")
-    return 1 if warnings else 0
+    return 0 if can and not warnings else 1
+
+
+def main(arguments: Sequence[str] = ()) -> int:
+    """`python -m training.doctor [--config FILE [key=value ...]]`."""
+    import argparse
+
+    parser = argparse.ArgumentParser("python -m training.doctor", description=examine.__doc__)
+    parser.add_argument("--config", type=Path, help="say too whether this machine can run this configuration")
+    parser.add_argument("settings", nargs="*", metavar="key=value", help="settings over the file's")
+    given = parser.parse_args(arguments)
+    if given.settings and given.config is None:
+        parser.error("settings are of a configuration: say with --config which")
+    try:
+        return examine(given.config, given.settings)
+    except (ValueError, OSError, ImportError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

@@ -14,7 +14,7 @@ import torch
 from pydantic import Field, field_validator
 
 from bev.boxes import Boxes
-from robustbev import Perception, PerceptionModel, StrictModel
+from robustbev import NUSCENES_CLASSES, Perception, PerceptionModel, StrictModel
 from sensors.batch import MODALITIES
 from sensors.nuscenes import NuScenesReader
 from training.batch import TrainingBatch
@@ -68,6 +68,17 @@ def possible_subsets(model: PerceptionModel, subsets: Sequence[str]) -> tuple[st
     if not possible:
         raise ValueError(f"evaluation.subsets: the model has only {', '.join(mine)}, got {', '.join(subsets)}")
     return possible
+
+
+def check_official_classes(classes: Sequence[str]) -> None:
+    """ValueError for a class that is none of the ten that the official nuScenes evaluation measures."""
+    unknown = [name for name in classes if name not in NUSCENES_CLASSES]
+    if unknown:
+        raise ValueError(
+            f"evaluation: model.classes: expected classes of the official nuScenes evaluation ({', '.join(NUSCENES_CLASSES)}), "
+            f"got {', '.join(unknown)}. Lead their categories to one of these in data.nuscenes.class_map; or replay the scenes, "
+            "which measures average precision of any classes"
+        )
 
 
 @torch.inference_mode()
@@ -147,11 +158,13 @@ def evaluate_subsets(
         subset -> figures, in the order of `config.subsets`; subsets with sensors that the model has no encoder for are left out.
 
     Raises:
-        ValueError: a sample of the split is missing from the batches, or a box is not finite.
+        ValueError: a class is none of the official evaluation's, a sample of the split is missing from the batches, or a box
+            is not finite.
     """
     from training.official import OfficialEvaluation, open_tables  # the devkit takes seconds to import
 
     subsets = possible_subsets(model, config.subsets)
+    check_official_classes(model.config.classes)
     expected = list(reader.tokens)[: config.limit]
     predictions = predict_subsets(model, batches, subsets, limit=config.limit, progress=progress, total=len(expected))
     tokens = [token for token in reader.tokens if token in predictions[subsets[0]].boxes]

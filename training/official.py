@@ -27,8 +27,11 @@ from nuscenes.eval.common.loaders import (
 from nuscenes.eval.detection.data_classes import DetectionBox, DetectionConfig, DetectionMetrics
 from nuscenes.eval.detection.evaluate import DetectionEval
 
+from sensors.nuscenes_tables import open_devkit
 from training.atomic import write_json
 from training.report import TP_ERRORS, SubsetResult
+
+_OFFICIAL_REFERENCE = "LIDAR_TOP"
 
 
 def open_tables(root: Path, version: str) -> NuScenes:
@@ -42,7 +45,7 @@ def open_tables(root: Path, version: str) -> NuScenes:
             f"{root / version}: no nuScenes tables there. Expected a data root with a folder {version!r} of JSON tables; "
             "see nuscenes.org for the data set, or run `make demo`, which needs none"
         )
-    return NuScenes(version=version, dataroot=str(root), verbose=False)
+    return open_devkit(root, version)
 
 
 def detection_config(radius_m: float) -> DetectionConfig:
@@ -78,33 +81,39 @@ class OfficialEvaluation:
         nusc: the devkit's tables.
         tokens: the samples to evaluate.
         radius_m: the grid's radius, to which the class ranges shrink.
+        reference_channel: the channel from whose ego pose ranges are measured, as `NuScenesConfig.reference_channel`.
 
     Raises:
-        ValueError: a token is not in the tables, or a sample has no LIDAR_TOP record, from which the devkit measures ranges.
+        ValueError: a token is not in the tables, or a sample has no record of the reference channel.
     """
 
-    def __init__(self, nusc: NuScenes, tokens: Sequence[str], radius_m: float) -> None:
+    def __init__(
+        self, nusc: NuScenes, tokens: Sequence[str], radius_m: float, reference_channel: str = _OFFICIAL_REFERENCE
+    ) -> None:
         self.tokens = tuple(tokens)
         self.config = detection_config(radius_m)
         self.note = range_note(radius_m)
         self._nusc = nusc
-        self._check_tokens()
+        self._check_tokens(reference_channel)
         with contextlib.redirect_stderr(io.StringIO()):  # the devkit's own progress bar
             self._truth = load_gt_of_sample_tokens(nusc, list(self.tokens), DetectionBox)
         self._truth = self._filtered(self._truth)
 
-    def _check_tokens(self) -> None:
+    def _check_tokens(self, reference_channel: str) -> None:
         if not self.tokens:
             raise ValueError(f"evaluation: no samples to evaluate in {self._nusc.dataroot} {self._nusc.version}")
         known = {sample["token"] for sample in self._nusc.sample}
         for token in self.tokens:
             if token not in known:
                 raise ValueError(f"evaluation: sample {token} is not in {self._nusc.dataroot} {self._nusc.version}")
-            if "LIDAR_TOP" not in self._nusc.get("sample", token)["data"]:
+            data = self._nusc.get("sample", token)["data"]
+            if reference_channel not in data:
                 raise ValueError(
-                    f"evaluation: sample {token} has no LIDAR_TOP record, from whose ego pose the official evaluation measures "
-                    "the class ranges; keep the sample_data row even where the LiDAR file is missing"
+                    f"evaluation: sample {token} has no {reference_channel} record, from whose ego pose the official evaluation "
+                    "measures the class ranges; keep the sample_data row even where the file is missing, or name another "
+                    "channel in data.nuscenes.reference_channel"
                 )
+            data[_OFFICIAL_REFERENCE] = data[reference_channel]  # the devkit knows no other name for it
 
     def _filtered(self, boxes: EvalBoxes) -> EvalBoxes:
         """The devkit's filters; it refuses to look at boxes when there is not one, where there is nothing to filter."""

@@ -135,9 +135,10 @@ def states(canvas: Pixels, place: Place, sensors: tuple[SensorStatus, ...]) -> N
         pale = tuple(round(255 - 0.14 * (255 - value)) for value in colour)
         draw.fill(canvas, card, (pale[0], pale[1], pale[2]))
         draw.fill(canvas, Place(card.left, card.top, card.width, 6), colour)
-        name = status.channel.replace("CAM_", "cam ").replace("RADAR_", "radar ").replace("LIDAR_", "lidar ")
+        name = status.channel.lower().removeprefix("camera_").removeprefix("cam_").replace("_", " ")
+        name = f"cam {name}" if status.modality == "camera" else name
         left, room = card.left + 7, width - 12
-        draw.write(canvas, name.replace("_", " ").lower(), (left, card.top + 11), size_px=12, room_px=room)
+        draw.write(canvas, name, (left, card.top + 11), size_px=12, room_px=room)
         draw.write(
             canvas, str(status.state), (left, card.top + 28), size_px=15, colour=_dark(colour), bold=True, room_px=room
         )

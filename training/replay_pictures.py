@@ -23,7 +23,7 @@ from training import replay_canvas as draw
 from training.replay_canvas import Place
 from training.replay_panels import GREY, INK, Pixels, alarm, camera_view, heat, legend, states
 from training.scene_bev import ARROW_S, MOVING_MPS, above
-from training.scene_cameras import arrange
+from training.scene_cameras import Look, arrange, directions, short_name
 
 HEIGHT_PX, WIDTH_PX = 900, 1600
 FAINT: RGB = (205, 205, 205)
@@ -46,6 +46,7 @@ class FramePainter:
     def __init__(self, grid: BEVGrid, *, title: str = "Offline replay", min_score: float = 0.3):
         self._grid, self._title, self._min_score = grid, title, min_score
         self._start_us: int | None = None
+        self._looks: dict[str, Look] = {}
         x_m, y_m = grid.x_max_m - grid.x_min_m, grid.y_max_m - grid.y_min_m
         self._scale = min(_ABOVE.height / x_m, _ABOVE.width / y_m)  # pixels a metre
         height, width = round(x_m * self._scale), round(y_m * self._scale)
@@ -159,17 +160,18 @@ class FramePainter:
                 draw.arrow(view, center, center - ARROW_S * self._scale * speed[::-1], colour)
 
     def _cameras(self, canvas: Pixels, result: TickResult, found: Boxes, truth: Boxes | None) -> int:
-        """Two rows of three; -> where they end."""
+        """The pictures in the rows of `arrange`, in the room of two rows of three; -> where they end."""
         channels = [s.channel for s in result.tick.sensors.values() if s.modality == "camera"]
-        width = (_RIGHT.width - 2 * _GAP) // 3
-        height = round(width * 9 / 16)
         if not channels and not result.tick.frame.cameras:
             return _RIGHT.top - 12
-        for (row, column), name, camera in arrange(result.tick.frame.cameras, channels):
+        self._looks |= directions(result.tick.frame.cameras or ())  # a camera that fails keeps its place
+        shown = arrange(result.tick.frame.cameras, channels, self._looks)
+        room = 2 * (round((_RIGHT.width - 2 * _GAP) // 3 * 9 / 16) + _LABEL) + _GAP
+        width = (_RIGHT.width - (shown.columns - 1) * _GAP) // shown.columns
+        height = min(round(width * 9 / 16), (room - (shown.rows - 1) * _GAP) // shown.rows - _LABEL)
+        for (row, column), name, camera in shown.places:
             left, top = _RIGHT.left + column * (width + _GAP), _RIGHT.top + row * (height + _LABEL + _GAP)
-            draw.write(
-                canvas, name.replace("CAM_", "").replace("_", " ").lower(), (left, top), size_px=13, room_px=width
-            )
+            draw.write(canvas, short_name(name), (left, top), size_px=13, room_px=width)
             place = Place(left, top + _LABEL, width, height)
             draw.fill(canvas, place, (238, 238, 238))
             if camera is None:
@@ -179,7 +181,7 @@ class FramePainter:
                 draw.write(canvas, word, middle, size_px=15, colour=GREY, align="middle", room_px=width)
             else:
                 camera_view(canvas, place, camera, result.classes, found, truth)
-        return _RIGHT.top + 2 * (height + _LABEL) + _GAP
+        return _RIGHT.top + shown.rows * (height + _LABEL) + (shown.rows - 1) * _GAP
 
     def _attention(self, canvas: Pixels, result: TickResult, top: int) -> int:
         """A map of shares for each modality, all on one scale, with the mean; -> where they end."""

@@ -10,12 +10,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from robustbev import PerceptionModel, load
+from robustbev import PerceptionModel, RigConfig, load
 from sensors.health import HealthMode, HealthMonitor
 from sensors.images import DecodeSize
 from sensors.logs.log import Log, LogError, LogWarning, Order
 from sensors.logs.mapping import LogMapping
 from sensors.logs.messages import LogMessage, SceneBoxes
+from sensors.nuscenes_config import DETECTION_CLASS_OF_CATEGORY, NuScenesConfig
 from sensors.replay.channels import Channels, sources
 from sensors.replay.clock import tick_rate_hz, window
 from sensors.replay.config import ReplayConfig
@@ -189,14 +190,26 @@ def _prepare(request: ReplayRequest, say: Callable[[str], None]) -> _Setting:
     checkpoint = find_checkpoint(request.checkpoint)
     model = load(checkpoint, request.device).eval()
     files = run_of(checkpoint)
-    data = DataConfig() if files is None else load_run_config(files.config).data
+    data = _data_of(model.config.rig) if files is None else load_run_config(files.config).data
     source = open_source(request.log, request.scene, data.nuscenes)
     mapping = _mapping(request, source, say)
     monitor = None if request.health == "off" else HealthMonitor.load(request.monitor)
     sweeps = {"lidar_sweeps": data.nuscenes.lidar_sweeps, "radar_sweeps": data.nuscenes.radar_sweeps}
     given = request.config.model_fields_set
     config = request.config.model_copy(update={name: n for name, n in sweeps.items() if name not in given})
-    return _Setting(request, source, mapping, model, data, config, monitor, _truth(source.log, mapping, model))
+    return _Setting(request, source, mapping, model, data, config, monitor, _truth(source, mapping, model))
+
+
+def _data_of(rig: RigConfig | None) -> DataConfig:
+    """What a checkpoint that lies in no run says of its sensors."""
+    if rig is None:
+        return DataConfig()
+    channels = {f"{modality}_channels": names for modality, names in rig.channels().items()}
+    usual = Channels.reference
+    reference = rig.lidar_channels[0] if rig.lidar_channels and usual not in rig.lidar_channels else usual
+    sweeps = {"lidar_sweeps": rig.lidar_sweeps, "radar_sweeps": rig.radar_sweeps}
+    nuscenes = NuScenesConfig.model_validate({**channels, **sweeps, "reference_channel": reference})
+    return DataConfig(nuscenes=nuscenes, lidar_min_range_m=rig.lidar_min_range_m)
 
 
 def _mapping(request: ReplayRequest, source: LogSource, say: Callable[[str], None]) -> LogMapping:
@@ -223,17 +236,20 @@ def _mapping(request: ReplayRequest, source: LogSource, say: Callable[[str], Non
     return mapping
 
 
-def _truth(log: Log, mapping: LogMapping, model: PerceptionModel) -> ReplayTruth | None:
+def _truth(source: LogSource, mapping: LogMapping, model: PerceptionModel) -> ReplayTruth | None:
     """None where the log has no annotated boxes."""
     if mapping.truth is None:
         return None
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", LogWarning)  # the replay itself will say it
-        boxes = [m.payload for m in log.messages(topics=[mapping.truth]) if isinstance(m.payload, SceneBoxes)]
+        boxes = [m.payload for m in source.log.messages(topics=[mapping.truth]) if isinstance(m.payload, SceneBoxes)]
     if not boxes:
         return None
     grid = model.grid
-    return ReplayTruth(boxes, classes=model.config.classes, grid=grid, radius_m=class_radius_m(grid))
+    class_map = DETECTION_CLASS_OF_CATEGORY if source.nuscenes is None else source.nuscenes.class_map
+    return ReplayTruth(
+        boxes, classes=model.config.classes, grid=grid, class_map=class_map, radius_m=class_radius_m(grid)
+    )
 
 
 def _channels(data: DataConfig) -> Channels:

@@ -5,7 +5,8 @@ Letters: N cameras.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -17,20 +18,26 @@ from training.scene_bev import Scene, newest_sweeps
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.gridspec import GridSpecFromSubplotSpec
+    from matplotlib.gridspec import SubplotSpec
 
+Look = tuple[float, float]  # x forward and y left of a camera's axis in the reference frame
+_ONE_ROW, _WIDEST = 3, 4  # cameras
 _PLACES = {  # where the field expects nuScenes' cameras: (row, column)
     "CAM_FRONT_LEFT": (0, 0), "CAM_FRONT": (0, 1), "CAM_FRONT_RIGHT": (0, 2),
     "CAM_BACK_LEFT": (1, 0), "CAM_BACK": (1, 1), "CAM_BACK_RIGHT": (1, 2),
 }  # fmt: skip
 
 
-def draw_cameras(layout: GridSpecFromSubplotSpec, scene: Scene, depth: bool) -> None:
-    """Fill the 2 x 3 places of `layout` with the pictures: boxes on them, or with `depth` the LiDAR points."""
+def draw_cameras(place: SubplotSpec, scene: Scene, depth: bool, *, hspace: float, wspace: float) -> None:
+    """Fill `place` with the pictures: boxes on them, or with `depth` the LiDAR points."""
+    from matplotlib.gridspec import GridSpecFromSubplotSpec
+
+    shown = arrange(scene.frame.cameras, scene.camera_channels)
+    layout = GridSpecFromSubplotSpec(shown.rows, shown.columns, place, hspace=hspace, wspace=wspace)
     assert layout.figure is not None
-    for (row, column), name, camera in arrange(scene.frame.cameras, scene.camera_channels):
+    for (row, column), name, camera in shown.places:
         axes = layout.figure.add_subplot(layout[row, column])
-        title = name.replace("CAM_", "").replace("_", " ").lower()
+        title = short_name(name)
         if camera is None:
             axes.set_facecolor("#EEEEEE")
             axes.text(
@@ -51,28 +58,61 @@ def draw_cameras(layout: GridSpecFromSubplotSpec, scene: Scene, depth: bool) -> 
             spine.set_color(FAINT)
 
 
-def arrange(
-    cameras: Sequence[CameraImage | None] | None, channels: Sequence[str]
-) -> list[tuple[tuple[int, int], str, CameraImage | None]]:
-    """((row, column), name, camera) in two rows of three: forward-looking above, backward below, left at the left.
+@dataclass(frozen=True)
+class Arrangement:
+    """Where the pictures of N cameras go."""
 
-    nuScenes' channels have their usual places; others are placed by where they look, as far as six places go.
+    rows: int
+    columns: int
+    places: tuple[tuple[tuple[int, int], str, CameraImage | None], ...]  # ((row, column), channel, camera)
+
+
+def arrange(
+    cameras: Sequence[CameraImage | None] | None, channels: Sequence[str], looks: Mapping[str, Look] | None = None
+) -> Arrangement:
+    """Rows for N cameras, left at the left: one row for up to three, two for up to eight, as many as it takes for more.
+
+    nuScenes' six channels have their usual places. Others are placed by where they look, those that look forward above.
+
+    Args:
+        cameras: None where one is absent; None for all of them.
+        channels: their names, in the same order.
+        looks: where absent cameras looked when they were there; one of which that is not known comes last.
     """
-    cameras = list(cameras) if cameras is not None else [None] * (len(channels) or 6)
+    cameras = list(cameras) if cameras is not None else [None] * len(channels)
     names = [
         camera.channel if camera is not None else (channels[i] if i < len(channels) else f"camera {i}")
         for i, camera in enumerate(cameras)
     ]
-    if all(name in _PLACES for name in names):
-        return [(_PLACES[name], name, camera) for name, camera in zip(names, cameras, strict=True)]
+    if len(names) > _ONE_ROW and all(name in _PLACES for name in names):
+        places = [(_PLACES[name], name, camera) for name, camera in zip(names, cameras, strict=True)]
+        return Arrangement(2, 3, tuple(places))
+    rows = 1 if len(cameras) <= _ONE_ROW else max(2, -(-len(cameras) // _WIDEST))
+    columns = max(1, -(-len(cameras) // rows))
+    order = _from_left(names, dict(looks or {}) | directions(cameras), columns)
+    by_name = dict(zip(names, cameras, strict=True))
+    return Arrangement(rows, columns, tuple((divmod(k, columns), name, by_name[name]) for k, name in enumerate(order)))
 
-    def looks(i: int) -> tuple[bool, float]:
-        camera = cameras[i]
-        axis = np.array([1.0, 0.0]) if camera is None else camera.reference_T_camera[:2, 2]
-        return bool(axis[0] < 0), float(-axis[1])
 
-    order = sorted(range(len(cameras)), key=looks)[:6]
-    return [(divmod(place, 3), names[i], cameras[i]) for place, i in enumerate(order)]
+def directions(cameras: Sequence[CameraImage | None]) -> dict[str, Look]:
+    """Channel -> where it looks, of the cameras that are there."""
+    return {
+        camera.channel: (float(camera.reference_T_camera[0, 2]), float(camera.reference_T_camera[1, 2]))
+        for camera in cameras
+        if camera is not None
+    }
+
+
+def _from_left(names: Sequence[str], looks: Mapping[str, Look], first: int) -> list[str]:
+    """Channels in the order of their places: the `first` that look forward most from left to right, then the others so."""
+    known = sorted((name for name in names if name in looks), key=lambda name: -looks[name][0])
+    front, back = (sorted(part, key=lambda name: -looks[name][1]) for part in (known[:first], known[first:]))
+    return [*front, *back, *(name for name in names if name not in looks)]
+
+
+def short_name(channel: str) -> str:
+    """A camera's channel as a title: CAM_FRONT_LEFT and CAMERA_FRONT_LEFT are "front left"."""
+    return channel.removeprefix("CAMERA_").removeprefix("CAM_").replace("_", " ").lower()
 
 
 def draw_camera(axes: Axes, camera: CameraImage, scene: Scene) -> None:

@@ -13,7 +13,9 @@ from bev.boxes import Boxes
 from training.drawing import INK, new_figure, save_figure
 from training.pictures import draw_attention
 from training.scene_bev import Scene, draw_bev, legend_handles
-from training.scene_cameras import draw_cameras
+from training.scene_cameras import arrange, draw_cameras
+
+_WIDTH_IN = 19.2  # of the cameras alone
 
 
 def scene_picture(path: Path, scene: Scene) -> Path:
@@ -39,9 +41,9 @@ def scene_picture(path: Path, scene: Scene) -> Path:
         fontsize=8, frameon=False, handlelength=1.4, columnspacing=1.3,
     )  # fmt: skip
     right = GridSpecFromSubplotSpec(2, 1, page[1], height_ratios=[1.0, 0.62 if with_maps else 1.0], hspace=0.09)
-    draw_cameras(GridSpecFromSubplotSpec(2, 3, right[0], hspace=0.1, wspace=0.03), scene, depth=False)
+    draw_cameras(right[0], scene, depth=False, hspace=0.1, wspace=0.03)
     if scene.attention is None:
-        draw_cameras(GridSpecFromSubplotSpec(2, 3, right[1], hspace=0.1, wspace=0.03), scene, depth=True)
+        draw_cameras(right[1], scene, depth=True, hspace=0.1, wspace=0.03)
     else:
         count = len(scene.modalities) + 1
         maps = GridSpecFromSubplotSpec(1, count, right[1], wspace=0.06)
@@ -72,15 +74,17 @@ def _subline(scene: Scene) -> str:
 
 def cameras_picture(path: Path, scene: Scene) -> Path:
     """The cameras alone, large: boxes on the pictures, or LiDAR by depth too where nothing was found."""
-    from matplotlib.gridspec import GridSpec, GridSpecFromSubplotSpec
+    from matplotlib.gridspec import GridSpec
 
     rows = 1 if scene.found is not None else 2
-    figure = new_figure(19.2, 0.75 + 7.7 * rows)
-    bottom = 0.1 / (0.75 + 7.7 * rows)
+    shown = arrange(scene.frame.cameras, scene.camera_channels)
+    pictures_in = shown.rows * (0.25 + _WIDTH_IN / shown.columns * 9 / 16)
+    height_in = 0.75 + pictures_in * rows
+    figure = new_figure(_WIDTH_IN, height_in)
+    bottom = 0.1 / height_in
     page = GridSpec(rows, 1, figure, left=0.006, right=0.994, bottom=bottom, top=1 - 7 * bottom, hspace=0.05)
     for row in range(rows):
-        inner = GridSpecFromSubplotSpec(2, 3, page[row], hspace=0.08, wspace=0.015)
-        draw_cameras(inner, scene, depth=row == 1)
+        draw_cameras(page[row], scene, depth=row == 1, hspace=0.08, wspace=0.015)
     figure.text(0.006, 1 - 4 * bottom, _headline(scene), fontsize=14, fontweight="bold", color=INK)
     figure.text(0.994, 1 - 4 * bottom, _subline(scene), fontsize=9.5, color="#555555", ha="right")
     return save_figure(figure, path)

@@ -27,6 +27,7 @@ from sensors.logs.nuscenes_messages import (
     scene_boxes,
     sensor_poses,
 )
+from sensors.nuscenes_channels import check_modalities
 from sensors.nuscenes_config import NuScenesConfig
 from sensors.nuscenes_index import NuScenesIndex, open_index
 
@@ -47,8 +48,10 @@ def mapping_of_nuscenes(config: NuScenesConfig) -> LogMapping:
 
     Raises:
         LogError: it has none of them.
+        DataRootError: one of them is of another modality there.
     """
     index = open_index(config)
+    check_modalities(config, index)
     meta = index.meta
     found = {modality: [c for c in names if c in meta.channels] for modality, names in config.channels().items()}
     if not any(found.values()):

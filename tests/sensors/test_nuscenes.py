@@ -18,7 +18,7 @@ from sensors.errors import DataRootError, SensorDataError, SensorDataWarning
 from sensors.images import DecodeSize
 from sensors.nuscenes import NuScenesReader, describe
 from sensors.nuscenes_config import NuScenesConfig, RadarFilter
-from tests.small_nuscenes import SmallNuScenes, write_radar
+from tests.small_nuscenes import CHANNELS, SmallNuScenes, write_radar
 
 
 @pytest.fixture(scope="module")
@@ -144,12 +144,34 @@ def test_a_radar_that_the_data_set_lacks_counts_as_missing(reader: NuScenesReade
     assert {sweep.channel for sweep in frame.radar} == {"RADAR_FRONT"}
 
 
-def test_a_modality_that_the_data_set_lacks_is_absent_and_said_so(small_nuscenes: SmallNuScenes) -> None:
-    config = small_nuscenes.config.model_copy(update={"radar_channels": ("RADAR_ROOF",)})
-    with pytest.warns(SensorDataWarning, match=r"RADAR_ROOF.*Channels there: CAM_FRONT"):
-        frame = NuScenesReader(config, "small_train").frame(0)
-    assert frame.radar is None
-    assert frame.lidar is not None
+def test_a_channel_that_the_data_set_does_not_know_is_a_slip(small_nuscenes: SmallNuScenes) -> None:
+    config = small_nuscenes.config.model_copy(update={"radar_channels": ("RADAR_FRNT",)})
+    with pytest.raises(DataRootError, match=r"radar_channels: .*RADAR_FRNT \(the nearest is RADAR_FRONT\)"):
+        NuScenesReader(config, "small_train")
+    assert describe(config)["channels_missing"] == ["RADAR_FRNT"]
+
+
+def test_a_channel_of_another_modality_is_a_slip(small_nuscenes: SmallNuScenes) -> None:
+    config = small_nuscenes.config.model_copy(update={"camera_channels": ("LIDAR_TOP",), "lidar_channels": ()})
+    with pytest.raises(DataRootError, match=r"camera_channels: LIDAR_TOP is a lidar there, expected a camera"):
+        NuScenesReader(config, "small_train")
+
+
+def test_the_reference_is_a_lidar_of_the_rig_or_any_channel_where_there_is_none(small_nuscenes: SmallNuScenes) -> None:
+    with pytest.raises(
+        ValueError, match=r"reference_channel must be one of lidar_channels \(LIDAR_TOP\), got CAM_FRONT"
+    ):
+        NuScenesConfig(reference_channel="CAM_FRONT")
+    camera = NuScenesConfig.model_validate(
+        small_nuscenes.config.model_dump() | {"lidar_channels": (), "reference_channel": "CAM_FRONT"}
+    )
+    reader = NuScenesReader(camera, "small_train")
+    picture = reader.frame(0).cameras
+    assert picture is not None
+    assert picture[0] is not None
+    np.testing.assert_allclose(picture[0].reference_T_camera[:3, 3], CHANNELS["CAM_FRONT"][1][:3], atol=1e-9)
+    with pytest.raises(DataRootError, match=r"reference_channel: .*got CAM_FRNT \(the nearest is CAM_FRONT\)"):
+        NuScenesReader(camera.model_copy(update={"reference_channel": "CAM_FRNT"}), "small_train")
 
 
 def test_a_missing_camera_leaves_its_place_empty(small_nuscenes: SmallNuScenes) -> None:

@@ -18,6 +18,7 @@ from pyquaternion import Quaternion
 
 from sensors.calibration import apply, inverse_rigid
 from sensors.depth import project
+from sensors.errors import DataRootError
 from sensors.frames import CameraImage
 from sensors.images import DecodeSize, ImageChange, fit_image
 from sensors.nuscenes import NuScenesReader, describe
@@ -78,14 +79,18 @@ def test_upright_boxes_stay_within_centimetres_of_the_exact_ones(reader: NuScene
     assert (np.sum(heading * exact[:, :2, 0], axis=1) > 0.999).all()  # this vehicle is pitched by 1.4 degrees
 
 
-def test_radars_that_are_not_there_count_as_missing(reader: NuScenesReader, real_config: NuScenesConfig) -> None:
+def test_the_radar_is_read_whole(reader: NuScenesReader, real_config: NuScenesConfig) -> None:
     radar = reader.frame(0).radar
     assert radar is not None
     assert [sweep.channel for sweep in radar] == ["RADAR_FRONT"]
     assert len(radar[0].points) == 74
-    assert describe(real_config)["channels_missing"] == [
-        "RADAR_FRONT_LEFT", "RADAR_FRONT_RIGHT", "RADAR_BACK_LEFT", "RADAR_BACK_RIGHT",
-    ]  # fmt: skip
+    assert describe(real_config)["channels_missing"] == []
+
+
+def test_radars_that_the_tables_do_not_know_are_named(real_config: NuScenesConfig) -> None:
+    usual = NuScenesConfig().radar_channels
+    with pytest.raises(DataRootError, match=r"radar_channels: .*got RADAR_FRONT_LEFT \(the nearest is RADAR_FRONT\)"):
+        NuScenesReader(real_config.model_copy(update={"radar_channels": usual}), "mini_train")
 
 
 def test_radar_points_are_the_devkits(reader: NuScenesReader, devkit: NuScenes) -> None:

@@ -84,3 +84,16 @@ def test_a_file_that_is_not_there_says_what_to_unpack(tmp_path: Path) -> None:
 def test_a_folder_in_the_place_of_a_file_is_a_fault_and_no_crash(tmp_path: Path) -> None:
     with pytest.raises(SensorDataError, match="readable file"):
         read_lidar_file(tmp_path, sensor="LIDAR_TOP", token="t")
+
+
+@pytest.mark.parametrize(
+    "begins", ["# .PCD v0.7 - Point Cloud Data file format\nVERSION 0.7\n", "VERSION 0.7\nFIELDS x y z\n"]
+)
+def test_a_lidar_file_with_a_header_is_not_taken_for_points(tmp_path: Path, begins: str) -> None:
+    """As in data sets that name their tables as nuScenes does, but not their files; of any length, a multiple of 20 too."""
+    path = tmp_path / "lidar.pcd"
+    path.write_bytes(begins.encode().ljust(200, b"\0"))
+    with pytest.raises(
+        SensorDataError, match=r"LIDAR_LEFT: .*got a PCD file with a header\. Convert it.*docs/rigs\.md"
+    ):
+        read_lidar_file(path, sensor="LIDAR_LEFT", token="t")

@@ -106,10 +106,22 @@ def test_train_then_nothing_to_do_then_interrupted(
 def test_index_says_what_is_in_a_data_set(config: Path, small_nuscenes: SmallNuScenes) -> None:
     data = small_nuscenes.config
     words = [f"data.nuscenes.root={data.root}", f"data.nuscenes.version={data.version}"]
+    words += ["data.nuscenes.camera_channels=[CAM_FRONT]", "data.nuscenes.radar_channels=[RADAR_FRONT]"]
     result = RUNNER.invoke(app, ["index", "--config", str(config), *words])
     assert result.exit_code == 0, result.output
     assert "data_id" in result.stdout
     assert "CAM_FRONT" in result.stdout
+
+
+def test_index_says_what_is_there_and_then_which_channel_is_not(config: Path, small_nuscenes: SmallNuScenes) -> None:
+    data = small_nuscenes.config
+    words = [f"data.nuscenes.root={data.root}", f"data.nuscenes.version={data.version}"]
+    result = RUNNER.invoke(app, ["index", "--config", str(config), *words, "data.nuscenes.radar_channels=[]"])
+    assert result.exit_code == 2
+    assert "keyframes_per_channel" in result.stdout
+    (line,) = result.stderr.splitlines()
+    assert "data.nuscenes.camera_channels: " in line
+    assert "CAM_FRONT_LEFT (the nearest is CAM_FRONT)" in line
 
 
 def test_our_own_defects_keep_their_traceback_and_faulty_input_does_not() -> None:

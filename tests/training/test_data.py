@@ -204,7 +204,7 @@ def test_one_training_batch_of_the_real_keyframe_at_full_size(real_config: NuSce
     assert batch.sensors.cameras is not None
     assert batch.sensors.cameras.images.shape == (1, 6, 3, 256, 704)
     assert batch.sensors.radar is not None
-    assert batch.sensors.radar.present.tolist() == [[True, False, False, False, False]]
+    assert batch.sensors.radar.present.tolist() == [[True]]
     assert batch.depth_m is not None
     assert (batch.depth_m > 0).sum() > 1000
     assert 40 < int(batch.box_valid.sum()) < 68

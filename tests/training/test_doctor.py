@@ -1,18 +1,45 @@
-"""`robustbev doctor` tells where packages come from, and when they are not ours."""
+"""`robustbev doctor` tells where packages come from, what this machine can run, and what to do about what it cannot."""
 
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 import training.doctor
-from training.doctor import main, package_origins, shadowed
+from sensors.nuscenes_index import build_index
+from tests.small_nuscenes import SmallNuScenes, write_small_nuscenes
+from training.doctor import examine, main, package_origins, shadowed
+from training.doctor_config import check_config, parameters
+from training.doctor_machine import GIB, Answer, Compiler, Gpu, Machine, abilities, look
+from training.extras import EXTRAS
+
+GPU = Gpu("Some GPU", 80 * GIB, 79 * GIB, bfloat16=True)
+BARE = Machine(
+    cores=4, threads=4, memory_bytes=16 * GIB, available_bytes=12 * GIB, disk_bytes=100 * GIB, gpus=(),
+    compiler=Compiler("g++", None), providers=("CPUExecutionProvider",),
+)  # fmt: skip
+
+
+def nothing_missing(extra: str) -> list[str]:
+    return []
+
+
+def by_name(answers: Sequence[Answer]) -> dict[str, Answer]:
+    return {answer.what: answer for answer in answers}
 
 
 def test_a_sound_installation(capsys: pytest.CaptureFixture[str]) -> None:
     assert main() == 0
     out = capsys.readouterr().out
-    for word in ("Python 3", "torch", "CPU cores", "Extras", "configs/tiny.yaml", "share one root"):
+    for word in ("Python 3", "torch", "CPU cores", "Extras", "configs/tiny.yaml", "share one root", "C++ compiler"):
         assert word in out
+    for extra in EXTRAS:
+        assert f"\n  {extra} " in out
     assert set(package_origins()) == {"robustbev", "training", "sensors", "bev", "fusion"}
 
 
@@ -33,3 +60,147 @@ def test_a_missing_extra_says_what_installs_it(
     monkeypatch.setattr(training.doctor, "missing", lambda extra: ["spconv"] if extra == "spconv" else [])
     main()
     assert 'without spconv: pip install "robustbev[spconv]"' in capsys.readouterr().out
+
+
+def test_it_runs_on_the_base_installation_alone(tmp_path: Path) -> None:
+    """In a process in which none of the extras can be found."""
+    hidden = sorted({name for names in EXTRAS.values() for name in names} | {"pandas", "PIL"})
+    code = f"""
+import importlib.util, sys
+hidden, real = set({hidden!r}), importlib.util.find_spec
+importlib.util.find_spec = lambda name, package=None: None if name in hidden else real(name, package)
+class Nothing:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in hidden:
+            raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
+sys.meta_path.insert(0, Nothing())
+from training.doctor import main
+code = main([])
+config = main(["--config", "run.yaml"])
+sys.exit(10 * code + config)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=Path(__file__).parents[2]
+    )
+    assert done.returncode == 2, done.stderr
+    assert "train tiny      no   without ray" in done.stdout
+    assert "perceive        yes" in done.stdout
+    assert "onnxruntime's providers: not installed" in done.stdout
+    assert (
+        'error: robustbev doctor --config needs yaml, which is not installed: pip install "robustbev[train]"'
+        in done.stderr
+    )
+
+
+def test_what_runs_here_is_yes_or_no_with_the_reason() -> None:
+    all_there = by_name(abilities(BARE, nothing_missing))
+    assert {name for name, answer in all_there.items() if not answer.able} == {"train nuscenes"}
+    assert "no GPU" in all_there["train nuscenes"].said
+    assert by_name(abilities(replace(BARE, gpus=(GPU,)), nothing_missing))["train nuscenes"].able
+    bare = by_name(abilities(replace(BARE, providers=None), lambda extra: list(EXTRAS[extra])))
+    assert {name for name, answer in bare.items() if answer.able} == {"perceive", "export pt2", "export aoti"}
+    assert 'pip install "robustbev[export]"' in bare["export onnx"].said
+    assert 'pip install "robustbev[train,data]"' in bare["train tiny"].said
+    mute = replace(BARE, compiler=Compiler("g++", "no g++: install it"))
+    assert by_name(abilities(mute, nothing_missing))["export aoti"] == Answer(
+        "export aoti", False, "no g++: install it"
+    )
+
+
+def test_gpus_are_told_with_their_memory() -> None:
+    old = replace(GPU, name="Old GPU", bfloat16=False)
+    lines = replace(BARE, gpus=(GPU, old)).lines()
+    assert "GPU 0: Some GPU, 80.0 GiB (79.0 GiB of it free), bfloat16" in lines
+    assert any(line.startswith("GPU 1: Old GPU") and "step.precision=float32" in line for line in lines)
+
+
+def test_the_compiler_is_tried_and_not_believed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("CXX", "g++-of-another-age")
+    assert "no g++-of-another-age: install g++" in str(look().compiler.fault)
+    broken = tmp_path / "broken-g++"
+    broken.write_text("#!/bin/sh\necho 'try.cpp:2: fatal error: omp.h: No such file' >&2\nexit 1\n")
+    broken.chmod(0o755)
+    monkeypatch.setenv("CXX", str(broken))
+    assert "cannot compile with OpenMP and Python.h: try.cpp:2: fatal error: omp.h" in str(look().compiler.fault)
+
+
+# --- a configuration -----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> SmallNuScenes:
+    return write_small_nuscenes(tmp_path / "data")
+
+
+@pytest.fixture
+def config(data: SmallNuScenes, tmp_path: Path) -> Path:
+    path = tmp_path / "run.yaml"
+    path.write_text(
+        f"runs_dir: {tmp_path / 'runs'}\nrunner: {{device: cpu}}\n"
+        f"data:\n  workers: 1\n  nuscenes: {{root: {data.root}, version: {data.config.version}, train_split: small_train, "
+        "val_split: small_val, camera_channels: [CAM_FRONT], radar_channels: [RADAR_FRONT]}\n"
+    )
+    return path
+
+
+def test_a_configuration_that_can_run(config: Path, data: SmallNuScenes, capsys: pytest.CaptureFixture[str]) -> None:
+    first = by_name(check_config(config, [], BARE))
+    assert all(answer.able for answer in first.values())
+    assert "not built yet" in first["index"].said
+    build_index(data.config)
+    assert (
+        "3 keyframes in small_train, 3 keyframes in small_val" in by_name(check_config(config, [], BARE))["index"].said
+    )
+    assert first["modalities"].said == "1 camera, 1 lidar, 1 radar"
+    assert examine(config) == 0
+    assert f"{config}: can run here" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("settings", "machine", "what", "words"),
+    [
+        (["data.nuscenes.root=nowhere"], BARE, "data", "data root nowhere (data.nuscenes.root) does not exist"),
+        (["data.nuscenes.radar_channels=[RADAR_FRNT]"], BARE, "index", "RADAR_FRNT (the nearest is RADAR_FRONT)"),
+        (["data.nuscenes.val_split=other"], BARE, "index", "split 'other': no scene of it"),
+        (["data.nuscenes.radar_channels=[]"], BARE, "modalities", "set model.radar=null, or name its channels"),
+        (["camera_weights=vit.safetensors"], BARE, "modalities", "camera_weights: no file vit.safetensors"),
+        (["runner.device=cuda"], BARE, "device", "set runner.device=cpu"),
+        (["runner.device=cuda", "runner.workers=2"], replace(BARE, gpus=(GPU,)), "device", "set runner.workers=1"),
+        (["runner.device=cuda"], replace(BARE, gpus=(replace(GPU, bfloat16=False),)), "device", "step.precision=float32"),
+        ([], replace(BARE, available_bytes=2**20), "memory", "M parameters"),
+    ],
+)  # fmt: skip
+def test_what_a_configuration_lacks_is_said_with_what_to_do(
+    config: Path, data: SmallNuScenes, settings: list[str], machine: Machine, what: str, words: str
+) -> None:
+    build_index(data.config)
+    answers = by_name(check_config(config, [*settings, "step.precision=bfloat16"], machine))
+    assert [name for name, answer in answers.items() if not answer.able] == [what]
+    assert words in answers[what].said
+
+
+def test_more_processes_than_cores_are_slow_and_no_obstacle(config: Path) -> None:
+    answer = by_name(check_config(config, ["data.workers=16"], BARE))["workers"]
+    assert answer.able
+    assert "on 4 cores: more than there are cores; data.workers=4 may be faster" in answer.said
+
+
+def test_parameters_are_counted_without_making_them() -> None:
+    import robustbev
+
+    model = robustbev.ModelConfig(channels=16, backbone=robustbev.BackboneConfig(widths=(16, 16)))
+    assert parameters(model) == sum(p.numel() for p in robustbev.build(model).parameters())
+
+
+def test_a_faulty_configuration_is_told_and_the_code_is_2(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--config", str(config), "epochz=3"]) == 2
+    assert "did you mean epochs?" in capsys.readouterr().err
+    assert main(["--config", "nowhere.yaml"]) == 2
+    with pytest.raises(SystemExit):
+        main(["epochs=3"])
+    assert "say with --config which" in capsys.readouterr().err
+
+
+def test_one_that_cannot_run_ends_with_1(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert examine(config, ["data.nuscenes.root=nowhere"]) == 1
+    assert f"{config}: cannot run here" in capsys.readouterr().out

@@ -467,8 +467,9 @@ def test_recall_counts_boxes_in_the_grid_with_enough_points() -> None:
 
 def test_perfect_boxes_on_the_real_keyframe(real_keyframe: Path, tmp_path: Path) -> None:
     config = NuScenesConfig(
-        root=real_keyframe, version="v1.0-mini", val_split="mini_train", index_dir=tmp_path / "index"
-    )
+        root=real_keyframe, version="v1.0-mini", val_split="mini_train", index_dir=tmp_path / "index",
+        radar_channels=("RADAR_FRONT",),
+    )  # fmt: skip
     reader = NuScenesReader(config, "mini_train", classes=NUSCENES_CLASSES, attributes=NUSCENES_ATTRIBUTES)
     results = _evaluate(Oracle(reader, _wide()), reader, tmp_path, subsets=("camera+lidar+radar",))
     present = {NUSCENES_CLASSES[i] for i in reader.boxes(0).label[reader.num_points(0) > 0].tolist()}

@@ -27,7 +27,7 @@ from training.pictures import attention_picture, comparison_chart, subset_chart,
 from training.projection import box_segments, lidar_in_reference, project_points, project_segments
 from training.report import TP_ERRORS, SubsetResult
 from training.scene_bev import Scene, above
-from training.scene_cameras import arrange
+from training.scene_cameras import arrange, directions
 from training.scene_picture import cameras_picture, scene_picture, subsets_picture
 from training.show import show_found, show_truth
 
@@ -221,15 +221,42 @@ def test_boxes_behind_or_beside_the_camera_are_not_drawn() -> None:
 
 
 def test_cameras_are_arranged_as_they_look(scene: Scene) -> None:
-    places = {name: place for place, name, _ in arrange(scene.frame.cameras, CHANNELS)}
+    places = {name: place for place, name, _ in arrange(scene.frame.cameras, CHANNELS).places}
     assert places["CAM_FRONT_LEFT"] == (0, 0)
     assert places["CAM_BACK"] == (1, 1)
     unnamed = [
         dataclasses.replace(c, channel=f"c{i}") for i, c in enumerate(scene.frame.cameras or ()) if c is not None
     ]
-    order = [name for _, name, _ in arrange(unnamed, [c.channel for c in unnamed])]
+    order = [name for _, name, _ in arrange(unnamed, [c.channel for c in unnamed]).places]
     assert order == ["c0", "c1", "c2", "c3", "c5"]  # front row, then back row, each from left to right
-    assert len(arrange(None, CHANNELS)) == 6
+    assert len(arrange(None, CHANNELS).places) == 6
+
+
+@pytest.mark.parametrize(
+    ("yaws_deg", "rows"),
+    [
+        ([0], [["0"]]),
+        ([-60, 0, 60], [["60", "0", "-60"]]),
+        ([35, -35, 145, -145], [["35", "-35"], ["145", "-145"]]),
+        ([0, 72, 144, -144, -72], [["72", "0", "-72"], ["144", "-144"]]),
+        ([0, 20, -20, 60, -60, 100, -100, 170], [["60", "20", "0", "-20"], ["100", "170", "-60", "-100"]]),
+    ],
+)
+def test_any_number_of_cameras_has_its_places(yaws_deg: list[int], rows: list[list[str]]) -> None:
+    cameras = [_camera(str(yaw), yaw) for yaw in yaws_deg]
+    shown = arrange(cameras, [camera.channel for camera in cameras])
+    assert {place: name for place, name, _ in shown.places} == {
+        (i, k): name for i, row in enumerate(rows) for k, name in enumerate(row)
+    }
+    assert (shown.rows, shown.columns) == (len(rows), len(rows[0]))
+
+
+def test_a_camera_that_fails_keeps_its_place() -> None:
+    cameras = [_camera(name, yaw) for name, yaw in (("a", -60), ("b", 0), ("c", 60))]
+    names = [camera.channel for camera in cameras]
+    lost = [None if camera.channel == "c" else camera for camera in cameras]
+    assert [name for _, name, _ in arrange(lost, names, directions(cameras)).places] == ["c", "b", "a"]
+    assert [name for _, name, _ in arrange(lost, names).places] == ["b", "a", "c"]  # nobody knows where it looked
 
 
 @pytest.fixture

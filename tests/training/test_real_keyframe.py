@@ -50,9 +50,10 @@ class Records(Callback):
 def on_keyframe(name: str, data: NuScenesConfig, *overrides: str) -> RunConfig:
     """A shipped configuration on the real keyframe, whose radars and sweeps are what it has."""
     settings = {"root": data.root, "version": data.version, "train_split": "mini_train", "index_dir": data.index_dir}
+    radars = f"data.nuscenes.radar_channels=[{', '.join(data.radar_channels)}]"
     build_index(data)
     return load_run_config(
-        CONFIGS / name, [*(f"data.nuscenes.{key}={value}" for key, value in settings.items()), *overrides]
+        CONFIGS / name, [*(f"data.nuscenes.{key}={value}" for key, value in settings.items()), radars, *overrides]
     )
 
 
