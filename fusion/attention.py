@@ -17,6 +17,7 @@ from .block_attention import BlockAttention
 from .coarse import check_heads
 from .features import BEVFeatures, FusedBEV, Fuser
 from .nulls import Absent, ModalityTokens, present_mean
+from .window_attention import window_attention
 
 
 def neighbour_attention(
@@ -80,16 +81,15 @@ def cell_attention(query: Tensor, tokens: Tensor, seen: Tensor | None, key_value
     key_weight, value_weight = key_value.weight.unflatten(0, (2, heads, width)).unbind(0)  # [H, c, C]
     key_weight = key_weight / math.sqrt(width)
     value_bias = key_value.bias.chunk(2)[1].view(heads, width)
-    cells = query.shape[:-2].numel()
-    # A GPU wants all cells at once; export unrolls no loops.
-    piece = _PIECE if query.device.type == "cpu" and not torch.compiler.is_compiling() else cells
-    flat_seen = [None] * len(range(0, cells, piece)) if seen is None else seen.flatten(1).split(piece, dim=1)
-    results = [
-        _attend_piece(q, t, s, key_weight, value_weight, value_bias)
-        for q, t, s in zip(
-            query.flatten(0, 2).split(piece), tokens.flatten(1, 3).split(piece, dim=1), flat_seen, strict=True
-        )
-    ]
+    flat_query, flat_tokens = query.flatten(0, 2), tokens.flatten(1, 3)
+    flat_seen = None if seen is None else seen.flatten(1)
+    if query.device.type == "cpu" and not torch.compiler.is_compiling():
+        query_pieces, token_pieces = flat_query.split(_PIECE), flat_tokens.split(_PIECE, dim=1)
+        seen_pieces = [None] * len(query_pieces) if flat_seen is None else flat_seen.split(_PIECE, dim=1)
+        pieces = zip(query_pieces, token_pieces, seen_pieces, strict=True)
+    else:  # a GPU wants all cells at once; export unrolls no loops
+        pieces = zip([flat_query], [flat_tokens], [flat_seen], strict=True)
+    results = [_attend_piece(q, t, s, key_weight, value_weight, value_bias) for q, t, s in pieces]
     attended = torch.cat([a for a, _ in results]).view(query.shape)
     share = torch.cat([s for _, s in results], dim=1).view(tokens.shape[:-1])
     return attended, share.transpose(0, 1)
@@ -126,6 +126,13 @@ def _cheap_products(device: torch.device) -> bool:
     So it is on a CPU in bfloat16: 15 against 6 ms a sample of 64 x 64 cells, forward and backward on one core.
     """
     return device.type == "cpu" and torch.is_autocast_enabled("cpu") and not torch.compiler.is_compiling()
+
+
+def _only_inference(*tensors: Tensor) -> bool:
+    """Whether `window_attention` will do: float32 on a CPU, no gradients wanted, no graph being made."""
+    if torch.is_grad_enabled() or torch.compiler.is_compiling() or torch.is_autocast_enabled("cpu"):
+        return False
+    return all(t.device.type == "cpu" and t.dtype == torch.float32 for t in tensors)
 
 
 def same_dtype_norm(norm: nn.LayerNorm, x: Tensor) -> Tensor:
@@ -260,17 +267,25 @@ class CrossAttentionFusion(Fuser):
         tokens, coverage = self.tokens(features, grid_shape, batch_size)  # [M, B, X, Y, C], [M, B, X, Y]
         mean = present_mean(tokens, coverage)
         place = self.position(position_embedding((tokens.shape[2], tokens.shape[3]), tokens.shape[-1], tokens.device))
-        query = self.query(self.query_norm(mean + self.learned_query + place)).unflatten(-1, (self.heads, -1))
-        seen = coverage > 0 if self.absent == "mask" else None
+        asking = self.query_norm(mean + self.learned_query + place)
+        attended, share = self._attend(asking, tokens, coverage > 0 if self.absent == "mask" else None)
+        fused = mean + attended
+        fused = fused + self.feed_forward(fused)
+        return FusedBEV(features=fused.permute(0, 3, 1, 2), attention=share, coverage=coverage.amax(0))
+
+    def _attend(self, asking: Tensor, tokens: Tensor, seen: Tensor | None) -> tuple[Tensor, Tensor]:
+        """[B, X, Y, C], [M, B, X, Y, C], [M, B, X, Y] -> what each cell draws from tokens [B, X, Y, C], and the shares."""
+        if self.neighbourhood == 3 and _only_inference(asking, tokens, *self.key_value.parameters()):
+            normed = self.token_norm(tokens) + self.modality[:, None, None, None]
+            return window_attention(asking, normed, seen, self.heads, self.query, self.key_value, self.out)
+        query = self.query(asking).unflatten(-1, (self.heads, -1))
         if self.neighbourhood == 1 and not _cheap_products(tokens.device):
             normed = self.token_norm(tokens) + self.modality[:, None, None, None]
             attended, share = cell_attention(query, normed, seen, self.key_value)
         else:
             key, value = self._keys_and_values(tokens)
             attended, share = neighbour_attention(query, key, value, seen, self.neighbourhood)
-        fused = mean + self.out(attended.flatten(-2))
-        fused = fused + self.feed_forward(fused)
-        return FusedBEV(features=fused.permute(0, 3, 1, 2), attention=share, coverage=coverage.amax(0))
+        return self.out(attended.flatten(-2)), share
 
     def _keys_and_values(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
         """[M, B, X, Y, C] -> twice [M, B, X, Y, H, c]: linear in the normed token plus its modality's embedding."""

@@ -13,11 +13,13 @@ from bev.boxes import Boxes
 from bev.heads import DetectionHead, DetectionLogits, HeatmapHead, decode
 from bev.merge import merge_boxes, no_boxes
 from fusion import BEVFeatures, FusedBEV, Fuser, LateFusion, ObjectAlignment
+from robustbev.checks import check_batch
 from robustbev.config import ModelConfig, RigConfig
 from robustbev.detections import Detections
 from robustbev.inference import detect
 from sensors.batch import SensorBatch
 from sensors.camera_encoder import CameraEncoder
+from sensors.frame_checks import check_frame
 from sensors.frames import SensorFrame
 from sensors.lidar_encoder import LidarEncoder
 from sensors.radar_encoder import RadarEncoder
@@ -129,13 +131,19 @@ class PerceptionModel(nn.Module):
                 training mode, or does not know its rig.
             CalibrationError: a calibration that is none.
         """
+        check_frame(frame)
         return detect(self, frame, rig, min_score)
 
     def forward(self, batch: SensorBatch) -> Perception:
         return self.perceive_features(self.encode(batch), batch.batch_size)
 
     def encode(self, batch: SensorBatch) -> dict[str, BEVFeatures | None]:
-        """Each modality's grid [B, C, X, Y]; None where the batch or the model has no such modality (nothing is computed)."""
+        """Each modality's grid [B, C, X, Y]; None where the batch has no such modality (nothing is computed).
+
+        Raises:
+            ValueError: the batch does not fit the model, see `robustbev.checks.check_batch`.
+        """
+        check_batch(batch, self.config, self.nms_radius_m.device)
         features: dict[str, BEVFeatures | None] = dict.fromkeys(self.config.modalities)
         if self.camera is not None and batch.cameras is not None:
             features["camera"] = self.camera(batch.cameras).bev
@@ -179,8 +187,9 @@ class PerceptionModel(nn.Module):
         `views`: each [B, M] bool of modalities that the fuser may see (modality dropout); () is one view of everything, None
         does without fuser, backbone and head (the encoders learn through their auxiliary heads alone). What a
         view hides has coverage 0, exactly as if it were absent, while its encoder goes on learning through its auxiliary head
-        and the other views. The encoders run once, however many views there are.
+        and the other views. The encoders run once, however many views there are. ValueError as of `encode`.
         """
+        check_batch(batch, self.config, self.nms_radius_m.device)
         features: dict[str, BEVFeatures | None] = dict.fromkeys(self.config.modalities)
         depth_logits = image = None
         if self.camera is not None and batch.cameras is not None:

@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 
 from bev.grid import BEVGrid
 from bev.lift import DepthBins
-from sensors.calibration import FloatArray, apply, check_intrinsics, check_rigid, inverse_rigid
+from sensors.calibration import FloatArray, apply, inverse_rigid
 from sensors.depth import depth_targets
+from sensors.frame_checks import check_frame
 from sensors.frames import SECTORS, CameraImage, LidarSweep, RadarSweep, SensorFrame, azimuth_sector
 from sensors.images import ImageChange, fit_image
 
@@ -89,10 +90,10 @@ def prepare(
     `depth_from`, where that is given: a frame whose sensors were made to fail would teach wrong depths.
 
     Raises:
-        CalibrationError: an intrinsic matrix is singular, or a sensor's pose no rigid transform.
-        ValueError: `cameras` or `lidar_sectors` has another length than the configuration's, or S.
+        CalibrationError, ValueError: the frame is none, see `sensors.frame_checks.check_frame`, or `cameras` has another length
+            than the configuration's.
     """
-    _check(frame)
+    check_frame(frame)
     change = np.eye(4) if bev_change is None else bev_change
     cameras = _cameras(frame, preparation, image_changes, change)
     clouds = _clouds(frame, preparation)
@@ -117,23 +118,6 @@ def prepare(
         depth_m=depth_m,
         dropped=dropped + dropped_radar,
     )
-
-
-def _check(frame: SensorFrame) -> None:
-    """Calibration is checked here again, because frames also come from logs and robots."""
-    if frame.lidar_sectors is not None and frame.lidar_sectors.shape != (SECTORS,):
-        raise ValueError(
-            f"sample {frame.token}, lidar_sectors: expected [{SECTORS}] bool, got shape {list(frame.lidar_sectors.shape)}; "
-            "None says that all of them work"
-        )
-    cameras = [camera for camera in frame.cameras or () if camera is not None]
-    for camera in cameras:
-        check_intrinsics(camera.intrinsics, f"sample {frame.token}, {camera.channel}")
-    poses = [camera.reference_T_camera for camera in cameras]
-    poses += [sweep.reference_T_lidar for sweep in frame.lidar or ()]
-    poses += [sweep.reference_T_radar for sweep in frame.radar or ()]
-    readings: list[CameraImage | LidarSweep | RadarSweep] = [*cameras, *(frame.lidar or ()), *(frame.radar or ())]
-    check_rigid(poses, [f"sample {frame.token}, {reading.channel}" for reading in readings])
 
 
 def _cameras(

@@ -1,0 +1,220 @@
+"""Whether a `SensorBatch` fits a model: looked at before anything is computed.
+
+Letters: B samples, N cameras, R radars, P points (padded), S azimuth sectors, E table entries, H and W pixels, h and w feature
+pixels, X and Y cells.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bev.lift import LiftTable
+from robustbev.config import CameraConfig, ModelConfig
+from sensors.batch import MODALITIES, CameraBatch, LidarBatch, RadarBatch, SensorBatch
+
+_FIELDS = {"camera": "cameras", "lidar": "lidar", "radar": "radar"}
+_TYPES = {"camera": CameraBatch, "lidar": LidarBatch, "radar": RadarBatch}
+_SINGULAR = 1e-6  # a determinant nearer to zero than this cannot be inverted
+
+
+def check_batch(batch: SensorBatch, config: ModelConfig, device: torch.device) -> None:
+    """What a `PerceptionModel` is given must fit its configuration and lie on its `device`.
+
+    Shapes, dtypes and devices are looked at everywhere; numbers (counts, calibration, sectors) on a CPU alone, because a GPU
+    would have to be waited for. What belongs to an absent sensor may hold anything. Nothing is looked at while torch makes a
+    graph (torch.compile, torch.export).
+
+    Raises:
+        ValueError: something does not fit; says what was expected, what was found and what to do.
+    """
+    if torch.compiler.is_compiling():
+        return
+    if not isinstance(batch, SensorBatch):
+        raise ValueError(
+            f"batch: expected a sensors.batch.SensorBatch, got {type(batch).__name__}: prepare and collate frames, or use "
+            "model.perceive(frame)"
+        )
+    size: Any = batch.batch_size
+    if isinstance(size, bool) or not isinstance(size, int) or size < 1:
+        raise ValueError(f"batch_size: expected an int of at least 1, got {size!r}: give the number of samples")
+    for modality in MODALITIES:
+        _check_modality(getattr(batch, _FIELDS[modality]), modality, config)
+    if batch.cameras is not None and config.camera is not None:
+        _check_cameras(batch.cameras, config, config.camera, _Axes(size, device))
+    if batch.lidar is not None:
+        _check_lidar(batch.lidar, _Axes(size, device))
+    if batch.radar is not None:
+        _check_radar(batch.radar, _Axes(size, device))
+
+
+def _check_modality(part: Any, modality: str, config: ModelConfig) -> None:
+    name, expected = _FIELDS[modality], _TYPES[modality]
+    if part is None:
+        return
+    if modality not in config.modalities:
+        raise ValueError(
+            f"{name}: this model knows no {modality}, its modalities are {', '.join(config.modalities)}: expected None, got "
+            f"{type(part).__name__}: leave it out with batch.only(model.config.modalities)"
+        )
+    if not isinstance(part, expected):
+        raise ValueError(
+            f"{name}: expected a {expected.__name__}, or None where the modality is absent, got {type(part).__name__}: "
+            f"make one of sensors.batch.{expected.__name__}"
+        )
+
+
+class _Axes:
+    """One tensor after the other against what the model takes. Axes of one letter have one length, that of the first tensor."""
+
+    def __init__(self, batch_size: int, device: torch.device) -> None:
+        self.device = device
+        self.length: dict[str, int] = {"B": batch_size}
+        self.source: dict[str, str] = {"B": "batch_size"}
+
+    def set(self, source: str, **lengths: int) -> None:
+        """Lengths that are known beforehand, and from where."""
+        self.length |= lengths
+        self.source |= dict.fromkeys(lengths, source)
+
+    def check(self, name: str, value: Any, dtype: torch.dtype, axes: str, action: str) -> None:
+        """ValueError where `value` is no tensor of this dtype and these axes on the device; `action` is for a wrong shape."""
+        letters = axes.split()
+        if not isinstance(value, Tensor):
+            raise ValueError(f"{self._expected(name, dtype, letters)}, got {type(value).__name__}: give a torch tensor")
+        if value.dtype != dtype:
+            action = f"convert it with .to({dtype})" + (", values 0 to 255" if dtype == torch.uint8 else "")
+        elif value.device != self.device:
+            raise ValueError(
+                f"{name}: expected it on {self.device} as the model, got it on {value.device}: move the whole batch with "
+                f"batch.to({str(self.device)!r}), or the model"
+            )
+        elif self._fits(name, value.shape, letters):
+            return
+        raise ValueError(
+            f"{self._expected(name, dtype, letters)}, got {_name(value.dtype)} {list(value.shape)}: {action}"
+        )
+
+    def _fits(self, name: str, shape: torch.Size, letters: list[str]) -> bool:
+        if len(shape) != len(letters):
+            return False
+        for letter, got in zip(letters, shape, strict=True):
+            expected = int(letter) if letter.isdigit() else self.length.get(letter)
+            if got != expected and (expected is not None or got < 1):
+                return False
+        for letter, got in zip(letters, shape, strict=True):
+            if not letter.isdigit() and letter not in self.length:
+                self.length[letter], self.source[letter] = got, name
+        return True
+
+    def _expected(self, name: str, dtype: torch.dtype, letters: list[str]) -> str:
+        lengths = ", ".join(str(self.length.get(letter, letter)) for letter in letters)
+        origin = "".join(
+            f"; {letter} as in {self.source[letter]}" for letter in dict.fromkeys(letters) if letter in self.source
+        )
+        return f"{name}: expected {_name(dtype)} [{lengths}] ({', '.join(letters)}{origin})"
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _check_cameras(cameras: CameraBatch, config: ModelConfig, camera: CameraConfig, axes: _Axes) -> None:
+    height, width = camera.image_size
+    grid = config.grid.bev().shape
+    axes.set("model.config", H=height, W=width, X=grid[0], Y=grid[1])
+    size = f"the network takes pictures of {height} x {width} px: sensors.images.fit_image cuts them and their intrinsics to it"
+    axes.check("cameras.images", cameras.images, torch.uint8, "B N 3 H W", size)
+    axes.check("cameras.present", cameras.present, torch.bool, "B N", "one entry for each camera of each sample")
+    axes.check("cameras.intrinsics", cameras.intrinsics, torch.float32, "B N 3 3", "one 3 x 3 matrix for each camera")
+    poses = cameras.reference_T_camera
+    axes.check("cameras.reference_T_camera", poses, torch.float32, "B N 4 4", "one 4 x 4 pose for each camera")
+    if cameras.lift is not None:
+        _check_lift(cameras.lift, camera, axes)
+    if axes.device.type == "cpu":
+        _check_invertible("cameras.intrinsics", cameras.intrinsics, cameras.present)
+        _check_invertible("cameras.reference_T_camera", poses, cameras.present)
+
+
+def _check_lift(table: Any, camera: CameraConfig, axes: _Axes) -> None:
+    if not isinstance(table, LiftTable):
+        raise ValueError(
+            f"cameras.lift: expected a bev.lift.LiftTable or None, got {type(table).__name__}: build_lift_table makes one"
+        )
+    anew = "the table is of another batch, grid or picture: build it with build_lift_table, or leave it None"
+    length, stride = axes.length, camera.feature_stride_px
+    pixels = length["B"] * length["N"] * (length["H"] // stride) * (length["W"] // stride)
+    axes.check("cameras.lift.visible", table.visible, torch.bool, "B N X Y", anew)
+    bounds = length["B"] * length["X"] * length["Y"] + 1
+    axes.check("cameras.lift.offsets", table.offsets, torch.int64, f"{bounds}", anew)
+    axes.check("cameras.lift.pixel_offsets", table.pixel_offsets, torch.int64, f"{pixels + 1}", anew)
+    entry: Any = table.entry
+    if isinstance(entry, Tensor) and entry.ndim == 1:
+        axes.set("cameras.lift.entry", E=len(entry))  # cameras that look past the grid leave it empty
+    for name in ("entry", "pixel_entry", "pixel_cell"):
+        axes.check(f"cameras.lift.{name}", getattr(table, name), torch.int64, "E", anew)
+
+
+def _check_lidar(lidar: LidarBatch, axes: _Axes) -> None:
+    columns = "the columns are x_m, y_m, z_m, intensity, age_s; no points are one row of padding with count 0"
+    axes.check("lidar.points", lidar.points, torch.float32, "B P 5", columns)
+    axes.check("lidar.present", lidar.present, torch.bool, "B", "one entry for each sample")
+    axes.check("lidar.count", lidar.count, torch.int64, "B", "one entry for each sample")
+    axes.check("lidar.sectors", lidar.sectors, torch.float32, "B S", "one row of azimuth sectors for each sample")
+    if axes.device.type == "cpu":
+        _check_count("lidar", lidar.count, lidar.present, lidar.points.shape[1])
+        sound = ((lidar.sectors >= 0) & (lidar.sectors <= 1)).all(1) | ~lidar.present
+        if not sound.all():
+            b = int(sound.int().argmin())
+            raise ValueError(
+                f"lidar.sectors: expected 0 (dead) to 1 (works), got {lidar.sectors[b].tolist()} in sample {b}: give the share "
+                "of each azimuth sector that delivers"
+            )
+
+
+def _check_radar(radar: RadarBatch, axes: _Axes) -> None:
+    columns = (
+        "the columns are x_m, y_m, z_m, rcs_dbsm, vx_mps, vy_mps, age_s; no points are one row of padding with count 0"
+    )
+    axes.check("radar.points", radar.points, torch.float32, "B P 7", columns)
+    axes.check("radar.present", radar.present, torch.bool, "B R", "one entry for each radar of each sample")
+    axes.check("radar.count", radar.count, torch.int64, "B", "one entry for each sample")
+    poses = radar.reference_T_radar
+    axes.check("radar.reference_T_radar", poses, torch.float32, "B R 4 4", "one 4 x 4 pose for each radar")
+    if axes.device.type == "cpu":
+        _check_count("radar", radar.count, radar.present.any(1), radar.points.shape[1])
+        _check_invertible("radar.reference_T_radar", poses, radar.present)
+
+
+def _check_count(name: str, count: Tensor, present: Tensor, most: int) -> None:
+    """[B], [B]: of the samples that have the sensor."""
+    sound = ((count >= 0) & (count <= most)) | ~present
+    if not sound.all():
+        b = int(sound.int().argmin())
+        raise ValueError(
+            f"{name}.count: expected 0 to {most} (P of {name}.points), got {int(count[b])} in sample {b}: count the rows that "
+            "are points; those behind are padding"
+        )
+
+
+def _check_invertible(name: str, matrices: Tensor, present: Tensor) -> None:
+    """[B, K, n, n], [B, K]: an affine map of each sensor that is there. It need not be rigid: augmentation mirrors and scales."""
+    size = matrices.shape[-1]
+    determinant = torch.linalg.det(matrices)
+    last_row = torch.tensor([*[0.0] * (size - 1), 1.0])
+    sound = (
+        determinant.isfinite()
+        & (determinant.abs() > _SINGULAR)
+        & ((matrices[..., -1, :] - last_row).abs() < 1e-5).all(-1)
+    )
+    sound &= matrices.isfinite().flatten(2).all(2)
+    sound |= ~present
+    if not sound.all():
+        b, k = divmod(int(sound.int().argmin()), sound.shape[1])
+        row = " ".join(["0"] * (size - 1) + ["1"])
+        raise ValueError(
+            f"{name}: expected an invertible {size} x {size} matrix of finite numbers with a last row of {row}, got "
+            f"{matrices[b, k].tolist()} in sample {b}, sensor {k}: correct the calibration, or mark the sensor absent"
+        )
