@@ -65,6 +65,31 @@ class LiftTable:
     pixel_offsets: Tensor  # [B * N * h * w + 1] int64
 
 
+GROUP = 8  # entries of one cell that an exported model adds up before it scatters
+
+
+@dataclass(frozen=True)
+class LiftGroups:
+    """A `LiftTable` for an exported model: entries of one cell in groups, in any order. Out of range is nothing."""
+
+    entry: Tensor  # [E, GROUP] int64, -1 where a cell has no more
+    cell: Tensor  # [E] int64, b * X * Y + cell of each group
+    visible: Tensor  # [B, N, X, Y] bool
+
+
+def inverse(matrix: Tensor) -> Tensor:
+    """The inverse of [.., 3, 3], or of affine [.., 4, 4] (last row 0 0 0 1); in export by cofactors: ONNX has no inverse."""
+    if not torch.compiler.is_exporting():
+        return torch.linalg.inv(matrix)
+    rows = matrix[..., :3, :3].unbind(-2)
+    cofactors = [torch.linalg.cross(rows[(i + 1) % 3], rows[(i + 2) % 3], dim=-1) for i in range(3)]
+    determinant = (rows[0] * cofactors[0]).sum(-1)[..., None, None]
+    linear = torch.stack(cofactors, dim=-1) / determinant
+    if matrix.shape[-1] == 3:
+        return linear
+    return torch.cat([torch.cat([linear, -linear @ matrix[..., :3, 3:]], dim=-1), matrix[..., 3:, :]], dim=-2)
+
+
 def feature_pixels(image_size: tuple[int, int], stride: int, device: torch.device | None = None) -> Tensor:
     """[h, w, 3] float32 homogeneous image position (u, v, 1) of the centre of each `stride` x `stride` feature pixel.
 
@@ -99,7 +124,7 @@ def frustum_cells(
     """
     pixels = feature_pixels(image_size, stride, intrinsics.device)
     pixels = pixels + pixels.new_tensor([across_px, 0.0, 0.0])
-    rays = torch.einsum("bnij,hwj->bnhwi", torch.linalg.inv(intrinsics.float()), pixels)
+    rays = torch.einsum("bnij,hwj->bnhwi", inverse(intrinsics.float()), pixels)
     rays = torch.einsum("bnij,bnhwj->bnhwi", reference_T_camera[..., :3, :3].float(), rays)
     origin = reference_T_camera[:, :, None, None, None, :3, 3].float()
     points_m = rays[..., None, :] * (bins.centers_m(rays.device) + along_m)[:, None] + origin
@@ -119,7 +144,7 @@ def visible_cells(
     """[B, N, X, Y] bool: does the middle of the cell, at any of the heights over ground, fall into the camera's picture?"""
     height, width = image_size
     centers = grid.centers_m(intrinsics.device)
-    camera_T_reference = torch.linalg.inv(reference_T_camera.float())
+    camera_T_reference = inverse(reference_T_camera.float())
     to_pixels = intrinsics.float() @ camera_T_reference[..., :3, :]  # [B, N, 3, 4]
     visible = torch.zeros((), dtype=torch.bool, device=intrinsics.device)
     for height_m in heights_m:
@@ -154,6 +179,87 @@ def build_lift_table(
     cells shorter than a bin or a far pixel is wide stay empty in a moire pattern (a third of all cells that cameras
     see, with the tiny model's 1 m bins and 0.8 m cells).
     """
+    flat, inside, visible = _lift_points(
+        intrinsics, reference_T_camera, present, image_size=image_size, stride=stride, bins=bins, grid=grid,
+        z_range_m=z_range_m, samples=samples,
+    )  # fmt: skip
+    point = inside.nonzero().squeeze(1)
+    # A stable sort keeps the order of summation, and so every bit of the output, the same from run to run.
+    sorted_cells, order = torch.sort(flat[point], stable=True)
+    edges = torch.arange(len(visible) * grid.num_cells + 1, device=flat.device)
+    per_entry = samples[0] * samples[1]
+    entry = point // per_entry
+    pixels = torch.arange(len(flat) // (per_entry * bins.count) + 1, device=flat.device)
+    return LiftTable(
+        entry=entry[order],
+        offsets=torch.searchsorted(sorted_cells, edges),
+        visible=visible,
+        pixel_entry=entry,
+        pixel_cell=flat[point],
+        pixel_offsets=torch.searchsorted(entry, pixels * bins.count),
+    )
+
+
+def lift_groups(
+    intrinsics: Tensor,
+    reference_T_camera: Tensor,
+    present: Tensor,
+    *,
+    image_size: tuple[int, int],
+    stride: int,
+    bins: DepthBins,
+    grid: BEVGrid,
+    z_range_m: tuple[float, float],
+    samples: tuple[int, int] = (1, 1),
+) -> LiftGroups:
+    """`build_lift_table` in groups; exports."""
+    flat, inside, visible = _lift_points(
+        intrinsics, reference_T_camera, present, image_size=image_size, stride=stride, bins=bins, grid=grid,
+        z_range_m=z_range_m, samples=samples,
+    )  # fmt: skip
+    point = inside.nonzero().squeeze(1)
+    cell, order = torch.sort(flat[point], stable=True)
+    return _grouped((point // (samples[0] * samples[1]))[order], cell, visible)
+
+
+def groups_of(table: LiftTable) -> LiftGroups:
+    """The same table in groups."""
+    return _grouped(table.entry, _cells_of(table), table.visible)
+
+
+def _cells_of(table: LiftTable) -> Tensor:
+    lengths = table.offsets[1:] - table.offsets[:-1]
+    return torch.repeat_interleave(torch.arange(len(lengths), device=lengths.device), lengths)
+
+
+def _grouped(entry: Tensor, cell: Tensor, visible: Tensor) -> LiftGroups:
+    """Entries [P] and their cells, sorted by cell."""
+    num_cells = visible.shape[0] * visible.shape[2] * visible.shape[3]
+    count = torch.zeros(num_cells, dtype=torch.long, device=cell.device).index_add(0, cell, torch.ones_like(cell))
+    groups = (count + GROUP - 1) // GROUP
+    first_entry, first_group = count.cumsum(0) - count, groups.cumsum(0) - groups
+    rank = torch.arange(cell.shape[0], device=cell.device) - first_entry[cell]
+    slot = first_group[cell] * GROUP + rank
+    most = cell.shape[0] // GROUP + num_cells  # no cell has more than one group that is not full
+    entries = torch.full((most * GROUP,), -1, device=cell.device).scatter(0, slot, entry)
+    cells = torch.full((most,), num_cells, device=cell.device).scatter(0, slot // GROUP, cell)
+    used = (cells < num_cells).nonzero().squeeze(1)
+    return LiftGroups(entries.view(-1, GROUP)[used], cells[used], visible)
+
+
+def _lift_points(
+    intrinsics: Tensor,
+    reference_T_camera: Tensor,
+    present: Tensor | None,
+    *,
+    image_size: tuple[int, int],
+    stride: int,
+    bins: DepthBins,
+    grid: BEVGrid,
+    z_range_m: tuple[float, float],
+    samples: tuple[int, int],
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Of every point [B * N * h * w * D * samples]: cell b * X * Y + cell, whether it counts; and `visible` [B, N, X, Y]."""
     if present is not None:
         # An absent camera's calibration may hold anything, a singular matrix too.
         matrix = present[:, :, None, None]
@@ -175,22 +281,7 @@ def build_lift_table(
         visible = visible & present[:, :, None, None]
     batch_size = cells.shape[0]
     first_cell = torch.arange(batch_size, device=cells.device).view(-1, 1, 1, 1, 1, 1) * grid.num_cells
-    inside = (cells < grid.num_cells).flatten()
-    flat = (cells + first_cell).flatten()
-    point = inside.nonzero().squeeze(1)
-    # A stable sort keeps the order of summation, and so every bit of the output, the same from run to run.
-    sorted_cells, order = torch.sort(flat[point], stable=True)
-    edges = torch.arange(batch_size * grid.num_cells + 1, device=cells.device)
-    entry = point // (across * along)
-    pixels = torch.arange(cells[..., 0, 0].numel() + 1, device=cells.device)
-    return LiftTable(
-        entry=entry[order],
-        offsets=torch.searchsorted(sorted_cells, edges),
-        visible=visible,
-        pixel_entry=entry,
-        pixel_cell=flat[point],
-        pixel_offsets=torch.searchsorted(entry, pixels * bins.count),
-    )
+    return (cells + first_cell).flatten(), (cells < grid.num_cells).flatten(), visible
 
 
 def lift_splat(context: Tensor, depth: Tensor, table: LiftTable) -> Tensor:
@@ -238,11 +329,28 @@ class _Splat(torch.autograd.Function):
 
 
 def lift_splat_reference(context: Tensor, depth: Tensor, table: LiftTable) -> Tensor:
-    """`lift_splat` by `index_add`: the plain twin, and the way that exports."""
+    """`lift_splat` by `index_add`: the plain twin."""
     samples, _, x_cells, y_cells = table.visible.shape
     channels, bins = context.shape[-1], depth.shape[-1]
-    lengths = table.offsets[1:] - table.offsets[:-1]
-    cell = torch.repeat_interleave(torch.arange(len(lengths), device=lengths.device), lengths)
     weighted = context.reshape(-1, channels).float()[table.entry // bins] * depth.reshape(-1, 1).float()[table.entry]
-    canvas = weighted.new_zeros(len(lengths), channels).index_add(0, cell, weighted)
+    canvas = weighted.new_zeros(samples * x_cells * y_cells, channels).index_add(0, _cells_of(table), weighted)
     return canvas.view(samples, x_cells, y_cells, channels).permute(0, 3, 1, 2)
+
+
+def lift_splat_groups(context: Tensor, depth: Tensor, table: LiftGroups) -> Tensor:
+    """`lift_splat`, the way that exports: a product for each group, then `index_add` of few rows.
+
+    ONNX Runtime adds duplicate rows one value at a time (ScatterElements), or loses some on several threads (ScatterND).
+    """
+    samples, _, x_cells, y_cells = table.visible.shape
+    channels, bins = context.shape[-1], depth.shape[-1]
+    rows, probabilities = context.reshape(-1, channels).float(), depth.reshape(-1).float()
+    num_rows, none = samples * x_cells * y_cells, probabilities.shape[0]
+    # One more entry, of probability 0, and one more pixel, for what is none.
+    rows, probabilities = F.pad(rows, (0, 0, 0, 1)), F.pad(probabilities, (0, 1))
+    entry = torch.where((table.entry >= 0) & (table.entry < none), table.entry, none).flatten()
+    weight = probabilities.index_select(0, entry).view(-1, 1, GROUP)
+    said = rows.index_select(0, torch.div(entry, bins, rounding_mode="trunc")).view(-1, GROUP, channels)
+    cell = torch.where((table.cell >= 0) & (table.cell < num_rows), table.cell, num_rows)
+    canvas = rows.new_zeros(num_rows + 1, channels).index_add(0, cell, torch.bmm(weight, said)[:, 0])
+    return canvas[:-1].view(samples, x_cells, y_cells, channels).permute(0, 3, 1, 2)

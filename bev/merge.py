@@ -14,7 +14,7 @@ from torch import Tensor
 
 from .boxes import Boxes
 from .grid import BEVGrid
-from .heads import greedy_suppression
+from .heads import distances_m, greedy_suppression
 
 _FIELDS = tuple(f.name for f in fields(Boxes))
 
@@ -77,8 +77,7 @@ def no_boxes(batch_size: int, count: int, device: torch.device) -> Boxes:
 def _same_object(boxes: Boxes, owner: Tensor, radius_m: Tensor) -> Tensor:
     """[B, T, T] bool: of one class within the first's radius; of one detector's boxes, each is its own object."""
     xy_m = boxes.center_m[..., :2]
-    distance_m = torch.cdist(xy_m, xy_m, compute_mode="donot_use_mm_for_euclid_dist")
-    close = distance_m < radius_m.to(xy_m.device)[boxes.label][:, :, None]
+    close = distances_m(xy_m) < radius_m.to(xy_m.device)[boxes.label][:, :, None]
     close &= boxes.label[:, :, None] == boxes.label[:, None]
     itself = torch.eye(boxes.label.shape[1], dtype=torch.bool, device=xy_m.device)
     return (close & (owner[..., :, None] != owner[..., None, :])) | itself

@@ -16,14 +16,19 @@ from torch import Tensor, nn
 from .grid import BEVGrid
 
 
-def point_cells(points_m: Tensor, count: Tensor, grid: BEVGrid, z_range_m: tuple[float, float]) -> Tensor:
+def point_cells(
+    points_m: Tensor, count: Tensor, grid: BEVGrid, z_range_m: tuple[float, float], valid: Tensor | None = None
+) -> Tensor:
     """[B, P, 3 or more], [B] -> [B * P] int64 row of a canvas of B * (X * Y + 1) rows.
 
-    Padding, points outside the grid or the height range, and NaN go to the last row of their sample.
+    Padding, points outside the grid or the height range, NaN, and points that are not `valid` [B, P] go to the last row of
+    their sample.
     """
     samples, padded = points_m.shape[:2]
     z_m = points_m[..., 2]
     use = torch.arange(padded, device=points_m.device) < count[:, None]
+    if valid is not None:
+        use = use & valid
     use = use & (z_m >= z_range_m[0]) & (z_m < z_range_m[1])
     cell = torch.where(use, grid.flat_index(points_m[..., :2]), grid.num_cells)
     first = torch.arange(samples, device=cell.device)[:, None] * (grid.num_cells + 1)
@@ -126,15 +131,17 @@ class PillarEncoder(nn.Module):
         self.linear = nn.Linear(len(scale) + 5, channels - 1, bias=False)
         self.norm = nn.LayerNorm(channels - 1)
 
-    def forward(self, points: Tensor, count: Tensor) -> tuple[Tensor, Tensor]:
-        """-> canvas [B, C, X, Y] float32, occupied [B, X, Y] bool."""
+    def forward(self, points: Tensor, count: Tensor, valid: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """-> canvas [B, C, X, Y] float32, occupied [B, X, Y] bool. Points that are not `valid` [B, P] are left out."""
         samples, _, features = points.shape
         x_cells, y_cells = self.grid.shape
-        rows = point_cells(points[..., :3], count, self.grid, self.z_range_m)
+        rows = point_cells(points[..., :3], count, self.grid, self.z_range_m, valid)
         num_rows = samples * (self.grid.num_cells + 1)
-        unused = (rows % (self.grid.num_cells + 1)) == self.grid.num_cells
-        # Padding may hold anything, NaN too, and must not reach the arithmetic.
-        flat = torch.where(unused[:, None], 0.0, points.reshape(-1, features).float())
+        flat = points.reshape(-1, features).float()
+        if not torch.compiler.is_exporting():
+            # Padding may hold anything, NaN too. It stays in the last row, which nobody reads, but a gradient would carry it on.
+            unused = (rows % (self.grid.num_cells + 1)) == self.grid.num_cells
+            flat = torch.where(unused[:, None], 0.0, flat)
         decorated, per_row = self._decorate(flat, rows, num_rows)
         with torch.autocast(points.device.type, enabled=False):
             normalised = normalised_linear(decorated, self.linear, self.norm)
@@ -150,5 +157,5 @@ class PillarEncoder(nn.Module):
         ones = torch.ones_like(rows, dtype=torch.float32)
         per_row = torch.zeros(num_rows, device=flat.device).index_add(0, rows, ones)
         sums = torch.zeros(num_rows, 3, device=flat.device).index_add(0, rows, xyz_m)
-        mean_m = (sums / per_row.clamp(min=1.0)[:, None])[rows]
+        mean_m = (sums / per_row.clamp(min=1.0)[:, None]).index_select(0, rows)
         return torch.cat([flat * self.scale, to_center_m, xyz_m - mean_m], dim=1), per_row

@@ -12,7 +12,16 @@ from torch import Tensor, nn
 
 from bev.grid import BEVGrid
 from bev.layers import ConvBlock, ResidualBlock
-from bev.lift import DepthBins, LiftTable, build_lift_table, feature_pixels, lift_splat
+from bev.lift import (
+    DepthBins,
+    LiftGroups,
+    LiftTable,
+    build_lift_table,
+    feature_pixels,
+    inverse,
+    lift_splat,
+    lift_splat_groups,
+)
 from fusion.features import BEVFeatures
 from sensors.batch import CameraBatch
 from sensors.vit import VisionTransformer
@@ -74,34 +83,42 @@ class CameraEncoder(nn.Module):
 
     def forward(self, batch: CameraBatch) -> CameraOutput:
         self._check(batch)
-        present = batch.present[:, :, None, None, None]
         # An absent camera's buffer and calibration may hold anything; nothing of it may reach the arithmetic.
-        images = (torch.where(present, batch.images, 0).float() - self.rgb_mean) / self.rgb_std
-        matrix = batch.present[:, :, None, None]
-        intrinsics = torch.where(matrix, batch.intrinsics, torch.eye(3, device=images.device)).float()
-        reference_T_camera = torch.where(matrix, batch.reference_T_camera, torch.eye(4, device=images.device)).float()
-        embedding = self.calibration(self._rays(intrinsics, reference_T_camera).flatten(0, 1))
+        matrix, device = batch.present[:, :, None, None], batch.images.device
+        intrinsics = torch.where(matrix, batch.intrinsics, torch.eye(3, device=device)).float()
+        reference_T_camera = torch.where(matrix, batch.reference_T_camera, torch.eye(4, device=device)).float()
+        table = batch.lift if batch.lift is not None else self.table(intrinsics, reference_T_camera, batch.present)
+        return self.look(batch.images, self.rays(intrinsics, reference_T_camera), batch.present, table)
+
+    def look(self, images: Tensor, rays: Tensor, present: Tensor, table: LiftTable | LiftGroups) -> CameraOutput:
+        """Pictures with their look-up tables: [B, N, 3, H, W] uint8, [B, N, h' * w', 6] as of `rays`, [B, N] bool."""
+        shape, cameras = present.shape, present
+        present = present[:, :, None, None, None]
+        images = (torch.where(present, images, 0).float() - self.rgb_mean) / self.rgb_std
+        embedding = self.calibration(rays.flatten(0, 1))
         features = self.vit(images.flatten(0, 1).to(memory_format=torch.channels_last), embedding)
-        shape = batch.present.shape
         depth_logits = self.depth(features).permute(0, 2, 3, 1).unflatten(0, shape)
         context = self.context(features).permute(0, 2, 3, 1).unflatten(0, shape)
         context = torch.where(present, context, 0.0)
-        table = batch.lift if batch.lift is not None else self._table(intrinsics, reference_T_camera, batch.present)
         with torch.autocast(images.device.type, enabled=False):
-            canvas = lift_splat(context.float(), depth_logits.float().softmax(-1), table)
-        coverage = (table.visible & batch.present[:, :, None, None]).any(1).float()
+            probabilities = depth_logits.float().softmax(-1)
+            if isinstance(table, LiftTable):
+                canvas = lift_splat(context.float(), probabilities, table)
+            else:
+                canvas = lift_splat_groups(context.float(), probabilities, table)
+        coverage = (table.visible & cameras[:, :, None, None]).any(1).float()
         return CameraOutput(BEVFeatures(self.bev(canvas), coverage), depth_logits, features)
 
-    def _rays(self, intrinsics: Tensor, reference_T_camera: Tensor) -> Tensor:
+    def rays(self, intrinsics: Tensor, reference_T_camera: Tensor) -> Tensor:
         """[B, N, h' * w', 6] unit ray of each token in the reference frame, and the camera's place in 10 m."""
         pixels = feature_pixels(self.image_size, self.patch_px, intrinsics.device)
-        rays = torch.einsum("bnij,hwj->bnhwi", torch.linalg.inv(intrinsics), pixels)
+        rays = torch.einsum("bnij,hwj->bnhwi", inverse(intrinsics), pixels)
         rays = torch.einsum("bnij,bnhwj->bnhwi", reference_T_camera[..., :3, :3], rays)
         rays = rays / rays.norm(dim=-1, keepdim=True)
         place = (reference_T_camera[:, :, None, None, :3, 3] / 10).expand_as(rays)
         return torch.cat([rays, place], dim=-1).flatten(2, 3)
 
-    def _table(self, intrinsics: Tensor, reference_T_camera: Tensor, present: Tensor) -> LiftTable:
+    def table(self, intrinsics: Tensor, reference_T_camera: Tensor, present: Tensor) -> LiftTable:
         return build_lift_table(
             intrinsics, reference_T_camera, present, image_size=self.image_size, stride=self.stride_px,
             bins=self.bins, grid=self.grid, z_range_m=self.z_range_m, samples=self.lift_samples,

@@ -51,7 +51,7 @@ class LidarEncoder(nn.Module):
         if batch.points.ndim != 3 or batch.points.shape[-1] != len(_SCALE):
             raise ValueError(f"lidar.points: expected [B, P, {len(_SCALE)}], got {list(batch.points.shape)}")
         count = torch.where(batch.present, batch.count, 0)
-        canvas, occupied = self.pillars(_without_dead_sectors(batch), count)
+        canvas, occupied = self.pillars(batch.points, count, _in_working_sectors(batch))
         if self.stages is not None:
             canvas = self.stages(canvas, occupied)
         sector = azimuth_sectors(self.grid, batch.sectors.shape[1], batch.points.device)
@@ -59,12 +59,11 @@ class LidarEncoder(nn.Module):
         return BEVFeatures(self.bev(canvas.contiguous(memory_format=torch.channels_last)), coverage)
 
 
-def _without_dead_sectors(batch: LidarBatch) -> Tensor:
-    """[B, P, 5] with the points of sectors that do not work outside of every grid."""
+def _in_working_sectors(batch: LidarBatch) -> Tensor:
+    """[B, P] bool."""
     xy_m = batch.points[..., :2]
     sector = _sector(xy_m[..., 0], xy_m[..., 1], batch.sectors.shape[1])
-    works = batch.sectors.gather(1, sector) > 0
-    return torch.where(works[..., None], batch.points, torch.inf)
+    return batch.sectors.gather(1, sector) > 0
 
 
 def azimuth_sectors(grid: BEVGrid, count: int, device: torch.device | None = None) -> Tensor:

@@ -14,6 +14,7 @@ import safetensors.torch
 import torch
 import yaml
 
+from fusion import runtime
 from robustbev import CheckpointError, load, save
 from sensors.health import HealthMonitor
 from sensors.health_model import HealthModelError
@@ -26,6 +27,7 @@ from sensors.replay.golden import GoldenError, open_golden
 from sensors.vit import VisionTransformer
 from sensors.vit_weights import load_vit_weights
 from tests.hostile import deep, laughs, pickled, safetensors_file, tensor, torch_pickled, yaml_objects, zipped
+from tests.hostile_artifacts import ARTIFACT_CASES, write_sound_artifact
 from tests.sensors.logs.mcap_files import some_messages, write_mcap
 from tests.tiny_model import tiny_model
 from tests.training.toy import toy_plan, toy_state, toy_store
@@ -76,6 +78,9 @@ READERS = {
     "run": Reader(lambda folder: load_config(RunConfig, folder / "run.yaml"), ConfigError, "run.yaml"),
     "bag": Reader(open_log, LogError, "metadata.yaml"),
     "log": Reader(lambda folder: list(open_log(folder / "drive.mcap").messages()), LogError, "drive.mcap"),
+    "onnx": Reader(lambda folder: runtime.load(folder / "robust.onnx"), runtime.ArtifactError, "robust.onnx"),
+    "manifest": Reader(lambda folder: runtime.load(folder / "robust.onnx"), runtime.ArtifactError, "robust.onnx.json"),
+    "program": Reader(lambda folder: runtime.load(folder / "robust.pt2"), runtime.ArtifactError, "robust.pt2"),
 }
 
 # --- sound files, which the hostile ones take the place of ------------------------------------------------------------
@@ -113,6 +118,8 @@ def write_sound(kind: str, folder: Path) -> None:
             toy_store(folder).save(state, PLACE, [random_state()])
         case "health":
             (folder / "health.json").write_text(json.dumps(HEALTH))
+        case "onnx" | "manifest" | "program":
+            write_sound_artifact(kind, folder)
         case "golden" | "ticks":
             (folder / "boxes.bin").touch()
             write_ticks(folder, {})
@@ -308,4 +315,5 @@ CASES: dict[str, tuple[str, Content]] = {
     "a pickle named mcap": ("log", pickled()),
     "a zip archive named mcap": ("log", zipped),
     "a torch file named mcap": ("log", torch_pickled),
+    **ARTIFACT_CASES,
 }  # fmt: skip

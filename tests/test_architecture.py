@@ -56,7 +56,10 @@ def test_the_model_imports_nothing_of_training() -> None:
 def test_the_lowest_floor_stands_on_torch_alone_and_can_be_vendored(room: str) -> None:
     for file in (ROOT / room).rglob("*.py"):
         absolute = {name for level, name in imports(file) if level == 0}
-        assert absolute <= {*sys.stdlib_module_names, "torch"}, f"{file.relative_to(ROOT)} imports {absolute}"
+        allowed = {*sys.stdlib_module_names, "torch"}
+        if file.parent == ROOT / "fusion" / "runtime":  # which runs on a robot without torch, too
+            allowed |= {"numpy", "onnxruntime"}
+        assert absolute <= allowed, f"{file.relative_to(ROOT)} imports {absolute}"
 
 
 def test_importing_fusion_brings_none_of_our_other_rooms() -> None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from training.cli import DEBUG_VARIABLE, INTERRUPTED, tells_errors
+from training.export_commands import export_app
 from training.replay_commands import logs_app
 
 if TYPE_CHECKING:
@@ -29,6 +30,7 @@ app = typer.Typer(
 )
 
 app.add_typer(logs_app)
+app.add_typer(export_app)
 
 Settings = Annotated[
     list[str] | None,

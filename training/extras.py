@@ -13,6 +13,7 @@ EXTRAS = {
     "replay": ("mcap", "mcap_protobuf", "foxglove", "rosbags", "cv2", "simplejpeg", "yaml"),
     "rerun": ("rerun",),
     "spconv": ("spconv",),
+    "export": ("onnx", "onnxruntime", "onnxscript"),
     "dev": ("pytest", "ruff", "mypy", "importlinter", "hypothesis"),
 }
 

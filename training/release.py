@@ -5,9 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import robustbev
+from robustbev import PerceptionModel
 from training.atomic import write_text
 from training.checkpoint import find_checkpoint, step_of
-from training.config import load_run_config
+from training.config import RunConfig, load_run_config
 from training.data import with_rig
 from training.evaluation import run_of
 from training.model_card import card_of
@@ -34,14 +35,25 @@ def release(checkpoint: Path, out: Path) -> Path:
         raise ValueError(
             f"{out}: is a checkpoint of a run, which its run needs as it is: name another folder with --out"
         )
-    model = robustbev.load(found)
-    files = run_of(found)
-    config = None if files is None else load_run_config(files.config)
-    if config is not None:
-        model.config = with_rig(model.config, config.data)
-    card = None if config is None else card_of(config, step=step_of(folder))
-    robustbev.save(model, out, card)
+    model, config = load_with_rig(found)
+    robustbev.save(model, out, None if config is None else card_of(config, step=step_of(folder)))
     own = folder / "README.md"
     if own.is_file():
         write_text(out / "README.md", own.read_text(encoding="utf-8"))
     return out
+
+
+def load_with_rig(checkpoint: Path) -> tuple[PerceptionModel, RunConfig | None]:
+    """The model of a checkpoint and its run's configuration, if it lies in one, which also tells an older model its rig.
+
+    Raises:
+        FileNotFoundError: there is no such checkpoint.
+        CheckpointError: it cannot be read.
+    """
+    found = find_checkpoint(checkpoint)
+    model, files = robustbev.load(found), run_of(found)
+    if files is None:
+        return model, None
+    config = load_run_config(files.config)
+    model.config = with_rig(model.config, config.data)
+    return model, config

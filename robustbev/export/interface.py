@@ -1,0 +1,219 @@
+"""What goes into an exported graph and comes out of it: names, dtypes, shapes, units, frames.
+
+Letters: B samples, N cameras, H and W pixels, T tokens of a picture, E groups of the lift, P LiDAR points, Q radar points,
+R radars, M modalities, X and Y cells.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from bev.lift import GROUP
+from fusion import Fuser
+from robustbev.model import PerceptionModel
+from sensors.frames import SECTORS
+
+Size = int | str
+REFERENCE = "reference: ego at the sample's time, x forward, y left, z up"
+GRID = "cells of the grid, X forward, Y left"
+
+
+class ExportError(ValueError):
+    """A model cannot be exported, or what was exported does not compute what the model computes."""
+
+
+@dataclass(frozen=True)
+class Symbol:
+    """A size that is chosen anew in every call."""
+
+    meaning: str
+    min: int
+    max: int
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """One input or output. A size in `shape` is a number or the name of a symbol."""
+
+    name: str
+    dtype: str  # numpy's name
+    shape: tuple[Size, ...]
+    unit: str
+    frame: str
+    meaning: str
+    below: tuple[Size, ...] | None = None  # every value is at least 0 and below the product of these
+
+    def entry(self) -> dict[str, Any]:
+        """As the manifest tells it."""
+        told: dict[str, Any] = {
+            "name": self.name, "dtype": self.dtype, "shape": list(self.shape), "unit": self.unit, "frame": self.frame,
+            "meaning": self.meaning,
+        }  # fmt: skip
+        return told if self.below is None else told | {"below": list(self.below)}
+
+
+_SYMBOLS = {
+    "B": Symbol("samples", 1, 64),
+    "P": Symbol("rows of the LiDAR points, padding included", 1, 2**22),
+    "Q": Symbol("rows of the radar points, padding included", 1, 2**20),
+    "E": Symbol(f"groups of {GROUP} entries of the lift", 0, 2**24),
+}
+
+
+@dataclass(frozen=True)
+class Interface:
+    """The inputs and outputs of one graph."""
+
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+
+    @property
+    def symbols(self) -> dict[str, Symbol]:
+        """The symbols in the inputs' and outputs' shapes."""
+        used = {size for spec in (*self.inputs, *self.outputs) for size in spec.shape if isinstance(size, str)}
+        return {name: symbol for name, symbol in _SYMBOLS.items() if name in used}
+
+
+def model_interface(model: PerceptionModel, cameras: int, radars: int) -> Interface:
+    """Of `ModelGraph`, for so many cameras and radars (where the model has them)."""
+    modalities = model.config.modalities
+    inputs = [
+        *(_camera_inputs(model, cameras) if "camera" in modalities else ()),
+        *(_LIDAR if "lidar" in modalities else ()),
+        *(_radar_inputs(radars) if "radar" in modalities else ()),
+        _present(modalities),
+    ]
+    return Interface(tuple(inputs), tuple(_model_outputs(model)))
+
+
+def fuser_interface(fuser: Fuser, channels: dict[str, int], out_channels: int, grid: tuple[int, int]) -> Interface:
+    """Of `FuserGraph`; `channels` of each modality by name."""
+    inputs = [spec for name, count in channels.items() for spec in _fuser_inputs(name, count, grid)]
+    features = TensorSpec(
+        "features", "float32", ("B", out_channels, *grid), "", GRID, "the fused grid; no perception where coverage is 0"
+    )
+    outputs = (features, *_fused(fuser.modalities, grid))
+    return Interface((*inputs, _present(fuser.modalities)), outputs)
+
+
+def rig_interface(model: PerceptionModel, cameras: int) -> Interface:
+    """Of `RigGraph`, for so many cameras."""
+    intrinsics = TensorSpec(
+        "intrinsics", "float32", ("B", cameras, 3, 3), "px", "picture of the network's size, centre of pixel (0, 0) at 0, 0",
+        "camera matrix at the network's image size",
+    )  # fmt: skip
+    pose = TensorSpec(
+        "reference_T_camera", "float32", ("B", cameras, 4, 4), "m", REFERENCE,
+        "camera (z ahead, x right, y down) to reference, at the picture's time",
+    )  # fmt: skip
+    images, present, *tables = _camera_inputs(model, cameras)
+    del images
+    return Interface((intrinsics, pose, present), tuple(tables))
+
+
+def _camera_inputs(model: PerceptionModel, cameras: int) -> tuple[TensorSpec, ...]:
+    config, grid = model.config.camera, model.grid.shape
+    assert config is not None
+    height, width = config.image_size
+    tokens = (height // config.patch_px) * (width // config.patch_px)
+    stride = config.feature_stride_px
+    entries = f"[B, {cameras}, {height // stride}, {width // stride}, {config.depth_bins.count}]"
+    present = TensorSpec("camera_present", "bool", ("B", cameras), "", "", "which cameras are there")
+    rays = TensorSpec(
+        "camera_rays", "float32", ("B", cameras, tokens, 6), "unit vector; 10 m", REFERENCE,
+        "direction of each token's ray, and the camera's place; from the rig's graph",
+    )  # fmt: skip
+    groups = (
+        TensorSpec(
+            "lift_entry", "int64", ("E", GROUP), "", "",
+            f"which depth bin of which feature pixel, flat in {entries}, -1 for none; from the rig's graph",
+        ),
+        TensorSpec(
+            "lift_cell", "int64", ("E",), "", GRID, "the cell of each group, b * X * Y + x * Y + y; from the rig's graph",
+            ("B", *grid),
+        ),
+    )  # fmt: skip
+    visible = TensorSpec(
+        "camera_visible", "bool", ("B", cameras, *grid), "", GRID, "which cells each camera sees; from the rig's graph"
+    )
+    images = TensorSpec(
+        "images", "uint8", ("B", cameras, 3, height, width), "0 to 255", "", "RGB pictures at the network's size"
+    )
+    return images, present, rays, *groups, visible
+
+
+_LIDAR = (
+    TensorSpec(
+        "lidar_points", "float32", ("B", "P", 5), "m, m, m, 0 to 1, s", REFERENCE,
+        "x, y, z, intensity, age (0 is now); rows from lidar_count on may hold anything",
+    ),
+    TensorSpec("lidar_count", "int64", ("B",), "", "", "rows of lidar_points that are points"),
+    TensorSpec("lidar_present", "bool", ("B",), "", "", "whether there is LiDAR"),
+    TensorSpec(
+        "lidar_sectors", "float32", ("B", SECTORS), "0 to 1", REFERENCE,
+        f"which azimuth sectors work; sector s starts at -pi + s * 2 pi / {SECTORS}, from +x to +y",
+    ),
+)  # fmt: skip
+
+
+def _radar_inputs(radars: int) -> tuple[TensorSpec, ...]:
+    return (
+        TensorSpec(
+            "radar_points", "float32", ("B", "Q", 7), "m, m, m, dBsm, m/s, m/s, s", REFERENCE,
+            "x, y, z, RCS, velocity over ground along x and y, age (0 is now); rows from radar_count on may hold anything; "
+            "none of absent radars",
+        ),
+        TensorSpec("radar_count", "int64", ("B",), "", "", "rows of radar_points that are points"),
+        TensorSpec("radar_present", "bool", ("B", radars), "", "", "which radars are there"),
+        TensorSpec(
+            "reference_T_radar", "float32", ("B", radars, 4, 4), "m", REFERENCE, "radar (x ahead) to reference"
+        ),
+    )  # fmt: skip
+
+
+def _present(modalities: tuple[str, ...]) -> TensorSpec:
+    return TensorSpec(
+        "present", "bool", ("B", len(modalities)), "", "",
+        f"False takes a whole modality away, whatever its inputs hold: {', '.join(modalities)}",
+    )  # fmt: skip
+
+
+def _fuser_inputs(name: str, channels: int, grid: tuple[int, int]) -> Iterator[TensorSpec]:
+    yield TensorSpec(f"{name}_features", "float32", ("B", channels, *grid), "", GRID, f"what the {name} encoder says")
+    yield TensorSpec(
+        f"{name}_coverage",
+        "float32",
+        ("B", *grid),
+        "0 to 1",
+        GRID,
+        f"where {name} sees; features are not read where it is 0",
+    )
+
+
+def _fused(modalities: tuple[str, ...], grid: tuple[int, int]) -> tuple[TensorSpec, TensorSpec]:
+    return (
+        TensorSpec(
+            "attention", "float32", ("B", len(modalities), *grid), "0 to 1", GRID,
+            f"share of each modality: {', '.join(modalities)}",
+        ),
+        TensorSpec("coverage", "float32", ("B", *grid), "0 to 1", GRID, "0 where no sensor sees"),
+    )  # fmt: skip
+
+
+def _model_outputs(model: PerceptionModel) -> Iterator[TensorSpec]:
+    config, grid = model.config, model.grid
+    boxes = min(config.decode.max_boxes, len(config.classes) * grid.num_cells)
+    box: tuple[Size, ...] = ("B", boxes)
+    yield TensorSpec("center_m", "float32", (*box, 3), "m", REFERENCE, "centres of the boxes, by falling score")
+    yield TensorSpec("size_m", "float32", (*box, 3), "m", "", "width, length, height; length lies along the heading")
+    yield TensorSpec("yaw_rad", "float32", box, "rad", REFERENCE, "heading, from +x to +y")
+    yield TensorSpec("velocity_mps", "float32", (*box, 2), "m/s", REFERENCE, "over ground, along x and y")
+    yield TensorSpec("label", "int64", box, "", "", "index in classes")
+    yield TensorSpec("attribute", "int64", box, "", "", "index in attributes, -1 for none")
+    yield TensorSpec("score", "float32", box, "0 to 1", "", "0 is no box")
+    yield TensorSpec(
+        "perceived", "bool", ("B",), "", "", "False: no sensor sees anything, which is not that nothing is there"
+    )
+    yield from _fused(config.modalities, grid.shape)

@@ -1,0 +1,87 @@
+"""The manifest beside an artifact: what it is, what it takes and gives, and what it was made with."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from robustbev.config import ModelConfig
+from robustbev.export.interface import Interface
+
+Kind = Literal["onnx", "pt2", "aoti"]
+Part = Literal["model", "fuser", "rig"]
+FORMAT, FORMAT_VERSION = "robustbev-artifact", 1
+SUFFIXES: dict[Kind, str] = {"onnx": ".onnx", "pt2": ".pt2", "aoti": ".aoti.pt2"}
+
+
+def write_manifest(
+    path: Path, name: str, *, kind: Kind, part: Part, interface: Interface, about: Mapping[str, Any], opset: int | None
+) -> Path:
+    """Write the manifest of the artifact at `path`, which will be called `name`, beside it; `about` is of what was exported."""
+    data = path.read_bytes()
+    manifest = {
+        "format": FORMAT,
+        "format_version": FORMAT_VERSION,
+        "kind": kind,
+        "part": part,
+        "file": name,
+        "bytes": len(data),
+        "sha256": hashlib.sha256(data).hexdigest(),
+        "inputs": [spec.entry() for spec in interface.inputs],
+        "outputs": [spec.entry() for spec in interface.outputs],
+        "symbols": {symbol: asdict(what) for symbol, what in interface.symbols.items()},
+        **about,
+        "opset": opset,
+        "versions": _versions(kind),
+        "machine": _machine() if kind == "aoti" else None,
+    }
+    file = path.with_name(f"{path.name}.json")
+    file.write_text(json.dumps(manifest, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+    return file
+
+
+def about_model(config: ModelConfig) -> dict[str, Any]:
+    """What a manifest tells of a model."""
+    return {
+        "grid": config.grid.model_dump(mode="json") | {"shape": list(config.grid.bev().shape)},
+        "classes": list(config.classes),
+        "attributes": list(config.attributes),
+        "modalities": list(config.modalities),
+        "rig": None if config.rig is None else config.rig.model_dump(mode="json"),
+    }
+
+
+def about_fuser(modalities: Sequence[str], grid_shape: tuple[int, int]) -> dict[str, Any]:
+    """What a manifest tells of a fuser that belongs to no model of ours."""
+    return {
+        "grid": {"shape": list(grid_shape)}, "classes": [], "attributes": [], "modalities": list(modalities), "rig": None
+    }  # fmt: skip
+
+
+def _versions(kind: Kind) -> dict[str, str]:
+    packages = ("robustbev", "torch", "onnx") if kind == "onnx" else ("robustbev", "torch")
+    found = {}
+    for package in packages:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:  # run from a checkout that is not installed
+            found[package] = "not installed"
+    return found
+
+
+def _machine() -> dict[str, Any]:
+    """What an AOTInductor package is compiled for and with."""
+    return {
+        "device": "cpu",
+        "machine": platform.machine(),
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "torch": torch.__version__,
+    }
