@@ -65,18 +65,6 @@ class LiftTable:
     pixel_offsets: Tensor  # [B * N * h * w + 1] int64
 
 
-GROUP = 8  # entries of one cell that an exported model adds up before it scatters
-
-
-@dataclass(frozen=True)
-class LiftGroups:
-    """A `LiftTable` for an exported model: entries of one cell in groups, in any order. Out of range is nothing."""
-
-    entry: Tensor  # [E, GROUP] int64, -1 where a cell has no more
-    cell: Tensor  # [E] int64, b * X * Y + cell of each group
-    visible: Tensor  # [B, N, X, Y] bool
-
-
 def inverse(matrix: Tensor) -> Tensor:
     """The inverse of [.., 3, 3], or of affine [.., 4, 4] (last row 0 0 0 1); in export by cofactors: ONNX has no inverse."""
     if not torch.compiler.is_exporting():
@@ -179,7 +167,7 @@ def build_lift_table(
     cells shorter than a bin or a far pixel is wide stay empty in a moire pattern (a third of all cells that cameras
     see, with the tiny model's 1 m bins and 0.8 m cells).
     """
-    flat, inside, visible = _lift_points(
+    flat, inside, visible = lift_points(
         intrinsics, reference_T_camera, present, image_size=image_size, stride=stride, bins=bins, grid=grid,
         z_range_m=z_range_m, samples=samples,
     )  # fmt: skip
@@ -200,54 +188,13 @@ def build_lift_table(
     )
 
 
-def lift_groups(
-    intrinsics: Tensor,
-    reference_T_camera: Tensor,
-    present: Tensor,
-    *,
-    image_size: tuple[int, int],
-    stride: int,
-    bins: DepthBins,
-    grid: BEVGrid,
-    z_range_m: tuple[float, float],
-    samples: tuple[int, int] = (1, 1),
-) -> LiftGroups:
-    """`build_lift_table` in groups; exports."""
-    flat, inside, visible = _lift_points(
-        intrinsics, reference_T_camera, present, image_size=image_size, stride=stride, bins=bins, grid=grid,
-        z_range_m=z_range_m, samples=samples,
-    )  # fmt: skip
-    point = inside.nonzero().squeeze(1)
-    cell, order = torch.sort(flat[point], stable=True)
-    return _grouped((point // (samples[0] * samples[1]))[order], cell, visible)
-
-
-def groups_of(table: LiftTable) -> LiftGroups:
-    """The same table in groups."""
-    return _grouped(table.entry, _cells_of(table), table.visible)
-
-
-def _cells_of(table: LiftTable) -> Tensor:
+def cells_of(table: LiftTable) -> Tensor:
+    """[E] int64 b * X * Y + cell of each of `table.entry`."""
     lengths = table.offsets[1:] - table.offsets[:-1]
     return torch.repeat_interleave(torch.arange(len(lengths), device=lengths.device), lengths)
 
 
-def _grouped(entry: Tensor, cell: Tensor, visible: Tensor) -> LiftGroups:
-    """Entries [P] and their cells, sorted by cell."""
-    num_cells = visible.shape[0] * visible.shape[2] * visible.shape[3]
-    count = torch.zeros(num_cells, dtype=torch.long, device=cell.device).index_add(0, cell, torch.ones_like(cell))
-    groups = (count + GROUP - 1) // GROUP
-    first_entry, first_group = count.cumsum(0) - count, groups.cumsum(0) - groups
-    rank = torch.arange(cell.shape[0], device=cell.device) - first_entry[cell]
-    slot = first_group[cell] * GROUP + rank
-    most = cell.shape[0] // GROUP + num_cells  # no cell has more than one group that is not full
-    entries = torch.full((most * GROUP,), -1, device=cell.device).scatter(0, slot, entry)
-    cells = torch.full((most,), num_cells, device=cell.device).scatter(0, slot // GROUP, cell)
-    used = (cells < num_cells).nonzero().squeeze(1)
-    return LiftGroups(entries.view(-1, GROUP)[used], cells[used], visible)
-
-
-def _lift_points(
+def lift_points(
     intrinsics: Tensor,
     reference_T_camera: Tensor,
     present: Tensor | None,
@@ -333,24 +280,5 @@ def lift_splat_reference(context: Tensor, depth: Tensor, table: LiftTable) -> Te
     samples, _, x_cells, y_cells = table.visible.shape
     channels, bins = context.shape[-1], depth.shape[-1]
     weighted = context.reshape(-1, channels).float()[table.entry // bins] * depth.reshape(-1, 1).float()[table.entry]
-    canvas = weighted.new_zeros(samples * x_cells * y_cells, channels).index_add(0, _cells_of(table), weighted)
+    canvas = weighted.new_zeros(samples * x_cells * y_cells, channels).index_add(0, cells_of(table), weighted)
     return canvas.view(samples, x_cells, y_cells, channels).permute(0, 3, 1, 2)
-
-
-def lift_splat_groups(context: Tensor, depth: Tensor, table: LiftGroups) -> Tensor:
-    """`lift_splat`, the way that exports: a product for each group, then `index_add` of few rows.
-
-    ONNX Runtime adds duplicate rows one value at a time (ScatterElements), or loses some on several threads (ScatterND).
-    """
-    samples, _, x_cells, y_cells = table.visible.shape
-    channels, bins = context.shape[-1], depth.shape[-1]
-    rows, probabilities = context.reshape(-1, channels).float(), depth.reshape(-1).float()
-    num_rows, none = samples * x_cells * y_cells, probabilities.shape[0]
-    # One more entry, of probability 0, and one more pixel, for what is none.
-    rows, probabilities = F.pad(rows, (0, 0, 0, 1)), F.pad(probabilities, (0, 1))
-    entry = torch.where((table.entry >= 0) & (table.entry < none), table.entry, none).flatten()
-    weight = probabilities.index_select(0, entry).view(-1, 1, GROUP)
-    said = rows.index_select(0, torch.div(entry, bins, rounding_mode="trunc")).view(-1, GROUP, channels)
-    cell = torch.where((table.cell >= 0) & (table.cell < num_rows), table.cell, num_rows)
-    canvas = rows.new_zeros(num_rows + 1, channels).index_add(0, cell, torch.bmm(weight, said)[:, 0])
-    return canvas[:-1].view(samples, x_cells, y_cells, channels).permute(0, 3, 1, 2)

@@ -12,16 +12,8 @@ from torch import Tensor, nn
 
 from bev.grid import BEVGrid
 from bev.layers import ConvBlock, ResidualBlock
-from bev.lift import (
-    DepthBins,
-    LiftGroups,
-    LiftTable,
-    build_lift_table,
-    feature_pixels,
-    inverse,
-    lift_splat,
-    lift_splat_groups,
-)
+from bev.lift import DepthBins, LiftTable, build_lift_table, feature_pixels, inverse, lift_splat
+from bev.lift_groups import LiftGroups, lift_splat_groups
 from fusion.features import BEVFeatures
 from sensors.batch import CameraBatch
 from sensors.vit import VisionTransformer

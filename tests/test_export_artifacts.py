@@ -72,6 +72,18 @@ def test_it_computes_what_the_model_computes_with_every_subset_of_its_sensors(ex
     _assert_the_same(exported, range(2))
 
 
+def test_sectors_in_which_the_lidar_is_blind(exported: Exported) -> None:
+    for seed in range(3):
+        batch = noise(exported.model, seed)
+        assert batch.lidar is not None
+        batch.lidar.sectors[:] = (torch.rand(36, generator=torch.Generator().manual_seed(seed)) < 0.5).float()
+        seen = eager(exported.model, batch)
+        difference = compare(seen, exported.run(inputs_for(exported.model, batch, MODALITIES)))
+        assert difference.fits, str(difference)
+        batch.lidar.sectors[:] = 1
+        assert not torch.equal(seen["attention"], eager(exported.model, batch)["attention"])
+
+
 @pytest.mark.slow
 def test_it_computes_what_the_model_computes_on_twenty_random_inputs(exported: Exported) -> None:
     _assert_the_same(exported, range(20))

@@ -17,7 +17,7 @@ Dim: TypeAlias = int | str  # a size, or the symbol that stands for one
 FORMAT, FORMAT_VERSION = "robustbev-artifact", 1
 PARTS = ("model", "fuser", "rig")
 DTYPES = ("float16", "float32", "float64", "int8", "int16", "int32", "int64", "uint8", "bool")
-_SUFFIX = {"onnx": ".onnx", "aoti": ".aoti.pt2", "pt2": ".pt2"}
+SUFFIXES = {"onnx": ".onnx", "aoti": ".aoti.pt2", "pt2": ".pt2"}
 _MANIFEST_BYTES = 2**20
 ARTIFACT_BYTES = 2**31  # protobuf's own limit
 LARGEST = 2**31  # of any size or symbol
@@ -117,10 +117,10 @@ def read_manifest(file: Path, path: Path) -> dict[str, Any]:
             f"{file}: expected format_version {FORMAT_VERSION}, got {shown(version)}; export the model anew, or take the "
             "runtime of the version that exported it"
         )
-    for key, known in (("kind", tuple(_SUFFIX)), ("part", PARTS)):
+    for key, known in (("kind", tuple(SUFFIXES)), ("part", PARTS)):
         if manifest.get(key) not in known:
             raise ArtifactError(f"{file}: {key}: expected one of {', '.join(known)}, got {shown(manifest.get(key))}")
-    kind = next((kind for kind, suffix in _SUFFIX.items() if path.name.endswith(suffix)), None)
+    kind = next((kind for kind, suffix in SUFFIXES.items() if path.name.endswith(suffix)), None)
     if manifest["kind"] != kind:
         raise ArtifactError(f"{file}: kind: expected {kind} of a file named {path.name}, got {manifest['kind']}")
     if manifest.get("file") != path.name:

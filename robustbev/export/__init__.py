@@ -21,11 +21,12 @@ import torch
 from torch import Tensor
 
 from fusion import BEVFeatures, Fuser
+from fusion.runtime.manifest import SUFFIXES
 from robustbev.export.check import Difference, Tensors, compare, compare_tables, perception_outputs, runner
 from robustbev.export.example import fuser_inputs, masked, random_batch, rig_inputs
 from robustbev.export.graphs import FuserGraph, Graph, ModelGraph, RigGraph, model_inputs, own_copy
 from robustbev.export.interface import ExportError, Interface, fuser_interface, model_interface, rig_interface
-from robustbev.export.manifest import SUFFIXES, Kind, Part, about_fuser, about_model, write_manifest
+from robustbev.export.manifest import Kind, Part, about_fuser, about_model, write_manifest
 from robustbev.export.write import OPSET, need_onnx, trace, write_program
 from robustbev.model import PerceptionModel
 

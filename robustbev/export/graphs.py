@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 import robustbev
-from bev.lift import LiftGroups, groups_of, lift_groups
+from bev.lift_groups import LiftGroups, groups_of, lift_groups
 from fusion import BEVFeatures, Fuser
 from robustbev.model import PerceptionModel
 from sensors.batch import LidarBatch, RadarBatch, SensorBatch

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
-from bev.lift import GROUP
+from bev.lift_groups import GROUP
 from fusion import Fuser
+from fusion.runtime import Symbol, TensorSpec
 from robustbev.model import PerceptionModel
 from sensors.frames import SECTORS
 
@@ -22,36 +22,6 @@ GRID = "cells of the grid, X forward, Y left"
 
 class ExportError(ValueError):
     """A model cannot be exported, or what was exported does not compute what the model computes."""
-
-
-@dataclass(frozen=True)
-class Symbol:
-    """A size that is chosen anew in every call."""
-
-    meaning: str
-    min: int
-    max: int
-
-
-@dataclass(frozen=True)
-class TensorSpec:
-    """One input or output. A size in `shape` is a number or the name of a symbol."""
-
-    name: str
-    dtype: str  # numpy's name
-    shape: tuple[Size, ...]
-    unit: str
-    frame: str
-    meaning: str
-    below: tuple[Size, ...] | None = None  # every value is at least 0 and below the product of these
-
-    def entry(self) -> dict[str, Any]:
-        """As the manifest tells it."""
-        told: dict[str, Any] = {
-            "name": self.name, "dtype": self.dtype, "shape": list(self.shape), "unit": self.unit, "frame": self.frame,
-            "meaning": self.meaning,
-        }  # fmt: skip
-        return told if self.below is None else told | {"below": list(self.below)}
 
 
 _SYMBOLS = {

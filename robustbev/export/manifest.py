@@ -13,13 +13,13 @@ from typing import Any, Literal
 
 import torch
 
+from fusion.runtime import TensorSpec
+from fusion.runtime.manifest import FORMAT, FORMAT_VERSION
 from robustbev.config import ModelConfig
 from robustbev.export.interface import Interface
 
 Kind = Literal["onnx", "pt2", "aoti"]
 Part = Literal["model", "fuser", "rig"]
-FORMAT, FORMAT_VERSION = "robustbev-artifact", 1
-SUFFIXES: dict[Kind, str] = {"onnx": ".onnx", "pt2": ".pt2", "aoti": ".aoti.pt2"}
 
 
 def write_manifest(
@@ -35,8 +35,8 @@ def write_manifest(
         "file": name,
         "bytes": len(data),
         "sha256": hashlib.sha256(data).hexdigest(),
-        "inputs": [spec.entry() for spec in interface.inputs],
-        "outputs": [spec.entry() for spec in interface.outputs],
+        "inputs": [_entry(spec) for spec in interface.inputs],
+        "outputs": [_entry(spec) for spec in interface.outputs],
         "symbols": {symbol: asdict(what) for symbol, what in interface.symbols.items()},
         **about,
         "opset": opset,
@@ -46,6 +46,10 @@ def write_manifest(
     file = path.with_name(f"{path.name}.json")
     file.write_text(json.dumps(manifest, indent=2, allow_nan=False) + "\n", encoding="utf-8")
     return file
+
+
+def _entry(spec: TensorSpec) -> dict[str, Any]:
+    return {name: value for name, value in asdict(spec).items() if name != "below" or value is not None}
 
 
 def about_model(config: ModelConfig) -> dict[str, Any]:
