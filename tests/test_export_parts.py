@@ -5,6 +5,7 @@ Letters: T boxes.
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 import json
 from dataclasses import replace
@@ -226,7 +227,9 @@ def test_the_command_writes_the_files_and_says_where(tmp_path: Path, capsys: pyt
 
     checkpoint = robustbev.save(tiny_model(fuser={"kind": "mean"}), tmp_path / "run")
     command(checkpoint, tmp_path / "out", ExportFormat.PT2, ExportPart.FUSER, "mine")
-    assert "mine.pt2" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "mine.pt2" in said
+    assert hashlib.sha256((tmp_path / "out" / "mine.pt2").read_bytes()).hexdigest() in said
     assert sorted(file.name for file in (tmp_path / "out").iterdir()) == ["mine.pt2", "mine.pt2.json"]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -72,4 +73,5 @@ def export(
     stem, ending = written.name.split(".", 1)
     rig = written.with_name(f"{stem}.rig.{ending}")
     for file in (written, rig) if part is ExportPart.MODEL and rig.is_file() else (written,):
-        print(f"{file}  {file.stat().st_size / 1e6:.1f} MB, manifest {file.name}.json")
+        manifest = json.loads(file.with_name(f"{file.name}.json").read_text(encoding="utf-8"))
+        print(f"{file}  {manifest['bytes'] / 1e6:.1f} MB, SHA-256 {manifest['sha256']}")
