@@ -144,7 +144,7 @@ def replayed(model: PerceptionModel, bag: Path, mapping: Any = MAPPING, channels
     })  # fmt: skip
     found = ticks(open_log(bag), mapping, channels, CONFIG, decode=DecodeSize(32, 64))
     perceiver = Perceiver(model, preparation(data, model.config))
-    return list(replay(found, perceiver, classes=model.config.classes, attributes=model.config.attributes))
+    return list(replay(found, perceiver))
 
 
 def boxes_of(result: TickResult) -> list[tuple[Any, ...]]:

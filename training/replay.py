@@ -15,6 +15,7 @@ from typing import Protocol
 import numpy as np
 
 from robustbev import Perception, PerceptionModel, perceive_frame
+from robustbev.ticks import tick_result
 from sensors.calibration import CalibrationError
 from sensors.frames import History, SensorFrame
 from sensors.health import HealthMode, HealthMonitor, HealthReport, sick_sensors, without_sick
@@ -115,8 +116,6 @@ def replay(
     ticks: Iterable[Tick],
     perceiver: Perceiver,
     *,
-    classes: Sequence[str],
-    attributes: Sequence[str],
     change: FrameChange | None = None,
     health: HealthWatch | None = None,
     latencies: Latencies | None = None,
@@ -149,7 +148,7 @@ def replay(
             tick = health(tick)
             latencies.seconds["health"].append(time.perf_counter() - judging)
         perceiving = time.perf_counter()
-        result = _result(tick, perceiver, tuple(classes), tuple(attributes))
+        result = _result(tick, perceiver)
         latencies.seconds["read"].append(read - started)
         latencies.seconds["model"].append(time.perf_counter() - perceiving)
         yield result
@@ -177,20 +176,12 @@ def _with_frame(tick: Tick, frame: SensorFrame) -> Tick:
     return replace(tick, frame=frame, sensors=sensors)
 
 
-def _result(tick: Tick, perceiver: Perceiver, classes: tuple[str, ...], attributes: tuple[str, ...]) -> TickResult:
+def _result(tick: Tick, perceiver: Perceiver) -> TickResult:
     try:
         seen = perceiver(tick.frame)
     except CalibrationError as error:  # a corruption or a fault broke a calibration that was sound before it
         raise AssertionError(f"tick {tick.index}: a calibration that the synchroniser let through: {error}") from error
-    return TickResult(
-        tick=tick,
-        perceived=bool(seen.perceived[0]),
-        boxes=seen.found(0),
-        modalities=seen.modalities,
-        attention=seen.fused.attention[0].float().numpy(),
-        classes=classes,
-        attributes=attributes,
-    )
+    return tick_result(tick, seen, perceiver.model.config)
 
 
 def drain(results: Iterable[TickResult], writers: Sequence[ResultWriter], latencies: Latencies) -> int:

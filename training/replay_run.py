@@ -291,8 +291,6 @@ def _replay_script(setting: _Setting, script: FaultScript, suffix: str | None, b
     results = replay(
         _ticks(setting, script.faults, messages, touched),
         Perceiver(model, replace(preparation(setting.data, model.config), depth_targets=False)),
-        classes=model.config.classes,
-        attributes=model.config.attributes,
         change=faults if faults else None,
         health=None if setting.monitor is None else HealthWatch(setting.monitor, request.health),
         latencies=latencies,

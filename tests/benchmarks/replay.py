@@ -148,8 +148,6 @@ def main() -> None:
                 decode=None if camera is None else DecodeSize(camera.image_height_px, camera.image_width_px),
             ),
             Perceiver(model.eval(), replace(preparation(run.data, model.config), depth_targets=False)),
-            classes=model.config.classes,
-            attributes=model.config.attributes,
             latencies=latencies,
         )
         count = drain(results, [watch], latencies)

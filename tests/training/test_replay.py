@@ -36,8 +36,6 @@ def run(model: PerceptionModel, ticks: list[Tick], **options: Any) -> list[TickR
         replay(
             ticks,
             Perceiver(model, preparation()),
-            classes=model.config.classes,
-            attributes=model.config.attributes,
             **options,
         )
     )

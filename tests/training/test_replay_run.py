@@ -99,8 +99,6 @@ def test_every_subset_lost_at_any_time_leaves_one_sound_result_a_tick(
         replay(
             found,
             Perceiver(model, preparation(data, model.config)),
-            classes=model.config.classes,
-            attributes=model.config.attributes,
         )
     )
     assert [r.tick.index for r in results] == list(range(round(SECONDS * 10) + 1))

@@ -10,6 +10,7 @@ from typing import Any, TypeAlias
 import torch
 
 from robustbev import ModelConfig, PerceptionModel, RigConfig, load, perceive_frame, preparation
+from robustbev.ticks import tick_result
 from robustbev_ros.settings import NodeSettings
 from sensors.images import DecodeSize
 from sensors.logs.log import LogError
@@ -68,15 +69,7 @@ class Looker:
 
     def __call__(self, tick: Tick) -> TickResult:
         seen = perceive_frame(self.model, tick.frame, self.preparation)
-        return TickResult(
-            tick=tick,
-            perceived=bool(seen.perceived[0]),
-            boxes=seen.found(0),
-            modalities=seen.modalities,
-            attention=seen.fused.attention[0].float().numpy(),
-            classes=self.model.config.classes,
-            attributes=self.model.config.attributes,
-        )
+        return tick_result(tick, seen, self.model.config)
 
 
 @dataclass(frozen=True)
