@@ -6,8 +6,9 @@ All geometry is float32 in the reference frame of `sensors.frames`.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
-from typing import TypeVar
+from collections.abc import Callable
+from dataclasses import dataclass, fields, is_dataclass, replace
+from typing import Self, TypeVar
 
 import torch
 from torch import Tensor
@@ -19,18 +20,29 @@ MODALITIES = ("camera", "lidar", "radar")
 _T = TypeVar("_T")
 
 
-def _move(value: _T, device: torch.device | str, non_blocking: bool) -> _T:
-    """`value` with every tensor in it, however deep in dataclasses, on `device`."""
+def _changed(value: _T, change: Callable[[Tensor], Tensor]) -> _T:
+    """`value` with every tensor in it changed, however deep in dataclasses."""
     if isinstance(value, Tensor):
-        return value.to(device, non_blocking=non_blocking)  # type: ignore[return-value]
-    if hasattr(value, "__dataclass_fields__"):
-        moved = {f.name: _move(getattr(value, f.name), device, non_blocking) for f in fields(value)}  # type: ignore[arg-type]
-        return replace(value, **moved)  # type: ignore[type-var]
+        return change(value)  # type: ignore[return-value]
+    if is_dataclass(value) and not isinstance(value, type):
+        return replace(value, **{f.name: _changed(getattr(value, f.name), change) for f in fields(value)})
     return value
 
 
+class TensorBatch:
+    """A dataclass of tensors, of more such dataclasses, and of what has nothing to do with a device."""
+
+    def to(self, device: torch.device | str, *, non_blocking: bool = False) -> Self:
+        """The same batch on `device`; `non_blocking` helps where it comes from pinned memory."""
+        return _changed(self, lambda tensor: tensor.to(device, non_blocking=non_blocking))
+
+    def pin_memory(self) -> Self:
+        """The same batch in page-locked memory, from where a GPU copies while the host goes on; a DataLoader asks for it."""
+        return _changed(self, lambda tensor: tensor.pin_memory())
+
+
 @dataclass(frozen=True)
-class CameraBatch:
+class CameraBatch(TensorBatch):
     """Pictures of N cameras at the network's size."""
 
     images: Tensor  # [B, N, 3, H, W] uint8 RGB
@@ -41,7 +53,7 @@ class CameraBatch:
 
 
 @dataclass(frozen=True)
-class LidarBatch:
+class LidarBatch(TensorBatch):
     """Points of all sweeps, merged. Rows from `count` on are padding and may hold anything."""
 
     points: Tensor  # [B, P, 5] x_m, y_m, z_m, intensity (0..1), age_s (0 now, positive before)
@@ -51,7 +63,7 @@ class LidarBatch:
 
 
 @dataclass(frozen=True)
-class RadarBatch:
+class RadarBatch(TensorBatch):
     """Points of all radars and sweeps, merged. Rows from `count` on are padding and may hold anything."""
 
     points: Tensor  # [B, P, 7] x_m, y_m, z_m, rcs_dbsm, vx_mps, vy_mps (over ground, reference axes), age_s
@@ -61,16 +73,13 @@ class RadarBatch:
 
 
 @dataclass(frozen=True)
-class SensorBatch:
+class SensorBatch(TensorBatch):
     """What the model is given. A modality that is None is absent for the whole batch and its encoder is not run."""
 
     cameras: CameraBatch | None
     lidar: LidarBatch | None
     radar: RadarBatch | None
     batch_size: int  # B, known even when every modality is absent
-
-    def to(self, device: torch.device | str, *, non_blocking: bool = False) -> SensorBatch:
-        return _move(self, device, non_blocking)
 
     def only(self, modalities: tuple[str, ...] | frozenset[str]) -> SensorBatch:
         """The same batch with every modality not named absent; ValueError for a name that is none of `MODALITIES`."""

@@ -1,22 +1,21 @@
 """What one training or evaluation step is given.
 
-Letters: B samples, N cameras, M boxes (padded), h and w feature pixels.
+Letters: B samples, N cameras, M boxes (padded) or modalities, V views, h and w feature pixels.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from bev.boxes import Boxes
-from sensors.batch import SensorBatch
+from sensors.batch import SensorBatch, TensorBatch
 from sensors.prepare import DroppedPoints
 
 
 @dataclass(frozen=True)
-class TrainingBatch:
+class TrainingBatch(TensorBatch):
     """Sensor data with its truth, all in the (perhaps augmented) reference frame."""
 
     sensors: SensorBatch
@@ -26,14 +25,6 @@ class TrainingBatch:
     tokens: tuple[str, ...]  # B sample tokens
     indices: tuple[int, ...]  # B positions in the reader's split
     dropped: DroppedPoints  # what `prepare` left out, summed over the batch
-
-    def to(self, device: torch.device | str, *, non_blocking: bool = False) -> TrainingBatch:
-        return TrainingBatch(
-            sensors=self.sensors.to(device, non_blocking=non_blocking),
-            boxes=self.boxes.to(device),
-            box_valid=self.box_valid.to(device, non_blocking=non_blocking),
-            depth_m=None if self.depth_m is None else self.depth_m.to(device, non_blocking=non_blocking),
-            tokens=self.tokens,
-            indices=self.indices,
-            dropped=self.dropped,
-        )
+    views: Tensor | None = (
+        None  # [V, B, M] bool: the modalities that the fuser may see, once `TrainingStep.draw` has said
+    )

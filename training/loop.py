@@ -47,7 +47,8 @@ class StepResult(Protocol):
     def parts(self) -> Mapping[str, Tensor]: ...  # [] each, detached
 
 
-Forward = Callable[[Any, torch.Generator], StepResult]
+Forward = Callable[[Any], StepResult]
+Draw = Callable[[Any, torch.Generator], Batch]
 
 
 class Batches(Protocol):
@@ -119,6 +120,7 @@ class Outcome:
 def train(
     state: TrainingState,
     forward: Forward,
+    draw: Draw,
     batches: Batches,
     plan: Plan,
     *,
@@ -132,6 +134,7 @@ def train(
 
     Args:
         forward: model and losses in one call, on a batch on `device`; wrapped for data-parallel training where there is any.
+        draw: what is random in a step, put into its batch while that is on the CPU; a function of batch and generator alone.
         store: where checkpoints go; its newest one is restored first. None writes none.
 
     Raises:
@@ -139,7 +142,7 @@ def train(
         ValueError: an epoch has fewer batches than one optimiser step accumulates.
         CheckpointMismatchError, CheckpointWriteError: see `CheckpointStore`.
     """
-    run = _Run(state, forward, batches, plan, device, store, callbacks, peers or Alone(), stop)
+    run = _Run(state, forward, draw, batches, plan, device, store, callbacks, peers or Alone(), stop)
     return run.train()
 
 
@@ -147,6 +150,7 @@ def train(
 class _Run:
     state: TrainingState
     forward: Forward
+    draw: Draw
     batches: Batches
     plan: Plan
     device: torch.device
@@ -216,10 +220,10 @@ class _Run:
         parts: dict[str, list[Tensor]] = {}
         tokens: list[str] = []
         for part in range(count):
-            batch = next(feed)
             generator = step_generator(self.plan.seed, self.state.step, part, self.peers.rank)
+            batch = self.draw(next(feed), generator)
             with nullcontext() if part == count - 1 else self.peers.no_sync():
-                output = self.forward(batch.to(self.device, non_blocking=True), generator)
+                output = self.forward(batch.to(self.device, non_blocking=True))
                 (output.loss / count).backward()
             losses.append(output.loss.detach())
             for name, value in output.parts.items():

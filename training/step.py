@@ -1,6 +1,6 @@
 """One training step: modality dropout, forward pass, losses. Readable alone; the loop and Ray wrap it.
 
-Letters: B samples, M modalities, N cameras.
+Letters: B samples, M modalities, N cameras, V views.
 """
 
 from __future__ import annotations
@@ -101,20 +101,34 @@ class TrainingStep(nn.Module):
         self.model = model
         self.config = config
 
-    def forward(self, batch: TrainingBatch, generator: torch.Generator) -> StepOutput:
-        """`generator`: on the CPU; the dropout of this step depends on it alone."""
-        model, weights = self.model, self.config.weights
-        sensors, views = self._drop(batch.sensors, generator)
+    def draw(self, batch: TrainingBatch, generator: torch.Generator) -> TrainingBatch:
+        """The batch without the single cameras that this step drops, and with the views of its modality dropout.
+
+        Args:
+            batch: on the CPU still: what is drawn moves with it, and no step has to wait for masks from a GPU.
+            generator: on the CPU; the dropout depends on it alone.
+        """
+        views = self._views(modality_present(batch.sensors, self.model.config.modalities), generator)
+        sensors, probability = batch.sensors, self.config.dropout.single_camera
+        if sensors.cameras is not None and probability > 0:
+            present = drop_members(sensors.cameras.present, probability, generator)
+            sensors = replace(sensors, cameras=replace(sensors.cameras, present=present))
+        return replace(batch, sensors=sensors, views=torch.stack(views))
+
+    def forward(self, batch: TrainingBatch) -> StepOutput:
+        """`batch`: as `draw` gives it, on the model's device. Nothing here makes the host wait for that device."""
+        model, weights, sensors = self.model, self.config.weights, batch.sensors
+        assert batch.views is not None, "draw the dropout first"
         targets = make_targets(batch.boxes, batch.box_valid, model.grid, len(model.config.classes))
         device = batch.box_valid.device
         with torch.autocast(device.type, torch.bfloat16, enabled=self.config.precision == "bfloat16"):
-            outputs = model.training_outputs(sensors, None if self.config.stage == "encoders" else views)
+            outputs = model.training_outputs(sensors, None if self.config.stage == "encoders" else batch.views.unbind())
         parts = _mean([_detection_losses(logits, targets) for logits in outputs.detection])
         if weights.distillation > 0 and len(outputs.detection) > 1:
             *students, teacher = (logits.heatmap for logits in outputs.detection)
             taught = [distillation_loss(student, teacher, targets.heatmap) for student in students]
             parts["distillation"] = torch.stack(taught).mean()
-        available = modality_present(batch.sensors, model.config.modalities)
+        available = modality_present(sensors, model.config.modalities)
         for i, name in enumerate(model.config.modalities):
             if name in outputs.auxiliary:
                 logits = outputs.auxiliary[name]
@@ -138,14 +152,12 @@ class TrainingStep(nn.Module):
         )  # fmt: skip
         return focal_loss(logits.flatten(0, 1), target.flatten(0, 1), cameras.present.flatten())
 
-    def _drop(self, sensors: SensorBatch, generator: torch.Generator) -> tuple[SensorBatch, list[Tensor]]:
-        """-> the batch without the dropped single cameras, and which modalities the fuser may see in each view [B, M]."""
-        config, modalities = self.config.dropout, self.model.config.modalities
-        present = modality_present(sensors, modalities)
-        available = present.cpu()
+    def _views(self, available: Tensor, generator: torch.Generator) -> list[Tensor]:
+        """[B, M] bool of what the samples have -> which of it the fuser may see in each view, [B, M] bool."""
+        config = self.config.dropout
         if config.schedule == "independent":
-            probabilities = [getattr(config, name) for name in modalities]
-            views = [drop_modalities(sensors.batch_size, probabilities, generator, available=available)]
+            probabilities = [getattr(config, name) for name in self.model.config.modalities]
+            views = [drop_modalities(len(available), probabilities, generator, available=available)]
         elif config.schedule == "every":
             views = every_subset(available)
         else:
@@ -155,11 +167,7 @@ class TrainingStep(nn.Module):
             views.append(torch.where(rest.any(1, keepdim=True), rest, available))  # of a single sensor nothing is left
         if config.whole_view and config.hides:
             views.append(available)
-        cameras = sensors.cameras
-        if cameras is not None and config.single_camera > 0:
-            stay = drop_members(cameras.present.cpu(), config.single_camera, generator)
-            cameras = replace(cameras, present=stay.to(cameras.present.device))
-        return replace(sensors, cameras=cameras), [view.to(present.device) for view in views]
+        return views
 
 
 def _detection_losses(logits: DetectionLogits, targets: DetectionTargets) -> dict[str, Tensor]:

@@ -64,9 +64,11 @@ def work(config: RunConfig, post: Post) -> Outcome:
         world_size=post.peers.world_size,
         seed=config.seed,
     )
+    step = TrainingStep(model, config.step)
     return train(
         TrainingState(model, build_optimizer(model, config.optim), average),
-        post.wrap(TrainingStep(model, config.step)),
+        post.wrap(step),
+        step.draw,
         loader,
         plan(config),
         device=post.device,

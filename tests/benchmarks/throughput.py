@@ -84,10 +84,11 @@ def measure(config: RunConfig, batches: list[TrainingBatch], *, warmup: int, ste
     seed_everything(config.seed, rank=0)
     model = robustbev.build(config.model)
     average = None if config.optim.ema_decay is None else AveragedWeights(model, config.optim.ema_decay)
-    stopwatch = Stopwatch(warmup)
+    step, stopwatch = TrainingStep(model, config.step), Stopwatch(warmup)
     train(
         TrainingState(model, build_optimizer(model, config.optim), average),
-        TrainingStep(model, config.step),
+        step,
+        step.draw,
         InMemory(batches, (warmup + steps) * config.optim.accumulation),
         Plan(1, config.optim, config.seed, checkpoint_every_epochs=None),
         device=torch.device("cpu"),

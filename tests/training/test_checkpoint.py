@@ -120,9 +120,8 @@ def test_a_path_may_be_a_checkpoint_a_folder_of_them_or_a_run(tmp_path: Path) ->
 def test_the_model_to_use_is_the_average(tmp_path: Path) -> None:
     plan = toy_plan(epochs=1)
     state = toy_state(plan)
-    outcome = train(
-        state, ToyStep(state.model), ToyBatches(), plan, device=torch.device("cpu"), store=toy_store(tmp_path)
-    )
+    step = ToyStep(state.model)
+    outcome = train(state, step, step.draw, ToyBatches(), plan, device=torch.device("cpu"), store=toy_store(tmp_path))
     assert outcome.checkpoint is not None
     assert state.average is not None
     saved = load_file(outcome.checkpoint / "model.safetensors")

@@ -209,7 +209,8 @@ def test_a_step_aligns_what_the_fuser_may_not_see_and_every_projection_learns() 
 
     def parts(dropout: DropoutConfig, weights: LossWeights = weights) -> dict[str, Tensor]:
         config = StepConfig(precision="float32", dropout=dropout, weights=weights)
-        output = TrainingStep(model.train(), config)(batch, torch.Generator().manual_seed(0))
+        step = TrainingStep(model.train(), config)
+        output = step(step.draw(batch, torch.Generator().manual_seed(0)))
         output.loss.backward()
         return dict(output.parts)
 
@@ -220,7 +221,8 @@ def test_a_step_aligns_what_the_fuser_may_not_see_and_every_projection_learns() 
     torch.testing.assert_close(dropped["alignment"], whole["alignment"])
     twice = parts(NO_DROPOUT, LossWeights(alignment=1.0))
     torch.testing.assert_close(twice["alignment"], 2 * whole["alignment"])
-    assert "alignment" not in TrainingStep(tiny_model(), StepConfig())(batch, torch.Generator()).parts
+    step = TrainingStep(tiny_model(), StepConfig())
+    assert "alignment" not in step(step.draw(batch, torch.Generator())).parts
 
 
 # --- the command -------------------------------------------------------------------------------------------------------

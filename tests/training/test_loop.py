@@ -42,9 +42,11 @@ def run(
     stop_at: int = -1,
 ) -> tuple[Recorder, Outcome, dict[str, torch.Tensor]]:
     state, recorder = toy_state(plan, seed), Recorder()
+    step = ToyStep(state.model)
     outcome = train(
         state,
-        ToyStep(state.model),
+        step,
+        step.draw,
         batches or ToyBatches(),
         plan,
         device=CPU,
@@ -122,14 +124,13 @@ def test_signals_ask_the_loop_to_stop_and_a_second_ctrl_c_insists(capsys: pytest
                 os.kill(os.getpid(), signal.SIGINT)
 
     state = toy_state(plan)
+    step = ToyStep(state.model)
     before = signal.signal(
         signal.SIGINT, signal.default_int_handler
     )  # what a shell starts in the background ignores it
     try:
         with StopOnSignal() as stop:
-            outcome = train(
-                state, ToyStep(state.model), ToyBatches(), plan, device=CPU, callbacks=[PressAt()], stop=stop
-            )
+            outcome = train(state, step, step.draw, ToyBatches(), plan, device=CPU, callbacks=[PressAt()], stop=stop)
             with pytest.raises(KeyboardInterrupt):
                 os.kill(os.getpid(), signal.SIGINT)
         assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
@@ -150,8 +151,9 @@ def test_ctrl_c_that_kills_the_loaders_workers_too_loses_nothing(tmp_path: Path)
 
     plan = toy_plan(epochs=1)
     state = toy_state(plan)
+    step = ToyStep(state.model)
     outcome = train(
-        state, ToyStep(state.model), Broken(), plan, device=CPU, store=toy_store(tmp_path), stop=lambda: state.step == 3
+        state, step, step.draw, Broken(), plan, device=CPU, store=toy_store(tmp_path), stop=lambda: state.step == 3
     )
     assert outcome.interrupted
     assert outcome.step == 3
@@ -168,7 +170,8 @@ def test_a_loss_that_is_not_finite_names_step_parts_and_samples() -> None:
 def test_gradients_are_clipped_and_the_norm_before_it_reported() -> None:
     plan = Plan(1, OptimConfig(lr=1e-4, clip_norm=1e-3))
     state, recorder = toy_state(plan), Recorder()
-    train(state, ToyStep(state.model), ToyBatches(), plan, device=CPU, callbacks=[recorder])
+    step = ToyStep(state.model)
+    train(state, step, step.draw, ToyBatches(), plan, device=CPU, callbacks=[recorder])
     norm = torch.nn.utils.get_total_norm([p.grad for p in state.model.parameters() if p.grad is not None])
     assert float(norm) == pytest.approx(1e-3, rel=1e-3)
     assert recorder.steps[-1].grad_norm > 1e-2

@@ -52,9 +52,11 @@ def work(config: RunConfig, post: Post) -> Outcome:
         special = [_DieOnce(files.root / "died", 6)]
     if config.name == "stopped":
         special = [_Slow()]
+    step = ToyStep(state.model)
     return train(
         state,
-        post.wrap(ToyStep(state.model)),
+        post.wrap(step),
+        step.draw,
         ToyBatches(rank, post.peers.world_size, poison=7 if config.name == "poisoned" else None),
         plan,
         device=post.device,

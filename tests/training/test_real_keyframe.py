@@ -71,7 +71,8 @@ def test_the_tiny_model_learns_the_keyframe_by_heart(real_config: NuScenesConfig
     model = robustbev.build(config.model)
     step = TrainingStep(model, config.step)
     state = TrainingState(model, build_optimizer(model, config.optim), None)
-    train(state, step, Repeated(batch, 200), Plan(epochs=1, optim=config.optim), device=torch.device("cpu"))
+    plan = Plan(epochs=1, optim=config.optim)
+    train(state, step, step.draw, Repeated(batch, 200), plan, device=torch.device("cpu"))
     loader = build_loader(config.data, config.model, "mini_train", batch_size=1, train=False)
     with torch.no_grad():
         perception = model.eval()(next(iter(loader.epoch(0))).sensors)
@@ -105,8 +106,9 @@ def step_of_nuscenes_config(real_config: NuScenesConfig, tmp_path: Path, device:
     state = TrainingState(model, build_optimizer(model, config.optim), AveragedWeights(model, 0.9))
     records = Records()
     accumulation = config.optim.accumulation
+    step = TrainingStep(model, config.step)
     train(
-        state, TrainingStep(model, config.step), Repeated(first_batch(config), accumulation),
+        state, step, step.draw, Repeated(first_batch(config), accumulation),
         Plan(epochs=1, optim=config.optim), device=torch.device(device), callbacks=[records],
     )  # fmt: skip
     assert [record.samples for record in records.steps] == [accumulation]

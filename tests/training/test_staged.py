@@ -23,7 +23,7 @@ def take_steps(model: robustbev.PerceptionModel, count: int = 2, **changes: Any)
     model.train()
     for _ in range(count):
         optimizer.zero_grad()
-        step(random_training_batch(), seeded()).loss.backward()
+        step(step.draw(random_training_batch(), seeded())).loss.backward()
         optimizer.step()
 
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
 from pydantic import ValidationError
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from bev.targets import make_targets
 from robustbev import PerceptionModel
@@ -32,6 +34,17 @@ def step_of(model: PerceptionModel, **changes: object) -> TrainingStep:
     return TrainingStep(model.train(), StepConfig.model_validate({"precision": "float32"} | changes))
 
 
+def take(step: TrainingStep, batch: TrainingBatch, generator: torch.Generator) -> StepOutput:
+    return step(step.draw(batch, generator))
+
+
+def views_of(step: TrainingStep, sensors: SensorBatch) -> torch.Tensor:
+    """[V, B, M] bool."""
+    views = step.draw(random_training_batch(sensors=sensors), seeded()).views
+    assert views is not None
+    return views
+
+
 def without_gradient(step: TrainingStep) -> list[str]:
     return [name for name, p in step.model.named_parameters() if p.grad is None or not p.grad.any()]
 
@@ -46,7 +59,7 @@ def test_every_part_of_the_loss_is_finite_and_every_parameter_learns(precision: 
     lidar = batch.sensors.lidar
     assert lidar is not None
     lidar.sectors[0, :4] = 0
-    output = step(batch, seeded())
+    output = take(step, batch, seeded())
     assert set(output.parts) == PARTS
     assert output.loss.dtype == torch.float32
     assert all(part.isfinite() and not part.requires_grad for part in output.parts.values())
@@ -58,7 +71,7 @@ def test_every_part_of_the_loss_is_finite_and_every_parameter_learns(precision: 
 
 def test_bfloat16_is_float32_but_for_rounding() -> None:
     model, batch = tiny_model(), random_training_batch()
-    full, half = (step_of(model, precision=p)(batch, seeded()).loss for p in ("float32", "bfloat16"))
+    full, half = (take(step_of(model, precision=p), batch, seeded()).loss for p in ("float32", "bfloat16"))
     torch.testing.assert_close(half, full, rtol=0.03, atol=0.03)
 
 
@@ -68,18 +81,52 @@ def test_the_generator_alone_decides_the_dropout() -> None:
     def losses(seed: int, global_seed: int) -> list[float]:
         torch.manual_seed(global_seed)
         generator = seeded(seed)
-        return [step(batch, generator).loss.item() for _ in range(4)]
+        return [take(step, batch, generator).loss.item() for _ in range(4)]
 
     assert losses(1, 0) == losses(1, 99)
     assert losses(1, 0) != losses(2, 0)
     assert len(set(losses(1, 0))) > 1, "each step draws anew"
 
 
+class NoWaiting(TorchDispatchMode):
+    """Refuses every operation whose result the host needs: on a GPU it would stand still until that is computed."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        waits = {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape} & set(func.tags)
+        if func is torch.ops.aten.index.Tensor:  # by positions the result's size is known, by a mask it is not
+            waits = {index.dtype for index in args[1] if index is not None} & {torch.bool}
+        if waits:
+            raise AssertionError(f"{func} makes the host wait")
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("schedule", ["independent", "structured", "split", "every"])
+def test_no_step_waits_for_its_device(schedule: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Dropout is drawn before the batch moves, the lift's table comes with it: the host can run ahead of a GPU."""
+    model = tiny_model()
+    step, batch = step_of(model, dropout={"schedule": schedule, "whole_view": True}), random_training_batch()
+    cameras = batch.sensors.cameras
+    assert cameras is not None
+    assert model.camera is not None
+    table = model.camera.table(cameras.intrinsics, cameras.reference_T_camera, cameras.present)
+    batch = replace(batch, sensors=replace(batch.sensors, cameras=replace(cameras, lift=table)))
+    drawn = step.draw(batch, seeded())
+    monkeypatch.setattr("robustbev.model.check_batch", lambda *_: None)  # looks at numbers on a CPU alone
+
+    def refuse(tensor: torch.Tensor, *_: object) -> None:
+        raise AssertionError("makes the host wait")
+
+    for name in ("cpu", "item", "tolist", "numpy"):  # of a tensor that lies on the CPU these are no operations
+        monkeypatch.setattr(torch.Tensor, name, refuse)
+    with NoWaiting():  # type: ignore[no-untyped-call]
+        step(drawn).loss.backward()
+
+
 def test_a_whole_view_stands_beside_the_one_with_dropout() -> None:
     """Losses of both views count alike, and the encoders run once."""
     model, batch = tiny_model(), random_training_batch()
     step = step_of(model, dropout={"schedule": "structured", "whole_view": True, "single_camera": 0})
-    _, (drawn, whole) = step._drop(batch.sensors, seeded())
+    drawn, whole = views_of(step, batch.sensors)
     assert whole.all()
     assert not drawn.all(1).any()
     assert drawn.any(1).all()
@@ -89,7 +136,7 @@ def test_a_whole_view_stands_beside_the_one_with_dropout() -> None:
         alone = model.training_outputs(batch.sensors, [view]).detection[0]
         torch.testing.assert_close(logits.heatmap, alone.heatmap)
         torch.testing.assert_close(logits.regression, alone.regression)
-    both = step(batch, seeded()).parts["heatmap"]
+    both = take(step, batch, seeded()).parts["heatmap"]
     one = step_of_view(model, batch, drawn), step_of_view(model, batch, whole)
     torch.testing.assert_close(both, torch.stack(one).mean())
 
@@ -105,7 +152,7 @@ def test_split_shows_a_part_and_the_rest_of_it() -> None:
     assert sensors.lidar is not None
     assert sensors.radar is not None
     sensors.lidar.present[1] = sensors.radar.present[1] = False
-    _, (part, rest) = step._drop(sensors, seeded())
+    part, rest = views_of(step, sensors)
     assert torch.equal(part[0], ~rest[0])
     assert part[0].any()
     assert rest[0].any()
@@ -115,14 +162,14 @@ def test_split_shows_a_part_and_the_rest_of_it() -> None:
 
 def test_every_shows_each_part_and_the_whole() -> None:
     step = step_of(tiny_model(), dropout={"schedule": "every", "whole_view": True, "single_camera": 0})
-    _, views = step._drop(random_sensors(), seeded())
+    views = views_of(step, random_sensors())
     assert sorted(tuple(view[0].tolist()) for view in views) == sorted(itertools.product([False, True], repeat=3))[1:]
 
 
 def test_what_sees_everything_teaches_what_does_not() -> None:
     dropout = {"schedule": "split", "whole_view": True}
     step = step_of(tiny_model(), dropout=dropout, weights={"distillation": 2.0})
-    output = step(random_training_batch(), seeded())
+    output = take(step, random_training_batch(), seeded())
     assert output.parts["distillation"] > 0
     with pytest.raises(ValidationError, match=r"dropout\.whole_view=true"):
         StepConfig.model_validate({"weights": {"distillation": 2.0}})
@@ -132,14 +179,14 @@ def test_what_sees_everything_teaches_what_does_not() -> None:
 
 def test_without_modality_dropout_there_is_no_second_view_to_pay_for() -> None:
     step = step_of(tiny_model(), dropout=NO_DROPOUT.model_copy(update={"whole_view": True}))
-    _, views = step._drop(random_sensors(), seeded())
+    views = views_of(step, random_sensors())
     assert len(views) == 1
 
 
 def test_without_dropout_every_step_is_the_same() -> None:
     step, batch = step_of(tiny_model(), dropout=NO_DROPOUT), random_training_batch()
     generator = seeded()
-    assert step(batch, generator).loss == step(batch, generator).loss
+    assert take(step, batch, generator).loss == take(step, batch, generator).loss
 
 
 @pytest.mark.parametrize("dropped", MODALITIES)
@@ -147,11 +194,11 @@ def test_what_the_fuser_may_not_see_still_teaches_its_encoder(dropped: str) -> N
     """Dropped is as absent to fuser and head; the auxiliary heads go on."""
     model = tiny_model()
     step, batch = step_of(model, dropout=NO_DROPOUT.model_copy(update={dropped: 1.0})), random_training_batch()
-    output = step(batch, seeded())
+    output = take(step, batch, seeded())
     output.loss.backward()
     assert without_gradient(step) == []
     without_it = replace(batch, sensors=batch.sensors.only(tuple(m for m in MODALITIES if m != dropped)))
-    absent = step_of(model, dropout=NO_DROPOUT)(without_it, seeded())
+    absent = take(step_of(model, dropout=NO_DROPOUT), without_it, seeded())
     for part in ("heatmap", "size", "velocity"):
         torch.testing.assert_close(output.parts[part], absent.parts[part])
     assert f"auxiliary_{dropped}" not in absent.parts
@@ -163,7 +210,7 @@ def test_a_sensor_that_the_sample_lacks_teaches_its_auxiliary_head_nothing() -> 
     assert lidar is not None
     lidar.present[:] = False
     step = step_of(tiny_model(), dropout=NO_DROPOUT)
-    output = step(batch, seeded())
+    output = take(step, batch, seeded())
     assert output.parts["auxiliary_lidar"] == 0
     output.loss.backward()
     untouched = without_gradient(step)
@@ -189,7 +236,7 @@ def test_stale_buffers_reach_neither_loss_nor_gradient(garbage: float) -> None:
         radar.points[0] = value
         radar.reference_T_radar[0] = value
         step = step_of(tiny_model())
-        output = step(batch, seeded())
+        output = take(step, batch, seeded())
         output.loss.backward()
         losses.append(output.loss)
         gradients.append([p.grad for p in step.model.parameters()])
@@ -202,17 +249,18 @@ def test_stale_buffers_reach_neither_loss_nor_gradient(garbage: float) -> None:
 
 def test_single_cameras_go_and_their_depth_is_not_supervised() -> None:
     step = step_of(tiny_model(), dropout=NO_DROPOUT.model_copy(update={"single_camera": 1.0}))
-    sensors, views = step._drop(random_sensors(), seeded())
-    assert [view.all().item() for view in views] == [True]
-    assert sensors.cameras is not None
-    assert sensors.cameras.present.sum(1).tolist() == [1, 1]
+    drawn = step.draw(random_training_batch(), seeded())
+    assert drawn.views is not None
+    assert drawn.views.all()
+    assert drawn.sensors.cameras is not None
+    assert drawn.sensors.cameras.present.sum(1).tolist() == [1, 1]
 
 
 @pytest.mark.parametrize("given", [(), ("camera",), ("lidar", "radar")])
 def test_any_subset_of_modalities_makes_a_step(given: tuple[str, ...]) -> None:
     batch = random_training_batch()
     batch = replace(batch, sensors=batch.sensors.only(given), depth_m=batch.depth_m if "camera" in given else None)
-    output = step_of(tiny_model())(batch, seeded())
+    output = take(step_of(tiny_model()), batch, seeded())
     output.loss.backward()
     assert output.loss.isfinite()
     assert {part for part in output.parts if part.startswith("auxiliary")} == {f"auxiliary_{name}" for name in given}
@@ -221,17 +269,19 @@ def test_any_subset_of_modalities_makes_a_step(given: tuple[str, ...]) -> None:
 def test_no_boxes_and_no_attributes_make_a_step() -> None:
     batch = random_training_batch()
     empty = replace(batch, boxes=batch.boxes.to("cpu"), box_valid=torch.zeros_like(batch.box_valid))
-    assert step_of(tiny_model())(empty, seeded()).loss.isfinite()
+    assert take(step_of(tiny_model()), empty, seeded()).loss.isfinite()
     bare = tiny_model(attributes=())
     batch.boxes.attribute[:] = -1
-    assert step_of(bare)(batch, seeded()).parts["attribute"] == 0
+    assert take(step_of(bare), batch, seeded()).parts["attribute"] == 0
 
 
 def test_weights_scale_their_parts() -> None:
     model, batch = tiny_model(), random_training_batch()
     one = dict.fromkeys(LossWeights.model_fields, 1.0) | {"distillation": 0.0}
-    plain = step_of(model, dropout=NO_DROPOUT, weights=one)(batch, seeded()).parts
-    scaled = step_of(model, dropout=NO_DROPOUT, weights=one | {"size": 3.0, "auxiliary": 0.0})(batch, seeded()).parts
+    plain = take(step_of(model, dropout=NO_DROPOUT, weights=one), batch, seeded()).parts
+    scaled = take(
+        step_of(model, dropout=NO_DROPOUT, weights=one | {"size": 3.0, "auxiliary": 0.0}), batch, seeded()
+    ).parts
     for name, part in plain.items():
         factor = {"size": 3.0, "auxiliary": 0.0}.get(name.partition("_")[0], 1.0)
         torch.testing.assert_close(scaled[name], factor * part)
@@ -255,10 +305,10 @@ def test_one_batch_can_be_learned_by_heart() -> None:
     model, batch = tiny_model(), random_training_batch()
     step = step_of(model, dropout=NO_DROPOUT)
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
-    first: StepOutput = step(batch, seeded())
+    first: StepOutput = take(step, batch, seeded())
     output = first
     for _ in range(60):
-        output = step(batch, seeded())
+        output = take(step, batch, seeded())
         optimizer.zero_grad()
         output.loss.backward()
         optimizer.step()

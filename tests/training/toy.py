@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -37,9 +37,10 @@ class ToyModel(nn.Module):
 class ToyBatch:
     x: Tensor
     tokens: tuple[str, ...]
+    keep: Tensor | None = None  # what `ToyStep.draw` drew
 
     def to(self, device: torch.device, *, non_blocking: bool) -> ToyBatch:
-        return ToyBatch(self.x.to(device, non_blocking=non_blocking), self.tokens)
+        return self
 
 
 @dataclass(frozen=True)
@@ -53,9 +54,12 @@ class ToyStep(nn.Module):
         super().__init__()
         self.model = model
 
-    def forward(self, batch: ToyBatch, generator: torch.Generator) -> ToyOutput:
-        keep = torch.rand(len(batch.x), 1, generator=generator) > 0.3
-        fit = (keep * (self.model(batch.x) - batch.x.sum(1, keepdim=True)).square()).mean()
+    def draw(self, batch: ToyBatch, generator: torch.Generator) -> ToyBatch:
+        return replace(batch, keep=torch.rand(len(batch.x), 1, generator=generator) > 0.3)
+
+    def forward(self, batch: ToyBatch) -> ToyOutput:
+        assert batch.keep is not None
+        fit = (batch.keep * (self.model(batch.x) - batch.x.sum(1, keepdim=True)).square()).mean()
         size = 0.01 * self.model(batch.x).square().mean()
         return ToyOutput(fit + size, {"fit": fit.detach(), "size": size.detach()})
 
