@@ -13,6 +13,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from robustbev import StrictModel
+from robustbev.model import is_under
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0, lt=1)]
@@ -23,7 +24,7 @@ class OptimConfig(StrictModel):
 
     lr: Positive = 1e-3
     lr_scale: dict[str, Positive] = Field(default_factory=dict)
-    """Factor on the learning rate for parameters whose name starts so, e.g. {"encoders.camera.vit": 0.1}; longest first."""
+    """Factor on the learning rate of what lies under a part of the model, e.g. {"camera.vit": 0.1}; the longest entry decides."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.01
     betas: tuple[Share, Share] = (0.9, 0.99)
     eps: Positive = 1e-8
@@ -54,7 +55,7 @@ def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
     Every group carries `base_lr` (before the schedule) and `names`, its parameters' names in order.
 
     Raises:
-        ValueError: a prefix in `lr_scale` fits no parameter.
+        ValueError: an entry of `lr_scale` decides for no parameter that learns.
     """
     return torch.optim.AdamW(_groups(model, config), lr=config.lr, betas=config.betas, eps=config.eps, fused=True)
 
@@ -75,15 +76,11 @@ def named_parameters(optimizer: torch.optim.Optimizer) -> Iterator[tuple[str, nn
 def _groups(model: nn.Module, config: OptimConfig) -> list[dict[str, Any]]:
     decayed = _decayed_names(model)
     parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    for prefix in config.lr_scale:
-        if not any(name.startswith(prefix) for name in parameters):
-            near = difflib.get_close_matches(prefix, _prefixes(parameters), n=1, cutoff=0.3)
-            hint = f"; did you mean {near[0]}?" if near else ""
-            raise ValueError(f"optim.lr_scale: no parameter's name starts with {prefix!r}{hint}")
+    entry = {name: _entry(name, config) for name in parameters}
+    _check_entries(model, config, set(entry.values()))
     groups: dict[tuple[float, bool], dict[str, Any]] = {}
     for name, parameter in parameters.items():
-        prefixes = [prefix for prefix in config.lr_scale if name.startswith(prefix)]
-        scale = config.lr_scale[max(prefixes, key=len)] if prefixes else 1.0
+        scale = config.lr_scale.get(entry[name], 1.0)
         decay = name in decayed
         group = groups.setdefault(
             (scale, decay),
@@ -100,6 +97,26 @@ def _groups(model: nn.Module, config: OptimConfig) -> list[dict[str, Any]]:
     return list(groups.values())
 
 
+def _entry(name: str, config: OptimConfig) -> str:
+    """The entry of `lr_scale` that decides for a parameter, the longest that it lies under; "" where there is none."""
+    return max((entry for entry in config.lr_scale if is_under(name, entry)), key=len, default="")
+
+
+def _check_entries(model: nn.Module, config: OptimConfig, used: set[str]) -> None:
+    names = [name for name, _ in model.named_parameters()]
+    for entry in config.lr_scale:
+        if entry in used:
+            continue
+        under = [name for name in names if is_under(name, entry)]
+        if not under:
+            near = difflib.get_close_matches(entry, _prefixes(names), n=1, cutoff=0.3)
+            hint = f"; did you mean {near[0]}?" if near else ""
+            raise ValueError(f"optim.lr_scale: no parameter lies under {entry!r}{hint}")
+        longer = sorted({_entry(name, config) for name in under} - {entry})
+        why = f"under {', '.join(longer)} as well, which decide" if longer else "frozen"
+        raise ValueError(f"optim.lr_scale: {entry!r} does nothing, what lies under it is {why}; leave it out")
+
+
 def _decayed_names(model: nn.Module) -> set[str]:
     """Names of the weight matrices and kernels.
 
@@ -114,8 +131,11 @@ def _decayed_names(model: nn.Module) -> set[str]:
     return names
 
 
-def _prefixes(parameters: dict[str, nn.Parameter]) -> list[str]:
-    found = {".".join(name.split(".")[:depth]) for name in parameters for depth in (1, 2, 3)}
+def _prefixes(names: list[str]) -> list[str]:
+    """What an entry of `lr_scale` can be: every module that holds parameters, and the parameters."""
+    found = {
+        ".".join(parts[:depth]) for parts in (name.split(".") for name in names) for depth in range(1, len(parts) + 1)
+    }
     return sorted(found)
 
 

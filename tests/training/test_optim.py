@@ -15,16 +15,40 @@ def test_only_weights_of_layers_decay() -> None:
     assert dict(named_parameters(optimizer)).keys() == dict(ToyModel().named_parameters()).keys()
 
 
-def test_the_longest_prefix_scales_the_learning_rate() -> None:
-    optimizer = build_optimizer(ToyModel(), OptimConfig(lr=1.0, lr_scale={"net.": 0.5, "net.0": 0.1}))
+class Deep(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = torch.nn.ModuleList(torch.nn.Linear(1, 1) for _ in range(12))
+
+
+def rates(model: torch.nn.Module, **lr_scale: float) -> dict[str, float]:
+    optimizer = build_optimizer(model, OptimConfig(lr=1.0, lr_scale=lr_scale))
     assert set_lr(optimizer, 0.5) == 0.5
-    rate = {name: group["lr"] for group in optimizer.param_groups for name in group["names"]}
-    assert (rate["net.0.weight"], rate["net.4.weight"], rate["null"]) == (0.05, 0.25, 0.5)
+    return {name: group["lr"] for group in optimizer.param_groups for name in group["names"]}
 
 
-def test_a_prefix_that_fits_nothing_is_an_error() -> None:
-    with pytest.raises(ValueError, match=r"no parameter's name starts with 'nett'; did you mean net"):
-        build_optimizer(ToyModel(), OptimConfig(lr_scale={"nett": 0.1}))
+def test_the_longest_entry_scales_the_learning_rate() -> None:
+    rate = rates(ToyModel(), **{"net": 0.5, "net.0": 0.1, "net.0.bias": 0.2})
+    assert (rate["net.0.weight"], rate["net.0.bias"]) == (0.05, 0.1)
+    assert (rate["net.4.weight"], rate["null"]) == (0.25, 0.5)
+
+
+def test_an_entry_means_whole_parts_of_a_name() -> None:
+    rate = rates(Deep(), **{"blocks.1": 0.1})
+    assert {name for name, value in rate.items() if value != 0.5} == {"blocks.1.weight", "blocks.1.bias"}
+
+
+def test_an_entry_that_decides_nothing_is_an_error() -> None:
+    with pytest.raises(ValueError, match=r"no parameter lies under 'nett'; did you mean net"):
+        rates(ToyModel(), nett=0.1)
+    with pytest.raises(ValueError, match=r"no parameter lies under 'block'; did you mean blocks"):
+        rates(Deep(), block=0.1)
+    with pytest.raises(ValueError, match=r"'net\.0' does nothing, .* under net\.0\.bias, net\.0\.weight as well"):
+        rates(ToyModel(), **{"net.0": 0.1, "net.0.weight": 0.2, "net.0.bias": 0.3})
+    frozen = ToyModel()
+    frozen.net[0].requires_grad_(False)
+    with pytest.raises(ValueError, match=r"'net\.0' does nothing, what lies under it is frozen; leave it out"):
+        rates(frozen, **{"net.0": 0.1})
 
 
 def test_learning_rate_rises_then_falls_along_a_cosine() -> None:
