@@ -2,18 +2,20 @@
 
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
-from tests.training.toy import Recorder, ToyBatch, ToyBatches, ToyStep, toy_plan, toy_state, toy_store
+from tests.training.toy import Recorder, ToyBatch, ToyBatches, ToyOutput, ToyStep, toy_plan, toy_state, toy_store
 from training.callbacks import Callback, StepRecord
+from training.checkpoint import TrainingState
 from training.history import History, read_history
 from training.interrupt import StopOnSignal
-from training.loop import Batches, NonFiniteLossError, Outcome, Plan, train
-from training.optim import OptimConfig
+from training.loop import Alone, Batches, NonFiniteLossError, Outcome, Plan, train
+from training.optim import AveragedWeights, OptimConfig, lr_factor
 
 CPU = torch.device("cpu")
 
@@ -175,6 +177,98 @@ def test_gradients_are_clipped_and_the_norm_before_it_reported() -> None:
     norm = torch.nn.utils.get_total_norm([p.grad for p in state.model.parameters() if p.grad is not None])
     assert float(norm) == pytest.approx(1e-3, rel=1e-3)
     assert recorder.steps[-1].grad_norm > 1e-2
+
+
+class Plain(torch.nn.Module):
+    """A step whose gradient is known: the loss is w times the batch's mean, so dloss/dw is that mean."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.w = torch.nn.Parameter(torch.ones(()))
+
+    def forward(self, batch: ToyBatch) -> ToyOutput:
+        return ToyOutput(self.w * batch.x.mean(), {})
+
+
+class Trace(Callback):
+    """Learning rate, weight and its average after each step."""
+
+    def __init__(self, state: TrainingState) -> None:
+        self.state = state
+        self.rows: list[tuple[float, float, float]] = []
+
+    def on_step(self, record: StepRecord) -> None:
+        assert self.state.average is not None
+        both = self.state.model, self.state.average.model
+        w, average = (float(next(model.parameters()).detach()) for model in both)
+        self.rows.append((record.lr, w, average))
+
+
+def descend(values: Sequence[float], **optim: Any) -> list[tuple[float, float, float]]:
+    """One epoch of plain gradient descent over batches of these means; -> (lr, w, average of w) after each step."""
+
+    class Values(ToyBatches):
+        def __len__(self) -> int:
+            return len(values)
+
+        def epoch(self, epoch: int, start: int) -> Iterator[ToyBatch]:
+            return (ToyBatch(torch.tensor([value]), (f"token-{i}",)) for i, value in enumerate(values))
+
+    config = OptimConfig(lr=0.1, clip_norm=None, **optim)
+    model = Plain()
+    group = {"params": [model.w], "names": ["w"], "base_lr": config.lr}
+    state = TrainingState(model, torch.optim.SGD([group], lr=config.lr), AveragedWeights(model, 0.5))
+    trace = Trace(state)
+    train(state, model, lambda batch, _: batch, Values(), Plan(1, config), device=CPU, callbacks=[trace])
+    return trace.rows
+
+
+def test_accumulated_batches_count_as_one_mean() -> None:
+    values = [1.0, 3.0, 2.0, 6.0, -5.0, 1.0]
+    whole = descend([2.0, 4.0, -2.0])
+    assert descend(values, accumulation=2) == whole
+    assert [w for _, w, _ in whole] != [1.0] * 3
+
+
+def test_every_step_takes_its_own_learning_rate_and_the_average_follows_it() -> None:
+    optim = {"warmup_fraction": 0.3, "final_lr_fraction": 0.1}
+    rows = descend([1.0] * 10, **optim)
+    w = average = 1.0
+    for step, row in enumerate(rows):
+        lr = 0.1 * lr_factor(step, 10, OptimConfig(**optim))
+        w -= lr
+        decay = min(0.5, (2 + step) / (11 + step))
+        average = decay * average + (1 - decay) * w
+        assert row == pytest.approx((lr, w, average), rel=1e-6), f"step {step + 1}"
+    assert len({lr for lr, _, _ in rows}) == 10  # so that a rate of a neighbouring step would show
+
+
+class Rank(Alone):
+    world_size = 2
+
+    def __init__(self, rank: int) -> None:
+        self.rank = rank
+
+
+def test_no_two_ranks_steps_or_accumulated_batches_draw_alike() -> None:
+    """One seed for all ranks would hide the same sensors from all samples of a step."""
+
+    def drawn(rank: int) -> list[int]:
+        seeds = []
+
+        def draw(batch: ToyBatch, generator: torch.Generator) -> ToyBatch:
+            seeds.append(generator.initial_seed())
+            return step.draw(batch, generator)
+
+        plan = toy_plan(epochs=2, accumulation=3)
+        state = toy_state(plan)
+        step = ToyStep(state.model)
+        train(state, step, draw, ToyBatches(), plan, device=CPU, peers=Rank(rank))
+        return seeds
+
+    seeds = [*drawn(0), *drawn(1)]
+    assert len(set(seeds)) == len(seeds) == 2 * 2 * 2 * 3  # ranks, epochs, steps of an epoch, batches of a step
+    assert drawn(1) == seeds[12:]
 
 
 def test_an_epoch_shorter_than_one_step_is_an_error() -> None:
