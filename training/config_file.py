@@ -1,7 +1,7 @@
 """From YAML and `key=value` words to a checked configuration, or to one line for every fault.
 
-A file may name one other file under `base:` (a path relative to itself), whose keys hold wherever it says nothing itself.
-A base has no base: what a run does is written in at most two files.
+A file may name another one under `base:` (a path relative to itself), whose keys hold wherever it says nothing itself; that one
+may have a base, too.
 """
 
 from __future__ import annotations
@@ -64,18 +64,18 @@ def to_yaml(config: BaseModel) -> str:
 
 @dataclass(frozen=True)
 class _Layer:
-    """One source of settings, lowest first: a base, a file, the command line."""
+    """One source of settings, lowest first: bases, a file, the command line."""
 
     name: str
     content: dict[str, Any]
 
 
 def load_config(model: type[Model], path: Path | None, overrides: Sequence[str] = ()) -> Model:
-    """Read `path` (None: every default) with its base, put `key=value` overrides on top, and check the whole.
+    """Read `path` (None: every default) with its bases, put `key=value` overrides on top, and check the whole.
 
     Raises:
         ConfigError: with every fault that was found, one line each.
-        FileNotFoundError: `path` or its base does not exist.
+        FileNotFoundError: `path` or a base does not exist.
     """
     layers = [] if path is None else _read_layers(path)
     command_line, faults = _parse_overrides(overrides)
@@ -95,19 +95,26 @@ def load_config(model: type[Model], path: Path | None, overrides: Sequence[str] 
 
 
 def _read_layers(path: Path) -> list[_Layer]:
-    content = _read(path)
-    base = content.pop("base", None)
-    if base is None:
-        return [_Layer(str(path), content)]
-    if not isinstance(base, str):
-        raise ConfigError([f"base: expected the path of a YAML file, got {_shown(base)} ({path})"])
-    base_path = path.parent / base
-    if not base_path.is_file():
-        raise FileNotFoundError(f"{path}: its base {base_path} does not exist; the path is relative to {path.parent}/")
-    lower = _read(base_path)
-    if "base" in lower:
-        raise ConfigError([f"base: {base_path} has a base itself, expected a file that stands alone ({path})"])
-    return [_Layer(str(base_path), lower), _Layer(str(path), content)]
+    """A file, above its base, above the base of that, and so on; the lowest first."""
+    layers: list[_Layer] = []
+    seen: dict[Path, Path] = {}  # resolved -> as it was named
+    while True:
+        content = _read(path)
+        seen[path.resolve()] = path
+        base = content.pop("base", None)
+        layers.insert(0, _Layer(str(path), content))
+        if base is None:
+            return layers
+        if not isinstance(base, str):
+            raise ConfigError([f"base: expected the path of a YAML file, got {_shown(base)} ({path})"])
+        below = path.parent / base
+        if not below.is_file():
+            raise FileNotFoundError(f"{path}: its base {below} does not exist; the path is relative to {path.parent}/")
+        if below.resolve() in seen:
+            named = list(seen.values())[list(seen).index(below.resolve()) :]
+            circle = " -> ".join(map(str, [*named, below]))
+            raise ConfigError([f"base: {circle} is a circle, expected a file without a base at its end"])
+        path = below
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -1,9 +1,13 @@
 """A configuration is right as a whole, or every fault in it is named in one line."""
 
+import sys
+import tempfile
 from pathlib import Path
 from typing import Annotated, Literal
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from training.config_file import ConfigError, load_config, to_yaml
@@ -37,6 +41,16 @@ class Config(Strict):
         if self.epochs == 13:
             raise ValueError("epochs: thirteen is unlucky")
         return self
+
+
+class Values(Strict):
+    a: int | None = None
+    b: int | None = None
+    c: int | None = None
+
+
+class Deep(Strict):
+    values: Values = Values()
 
 
 def write(path: Path, text: str) -> Path:
@@ -112,9 +126,38 @@ def test_files_that_are_no_configuration(tmp_path: Path, text: str, said: str) -
     assert "run.yaml" in fault
 
 
-def test_a_base_stands_alone(tmp_path: Path) -> None:
-    write(tmp_path / "a.yaml", "base: b.yaml\n")
-    assert "has a base itself" in faults(write(tmp_path / "run.yaml", "base: a.yaml\n"))[0]
+@settings(max_examples=30, deadline=None)
+@given(st.lists(st.dictionaries(st.sampled_from(["a", "b", "c"]), st.integers(0, 9)), min_size=1, max_size=12))
+def test_bases_of_bases_to_any_depth(stack: list[dict[str, int]]) -> None:
+    """Files in folders below each other, the first one on top: each key is that of the highest file that names it."""
+    with tempfile.TemporaryDirectory() as folder:
+        place = Path(folder)
+        for depth, keys in enumerate(stack):
+            (place / f"{depth}").mkdir()
+            base = f"base: ../{depth + 1}/run.yaml\n" if depth + 1 < len(stack) else ""
+            lines = "".join(f"  {name}: {value}\n" for name, value in keys.items())
+            write(place / f"{depth}" / "run.yaml", base + (f"values:\n{lines}" if lines else ""))
+        expected = dict(item for keys in reversed(stack) for item in keys.items())
+        assert load_config(Deep, place / "0" / "run.yaml").values.model_dump(exclude_none=True) == expected
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(0, 5), st.integers(1, 6))
+def test_a_circle_of_bases_is_named_with_its_files(before: int, length: int) -> None:
+    """`before` files lead to a circle of `length` files."""
+    with tempfile.TemporaryDirectory() as folder:
+        place, last = Path(folder), before + length - 1
+        for i in range(before + length):
+            write(place / f"{i}.yaml", f"base: {before if i == last else i + 1}.yaml\n")
+        circle = " -> ".join(str(place / f"{i}.yaml") for i in [*range(before, before + length), before])
+        assert faults(place / "0.yaml") == [f"base: {circle} is a circle, expected a file without a base at its end"]
+
+
+def test_a_very_long_chain_of_bases(tmp_path: Path) -> None:
+    count = sys.getrecursionlimit() + 1
+    for i in range(count):
+        write(tmp_path / f"{i}.yaml", f"base: {i + 1}.yaml\n" if i + 1 < count else "epochs: 7\n")
+    assert load_config(Config, tmp_path / "0.yaml").epochs == 7
 
 
 def test_missing_files_are_named(tmp_path: Path) -> None:
