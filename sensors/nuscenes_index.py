@@ -156,6 +156,15 @@ def find_index(config: NuScenesConfig) -> Path | None:
     return next((p / name for p in _places(config, tables) if (p / name / "meta.json").exists()), None)
 
 
+def data_id(config: NuScenesConfig) -> str | None:
+    """The id of the data set as far as it can be known without building its index; None where it cannot."""
+    try:
+        path = find_index(config)
+    except DataRootError:
+        return None
+    return None if path is None else str(json.loads((path / "meta.json").read_text("utf-8"))["data_id"])
+
+
 def check_root(config: NuScenesConfig) -> Path:
     """The folder of tables; DataRootError with what to do where it is not whole."""
     root = config.root.expanduser()

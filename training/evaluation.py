@@ -17,6 +17,7 @@ from bev.boxes import Boxes
 from robustbev import NUSCENES_CLASSES, Perception, PerceptionModel, StrictModel
 from sensors.batch import MODALITIES
 from sensors.nuscenes import NuScenesReader
+from sensors.nuscenes_index import data_id
 from training.batch import TrainingBatch
 from training.report import Results, SubsetResult, write_report, write_subsets
 from training.scoring import Predictions, Progress, Scoring
@@ -249,8 +250,12 @@ def _other_data(files: RunFiles, config: RunConfig) -> str:
     from training.config import load_run_config
 
     own, asked = load_run_config(files.config).data.nuscenes, config.data.nuscenes
-    places = {"root": (own.root.absolute(), asked.root.absolute()), "version": (own.version, asked.version)}
-    places["val_split"] = (own.val_split, asked.val_split)
+    known, found = files.data_id(), data_id(asked)
+    if known is not None and found is not None and known != found:
+        return f"data.nuscenes.root is {asked.root}, which holds another data set than the run's"
+    places: dict[str, tuple[object, object]] = {"val_split": (own.val_split, asked.val_split)}
+    if known is None or found is None:
+        places |= {"root": (own.root.absolute(), asked.root.absolute()), "version": (own.version, asked.version)}
     return ", ".join(
         f"data.nuscenes.{key} is {new}, and {old} in the run" for key, (old, new) in places.items() if old != new
     )

@@ -14,6 +14,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from sensors.nuscenes_index import data_id
 from training.atomic import write_json, write_text
 from training.callbacks import Callback
 from training.config import FREE_TO_CHANGE, RunConfig
@@ -39,6 +40,11 @@ class RunFiles:
     def config(self) -> Path:
         """The resolved configuration."""
         return self.root / "config.yaml"
+
+    @property
+    def data(self) -> Path:
+        """Which data set the run is trained on, by its id; the path to it may change."""
+        return self.root / "data.json"
 
     @property
     def checkpoints(self) -> Path:
@@ -91,7 +97,16 @@ class RunFiles:
         """Remove all that a run writes, and nothing else."""
         for folder in (self.checkpoints, self.evaluation, self.gap, self.pictures):
             shutil.rmtree(folder, ignore_errors=True)
-        notes = (self.config, self.history, self.status, self.mlflow, self.subsets, self.stop_request, self.failure)
+        notes = (
+            self.config,
+            self.data,
+            self.history,
+            self.status,
+            self.mlflow,
+            self.subsets,
+            self.stop_request,
+            self.failure,
+        )
         for file in notes:
             file.unlink(missing_ok=True)
 
@@ -112,15 +127,19 @@ class RunFiles:
         """What `Status` wrote last; {} before anything began."""
         return json.loads(self.status.read_text(encoding="utf-8")) if self.status.is_file() else {}
 
+    def data_id(self) -> str | None:
+        """The id of the data set that the run is trained on; None of a run that noted none."""
+        return json.loads(self.data.read_text(encoding="utf-8"))["data_id"] if self.data.is_file() else None
+
     def is_complete(self, config: RunConfig) -> bool:
         """Whether a run of just this configuration has ended here."""
         return bool(self.progress().get("complete")) and not self.differences(config)
 
     def begin(self, config: RunConfig) -> None:
-        """Write the configuration, or make sure that the run which goes on has the same one.
+        """Write the configuration, or make sure that the run which goes on has the same one and the same data.
 
         Raises:
-            RunError: it has another one.
+            RunError: it has others.
         """
         changed = self.differences(config)
         if changed and any(self.checkpoints.glob("step-*")):
@@ -130,11 +149,12 @@ class RunFiles:
             )
         self.root.mkdir(parents=True, exist_ok=True)
         write_text(self.config, to_yaml(config))
+        write_json(self.data, {"data_id": data_id(config.data.nuscenes)})
         self.stop_request.unlink(missing_ok=True)
         self.failure.unlink(missing_ok=True)
 
     def differences(self, config: RunConfig) -> list[str]:
-        """One line for each setting that would make this another run."""
+        """One line for each setting that would make this another run, and one where the data set is not the run's."""
         if not self.config.is_file():
             return []
         then = parse_yaml(self.config.read_text(encoding="utf-8"))
@@ -142,10 +162,16 @@ class RunFiles:
             raise ConfigError([f"{self.config}: expected the configuration of a run; remove the file"])
         with contextlib.suppress(ValidationError):  # settings that came into being since then stood at their defaults
             then = RunConfig.model_validate(then).model_dump(mode="json")
-        return [
+        free, changed = FREE_TO_CHANGE, []
+        known, found = self.data_id(), data_id(config.data.nuscenes)
+        if known is not None and found is not None:
+            free = (*free, "data.nuscenes.root")  # the id decides, wherever the data lie
+            if known != found:
+                changed = [f"data set in {config.data.nuscenes.root}: {known[:16]} then, {found[:16]} now"]
+        return changed + [
             f"{name}: {old} then, {new} now"
             for name, (old, new) in differences(then, config.model_dump(mode="json")).items()
-            if not any(f"{name}.".startswith(f"{free}.") for free in FREE_TO_CHANGE)
+            if not any(f"{name}.".startswith(f"{place}.") for place in free)
         ]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from mlflow.exceptions import MlflowException
 
 import robustbev
 from sensors.corruptions import Corruption, CorruptionError
+from sensors.nuscenes_index import data_id
 from tests.small_nuscenes import SmallNuScenes
 from training.config import RunConfig, load_run_config
 from training.config_file import to_yaml
@@ -130,6 +132,25 @@ def test_figures_on_other_data_do_not_take_the_place_of_the_runs_own(
     assert list(evaluate_checkpoint(run.root, config, out_dir=tmp_path / "other")) == ["lidar"]
     assert (tmp_path / "other" / "table.md").is_file()
     assert (run.root / "subsets.json").read_text() == "own"
+
+
+def test_a_run_on_moved_data_is_evaluated_on_its_own(
+    run: RunFiles, small_nuscenes: SmallNuScenes, tmp_path: Path
+) -> None:
+    """By the id of the data set; of a run that noted none the path must do."""
+    shutil.copytree(small_nuscenes.root, tmp_path / "moved")
+    config = load_run_config(run.config, [f"data.nuscenes.root={tmp_path / 'moved'}", "evaluation.subsets=[lidar]"])
+    with pytest.raises(ValueError, match=r"data\.nuscenes\.root is .*moved, and .* in the run; say with --out"):
+        evaluate_checkpoint(run.root, config)
+    run.data.write_text(json.dumps({"data_id": data_id(small_nuscenes.config)}))
+    try:
+        evaluate_checkpoint(run.root, config)
+        assert list(json.loads(run.subsets.read_text())) == ["lidar"]
+        run.data.write_text(json.dumps({"data_id": "0" * 64}))
+        with pytest.raises(ValueError, match="holds another data set than the run's; say with --out"):
+            evaluate_checkpoint(run.root, config)
+    finally:
+        run.data.unlink()
 
 
 def test_a_model_that_lies_in_no_run_says_what_is_missing(run: RunFiles, tmp_path: Path) -> None:

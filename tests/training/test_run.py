@@ -1,6 +1,8 @@
 """A whole run with the real model: stopped and continued, kept from mixing with another, tracked."""
 
+import dataclasses
 import json
+import shutil
 import sqlite3
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,7 @@ pytest.importorskip("mlflow")
 import robustbev
 import training.checkpoint
 from sensors.nuscenes import NuScenesReader
+from sensors.nuscenes_index import build_index
 from tests.small_nuscenes import SmallNuScenes
 from training.checkpoint import CheckpointWriteError, find_checkpoint
 from training.config import RunConfig
@@ -117,6 +120,44 @@ def test_another_configuration_is_another_run(small_nuscenes: SmallNuScenes, who
         run_training(other, Bars())
     free = config(small_nuscenes, whole.runs_dir, "whole", evaluation={"batch_size": 1})
     assert RunFiles(whole.run_dir).is_complete(free)
+
+
+@pytest.fixture
+def own_data(small_nuscenes: SmallNuScenes, tmp_path: Path) -> SmallNuScenes:
+    """The same data set, which nobody else uses."""
+    shutil.copytree(small_nuscenes.root, tmp_path / "data")
+    return dataclasses.replace(small_nuscenes, root=tmp_path / "data")
+
+
+def test_data_that_were_moved_are_the_same_data(own_data: SmallNuScenes, tmp_path: Path, whole: RunConfig) -> None:
+    run = config(own_data, tmp_path / "runs", "half")
+    with pytest.raises(KilledError):
+        run_training(run, KillingBars(5))
+    moved = dataclasses.replace(own_data, root=tmp_path / "elsewhere")
+    own_data.root.rename(moved.root)
+    there, files = config(moved, run.runs_dir, "half"), RunFiles(run.run_dir)
+    run_training(there, Bars())
+    assert losses(there) == losses(whole)
+    assert str(moved.root) in files.config.read_text()
+    assert files.is_complete(there)
+    shutil.rmtree(moved.root)
+    assert files.is_complete(there)  # data that are gone have not changed
+    assert not files.is_complete(run)  # and whether these are the same cannot be known
+
+
+def test_other_data_at_the_same_path_are_refused(own_data: SmallNuScenes, tmp_path: Path) -> None:
+    run = config(own_data, tmp_path / "runs", "half")
+    build_index(run.data.nuscenes)
+    RunFiles(run.run_dir).begin(run)
+    (RunFiles(run.run_dir).checkpoints / "step-00000001").mkdir(parents=True)
+    table = own_data.root / run.data.nuscenes.version / "sample_annotation.json"
+    rows = json.loads(table.read_text())
+    rows[0]["num_lidar_pts"] += 1
+    table.write_text(json.dumps(rows))
+    with pytest.raises(
+        RunError, match=r"began with another configuration.*\ndata set in .*: [0-9a-f]{16} then, [0-9a-f]{16}"
+    ):
+        run_training(run, Bars())
 
 
 def test_a_setting_newer_than_the_run_stood_at_its_default(small_nuscenes: SmallNuScenes, whole: RunConfig) -> None:
