@@ -1,5 +1,6 @@
-"""Two Ray workers train as one: same weights, one history, checkpoints; stopped and lost workers go on."""
+"""Two workers train as one: same weights, one history, checkpoints; stopped and lost workers go on."""
 
+import multiprocessing
 import os
 import signal
 import threading
@@ -14,11 +15,13 @@ import torch.distributed as dist
 pytest.importorskip("ray")
 
 from tests.training.toy import ToyBatches, ToyStep, toy_plan, toy_state, toy_store
+from tests.training.two_ranks import SEED, Unlike, gradients, real_step, train_rank
 from training.callbacks import Callback, StepRecord
 from training.config import RunConfig
 from training.history import read_history
 from training.loop import NonFiniteLossError, Outcome, train
 from training.progress import Bars, TrainingProgress
+from training.random_state import step_generator
 from training.ray_runner import fit, work_on_ray
 from training.run_files import RunError, RunFiles
 from training.worker import Post, standard_callbacks
@@ -130,6 +133,30 @@ def test_ctrl_c_stops_all_workers_at_one_step(tmp_path: Path) -> None:
     assert stopped.checkpoint is not None
     assert stopped.checkpoint.name == f"step-{stopped.step:08d}"
     assert not files.stop_request.exists()
+
+
+def test_ranks_that_lack_other_sensors_take_the_same_steps(tmp_path: Path) -> None:
+    """As one process that accumulates both ranks' batches, though each rank leaves other parameters unused."""
+    spawn = multiprocessing.get_context("spawn")
+    processes = [spawn.Process(target=train_rank, args=(tmp_path, rank), daemon=True) for rank in range(2)]
+    for process in processes:
+        process.start()
+    together = real_step()
+    for rank in range(2):
+        batch = next(iter(Unlike(rank).epoch(0, 0)))
+        (together(together.draw(batch, step_generator(SEED, 0, 0, rank))).loss / 2).backward()
+    for process in processes:
+        process.join(90)
+        assert process.exitcode == 0
+    first, second = (torch.load(tmp_path / f"rank-{rank}.pt") for rank in range(2))
+    for name, value in gradients(together.model).items():
+        assert torch.equal(first["gradients"][name], second["gradients"][name]), name
+        assert torch.equal(first["weights"][name], second["weights"][name]), name
+        # The sums over ranks and over batches are rounded in other orders.
+        torch.testing.assert_close(first["gradients"][name], value, rtol=1e-4, atol=1e-6)
+    for encoder in ("lidar.", "radar."):
+        learned = [value.any() for name, value in first["gradients"].items() if name.startswith(encoder)]
+        assert all(learned), f"{encoder} is on one rank alone"
 
 
 def test_what_a_worker_finds_wrong_is_handed_on_and_not_tried_again(tmp_path: Path) -> None:
