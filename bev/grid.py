@@ -42,6 +42,11 @@ class BEVGrid:
                     f"grid: the {axis} range {low}..{high} m is {cells:.4f} cells of {self.cell_m} m; "
                     "choose a range that is a whole number of cells"
                 )
+        if self.num_cells > 2**24:
+            raise ValueError(
+                f"grid: {self.shape[0]} x {self.shape[1]} cells; expected at most {2**24:,}, which float32 can number: "
+                "choose longer cells or a shorter range"
+            )
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -67,8 +72,9 @@ class BEVGrid:
 
     def cells(self, xy_m: Tensor) -> Tensor:
         """[..., 2] metres -> [..., 2] position in cells, fractional: cell i spans [i, i + 1)."""
-        low = xy_m.new_tensor([self.x_min_m, self.y_min_m])
-        return (xy_m - low) / self.cell_m
+        x_m, y_m = xy_m.unbind(-1)
+        # Plain numbers, no tensor made of them: on a GPU that would be a copy to wait for.
+        return torch.stack([(x_m - self.x_min_m) / self.cell_m, (y_m - self.y_min_m) / self.cell_m], dim=-1)
 
     def flat_index(self, xy_m: Tensor) -> Tensor:
         """[..., 2] metres -> [...] int64 flat cell index, `num_cells` for points outside the grid and for NaN.
@@ -79,10 +85,11 @@ class BEVGrid:
         x_cells, y_cells = self.shape
         x_m, y_m = xy_m.unbind(-1)
         inside = (x_m >= self.x_min_m) & (x_m < self.x_max_m) & (y_m >= self.y_min_m) & (y_m < self.y_max_m)
-        position = torch.nan_to_num(self.cells(xy_m), nan=0.0, posinf=0.0, neginf=0.0).floor()
-        ix = position[..., 0].clamp(0, x_cells - 1).long()
-        iy = position[..., 1].clamp(0, y_cells - 1).long()
-        return torch.where(inside, ix * y_cells + iy, self.num_cells)
+        ix = ((x_m - self.x_min_m) / self.cell_m).floor().clamp(0, x_cells - 1)
+        iy = ((y_m - self.y_min_m) / self.cell_m).floor().clamp(0, y_cells - 1)
+        return torch.where(
+            inside, ix * y_cells + iy, self.num_cells
+        ).long()  # NaN is outside, and never becomes a number
 
     def centers_m(self, device: torch.device | None = None) -> Tensor:
         """[X, Y, 2] float32, the cell centres in metres."""

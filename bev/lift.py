@@ -57,12 +57,12 @@ class LiftTable:
     `pixel_entry`, and fall into the cells `pixel_cell`.
     """
 
-    entry: Tensor  # [E] int64
-    offsets: Tensor  # [B * X * Y + 1] int64
+    entry: Tensor  # [E] int32
+    offsets: Tensor  # [B * X * Y + 1] int32
     visible: Tensor  # [B, N, X, Y] bool
-    pixel_entry: Tensor  # [E] int64, `entry` in rising order
-    pixel_cell: Tensor  # [E] int64 b * X * Y + cell of each
-    pixel_offsets: Tensor  # [B * N * h * w + 1] int64
+    pixel_entry: Tensor  # [E] int32, `entry` by pixel
+    pixel_cell: Tensor  # [E] int32 b * X * Y + cell of each
+    pixel_offsets: Tensor  # [B * N * h * w + 1] int32
 
 
 def inverse(matrix: Tensor) -> Tensor:
@@ -102,22 +102,25 @@ def frustum_cells(
     bins: DepthBins,
     grid: BEVGrid,
     z_range_m: tuple[float, float],
-    across_px: float = 0.0,
-    along_m: float = 0.0,
+    samples: tuple[int, int] = (1, 1),
 ) -> Tensor:
-    """[B, N, h, w, D] int64 flat cell of the middle of every depth bin of every feature pixel, `num_cells` outside.
+    """[B, N, h * w * across, D * along] int64 flat cell of every point of every frustum, `num_cells` outside.
 
     `intrinsics` [B, N, 3, 3] px; `reference_T_camera` [B, N, 4, 4], any affine map (BEV augmentation may mirror and scale).
-    `across_px` and `along_m` move the point from the middle to the side and in depth.
+    `samples` (across, along): a feature pixel is looked at in `across` columns that share its width, a depth bin at `along`
+    depths that share its length.
     """
-    pixels = feature_pixels(image_size, stride, intrinsics.device)
-    pixels = pixels + pixels.new_tensor([across_px, 0.0, 0.0])
-    rays = torch.einsum("bnij,hwj->bnhwi", inverse(intrinsics.float()), pixels)
-    rays = torch.einsum("bnij,bnhwj->bnhwi", reference_T_camera[..., :3, :3].float(), rays)
-    origin = reference_T_camera[:, :, None, None, None, :3, 3].float()
-    points_m = rays[..., None, :] * (bins.centers_m(rays.device) + along_m)[:, None] + origin
-    cells = grid.flat_index(points_m[..., :2])
-    z_m = points_m[..., 2]
+    device, (across, along) = intrinsics.device, samples
+    columns_px = ((torch.arange(across, device=device) + 0.5) / across - 0.5) * stride
+    steps_m = ((torch.arange(along, device=device) + 0.5) / along - 0.5) * bins.width_m
+    u, v, one = feature_pixels(image_size, stride, device).flatten(0, 1)[:, None].unbind(-1)
+    pixels = torch.stack(torch.broadcast_tensors(u + columns_px, v, one)).flatten(1)  # [3, h * w * across]
+    depths_m = (bins.centers_m(device)[:, None] + steps_m).flatten()
+    linear, origin = reference_T_camera[..., :3, :3].float(), reference_T_camera[..., :3, 3, None, None].float()
+    rays = linear @ (inverse(intrinsics.float()) @ pixels)
+    # A plane for each coordinate, depth last: all that follows runs along it.
+    points_m = origin + rays[..., None] * depths_m  # [B, N, 3, h * w * across, D * along]
+    z_m, cells = points_m[:, :, 2], grid.flat_index(points_m[:, :, :2].movedim(2, -1))
     return torch.where((z_m >= z_range_m[0]) & (z_m < z_range_m[1]), cells, grid.num_cells)
 
 
@@ -131,18 +134,61 @@ def visible_cells(
 ) -> Tensor:
     """[B, N, X, Y] bool: does the middle of the cell, at any of the heights over ground, fall into the camera's picture?"""
     height, width = image_size
-    centers = grid.centers_m(intrinsics.device)
-    camera_T_reference = inverse(reference_T_camera.float())
-    to_pixels = intrinsics.float() @ camera_T_reference[..., :3, :]  # [B, N, 3, 4]
+    x_m, y_m = grid.centers_m(intrinsics.device).flatten(0, 1).unbind(-1)
+    to_pixels = intrinsics.float() @ inverse(reference_T_camera.float())[..., :3, :]  # [B, N, 3, 4]
+    ground = to_pixels[..., [0, 1, 3]] @ torch.stack([x_m, y_m, torch.ones_like(x_m)])  # [B, N, 3, X * Y]
     visible = torch.zeros((), dtype=torch.bool, device=intrinsics.device)
     for height_m in heights_m:
-        ones = torch.ones_like(centers[..., :1])
-        points = torch.cat([centers, height_m * ones, ones], dim=-1)  # [X, Y, 4]
-        u, v, depth_m = torch.einsum("bnij,xyj->bnxyi", to_pixels, points).unbind(-1)
+        u, v, depth_m = (ground + height_m * to_pixels[..., 2, None]).unbind(2)
         inside = (u >= -0.5 * depth_m) & (u < (width - 0.5) * depth_m)
         inside &= (v >= -0.5 * depth_m) & (v < (height - 0.5) * depth_m)
         visible = visible | (inside & (depth_m > 0.1))
-    return visible
+    return visible.unflatten(-1, grid.shape)
+
+
+@dataclass(frozen=True)
+class LiftPoints:
+    """The points of frustums that fall into the grid, by feature pixel."""
+
+    entry: Tensor  # [E] int64 depth bin of each, as in `LiftTable.entry`; those of one pixel follow each other
+    cell: Tensor  # [E] int64, b * X * Y + cell
+    visible: Tensor  # [B, N, X, Y] bool
+
+
+def lift_points(
+    intrinsics: Tensor,
+    reference_T_camera: Tensor,
+    present: Tensor | None,
+    *,
+    image_size: tuple[int, int],
+    stride: int,
+    bins: DepthBins,
+    grid: BEVGrid,
+    z_range_m: tuple[float, float],
+    samples: tuple[int, int],
+) -> LiftPoints:
+    """What a lift looks up, of B rigs of N cameras; for the arguments see `build_lift_table`. Exports."""
+    if present is not None:
+        # An absent camera's calibration may hold anything, a singular matrix too.
+        matrix = present[:, :, None, None]
+        intrinsics = torch.where(matrix, intrinsics, torch.eye(3, device=intrinsics.device))
+        reference_T_camera = torch.where(matrix, reference_T_camera, torch.eye(4, device=intrinsics.device))
+    cells = frustum_cells(
+        intrinsics, reference_T_camera, image_size=image_size, stride=stride, bins=bins, grid=grid, z_range_m=z_range_m,
+        samples=samples,
+    )  # fmt: skip
+    inside = cells < grid.num_cells
+    visible = visible_cells(intrinsics, reference_T_camera, image_size=image_size, grid=grid)
+    if present is not None:
+        inside = inside & present[:, :, None, None]
+        visible = visible & present[:, :, None, None]
+    first_cell = torch.arange(cells.shape[0], device=cells.device).view(-1, 1, 1, 1) * grid.num_cells
+    point = inside.flatten().nonzero().squeeze(1)
+    cell = (cells + first_cell).flatten()[point]
+    # Points lie as pixel, column within it, depth bin, depth within it.
+    entries = torch.arange(inside.numel() // (samples[0] * samples[1]), device=cells.device).view(-1, 1, bins.count, 1)
+    entry = entries.expand(-1, samples[0], -1, samples[1]).reshape(-1)[point]
+    return LiftPoints(entry, cell, visible)
 
 
 @torch.no_grad()
@@ -157,8 +203,9 @@ def build_lift_table(
     grid: BEVGrid,
     z_range_m: tuple[float, float],
     samples: tuple[int, int] = (1, 1),
+    by_camera: bool | None = None,
 ) -> LiftTable:
-    """The table for B rigs of N cameras. Depends on the calibration alone: build it once per rig, or in the data loader.
+    """The table for B rigs of N cameras, on the device of their calibration, on which alone it depends.
 
     `intrinsics` [B, N, 3, 3] px at the network's image size; `reference_T_camera` [B, N, 4, 4]; `present` [B, N] bool leaves out
     the entries of absent cameras. Entries outside the grid or `z_range_m` are left out.
@@ -166,69 +213,59 @@ def build_lift_table(
     `samples` (across, along): points taken of each depth bin of each feature pixel, each an entry of the table. With one alone,
     cells shorter than a bin or a far pixel is wide stay empty in a moire pattern (a third of all cells that cameras
     see, with the tiny model's 1 m bins and 0.8 m cells).
+
+    `by_camera`: a camera at a time, which stays in the cache of a processor, or all at once; None chooses by the device.
+
+    Raises:
+        ValueError: the batch has more depth bins or cells than int32 can number.
     """
-    flat, inside, visible = lift_points(
-        intrinsics, reference_T_camera, present, image_size=image_size, stride=stride, bins=bins, grid=grid,
-        z_range_m=z_range_m, samples=samples,
-    )  # fmt: skip
-    point = inside.nonzero().squeeze(1)
-    # A stable sort keeps the order of summation, and so every bit of the output, the same from run to run.
-    sorted_cells, order = torch.sort(flat[point], stable=True)
-    edges = torch.arange(len(visible) * grid.num_cells + 1, device=flat.device)
-    per_entry = samples[0] * samples[1]
-    entry = point // per_entry
-    pixels = torch.arange(len(flat) // (per_entry * bins.count) + 1, device=flat.device)
+    batch_size, cameras = intrinsics.shape[:2]
+    pixels_each = (image_size[0] // stride) * (image_size[1] // stride)
+    pixels = batch_size * cameras * pixels_each
+    if max(pixels * bins.count, batch_size * grid.num_cells) >= 2**31:
+        raise ValueError(
+            f"a batch of {batch_size} samples has {pixels * bins.count:,} depth bins and {batch_size * grid.num_cells:,} "
+            "cells; a lift table numbers fewer than 2**31 of each: use smaller batches"
+        )
+
+    def points_of(b: slice, n: slice) -> LiftPoints:
+        points = lift_points(
+            intrinsics[b, n], reference_T_camera[b, n], None if present is None else present[b, n],
+            image_size=image_size, stride=stride, bins=bins, grid=grid, z_range_m=z_range_m, samples=samples,
+        )  # fmt: skip
+        first = (b.start * cameras + n.start) * pixels_each * bins.count
+        return LiftPoints((points.entry + first).int(), (points.cell + b.start * grid.num_cells).int(), points.visible)
+
+    if intrinsics.device.type == "cpu" if by_camera is None else by_camera:
+        samples_of = [[points_of(slice(b, b + 1), slice(n, n + 1)) for n in range(cameras)] for b in range(batch_size)]
+    else:
+        samples_of = [[points_of(slice(0, batch_size), slice(0, cameras))]]
+    entry, cell, by_cell, sorted_cells = [], [], [], []
+    for parts in samples_of:
+        entry.append(torch.cat([part.entry for part in parts]))
+        cell.append(torch.cat([part.cell for part in parts]))
+        # A stable sort keeps the order of summation, and so every bit of the output, the same from run to run.
+        in_order, order = torch.sort(cell[-1], stable=True)
+        sorted_cells.append(in_order)
+        by_cell.append(entry[-1][order])
+    visible = torch.cat([part.visible.flatten(0, 1) for parts in samples_of for part in parts])
+    pixel_entry = torch.cat(entry)
+    cell_edges = torch.arange(batch_size * grid.num_cells + 1, device=visible.device, dtype=torch.int32)
+    pixel_edges = torch.arange(pixels + 1, device=visible.device, dtype=torch.int32)
     return LiftTable(
-        entry=entry[order],
-        offsets=torch.searchsorted(sorted_cells, edges),
-        visible=visible,
-        pixel_entry=entry,
-        pixel_cell=flat[point],
-        pixel_offsets=torch.searchsorted(entry, pixels * bins.count),
+        entry=torch.cat(by_cell),
+        offsets=torch.searchsorted(torch.cat(sorted_cells), cell_edges, out_int32=True),
+        visible=visible.unflatten(0, (batch_size, cameras)),
+        pixel_entry=pixel_entry,
+        pixel_cell=torch.cat(cell),
+        pixel_offsets=torch.searchsorted(pixel_entry // bins.count, pixel_edges, out_int32=True),
     )
 
 
 def cells_of(table: LiftTable) -> Tensor:
-    """[E] int64 b * X * Y + cell of each of `table.entry`."""
+    """[E] int64, b * X * Y + cell of each of `table.entry`."""
     lengths = table.offsets[1:] - table.offsets[:-1]
     return torch.repeat_interleave(torch.arange(len(lengths), device=lengths.device), lengths)
-
-
-def lift_points(
-    intrinsics: Tensor,
-    reference_T_camera: Tensor,
-    present: Tensor | None,
-    *,
-    image_size: tuple[int, int],
-    stride: int,
-    bins: DepthBins,
-    grid: BEVGrid,
-    z_range_m: tuple[float, float],
-    samples: tuple[int, int],
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Of every point [B * N * h * w * D * samples]: cell b * X * Y + cell, whether it counts; and `visible` [B, N, X, Y]."""
-    if present is not None:
-        # An absent camera's calibration may hold anything, a singular matrix too.
-        matrix = present[:, :, None, None]
-        intrinsics = torch.where(matrix, intrinsics, torch.eye(3, device=intrinsics.device))
-        reference_T_camera = torch.where(matrix, reference_T_camera, torch.eye(4, device=intrinsics.device))
-    across, along = samples
-    points = [
-        frustum_cells(
-            intrinsics, reference_T_camera, image_size=image_size, stride=stride, bins=bins, grid=grid, z_range_m=z_range_m,
-            across_px=((i + 0.5) / across - 0.5) * stride, along_m=((j + 0.5) / along - 0.5) * bins.width_m,
-        )
-        for i in range(across)
-        for j in range(along)
-    ]  # fmt: skip
-    cells = torch.stack(points, dim=-1)  # [B, N, h, w, D, samples]
-    visible = visible_cells(intrinsics, reference_T_camera, image_size=image_size, grid=grid)
-    if present is not None:
-        cells = torch.where(present[:, :, None, None, None, None], cells, grid.num_cells)
-        visible = visible & present[:, :, None, None]
-    batch_size = cells.shape[0]
-    first_cell = torch.arange(batch_size, device=cells.device).view(-1, 1, 1, 1, 1, 1) * grid.num_cells
-    return (cells + first_cell).flatten(), (cells < grid.num_cells).flatten(), visible
 
 
 def lift_splat(context: Tensor, depth: Tensor, table: LiftTable) -> Tensor:
@@ -242,7 +279,7 @@ def lift_splat(context: Tensor, depth: Tensor, table: LiftTable) -> Tensor:
     if (
         torch.compiler.is_compiling()
     ):  # which sees through embedding_bag, but not through a backward pass written by hand
-        canvas = _weighted_sums(pixels, table.entry // bins, table.offsets, probabilities[table.entry])
+        canvas = _weighted_sums(pixels, table.entry // bins, table.offsets, probabilities.index_select(0, table.entry))
     else:
         canvas = _Splat.apply(pixels, probabilities, bins, table)  # type: ignore[no-untyped-call]
     return canvas.view(samples, x_cells, y_cells, channels).permute(0, 3, 1, 2)
@@ -260,14 +297,14 @@ class _Splat(torch.autograd.Function):
     def forward(ctx: Any, context: Tensor, depth: Tensor, bins: int, table: LiftTable) -> Tensor:
         ctx.save_for_backward(context, depth)
         ctx.table = table
-        return _weighted_sums(context, table.entry // bins, table.offsets, depth[table.entry])
+        return _weighted_sums(context, table.entry // bins, table.offsets, depth.index_select(0, table.entry))
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Any:
         context, depth = ctx.saved_tensors
         table: LiftTable = ctx.table
         with torch.enable_grad():
-            weight = depth[table.pixel_entry].detach().requires_grad_()
+            weight = depth.index_select(0, table.pixel_entry).detach().requires_grad_()
             grad_context = _weighted_sums(grads[0].contiguous(), table.pixel_cell, table.pixel_offsets, weight)
             # <context of the pixel, gradient of the cell> is just what this sum's own weights would get for `context`.
             (grad_weight,) = torch.autograd.grad(grad_context, weight, context)

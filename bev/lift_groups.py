@@ -39,18 +39,17 @@ def lift_groups(
     samples: tuple[int, int] = (1, 1),
 ) -> LiftGroups:
     """`build_lift_table` in groups; exports."""
-    flat, inside, visible = lift_points(
+    points = lift_points(
         intrinsics, reference_T_camera, present, image_size=image_size, stride=stride, bins=bins, grid=grid,
         z_range_m=z_range_m, samples=samples,
     )  # fmt: skip
-    point = inside.nonzero().squeeze(1)
-    cell, order = torch.sort(flat[point], stable=True)
-    return _grouped((point // (samples[0] * samples[1]))[order], cell, visible)
+    cell, order = torch.sort(points.cell, stable=True)
+    return _grouped(points.entry[order], cell, points.visible)
 
 
 def groups_of(table: LiftTable) -> LiftGroups:
     """The same table in groups."""
-    return _grouped(table.entry, cells_of(table), table.visible)
+    return _grouped(table.entry.long(), cells_of(table), table.visible)
 
 
 def _grouped(entry: Tensor, cell: Tensor, visible: Tensor) -> LiftGroups:

@@ -148,13 +148,13 @@ def _check_lift(table: Any, camera: CameraConfig, axes: _Axes) -> None:
     pixels = length["B"] * length["N"] * (length["H"] // stride) * (length["W"] // stride)
     axes.check("cameras.lift.visible", table.visible, torch.bool, "B N X Y", anew)
     bounds = length["B"] * length["X"] * length["Y"] + 1
-    axes.check("cameras.lift.offsets", table.offsets, torch.int64, f"{bounds}", anew)
-    axes.check("cameras.lift.pixel_offsets", table.pixel_offsets, torch.int64, f"{pixels + 1}", anew)
+    axes.check("cameras.lift.offsets", table.offsets, torch.int32, f"{bounds}", anew)
+    axes.check("cameras.lift.pixel_offsets", table.pixel_offsets, torch.int32, f"{pixels + 1}", anew)
     entry: Any = table.entry
     if isinstance(entry, Tensor) and entry.ndim == 1:
         axes.set("cameras.lift.entry", E=len(entry))  # cameras that look past the grid leave it empty
     for name in ("entry", "pixel_entry", "pixel_cell"):
-        axes.check(f"cameras.lift.{name}", getattr(table, name), torch.int64, "E", anew)
+        axes.check(f"cameras.lift.{name}", getattr(table, name), torch.int32, "E", anew)
 
 
 def _check_lidar(lidar: LidarBatch, axes: _Axes) -> None:

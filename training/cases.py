@@ -195,6 +195,7 @@ def _evaluate_group(
         batch_size=settings.batch_size,
         train=False,
         alter=change,
+        device=next(model.parameters()).device,
     )
     subsets = [case.subset for case in group]
     expected = list(loader.reader.tokens)[: settings.limit]

@@ -228,9 +228,10 @@ def evaluate_checkpoint(
         raise ValueError(
             f"evaluation: {other}; say with --out where to write, so that the run keeps the figures on its own data"
         )
-    model = robustbev.load(checkpoint, "cuda" if config.runner.use_cuda else "cpu")
+    device = "cuda" if config.runner.use_cuda else "cpu"
+    model = robustbev.load(checkpoint, device)
     settings, split = config.evaluation, config.data.nuscenes.val_split
-    loader = build_loader(config.data, model.config, split, batch_size=settings.batch_size, train=False)
+    loader = build_loader(config.data, model.config, split, batch_size=settings.batch_size, train=False, device=device)
     results = evaluate_subsets(model, loader.epoch(0), loader.reader, out_dir, settings, progress)
     subset_chart(out_dir / "subsets.png", results)
     if files is not None and not other:

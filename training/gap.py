@@ -268,13 +268,14 @@ def measure_gap(
     from training.tracking import log_report
 
     checkpoint, files, config, out_dir = resolve(checkpoint, config, out_dir, "gap")
-    model = robustbev.load(checkpoint, "cuda" if config.runner.use_cuda else "cpu")
+    device = "cuda" if config.runner.use_cuda else "cpu"
+    model = robustbev.load(checkpoint, device)
     if len(model.config.modalities) < 2:
         raise ValueError(
             f"{checkpoint}: a gap lies between two modalities, and the model has only {model.config.modalities[0]}"
         )
     settings, split = config.evaluation, config.data.nuscenes.val_split
-    loader = build_loader(config.data, model.config, split, batch_size=settings.batch_size, train=False)
+    loader = build_loader(config.data, model.config, split, batch_size=settings.batch_size, train=False, device=device)
     objects, cells, samples = collect(
         model, loader.epoch(0), loader.reader, limit=settings.limit, min_points=config.data.min_points,
         seed=config.seed, progress=progress,

@@ -63,6 +63,7 @@ def work(config: RunConfig, post: Post) -> Outcome:
         rank=post.peers.rank,
         world_size=post.peers.world_size,
         seed=config.seed,
+        device=post.device,
     )
     step = TrainingStep(model, config.step)
     return train(

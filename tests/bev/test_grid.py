@@ -131,6 +131,7 @@ def test_the_radius_is_that_of_the_circle_inside_the_grid() -> None:
         ((-INF, 10, 0, 5, 1), "x_min_m"),
         ((0, 10, 0, 10.3, 0.5), "20.6000 cells"),
         ((0, 1e-9, 0, 10, 1), "whole number of cells"),
+        ((0, 5000, 0, 5000, 1), "5000 x 5000 cells; expected at most 16,777,216"),
     ],
 )
 def test_an_impossible_grid_is_refused_by_name(numbers: tuple[float, ...], message: str) -> None:

@@ -51,10 +51,12 @@ def random_rig(seed: int = 0, samples: int = 2, cameras: int = 3) -> Rig:
     return Rig(intrinsics, poses)
 
 
-def table_of(rig: Rig, present: Tensor | None = None, samples: tuple[int, int] = (1, 1)) -> LiftTable:
+def table_of(
+    rig: Rig, present: Tensor | None = None, samples: tuple[int, int] = (1, 1), *, by_camera: bool | None = None
+) -> LiftTable:
     return build_lift_table(
         rig.intrinsics, rig.reference_T_camera, present,
-        image_size=IMAGE, stride=STRIDE, bins=BINS, grid=GRID, z_range_m=Z_RANGE_M, samples=samples,
+        image_size=IMAGE, stride=STRIDE, bins=BINS, grid=GRID, z_range_m=Z_RANGE_M, samples=samples, by_camera=by_camera,
     )  # fmt: skip
 
 
@@ -189,6 +191,28 @@ def test_nobody_present_lifts_to_zero_with_gradients_of_zero() -> None:
     for tensor in (canvas, context.grad, depth.grad):
         assert tensor is not None
         assert not tensor.any()
+
+
+@pytest.mark.parametrize("samples", [(1, 1), (2, 3)])
+def test_the_table_is_the_same_made_camera_by_camera_or_at_once(samples: tuple[int, int]) -> None:
+    """A GPU's way and a processor's: every field, to the order of the entries."""
+    rig = random_rig()
+    present = torch.tensor([[True, False, True], [True, True, True]])
+    one, other = (table_of(rig, present, samples, by_camera=by_camera) for by_camera in (True, False))
+    for name in LiftTable.__dataclass_fields__:
+        mine, theirs = getattr(one, name), getattr(other, name)
+        assert mine.dtype == theirs.dtype == (torch.bool if name == "visible" else torch.int32)
+        assert torch.equal(mine, theirs), name
+
+
+def test_a_batch_whose_entries_int32_cannot_number_is_refused() -> None:
+    rig = random_rig()
+    many = Rig(rig.intrinsics[:1].expand(2**21, -1, -1, -1), rig.reference_T_camera[:1].expand(2**21, -1, -1, -1))
+    with pytest.raises(ValueError, match=r"75,497,472,000 depth bins and .* use smaller batches"):
+        build_lift_table(
+            many.intrinsics, many.reference_T_camera, image_size=IMAGE, stride=STRIDE, bins=DepthBins(1.0, 9.5, 800),
+            grid=GRID, z_range_m=Z_RANGE_M,
+        )  # fmt: skip
 
 
 def test_a_mirrored_reference_mirrors_the_grid() -> None:

@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
+import robustbev
 from robustbev import CameraConfig, GridConfig, ModelConfig
 from sensors.errors import SensorDataError
 from sensors.nuscenes_config import NuScenesConfig
@@ -64,6 +65,18 @@ def test_a_training_batch_has_everything_in_its_place(config: DataConfig) -> Non
     assert batch.box_valid.any(dim=1).all()
     assert batch.boxes.center_m.shape == (*batch.box_valid.shape, 3)
     assert batch.to("cpu").tokens == batch.tokens
+
+
+def test_for_a_gpu_the_model_makes_the_lift_table_and_gives_the_same(config: DataConfig) -> None:
+    (batch,) = build_loader(config, MODEL, "small_train", batch_size=2, train=True).epoch(0)
+    (bare,) = build_loader(config, MODEL, "small_train", batch_size=2, train=True, device="cuda").epoch(0)
+    assert batch.sensors.cameras is not None
+    assert bare.sensors.cameras is not None
+    assert bare.sensors.cameras.lift is None
+    camera = robustbev.build(MODEL).eval().camera
+    assert camera is not None
+    with torch.inference_mode():
+        assert torch.equal(camera(bare.sensors.cameras).bev.features, camera(batch.sensors.cameras).bev.features)
 
 
 def test_points_and_boxes_agree_after_augmentation(config: DataConfig) -> None:
