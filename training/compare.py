@@ -6,7 +6,6 @@ Everything lies in one folder: a run a job, and the tables, which are written an
 from __future__ import annotations
 
 import json
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,10 +36,11 @@ from training.compare_report import (
     write_tables,
 )
 from training.interrupt import StopOnSignal
-from training.tracking import MLflowRun, default_uri, store_errors
+from training.sending import send_now
+from training.tracking import MLflowRun, default_uri
 
 if TYPE_CHECKING:
-    from training.tracking import Status
+    from training.outbox import Status
 
 
 @dataclass(frozen=True)
@@ -211,8 +211,9 @@ def _start_tracking(entries: Sequence[Entry], seeds: Sequence[int], name: str, o
         parameters={},  # MLflow's parameters cannot change, but a comparison may grow by seeds and rows
         tags={"run_dir": str(out.resolve()), "kind": "comparison"},
     )
-    parent.tag("configs", json.dumps([str(entry.file) for entry in entries]))
-    parent.tag("seeds", json.dumps(list(seeds)))
+    parent.outbox.tag("configs", json.dumps([str(entry.file) for entry in entries]))
+    parent.outbox.tag("seeds", json.dumps(list(seeds)))
+    send_now(parent)  # the jobs' runs name it, so it has to be there
     return parent
 
 
@@ -222,10 +223,8 @@ def _finish(table: _Table, parent: MLflowRun | None, status: Status) -> None:
     paths = [*write_tables(table.out, comparison), comparison_dots(table.out / "comparison.png", comparison)]
     if parent is None:
         return
-    try:
-        parent.metrics(metrics(comparison), step=0)
-        parent.files(paths, "comparison")
-        parent.files([row.file for row in comparison.rows], "configs")
-        parent.finish(status)
-    except store_errors() as error:
-        warnings.warn(f"MLflow ({parent.uri}) did not take the tables, which lie in {table.out}: {error}", stacklevel=2)
+    parent.outbox.metrics(metrics(comparison), step=0, renew=True)
+    parent.outbox.files(paths, "comparison")
+    parent.outbox.files([row.file for row in comparison.rows], "configs")
+    parent.outbox.status(status)
+    send_now(parent)

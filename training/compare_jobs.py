@@ -7,7 +7,6 @@ import math
 import statistics
 import time
 import traceback
-import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,7 +27,8 @@ from training.progress import Bars
 from training.report import SubsetResult
 from training.run import run_training
 from training.run_files import RunBusyError
-from training.tracking import PARENT_TAG, MLflowRun, log_report, store_errors
+from training.sending import log_report, send_now
+from training.tracking import PARENT_TAG, MLflowRun
 
 Stop = Callable[[], bool]
 _BUSY_SECONDS = 60.0  # loader workers of a job that died hold its lock until they notice, which takes seconds
@@ -160,7 +160,7 @@ def _measure(job: Job, checkpoint: Path, bars: Bars, stop: Stop) -> dict[str, An
         if config.tracking.enabled:
             figures = {f"val/{case.name}/mAP": result.mean_ap for case, result in found.items()}
             figures |= {f"val/{case.name}/NDS": result.nds for case, result in found.items()}
-            log_report(job.files.mlflow, checkpoint, figures, {}, file)
+            log_report(job.files.mlflow, checkpoint, figures, {})
     return known
 
 
@@ -197,12 +197,10 @@ def _adopt(job: Job) -> None:
     """Put a run that was there before below this comparison's MLflow run."""
     if job.parent is None or not job.config.tracking.enabled:
         return
-    try:
-        run = MLflowRun.open(job.files.mlflow)
-        if run is not None:
-            run.tag(PARENT_TAG, job.parent)
-    except store_errors() as error:
-        warnings.warn(f"MLflow does not show {job.name} below the comparison: {error}", stacklevel=2)
+    run = MLflowRun.open(job.files.mlflow)
+    if run is not None:
+        run.outbox.tag(PARENT_TAG, job.parent)
+        send_now(run)
 
 
 def use_threads(count: int | None) -> None:

@@ -51,7 +51,8 @@ class TrackingConfig(StrictModel):
     enabled: bool = True
     uri: str | None = None  # null: SQLite in `<runs_dir>/mlflow.db`
     experiment: Annotated[str, Field(min_length=1)] = "robustbev"
-    every_steps: Count = 20  # metrics are logged as means over so many steps
+    every_steps: Count = 20  # metrics are logged as means over so many steps, and over what is left of an epoch
+    submissions: bool = False  # `evaluate` hands over the submissions to nuScenes too, hundreds of megabytes a subset
 
 
 class RunConfig(StrictModel):

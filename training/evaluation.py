@@ -220,7 +220,7 @@ def evaluate_checkpoint(
     from training.data import build_loader, with_rig
     from training.model_card import card_of
     from training.pictures import subset_chart
-    from training.tracking import log_report
+    from training.sending import log_report
 
     said, (checkpoint, files, config, out_dir) = out_dir, resolve(checkpoint, config, out_dir, "evaluation")
     other = "" if files is None else _other_data(files, config)
@@ -240,9 +240,13 @@ def evaluate_checkpoint(
         card = card_of(config, results, step_of(folder))
         robustbev.write_card(folder, with_rig(model.config, config.data), card)
         kept = {"evaluation": [out_dir / name for name in ("subsets.json", "table.md", "table.csv", "subsets.png")]}
+        # Submissions of all subsets of nuScenes' validation split are gigabytes, and lie in the run's folder anyway.
+        names = (
+            ("metrics_summary.json", "results_nusc.json") if config.tracking.submissions else ("metrics_summary.json",)
+        )
         for subset in results:
-            kept[f"evaluation/{subset}"] = [out_dir / subset / n for n in ("metrics_summary.json", "results_nusc.json")]
-        log_report(files.mlflow, checkpoint, _figures(results), kept, out_dir)
+            kept[f"evaluation/{subset}"] = [out_dir / subset / name for name in names]
+        log_report(files.mlflow, checkpoint, _figures(results), kept)
     return results
 
 

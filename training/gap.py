@@ -265,7 +265,7 @@ def measure_gap(
     from training.data import build_loader
     from training.evaluation import resolve
     from training.gap_report import write_gap
-    from training.tracking import log_report
+    from training.sending import log_report
 
     checkpoint, files, config, out_dir = resolve(checkpoint, config, out_dir, "gap")
     device = "cuda" if config.runner.use_cuda else "cpu"
@@ -293,5 +293,5 @@ def measure_gap(
     )
     paths = write_gap(out_dir, report, objects)
     if files is not None and config.tracking.enabled:
-        log_report(files.mlflow, checkpoint, report.figures(), {"gap": paths}, out_dir)
+        log_report(files.mlflow, checkpoint, report.figures(), {"gap": paths})
     return report, out_dir

@@ -152,7 +152,7 @@ def run_robustness(checkpoint: Path, config: RobustnessConfig, bars: Bars) -> Ro
     write_text(out / "config.yaml", to_yaml(config))
     files = write_robustness(out, robustness)
     if config.tracking:
-        track_robustness(robustness, files, out)
+        track_robustness(robustness, files)
     return robustness
 
 

@@ -6,7 +6,6 @@ import base64
 import html
 import json
 import math
-import warnings
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -17,6 +16,7 @@ from training import robustness_metrics as metrics
 from training.atomic import write_json, write_text
 from training.robustness_pictures import pictures
 from training.robustness_tables import METRICS, case_table, tables
+from training.sending import log_report
 
 if TYPE_CHECKING:
     from training.robustness import Robustness
@@ -113,33 +113,10 @@ def provenance(found: Robustness) -> dict[str, str]:
     return facts
 
 
-def track_robustness(found: Robustness, files: Sequence[Path], out_dir: Path) -> None:
-    """Hand figures and files to the MLflow of the checkpoint's run, if it has one.
-
-    The files on disk are complete by now; a store that cannot be reached is worth a warning, not an error.
-    """
-    from training.extras import MissingExtraError
-    from training.tracking import MLflowRun, store_errors
-
-    warning = f"MLflow does not get this robustness run, which lies in {out_dir}"
-    try:
-        run = MLflowRun.open(found.model.files.mlflow)
-        if run is None:
-            return
-        _, _, number = found.model.checkpoint.name.partition("step-")
-        figures = {name: value for name, value in summary(found).items() if value is not None}
-        try:
-            run.metrics(figures, step=int(number) if number.isdigit() else 0)
-            run.files(files, "robustness")
-        except store_errors() as error:
-            warnings.warn(f"{warning}: {error}", stacklevel=2)
-    except MissingExtraError as error:
-        warnings.warn(f"{warning}: {error}", stacklevel=2)
-    except Exception as error:
-        # MLflow's own exceptions cannot be named without importing it; anything else must not be hidden.
-        if type(error).__module__.partition(".")[0] not in ("mlflow", "sqlalchemy"):
-            raise
-        warnings.warn(f"{warning}: {error}", stacklevel=2)
+def track_robustness(found: Robustness, files: Sequence[Path]) -> None:
+    """Hand figures and files to the MLflow of the checkpoint's run, if it has one."""
+    figures = {name: value for name, value in summary(found).items() if value is not None}
+    log_report(found.model.files.mlflow, found.model.checkpoint, figures, {"robustness": files})
 
 
 def _cases(found: Robustness) -> dict[str, dict[str, object]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -19,7 +18,8 @@ from training.interrupt import StopOnSignal
 from training.loop import Alone, Outcome
 from training.progress import Bars, TrainingProgress
 from training.run_files import RunFiles
-from training.tracking import MLflowRun, absolute_uri, default_uri, git_commit, store_errors
+from training.sending import Sending
+from training.tracking import MLflowRun, absolute_uri, default_uri, git_commit
 from training.worker import Post, work
 
 Config = TypeVar("Config", bound=BaseModel)
@@ -55,15 +55,17 @@ def run_training(
         store = CheckpointStore(files.checkpoints, robustbev.save, config.runner.checkpoint.keep)
         store.prune()
         tracker = _start_tracking(config, files, tags or {}) if config.tracking.enabled else None
-        try:
+        if tracker is None:
             outcome = _train(config, files, bars, stop)
-        except BaseException:
-            if tracker is not None:
-                _hand_over(tracker, files, None)
-            raise
+        else:
+            with Sending(tracker):
+                try:
+                    outcome = _train(config, files, bars, stop)
+                except BaseException:
+                    _hand_over(tracker, files, None)
+                    raise
+                _hand_over(tracker, files, outcome)
         store.prune()
-        if tracker is not None:
-            _hand_over(tracker, files, outcome)
         return outcome
 
 
@@ -108,27 +110,14 @@ def _start_tracking(config: RunConfig, files: RunFiles, more: Mapping[str, str])
         parameters=config.model_dump(mode="json"),
         tags=tags,
     )
-    tracker.file(files.config)
+    tracker.outbox.files([files.config])
     return tracker
 
 
 def _hand_over(tracker: MLflowRun, files: RunFiles, outcome: Outcome | None) -> None:
-    """Give MLflow the model and the history, and say how the run ended (None: by an error).
-
-    A store that fails now costs its own copy and nothing else.
-    """
-    try:
-        if files.history.is_file():
-            tracker.file(files.history)
-        if outcome is not None and outcome.checkpoint is not None:
-            tracker.files(
-                (outcome.checkpoint / name for name in ("model.safetensors", "config.json", "README.md")), "model"
-            )
-        if outcome is None:
-            tracker.finish("FAILED")
-        else:
-            tracker.finish("KILLED" if outcome.interrupted else "FINISHED")
-    except store_errors() as error:
-        warnings.warn(
-            f"MLflow ({tracker.uri}) did not take the results: {error}; they are in {files.root}", stacklevel=2
-        )
+    """Give MLflow the model and the history, and say how the run ended (None: by an error)."""
+    tracker.outbox.files([files.history] if files.history.is_file() else [])
+    if outcome is not None and outcome.checkpoint is not None:
+        names = ("model.safetensors", "config.json", "README.md")
+        tracker.outbox.files([outcome.checkpoint / name for name in names], "model")
+    tracker.outbox.status("FAILED" if outcome is None else "KILLED" if outcome.interrupted else "FINISHED")

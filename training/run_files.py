@@ -20,6 +20,7 @@ from training.callbacks import Callback
 from training.config import FREE_TO_CHANGE, RunConfig
 from training.config_file import ConfigError, parse_yaml, to_yaml
 from training.settings import differences
+from training.tracking import outbox_of, sent_of
 
 
 class RunError(ValueError):
@@ -62,7 +63,13 @@ class RunFiles:
 
     @property
     def mlflow(self) -> Path:
+        """Which run in MLflow this is; see `training.tracking.MLflowRun`."""
         return self.root / "mlflow_run.json"
+
+    @property
+    def outbox(self) -> Path:
+        """What MLflow gets, before it is sent."""
+        return outbox_of(self.mlflow)
 
     @property
     def evaluation(self) -> Path:
@@ -97,17 +104,8 @@ class RunFiles:
         """Remove all that a run writes, and nothing else."""
         for folder in (self.checkpoints, self.evaluation, self.gap, self.pictures):
             shutil.rmtree(folder, ignore_errors=True)
-        notes = (
-            self.config,
-            self.data,
-            self.history,
-            self.status,
-            self.mlflow,
-            self.subsets,
-            self.stop_request,
-            self.failure,
-        )
-        for file in notes:
+        notes = (self.config, self.data, self.history, self.status, self.subsets, self.stop_request, self.failure)
+        for file in (*notes, self.mlflow, self.outbox, sent_of(self.mlflow)):
             file.unlink(missing_ok=True)
 
     @contextmanager

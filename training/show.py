@@ -83,6 +83,7 @@ def show_run(run_dir: Path, *, sample: str | int | None = None, score: float = S
     from training.config import load_run_config
     from training.history import read_history
     from training.run_files import RunFiles
+    from training.sending import send_now
     from training.tracking import MLflowRun
 
     files = RunFiles(run_dir)
@@ -98,7 +99,8 @@ def show_run(run_dir: Path, *, sample: str | int | None = None, score: float = S
         paths.append(training_curves(files.pictures / "training.png", history, f"Training of {config.name}"))
     tracked = MLflowRun.open(files.mlflow)
     if tracked is not None:
-        tracked.files(paths, "pictures")
+        tracked.outbox.files(paths, "pictures")
+        send_now(tracked)
     return paths
 
 

@@ -1,32 +1,36 @@
-"""MLflow: the run's configuration, figures, tables, pictures and model, written by rank 0 alone.
+"""A run in MLflow: where it is, and what it gets of figures, files and tags.
 
-Everything goes through a client and a run id; there is no global active run. MLflow is imported when it is first used,
-because that takes a second.
+All of that goes through the run's outbox, a file; `training.sending` hands it on. Only to begin a run is MLflow waited for.
 """
 
 from __future__ import annotations
 
+import fcntl
 import json
-import logging
-import os
 import re
 import subprocess
-import time
-import warnings
-from collections.abc import Iterable, Mapping
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, TypeVar
 
+from training import mlflow_store as store
 from training.atomic import write_json
 from training.callbacks import Callback, StepRecord
-from training.extras import MissingExtraError, require
+from training.history import read_history
+from training.mlflow_store import RunPlan
+from training.outbox import Outbox, Row
 from training.settings import flat
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
-Status = Literal["FINISHED", "FAILED", "KILLED"]
+Result = TypeVar("Result")
 PARENT_TAG = "mlflow.parentRunId"  # MLflow shows a run with this tag below the run that it names
+_BEGIN_SECONDS = 9.0  # for a store to answer when a run begins
+_DATABASE_SECONDS = 60.0  # to make a SQLite database, on a slow disk
 
 
 class TrackingError(ValueError):
@@ -68,11 +72,15 @@ def git_commit(folder: Path) -> str | None:
 
 
 class MLflowRun:
-    """One run in an MLflow store. `start` makes or continues it, `open` finds it again from the file that `start` left."""
+    """One run in an MLflow store: `start` makes or continues it, `open` finds it again from the file that `start` left.
 
-    def __init__(self, uri: str, run_id: str) -> None:
-        self.uri, self.run_id = uri, run_id
-        self._client = _client(uri)
+    Beside that file lie the run's outbox and the note of how much of it was sent.
+    """
+
+    def __init__(self, file: Path) -> None:
+        self._file = file
+        self._sent = sent_of(file)
+        self.outbox = Outbox(outbox_of(file))
 
     @staticmethod
     def start(
@@ -84,137 +92,137 @@ class MLflowRun:
         artifacts: Path,
         parameters: Mapping[str, Any],
         tags: Mapping[str, str],
+        patience_s: float = _BEGIN_SECONDS,
     ) -> MLflowRun:
         """Continue the run named in `file`, or begin one and write it there. Makes the database where there is none.
 
+        A run that goes on does not wait for the store: whether it is still there turns out when the outbox is sent.
+
         Args:
-            file: JSON with "uri" and "run_id".
+            file: JSON with "uri", "run_id", and what to make the run from where it was deleted in MLflow.
             artifacts: where artifacts go with a SQLite store; a server decides for itself.
             parameters: the resolved configuration; nested mappings become dotted names.
+            patience_s: how long a store may take to answer.
 
         Raises:
             MissingExtraError: MLflow is not installed.
-            TrackingError: the store cannot be reached.
+            TrackingError: the store of a new run cannot be reached.
         """
-        require("tracking.enabled=true", "train", "mlflow")
-        try:
-            client = _client(uri)
-            known = _read(file)
-            if known is not None and known["uri"] == uri and _continued(client, known["run_id"]):
-                return MLflowRun(uri, known["run_id"])
-            found = client.get_experiment_by_name(experiment)
-            location = artifacts.resolve().as_uri() if uri.startswith("sqlite:") else None
-            experiment_id = (
-                found.experiment_id if found else client.create_experiment(experiment, artifact_location=location)
-            )
-            run_id = client.create_run(experiment_id, run_name=name, tags=dict(tags)).info.run_id
-            run = MLflowRun(uri, run_id)
-            run._log_parameters(parameters)
-        except store_errors() as error:
-            raise TrackingError(f"tracking.uri: {uri} cannot be used: {' '.join(str(error).split())[:300]}") from error
-        write_json(file, {"uri": uri, "run_id": run_id})
+        run = MLflowRun(file)
+        location = artifacts.resolve().as_uri() if uri.startswith("sqlite:") else None
+        plan = RunPlan(experiment, name, location, flat(parameters), dict(tags))
+        known = _read(file)
+        if known is not None and known["uri"] == uri:
+            run._write(uri, known["run_id"], plan)
+        else:
+            store.load_mlflow()
+            try:
+                opening_s = _DATABASE_SECONDS if uri.startswith("sqlite:") else patience_s
+                client = _within(opening_s, lambda: store.open_store(uri))
+                run_id = _within(patience_s, lambda: store.begin_run(client, plan, run.outbox.id))
+            except store.store_errors() as error:
+                raise TrackingError(
+                    f"tracking.uri: {uri} cannot be used: {short(error)}. Look whether the address is right and the server "
+                    "runs, or train with tracking.enabled=false"
+                ) from error
+            run._write(uri, run_id, plan)
+        run.outbox.status("RUNNING")
         return run
 
     @staticmethod
     def open(file: Path) -> MLflowRun | None:
         """The run named in `file`, None where there is no such file."""
-        known = _read(file)
-        return None if known is None else MLflowRun(known["uri"], known["run_id"])
+        return MLflowRun(file) if file.is_file() else None
 
-    def metrics(self, values: Mapping[str, float], step: int) -> None:
-        """Log figures at one step. Characters that MLflow does not allow in a name become "-"."""
-        from mlflow.entities import Metric
+    @property
+    def uri(self) -> str:
+        return str(self._known["uri"])
 
-        now = int(time.time() * 1000)
-        self._client.log_batch(
-            self.run_id,
-            metrics=[Metric(re.sub(r"[^\w./ :-]", "-", name), float(v), now, step) for name, v in values.items()],
-        )
+    @property
+    def run_id(self) -> str:
+        """Of the run in MLflow as it is now: one that was deleted there has been replaced."""
+        return str(self._known["run_id"])
 
-    def tag(self, name: str, value: str) -> None:
-        """Set a tag, or change it."""
-        self._client.set_tag(self.run_id, name, value)
+    def begin(self, client: MlflowClient) -> None:
+        """Make the run anew in its store, from what the old one was made from."""
+        known = self._known
+        given = {field.name: known[field.name] for field in fields(RunPlan) if field.name in known}
+        plan = RunPlan(**{"name": self._file.parent.name, **given})
+        self._write(known["uri"], store.begin_run(client, plan, self.outbox.id), plan)
 
-    def file(self, path: Path, folder: str | None = None) -> None:
-        """Keep a copy of a file."""
-        self._client.log_artifact(self.run_id, str(path), folder)
+    def left(self) -> list[tuple[int, Row]]:
+        """The rows of the outbox that the run in MLflow does not have yet, each with the byte at which it ends."""
+        sent = _read(self._sent) or {}
+        return list(self.outbox.rows(sent["bytes"] if sent.get("run_id") == self.run_id else 0))
 
-    def files(self, paths: Iterable[Path], folder: str) -> None:
-        """Keep copies of files in one folder."""
-        for path in paths:
-            self.file(path, folder)
+    def note_sent(self, run_id: str, end: int) -> None:
+        """Note that a run in MLflow has the outbox up to a byte."""
+        write_json(self._sent, {"run_id": run_id, "bytes": end})
 
-    def finish(self, status: Status) -> None:
-        self._client.set_terminated(self.run_id, status=status)
+    @contextmanager
+    def sends_alone(self) -> Iterator[bool]:
+        """Whether this process is the one that may send now; False where another is at it."""
+        with self._file.with_name(".mlflow.lock").open("w") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                yield False
+                return
+            try:
+                yield True
+            finally:
+                fcntl.flock(file, fcntl.LOCK_UN)  # closing is not enough where a forked process holds the file too
 
-    def _log_parameters(self, parameters: Mapping[str, Any]) -> None:
-        from mlflow.entities import Param
+    @property
+    def _known(self) -> dict[str, Any]:
+        known = _read(self._file)
+        if known is None:
+            raise TrackingError(
+                f"{self._file}: expected the run in MLflow that this file names, and it is not there any more"
+            )
+        return known
 
-        rows = [Param(name, str(value)[:500]) for name, value in flat(parameters).items()]
-        for i in range(0, len(rows), 100):  # the most that one call may hold
-            self._client.log_batch(self.run_id, params=rows[i : i + 100])
+    def _write(self, uri: str, run_id: str, plan: RunPlan) -> None:
+        write_json(self._file, {"uri": uri, "run_id": run_id, **asdict(plan)})
 
 
-def log_report(
-    run_file: Path, checkpoint: Path, figures: Mapping[str, float], files: Mapping[str, Iterable[Path]], lies_in: Path
-) -> None:
-    """Hand figures about a checkpoint, and copies of files by folder, to the run's MLflow, if it has one.
+def outbox_of(run_file: Path) -> Path:
+    """Where the outbox of the run lies that `MLflowRun.start` notes in a file."""
+    return run_file.with_name("mlflow_outbox.jsonl")
 
-    The files on disk are complete by now; a store that cannot be reached is worth a warning, not an error.
 
-    Args:
-        run_file: what `MLflowRun.start` left.
-        checkpoint: the figures are logged at its step.
-        figures: by metric name; all finite.
-        files: artifact folder -> files.
-        lies_in: for the warning: where all this is anyway.
-    """
-    try:
-        run = MLflowRun.open(run_file)
-        if run is None:
-            return
-        _, _, number = (checkpoint if checkpoint.is_dir() else checkpoint.parent).name.partition("step-")
-        run.metrics(figures, step=int(number) if number.isdigit() else 0)
-        for folder, paths in files.items():
-            run.files(paths, folder)
-    except MissingExtraError as error:
-        warnings.warn(f"MLflow does not get this evaluation, which lies in {lies_in}: {error}", stacklevel=2)
-    except Exception as error:
-        # MLflow's own exceptions cannot be named without importing it; anything else must not be hidden.
-        if type(error).__module__.partition(".")[0] != "mlflow":
-            raise
-        warnings.warn(f"MLflow does not get this evaluation, which lies in {lies_in}: {error}", stacklevel=2)
+def sent_of(run_file: Path) -> Path:
+    """Where it is noted how much of that outbox was sent."""
+    return run_file.with_name("mlflow_sent.json")
 
 
 class TrackSteps(Callback):
-    """Logs means over every `every` steps. A store that fails is warned of once; the history file has every step anyway."""
+    """Puts means over every `every` steps, and over what is left of an epoch, into an outbox.
 
-    def __init__(self, run: MLflowRun, every: int) -> None:
-        self._run, self._every = run, every
+    Which steps a row is of depends on its own step alone, so a run that was interrupted gives the same rows.
+
+    Args:
+        outbox: where the rows go.
+        every: steps a row.
+        history: the steps before this process began.
+    """
+
+    def __init__(self, outbox: Outbox, every: int, history: Path) -> None:
+        self._outbox, self._every, self._history = outbox, every, history
+        self._steps_per_epoch = 1
         self._window: list[StepRecord] = []
-        self._warned = False
+
+    def on_start(self, step: int, total_steps: int, steps_per_epoch: int) -> None:
+        self._steps_per_epoch = steps_per_epoch
+        begun = step - min(step % self._every, step % steps_per_epoch)
+        rows = read_history(self._history) if begun < step else []
+        self._window = [StepRecord(**row) for row in rows if begun < row["step"] <= step]
 
     def on_step(self, record: StepRecord) -> None:
         self._window.append(record)
-        if record.step % self._every == 0:
-            self._flush()
-
-    def on_epoch(self, epoch: int, step: int) -> None:
-        self._flush()
-
-    def on_checkpoint(self, path: Path, step: int) -> None:
-        self._flush()
-
-    def _flush(self) -> None:
-        if not self._window:
-            return
-        try:
-            self._run.metrics(summary(self._window), self._window[-1].step)
-        except store_errors() as error:
-            if not self._warned:
-                warnings.warn(f"MLflow does not take figures at the moment ({error}); training goes on", stacklevel=2)
-            self._warned = True
-        self._window.clear()
+        if record.step % self._every == 0 or record.step % self._steps_per_epoch == 0:
+            self._outbox.metrics(summary(self._window), record.step)
+            self._window.clear()
 
 
 def summary(window: list[StepRecord]) -> dict[str, float]:
@@ -237,37 +245,31 @@ def summary(window: list[StepRecord]) -> dict[str, float]:
     return row
 
 
-def _client(uri: str) -> MlflowClient:
-    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-    from mlflow import MlflowClient
-
-    for name in ("mlflow", "alembic"):  # both announce every table that they make; importing sets their levels
-        logging.getLogger(name).setLevel(logging.WARNING)
-    if uri.startswith("sqlite:///"):
-        Path(uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
-    return MlflowClient(tracking_uri=uri)
+def short(error: BaseException) -> str:
+    """The message of an error, on one line."""
+    return " ".join(str(error).split())[:300] or type(error).__name__
 
 
-def _continued(client: MlflowClient, run_id: str) -> bool:
-    """Set a run going again; False where the store does not have it (any more)."""
-    from mlflow.exceptions import MlflowException
+def _within(seconds: float, call: Callable[[], Result]) -> Result:
+    """The result of a call that may hang; TimeoutError where it takes longer, and it is left to itself then."""
+    results: list[Result] = []
+    errors: list[BaseException] = []
 
-    try:
-        client.update_run(run_id, status="RUNNING")
-    except MlflowException as error:
-        if error.error_code == "RESOURCE_DOES_NOT_EXIST":
-            return False
-        raise
-    return True
+    def run() -> None:
+        try:
+            results.append(call())
+        except BaseException as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=run, name="mlflow-begin", daemon=True)
+    thread.start()
+    thread.join(seconds)
+    if errors:
+        raise errors[0]
+    if not results:
+        raise TimeoutError(f"no answer within {seconds:g} s")
+    return results[0]
 
 
-def store_errors() -> tuple[type[Exception], ...]:
-    """What a store may raise; a database's own errors pass through MLflow as they are."""
-    from mlflow.exceptions import MlflowException
-    from sqlalchemy.exc import SQLAlchemyError
-
-    return MlflowException, SQLAlchemyError, OSError
-
-
-def _read(file: Path) -> dict[str, str] | None:
+def _read(file: Path) -> dict[str, Any] | None:
     return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None

@@ -22,10 +22,11 @@ from training.loop import Forward, Outcome, Peers, Plan, train
 from training.memory import keep_freed_memory
 from training.model_card import card_of
 from training.optim import AveragedWeights, build_optimizer
+from training.outbox import Outbox
 from training.random_state import seed_everything
 from training.run_files import RunFiles, Status
 from training.step import TrainingStep
-from training.tracking import MLflowRun, TrackSteps
+from training.tracking import TrackSteps
 
 
 @dataclass(frozen=True)
@@ -87,12 +88,11 @@ def plan(config: RunConfig) -> Plan:
 
 
 def standard_callbacks(config: RunConfig, files: RunFiles, rank: int) -> list[Callback]:
-    """Who always listens: files and MLflow, on rank 0 alone."""
+    """Who always listens: the run's files, on rank 0 alone. What is for MLflow is sent by the process that began the run."""
     if rank != 0:
         return []
-    tracker = MLflowRun.open(files.mlflow) if config.tracking.enabled else None
-    tracking = [] if tracker is None else [TrackSteps(tracker, config.tracking.every_steps)]
-    return [History(files.history), Status(files.status), *tracking]
+    steps = TrackSteps(Outbox(files.outbox), config.tracking.every_steps, files.history)
+    return [History(files.history), Status(files.status), *([steps] if config.tracking.enabled else [])]
 
 
 def _load_initial_weights(model: robustbev.PerceptionModel, config: RunConfig, *, say: bool) -> None:

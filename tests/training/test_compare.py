@@ -279,11 +279,12 @@ def test_two_configurations_with_two_seeds_are_trained_measured_and_not_again(
 def test_two_processes_log_into_one_database_at_once(tmp_path: Path) -> None:
     code = (
         "import sys; from pathlib import Path; from training.tracking import MLflowRun, default_uri\n"
+        "from training.sending import send_now\n"
         "folder, name = Path(sys.argv[1]), sys.argv[2]\n"
         "run = MLflowRun.start(folder / name / 'mlflow_run.json', uri=default_uri(folder), experiment='e', name=name,\n"
         "                      artifacts=folder / 'artifacts', parameters={str(i): i for i in range(250)}, tags={})\n"
-        "for step in range(int(sys.argv[3])): run.metrics({f'm{i}': step for i in range(30)}, step)\n"
-        "run.finish('FINISHED')\n"
+        "for step in range(int(sys.argv[3])): run.outbox.metrics({f'm{i}': step for i in range(30)}, step)\n"
+        "send_now(run)\n"
     )
 
     def start(name: str, steps: int) -> subprocess.Popen[str]:

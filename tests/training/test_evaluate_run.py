@@ -5,17 +5,17 @@ from __future__ import annotations
 import json
 import math
 import shutil
-from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import pytest
 import torch
-from mlflow.exceptions import MlflowException
 
 import robustbev
+import training.sending
 from sensors.corruptions import Corruption, CorruptionError
 from sensors.nuscenes_index import data_id
 from tests.small_nuscenes import SmallNuScenes
+from tests.tracked import figures, kept, steps, tracked
 from training.config import RunConfig, load_run_config
 from training.config_file import to_yaml
 from training.data import DataConfig
@@ -23,7 +23,6 @@ from training.evaluation import SUBSETS, evaluate_checkpoint
 from training.release import release
 from training.run_files import RunFiles
 from training.show import show, show_run
-from training.tracking import MLflowRun
 
 MODEL = {
     "channels": 16,
@@ -85,45 +84,32 @@ def test_the_card_of_a_checkpoint_gets_the_figures_and_goes_with_the_model(run: 
         release(out, run.checkpoints / "step-00000001")
 
 
-class Tracker:
-    """Stands for the MLflow run."""
-
-    def __init__(self) -> None:
-        self.figures: dict[str, float] = {}
-        self.kept: dict[str, list[str]] = {}
-        self.step = 0
-
-    def metrics(self, values: Mapping[str, float], step: int) -> None:
-        self.figures, self.step = dict(values), step
-
-    def files(self, paths: Iterable[Path], folder: str) -> None:
-        self.kept[folder] = [path.name for path in paths if path.is_file()]
+def test_an_mlflow_that_is_away_gets_figures_and_tables_later(run: RunFiles) -> None:
+    with tracked(run) as outbox:
+        with pytest.warns(
+            UserWarning, match=r"MLflow \(http.*has not taken .*are kept in .*the next command on this run"
+        ):
+            evaluate_checkpoint(run.root)
+        assert steps(outbox) == {1}
+        assert {f"val/{subset}/mAP" for subset in SUBSETS} <= set(figures(outbox))
+        assert all(math.isfinite(value) for value in figures(outbox).values())
+        assert kept(outbox)["evaluation"] == ["subsets.json", "table.md", "table.csv", "subsets.png"]
+        assert kept(outbox)["evaluation/lidar+radar"] == ["metrics_summary.json"]
 
 
-def test_mlflow_gets_figures_tables_and_submissions(run: RunFiles, monkeypatch: pytest.MonkeyPatch) -> None:
-    tracker = Tracker()
-    monkeypatch.setattr(MLflowRun, "open", lambda file: tracker)
-    evaluate_checkpoint(run.root)
-    assert tracker.step == 1
-    assert {f"val/{subset}/mAP" for subset in SUBSETS} <= set(tracker.figures)
-    assert all(math.isfinite(value) for value in tracker.figures.values())
-    assert tracker.kept["evaluation"] == ["subsets.json", "table.md", "table.csv", "subsets.png"]
-    assert tracker.kept["evaluation/lidar+radar"] == ["metrics_summary.json", "results_nusc.json"]
-
-
-def test_an_mlflow_that_does_not_answer_costs_a_warning_only(run: RunFiles, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(file: Path) -> None:
-        raise MlflowException("no connection")
-
-    monkeypatch.setattr(MLflowRun, "open", refuse)
-    with pytest.warns(UserWarning, match="no connection"):
-        evaluate_checkpoint(run.root)
+def test_submissions_go_to_mlflow_where_asked_for(run: RunFiles, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(training.sending, "send_now", lambda run: None)
+    with tracked(run) as outbox:
+        evaluate_checkpoint(
+            run.root, load_run_config(run.config, ["tracking.submissions=true", "evaluation.subsets=[radar]"])
+        )
+        assert kept(outbox)["evaluation/radar"] == ["metrics_summary.json", "results_nusc.json"]
 
 
 def test_figures_on_other_data_do_not_take_the_place_of_the_runs_own(
     run: RunFiles, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(MLflowRun, "open", lambda file: pytest.fail("the run's MLflow is not to hear of it"))
+    monkeypatch.setattr(training.sending, "log_report", lambda *_: pytest.fail("the run's MLflow is not to hear of it"))
     (run.root / "subsets.json").write_text("own")
     settings = ["data.nuscenes.val_split=small_train", "evaluation.subsets=[lidar]"]
     config = load_run_config(run.config, settings)

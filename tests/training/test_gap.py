@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import cast
@@ -17,17 +16,18 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import robustbev
+import training.sending
 from robustbev import ModelConfig, build
 from sensors.nuscenes import NuScenesReader
 from tests.small_nuscenes import SmallNuScenes
 from tests.tiny_model import random_training_batch, tiny_config, tiny_model
+from tests.tracked import figures, kept, tracked
 from training.config import RunConfig
 from training.config_file import to_yaml
 from training.gap import RANDOM_CELLS, GapReport, Places, collect, measure, measure_gap, pair_gap
 from training.gap_report import markdown, principal_plane, to_json
 from training.run_files import RunFiles
 from training.step import DropoutConfig, LossWeights, StepConfig, TrainingStep
-from training.tracking import MLflowRun
 
 NO_DROPOUT = DropoutConfig(camera=0, lidar=0, radar=0, single_camera=0)
 
@@ -240,20 +240,6 @@ def test_every_config_of_the_comparison_is_valid() -> None:
     }  # fmt: skip
 
 
-class Tracker:
-    """Stands for the MLflow run."""
-
-    def __init__(self) -> None:
-        self.figures: dict[str, float] = {}
-        self.kept: dict[str, list[str]] = {}
-
-    def metrics(self, values: Mapping[str, float], step: int) -> None:
-        self.figures = dict(values)
-
-    def files(self, paths: Iterable[Path], folder: str) -> None:
-        self.kept[folder] = [path.name for path in paths if path.is_file()]
-
-
 @pytest.fixture(scope="module")
 def run(small_nuscenes: SmallNuScenes, tmp_path_factory: pytest.TempPathFactory) -> RunFiles:
     """A run that kept one checkpoint of an untrained model with alignment."""
@@ -276,19 +262,20 @@ def run(small_nuscenes: SmallNuScenes, tmp_path_factory: pytest.TempPathFactory)
 def test_a_checkpoint_gives_json_markdown_a_picture_and_figures_in_mlflow(
     run: RunFiles, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    tracker = Tracker()
-    monkeypatch.setattr(MLflowRun, "open", lambda file: tracker)
-    report, folder = measure_gap(run.root)
+    monkeypatch.setattr(training.sending, "send_now", lambda run: None)
+    with tracked(run) as outbox:
+        report, folder = measure_gap(run.root)
+        logged, copied = figures(outbox), kept(outbox)
     assert folder == run.gap
     assert report.samples == 3
     assert [(p.name, p.trained) for p in report.objects] == [
         ("camera-lidar", True), ("camera-radar", False), ("lidar-radar", True),
     ]  # fmt: skip
     content = json.loads((folder / "gap.json").read_text())
-    assert content["figures"] == report.figures() == tracker.figures
-    assert "gap/cells/lidar-radar/centroid_distance" in tracker.figures
-    assert tracker.figures["gap/temperature"] == pytest.approx(0.07)
-    assert tracker.kept == {"gap": ["gap.json", "gap.md", "gap.png"]}
+    assert content["figures"] == report.figures() == logged
+    assert "gap/cells/lidar-radar/centroid_distance" in logged
+    assert logged["gap/temperature"] == pytest.approx(0.07)
+    assert copied == {"gap": ["gap.json", "gap.md", "gap.png"]}
     assert (folder / "gap.png").stat().st_size > 20_000
     assert "alignment anchor" in (folder / "gap.md").read_text()
 

@@ -4,18 +4,19 @@ import csv
 import json
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
 import torch
-from mlflow.exceptions import MlflowException
 from typer.testing import CliRunner
 
 import robustbev
 import training.robustness_report
+import training.sending
 from tests.small_nuscenes import SmallNuScenes
 from tests.tiny_model import tiny_config
+from tests.tracked import figures, kept, tracked
 from training.cases import Case
 from training.commands import app
 from training.config import RunConfig
@@ -26,7 +27,6 @@ from training.robustness import Robustness, run_robustness
 from training.robustness_config import RobustnessConfig
 from training.robustness_tasks import RobustnessError
 from training.run_files import RunFiles
-from training.tracking import MLflowRun
 
 SMALL = {
     "corruptions": ("points_reducing",), "severities": (3, 5), "subsets": ("camera+lidar+radar", "lidar"), "jobs": 0,
@@ -71,9 +71,10 @@ def test_one_command_leaves_a_whole_report_and_measures_nothing_twice(
     run: RunFiles, small_nuscenes: SmallNuScenes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     other = write_run(run.root.parent / "other", small_nuscenes, seed=1)
-    tracker = Tracker()
-    monkeypatch.setattr(MLflowRun, "open", lambda file: tracker)
-    found = measure(run, baseline=other.root, specialists={"lidar": other.root}, tracking=True)
+    monkeypatch.setattr(training.sending, "send_now", lambda run: None)
+    with tracked(run) as outbox:
+        found = measure(run, baseline=other.root, specialists={"lidar": other.root}, tracking=True)
+        logged, copied = figures(outbox), kept(outbox)
     assert (found.measured, found.tasks) == (7, 7)
     out = run.root / "robustness"
     names = {path.name for path in out.iterdir() if path.is_file()}
@@ -84,16 +85,10 @@ def test_one_command_leaves_a_whole_report_and_measures_nothing_twice(
     rows = list(csv.DictReader((out / "cases.csv").read_text().splitlines()))
     assert len(rows) == len({(r["model"], r["sensors"], r["corruption"], r["severity"]) for r in rows}) == 4 + 4 + 1
     _check_page(found)
-    assert "robustness/clean_NDS" in tracker.figures
-    assert all(math.isfinite(value) for value in tracker.figures.values())
-    assert {f"robustness/{name}" for name in names - {"config.yaml"}} <= tracker.kept
-
-    def refuse(file: Path) -> None:
-        raise MlflowException("no connection")
-
-    monkeypatch.setattr(MLflowRun, "open", refuse)
-    with pytest.warns(UserWarning, match="no connection"):
-        again = measure(run, baseline=other.root, specialists={"lidar": other.root}, tracking=True)
+    assert "robustness/clean_NDS" in logged
+    assert all(math.isfinite(value) for value in logged.values())
+    assert names - {"config.yaml"} <= set(copied["robustness"])
+    again = measure(run, baseline=other.root, specialists={"lidar": other.root})
     assert again.measured == 0
     assert plain(again.figures) == plain(found.figures)
 
@@ -180,20 +175,6 @@ def test_other_data_can_be_measured_on(run: RunFiles) -> None:
     assert (found.data["split"], found.data["samples"]) == ("small_train", "2")
     summary = (found.out / "summary.csv").read_text()
     assert "mRA,-,-" in summary  # no corruption, no mean over corruptions
-
-
-class Tracker:
-    """Stands for the MLflow run."""
-
-    def __init__(self) -> None:
-        self.figures: dict[str, float] = {}
-        self.kept: set[str] = set()
-
-    def metrics(self, values: Mapping[str, float], step: int) -> None:
-        self.figures = dict(values)
-
-    def files(self, paths: Iterable[Path], folder: str) -> None:
-        self.kept |= {f"{folder}/{path.name}" for path in paths if path.is_file()}
 
 
 def test_the_config_names_what_is_wrong_and_the_file_in_the_house_is_the_default() -> None:

@@ -7,6 +7,7 @@ import pytest
 
 from training.callbacks import StepRecord
 from training.extras import MissingExtraError, require
+from training.sending import send_now
 from training.tracking import MLflowRun, TrackingError, TrackSteps, absolute_uri, default_uri, git_commit
 
 pytest.importorskip("mlflow")
@@ -38,21 +39,24 @@ def rows(store: Path, query: str) -> list[tuple[object, ...]]:
 
 def test_a_run_is_begun_fed_and_continued(store: Path, tmp_path: Path) -> None:
     run = start(store)
-    listener = TrackSteps(run, every=2)
+    listener = TrackSteps(run.outbox, every=2, history=tmp_path / "history.jsonl")
+    listener.on_start(0, 3, 3)
     for step, loss in ((1, 4.0), (2, 2.0), (3, 1.0)):
         listener.on_step(record(step, loss))
-    listener.on_epoch(0, 3)
     (tmp_path / "table.md").write_text("| a |")
-    run.file(tmp_path / "table.md", "evaluation")
-    run.metrics({"evaluation/camera+lidar/mAP": 0.5}, 3)
-    run.finish("KILLED")
+    run.outbox.files([tmp_path / "table.md"], "evaluation")
+    run.outbox.metrics({"evaluation/camera+lidar/mAP": 0.5}, 3)
+    run.outbox.status("KILLED")
+    send_now(run)
+    assert run.left() == []
 
     again = start(store)
     assert again.run_id == run.run_id
     reopened = MLflowRun.open(store / "a" / "mlflow_run.json")
     assert reopened is not None
     assert reopened.run_id == run.run_id
-    again.finish("FINISHED")
+    again.outbox.status("FINISHED")
+    send_now(again)
 
     losses = rows(store, "select step, value from metrics where key = 'train/loss' order by step")
     assert losses == [(2, 3.0), (3, 1.0)]  # means over the steps since the last row
@@ -70,11 +74,16 @@ def test_a_run_is_begun_fed_and_continued(store: Path, tmp_path: Path) -> None:
 
 def test_a_run_that_the_store_has_lost_begins_anew(store: Path) -> None:
     run = start(store)
-    run.finish("FINISHED")
+    lost = run.run_id
+    run.outbox.metrics({"a": 1.0}, 1)
+    send_now(run)
     with sqlite3.connect(store / "mlflow.db") as database:
         for table in ("metrics", "latest_metrics", "params", "tags", "runs"):
             database.execute(f"delete from {table} where run_uuid = ?", (run.run_id,))
-    assert start(store).run_id != run.run_id
+    with pytest.warns(UserWarning, match=f"the run {lost} was deleted in MLflow .* takes its place"):
+        send_now(start(store))
+    assert run.run_id != lost
+    assert rows(store, f"select key, value from metrics where run_uuid = '{run.run_id}' and key = 'a'") == [("a", 1.0)]
 
 
 def test_uris_are_absolute_and_plain_paths_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
