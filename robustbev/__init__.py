@@ -22,6 +22,7 @@ from robustbev.config import (
 from robustbev.detections import Detection, Detections, NoPerceptionError
 from robustbev.inference import perceive_frame, preparation
 from robustbev.model import Perception, PerceptionModel, TrainingOutputs
+from robustbev.precision import Precision, PrecisionWarning, choose_precision
 from robustbev.weights import FORMAT_VERSION, CheckpointError, gated_state, load, load_weights, save, write_card
 
 __all__ = [
@@ -45,12 +46,15 @@ __all__ = [
     "NoPerceptionError",
     "Perception",
     "PerceptionModel",
+    "Precision",
+    "PrecisionWarning",
     "RadarConfig",
     "RigConfig",
     "StrictModel",
     "SubsetFigures",
     "TrainingOutputs",
     "build",
+    "choose_precision",
     "gated_state",
     "load",
     "load_weights",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 
 import torch
@@ -17,6 +18,7 @@ from robustbev.checks import check_batch
 from robustbev.config import ModelConfig, RigConfig
 from robustbev.detections import Detections
 from robustbev.inference import detect
+from robustbev.precision import FLOAT32, Precision
 from sensors.batch import SensorBatch
 from sensors.camera_encoder import CameraEncoder
 from sensors.frame_checks import check_frame
@@ -66,6 +68,8 @@ class PerceptionModel(nn.Module):
     """
 
     nms_radius_m: Tensor
+    precision: Precision
+    """What inference computes in; `robustbev.load` chooses it. Training has its own, `training.step.TrainingStep.precision`."""
 
     def __init__(
         self,
@@ -83,6 +87,7 @@ class PerceptionModel(nn.Module):
     ) -> None:
         super().__init__()
         self.config = config
+        self.precision = FLOAT32
         self.frozen: tuple[str, ...] = ()
         self.grid = config.grid.bev()
         self.camera, self.lidar, self.radar = camera, lidar, radar
@@ -145,32 +150,41 @@ class PerceptionModel(nn.Module):
         """
         check_batch(batch, self.config, self.nms_radius_m.device)
         features: dict[str, BEVFeatures | None] = dict.fromkeys(self.config.modalities)
-        if self.camera is not None and batch.cameras is not None:
-            features["camera"] = self.camera(batch.cameras).bev
-        if self.lidar is not None and batch.lidar is not None:
-            features["lidar"] = self.lidar(batch.lidar)
-        if self.radar is not None and batch.radar is not None:
-            features["radar"] = self.radar(batch.radar)
+        with self._autocast():
+            if self.camera is not None and batch.cameras is not None:
+                features["camera"] = self.camera(batch.cameras).bev
+            if self.lidar is not None and batch.lidar is not None:
+                features["lidar"] = self.lidar(batch.lidar)
+            if self.radar is not None and batch.radar is not None:
+                features["radar"] = self.radar(batch.radar)
         return features
 
     def perceive_features(self, features: Mapping[str, BEVFeatures | None], batch_size: int) -> Perception:
         """Fuse, detect and decode: `features` as `encode` gives them, any of them None. One encoding serves every subset."""
-        fused = self.fuser(features, grid_shape=self.grid.shape, batch_size=batch_size)
+        with self._autocast():
+            fused = self.fuser(features, grid_shape=self.grid.shape, batch_size=batch_size)
         perceived = fused.coverage.flatten(1).amax(1) > 0
         if isinstance(self.fuser, LateFusion):
             boxes = self._merged_boxes(self.fuser, features, batch_size)
         else:
             boxes = self._detect(fused.features, perceived)
+        if self.precision.name != "float32":
+            fused = FusedBEV(fused.features.float(), fused.attention.float(), fused.coverage.float())
         return Perception(boxes, fused, self.config.modalities, perceived)
 
+    def _autocast(self) -> AbstractContextManager[object]:
+        return self.precision.autocast(self.nms_radius_m.device.type)
+
     def _detect(self, grids: Tensor, perceived: Tensor) -> Boxes:
-        logits = self.head(self.backbone(grids))
+        with self._autocast():
+            logits = self.head(self.backbone(grids))
         boxes = decode(logits, self.grid, max_boxes=self.config.decode.max_boxes, nms_radius_m=self.nms_radius_m)
         return replace(boxes, score=torch.where(perceived[:, None], boxes.score, 0.0))
 
     def _merged_boxes(self, fuser: LateFusion, features: Mapping[str, BEVFeatures | None], batch_size: int) -> Boxes:
         """Late fusion: the boxes of each sensor that is there, from its own grid alone, merged."""
-        grids = fuser.separate(features, grid_shape=self.grid.shape, batch_size=batch_size)
+        with self._autocast():
+            grids = fuser.separate(features, grid_shape=self.grid.shape, batch_size=batch_size)
         present = [g for g, name in zip(grids, fuser.modalities, strict=True) if features.get(name) is not None]
         max_boxes = self.config.decode.max_boxes
         if not present:

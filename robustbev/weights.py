@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from robustbev.assembly import build
 from robustbev.card import ModelCard
 from robustbev.config import ModelConfig
 from robustbev.model import PerceptionModel, is_under
+from robustbev.precision import PrecisionSetting, PrecisionWarning, choose_precision
 
 FORMAT_VERSION = 1
 _LARGEST_TEXT_BYTES = 2**20  # of a header or a configuration; ours have some 50,000
@@ -61,11 +63,16 @@ def write_card(directory: str | Path, config: ModelConfig, card: ModelCard) -> P
     return path
 
 
-def load(path: str | Path, device: str | torch.device = "cpu") -> PerceptionModel:
+def load(
+    path: str | Path, device: str | torch.device = "cpu", *, precision: PrecisionSetting = "auto"
+) -> PerceptionModel:
     """A saved model in evaluation mode. Nothing in the files is executed and no class is named in them.
 
     Args:
         path: a directory written by `save`, or its `model.safetensors`; `config.json` lies beside it.
+        device: where the model shall compute.
+        precision: what it shall compute in; auto: float32 on a CPU, on a GPU the shortest float that it has, see
+            `choose_precision`. The weights stay float32. One that the device emulates is warned of.
 
     Raises:
         CheckpointError: a file is missing or damaged, or weights and configuration do not belong together.
@@ -101,6 +108,9 @@ def load(path: str | Path, device: str | torch.device = "cpu") -> PerceptionMode
     _check_fit(outline.state_dict(), state, source=str(weights))
     model = build(config)
     load_weights(model, state, source=str(weights))
+    model.precision = choose_precision(precision, device)
+    if model.precision.warning is not None:
+        warnings.warn(model.precision.warning, PrecisionWarning, stacklevel=2)
     return model.to(device).eval()
 
 

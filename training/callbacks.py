@@ -16,7 +16,7 @@ class StepRecord:
     loss: float  # mean of all ranks
     parts: Mapping[str, float]  # of this rank, each a mean over the batches that had it
     lr: float
-    grad_norm: float  # before clipping
+    grad_norm: float | None  # before clipping; None where it overflowed in float16 and the step was left out
     samples: int  # of all ranks
     seconds: float  # wall time of this rank, with the wait for data
     data_wait_seconds: float

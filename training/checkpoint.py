@@ -11,10 +11,12 @@ There is no pickle in it. `latest` beside the folders names the newest one.
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +54,8 @@ class TrainingState:
     optimizer: torch.optim.Optimizer  # made by `optim.build_optimizer`
     average: AveragedWeights | None
     step: int = 0  # optimiser steps done
+    scaler: torch.amp.GradScaler = field(default_factory=partial(torch.amp.GradScaler, "cpu", enabled=False))
+    """Of the loss; enabled in float16 alone."""
 
     @property
     def model_to_use(self) -> nn.Module:
@@ -171,6 +175,7 @@ class CheckpointStore:
             averaged = _under("average.", tensors)  # a run may begin to keep an average later
             state.average.model.load_state_dict(averaged or _under("model.", tensors))
         _restore_optimizer(path, state.optimizer, tensors, document["optimizer"])
+        _restore_scaler(state.scaler, document.get("scaler") or {})
         restore_random_state(document["random"][rank], _under(f"random.{rank}.", tensors))
         state.step = step
 
@@ -195,6 +200,7 @@ class CheckpointStore:
             "steps_per_epoch": place.steps_per_epoch,
             "world_size": place.world_size,
             "optimizer": groups,
+            "scaler": state.scaler.state_dict(),
             "random": random_json,
         }
         (folder / "training_state.json").write_text(json.dumps(document), encoding="utf-8")
@@ -291,6 +297,16 @@ def _restore_optimizer(
                     expected = f"expected {list(parameter.shape)}, got {list(value.shape)}"
                     raise CheckpointMismatchError(f"{path}: the optimiser's {key} of {name}: {expected}")
             optimizer.state[parameter] = {key: _placed(value, parameter) for key, value in moments[name].items()}
+
+
+def _restore_scaler(scaler: torch.amp.GradScaler, saved: Mapping[str, Any]) -> None:
+    """A run that computed in another precision until now has saved nothing; its scaler begins anew."""
+    if scaler.is_enabled() and saved:
+        if not all(
+            math.isfinite(saved[key]) and saved[key] > 0 for key in ("scale", "growth_factor", "backoff_factor")
+        ):
+            raise ValueError(f"expected a scaler's finite factors above 0, got {dict(saved)}")
+        scaler.load_state_dict(dict(saved))
 
 
 def _packed(value: Tensor) -> Tensor:

@@ -21,7 +21,7 @@ from training.cases import Case, evaluate_cases, parse_case
 from training.checkpoint import find_checkpoint
 from training.cli import exit_code
 from training.compare_plan import Job
-from training.evaluation import evaluate_checkpoint
+from training.evaluation import evaluate_checkpoint, load_model
 from training.history import read_history
 from training.progress import Bars
 from training.report import SubsetResult
@@ -153,7 +153,7 @@ def _measure(job: Job, checkpoint: Path, bars: Bars, stop: Stop) -> dict[str, An
         write_json(file, known)
     missing = _missing(job, known)
     if missing:
-        model = robustbev.load(checkpoint, "cuda" if config.runner.use_cuda else "cpu")
+        model = load_model(checkpoint, config)
         found = evaluate_cases(model, config, missing, job.files.evaluation / "cases", progress=progress)
         known["figures"] |= {case.name: result.to_json() for case, result in found.items()}
         write_json(file, known)
@@ -185,11 +185,13 @@ def _missing(job: Job, known: Mapping[str, Any]) -> list[Case]:
 def _key(job: Job, checkpoint: Path) -> dict[str, Any]:
     """What the figures depend on, beside the run's configuration: while it stays the same they are not computed again."""
     settings = job.config.evaluation.model_dump(mode="json", exclude={"processes", "batch_size"})
+    device = "cuda" if job.config.runner.use_cuda else "cpu"
     return {
         "checkpoint": checkpoint.name,
         "written": (checkpoint / "model.safetensors").stat().st_mtime_ns,
         "data_id": open_index(job.config.data.nuscenes).meta.data_id,
         "evaluation": settings,
+        "precision": robustbev.choose_precision(settings["precision"], device).name,
     }
 
 

@@ -12,6 +12,7 @@ from training.extras import missing, require
 
 if TYPE_CHECKING:
     from robustbev import ModelConfig
+    from robustbev.precision import Arithmetic
     from training.config import RunConfig
 
 _STATE_BYTES = 16  # a parameter in float32: weight, gradient, and AdamW's two moments
@@ -92,7 +93,7 @@ def _device(run: RunConfig, machine: Machine) -> Answer:
     gpus, wanted = len(machine.gpus), max(1, run.runner.workers)
     if not run.runner.use_cuda:
         slow = " (slow: this model is large for a CPU)" if parameters(run.model) > 10**7 else ""
-        return Answer("device", True, f"the CPU, {run.step.precision}{slow}")
+        return Answer("device", True, f"the CPU{slow}, in {_precision(run, machine.arithmetic)}")
     if not gpus:
         return Answer("device", False, "runner.device=cuda, and torch has no GPU here: set runner.device=cpu")
     if run.runner.address is None and wanted > gpus:
@@ -101,9 +102,13 @@ def _device(run: RunConfig, machine: Machine) -> Answer:
             f"runner.workers={wanted} need a GPU each, and there are {gpus}: set runner.workers={gpus}, or runner.address to "
             "a Ray cluster",
         )  # fmt: skip
-    if run.step.precision == "bfloat16" and not all(gpu.bfloat16 for gpu in machine.gpus):
-        return Answer("device", False, "step.precision=bfloat16, which a GPU here cannot: set step.precision=float32")
-    return Answer("device", True, f"{wanted} of {gpus} GPUs, {run.step.precision}")
+    least = min(machine.gpus, key=lambda gpu: gpu.arithmetic.bfloat16)
+    return Answer("device", True, f"{wanted} of {gpus} GPUs, in {_precision(run, least.arithmetic)}")
+
+
+def _precision(run: RunConfig, arithmetic: Arithmetic) -> str:
+    chosen = arithmetic.choose(run.step.precision, training=True)
+    return f"{chosen}; {chosen.warning}" if chosen.warning else str(chosen)
 
 
 def _memory(run: RunConfig, machine: Machine) -> Answer:

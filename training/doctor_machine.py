@@ -12,6 +12,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from robustbev.precision import Arithmetic
 
 GIB = 2**30
 LITTLE_MEMORY_BYTES = 8 * GIB  # caution, not a measurement: several processes hold torch and a batch each
@@ -25,7 +29,7 @@ class Gpu:
     name: str
     memory_bytes: int
     free_bytes: int
-    bfloat16: bool
+    arithmetic: Arithmetic
 
 
 @dataclass(frozen=True)
@@ -46,6 +50,7 @@ class Machine:
 
     cores: int  # that this process may use
     threads: int  # of torch
+    arithmetic: Arithmetic  # of the CPU
     memory_bytes: int  # of the machine, or of the container where that is less
     available_bytes: int
     disk_bytes: int  # free, where this process stands
@@ -57,11 +62,12 @@ class Machine:
         """For the report."""
         lines = [
             f"{platform.machine()}, {self.cores} CPU cores, {self.threads} threads for torch, {_gib(self.memory_bytes)} memory "
-            f"({_gib(self.available_bytes)} of it free), {_gib(self.disk_bytes)} free on this disk"
+            f"({_gib(self.available_bytes)} of it free), {_gib(self.disk_bytes)} free on this disk",
+            f"training on the CPU is in {self.arithmetic.choose('auto', training=True)}",
         ]
         for i, gpu in enumerate(self.gpus):
-            bf16 = "bfloat16" if gpu.bfloat16 else "no bfloat16: use step.precision=float32"
-            lines.append(f"GPU {i}: {gpu.name}, {_gib(gpu.memory_bytes)} ({_gib(gpu.free_bytes)} of it free), {bf16}")
+            lines.append(f"GPU {i}: {gpu.name}, {_gib(gpu.memory_bytes)} ({_gib(gpu.free_bytes)} of it free)")
+            lines.append(f"  training on it is in {gpu.arithmetic.choose('auto', training=True)}")
         if not self.gpus:
             lines.append("no GPU that torch can use")
         lines.append(f"C++ compiler: {self.compiler.command}" + (", works" if self.compiler.works else ""))
@@ -87,10 +93,13 @@ def look() -> Machine:
     """What this machine has."""
     import torch
 
+    from robustbev.precision import arithmetic_of
+
     total, available = _memory_bytes()
     return Machine(
         cores=_cores(),
         threads=torch.get_num_threads(),
+        arithmetic=arithmetic_of("cpu"),
         memory_bytes=total,
         available_bytes=available,
         disk_bytes=shutil.disk_usage(".").free,
@@ -159,6 +168,8 @@ def _memory_bytes() -> tuple[int, int]:
 def _gpus() -> tuple[Gpu, ...]:
     import torch
 
+    from robustbev.precision import arithmetic_of
+
     gpus = []
     for i in range(torch.cuda.device_count()):
         device = torch.cuda.get_device_properties(i)
@@ -166,7 +177,7 @@ def _gpus() -> tuple[Gpu, ...]:
             free = torch.cuda.mem_get_info(i)[0]
         except RuntimeError:  # a device that another process holds for itself
             free = 0
-        gpus.append(Gpu(device.name, device.total_memory, free, torch.cuda.is_bf16_supported()))
+        gpus.append(Gpu(device.name, device.total_memory, free, arithmetic_of(f"cuda:{i}")))
     return tuple(gpus)
 
 

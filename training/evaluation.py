@@ -15,6 +15,7 @@ from pydantic import Field, field_validator
 
 from bev.boxes import Boxes
 from robustbev import NUSCENES_CLASSES, Perception, PerceptionModel, StrictModel
+from robustbev.precision import PrecisionSetting
 from sensors.batch import MODALITIES
 from sensors.nuscenes import NuScenesReader
 from sensors.nuscenes_index import data_id
@@ -41,6 +42,7 @@ class EvaluationConfig(StrictModel):
     batch_size: Annotated[int, Field(ge=1)] = 8
     limit: Annotated[int, Field(ge=1)] | None = None  # only the first so many samples of the split
     processes: Annotated[int, Field(ge=1)] = 2  # subsets are scored in so many processes at a time
+    precision: PrecisionSetting = "auto"  # what the model computes in; auto: see `robustbev.choose_precision`
 
     @field_validator("subsets")
     @classmethod
@@ -228,10 +230,11 @@ def evaluate_checkpoint(
         raise ValueError(
             f"evaluation: {other}; say with --out where to write, so that the run keeps the figures on its own data"
         )
-    device = "cuda" if config.runner.use_cuda else "cpu"
-    model = robustbev.load(checkpoint, device)
+    model = load_model(checkpoint, config)
     settings, split = config.evaluation, config.data.nuscenes.val_split
-    loader = build_loader(config.data, model.config, split, batch_size=settings.batch_size, train=False, device=device)
+    loader = build_loader(
+        config.data, model.config, split, batch_size=settings.batch_size, train=False, device=model.nms_radius_m.device
+    )
     results = evaluate_subsets(model, loader.epoch(0), loader.reader, out_dir, settings, progress)
     subset_chart(out_dir / "subsets.png", results)
     if files is not None and not other:
@@ -246,8 +249,19 @@ def evaluate_checkpoint(
         )
         for subset in results:
             kept[f"evaluation/{subset}"] = [out_dir / subset / name for name in names]
-        log_report(files.mlflow, checkpoint, _figures(results), kept)
+        tags = {"evaluation.precision": str(model.precision)}
+        log_report(files.mlflow, checkpoint, _figures(results), kept, tags)
     return results
+
+
+def load_model(checkpoint: Path, config: RunConfig) -> PerceptionModel:
+    """A saved model where and in what precision `config` wants it; prints which. For what it raises see `robustbev.load`."""
+    import robustbev
+
+    device = "cuda" if config.runner.use_cuda else "cpu"
+    model = robustbev.load(checkpoint, device, precision=config.evaluation.precision)
+    print(f"computing in {model.precision}", flush=True)
+    return model
 
 
 def _other_data(files: RunFiles, config: RunConfig) -> str:

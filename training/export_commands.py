@@ -68,6 +68,7 @@ def export(
         print(release(checkpoint, out))
         return
     model, _ = load_with_rig(checkpoint)
+    print("computing in float32: the file runs on machines that are not known here")
     kind: Kind = format.value  # type: ignore[assignment]  # the one that is none was handled above
     written = write(model, out, kind=kind, part=part.value, name=name, cameras=cameras, radars=radars)
     stem, ending = written.name.split(".", 1)

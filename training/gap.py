@@ -261,21 +261,21 @@ def measure_gap(
         FileNotFoundError: there is no such checkpoint.
         ValueError: the model has one modality only; or see `evaluation.resolve`.
     """
-    import robustbev
     from training.data import build_loader
-    from training.evaluation import resolve
+    from training.evaluation import load_model, resolve
     from training.gap_report import write_gap
     from training.sending import log_report
 
     checkpoint, files, config, out_dir = resolve(checkpoint, config, out_dir, "gap")
-    device = "cuda" if config.runner.use_cuda else "cpu"
-    model = robustbev.load(checkpoint, device)
+    model = load_model(checkpoint, config)
     if len(model.config.modalities) < 2:
         raise ValueError(
             f"{checkpoint}: a gap lies between two modalities, and the model has only {model.config.modalities[0]}"
         )
     settings, split = config.evaluation, config.data.nuscenes.val_split
-    loader = build_loader(config.data, model.config, split, batch_size=settings.batch_size, train=False, device=device)
+    loader = build_loader(
+        config.data, model.config, split, batch_size=settings.batch_size, train=False, device=model.nms_radius_m.device
+    )
     objects, cells, samples = collect(
         model, loader.epoch(0), loader.reader, limit=settings.limit, min_points=config.data.min_points,
         seed=config.seed, progress=progress,

@@ -213,7 +213,7 @@ class _Run:
     def _step(self, epoch: int, feed: _Feed) -> StepRecord:
         """One optimiser step: forward and backward of every batch it accumulates, clipping, update, average."""
         started, waited = time.perf_counter(), feed.waited_seconds
-        count, optimizer = self.plan.optim.accumulation, self.state.optimizer
+        count, optimizer, scaler = self.plan.optim.accumulation, self.state.optimizer, self.state.scaler
         lr = set_lr(optimizer, lr_factor(self.state.step, self.total_steps, self.plan.optim))
         optimizer.zero_grad(set_to_none=True)
         losses: list[Tensor] = []
@@ -224,17 +224,20 @@ class _Run:
             batch = self.draw(next(feed), generator)
             with nullcontext() if part == count - 1 else self.peers.no_sync():
                 output = self.forward(batch.to(self.device, non_blocking=True))
-                (output.loss / count).backward()
+                scaler.scale(output.loss / count).backward()
             losses.append(output.loss.detach())
             for name, value in output.parts.items():
                 parts.setdefault(name, []).append(value)
             tokens.extend(batch.tokens)
+        scaler.unscale_(optimizer)
         norm = clip_gradients(self.state.model, self.plan.optim.clip_norm)
         means = [torch.stack(values).mean() for values in (losses, *parts.values())]
         own_loss, *own_parts, own_norm = torch.stack([*means, norm]).double().tolist()  # the one wait for the device
         named = dict(zip(parts, own_parts, strict=True))
-        loss = self._agree(own_loss, own_norm, named, tokens)
-        optimizer.step()
+        overflowed = self._overflowed(own_norm)
+        loss = self._agree(own_loss, 0.0 if overflowed else own_norm, named, tokens)
+        scaler.step(optimizer)  # leaves out a step whose gradient has overflowed
+        scaler.update()
         self.state.step += 1
         if self.state.average is not None:
             self.state.average.update(self.state.model, self.state.step)
@@ -244,13 +247,17 @@ class _Run:
             loss=loss,
             parts=named,
             lr=lr,
-            grad_norm=own_norm,
+            grad_norm=None if overflowed else own_norm,
             samples=len(tokens) * self.peers.world_size,
             seconds=time.perf_counter() - started,
             data_wait_seconds=feed.waited_seconds - waited,
             memory_bytes=resident_memory_bytes(),
             cuda_memory_bytes=cuda_memory_bytes(self.device),
         )
+
+    def _overflowed(self, norm: float) -> bool:
+        """Whether a gradient is not finite because it was scaled up for float16; unscaled, it is no overflow but a fault."""
+        return not math.isfinite(norm) and self.state.scaler.is_enabled() and self.state.scaler.get_scale() > 1
 
     def _agree(self, loss: float, norm: float, parts: Mapping[str, float], tokens: Sequence[str]) -> float:
         """The mean loss of all ranks; settles in the same exchange whether any of them wants to stop.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from types import TracebackType
 from typing import Any
 
@@ -69,17 +70,19 @@ class Bars:
 
 
 class TrainingProgress(Callback):
-    """Shows a run: epoch, step, loss, samples a second, time left."""
+    """Shows a run: epoch, step, loss, samples a second, time left. `begun`: called once it trains."""
 
-    def __init__(self, bars: Bars, epochs: int) -> None:
+    def __init__(self, bars: Bars, epochs: int, begun: Callable[[], None] = lambda: None) -> None:
         self._bars = bars
         self._epochs = epochs
+        self._begun = begun
         self._total = 0
         self._loss = self._rate = 0.0
         self._seen = 0
 
     def on_start(self, step: int, total_steps: int, steps_per_epoch: int) -> None:
         self._total = total_steps
+        self._begun()
         self._bars("train", step, total_steps)
 
     def on_step(self, record: StepRecord) -> None:

@@ -188,7 +188,8 @@ def _prepare(request: ReplayRequest, say: Callable[[str], None]) -> _Setting:
     from training.evaluation import run_of
 
     checkpoint = find_checkpoint(request.checkpoint)
-    model = load(checkpoint, request.device).eval()
+    model = load(checkpoint, request.device)
+    say(f"computing in {model.precision}")
     files = run_of(checkpoint)
     data = _data_of(model.config.rig) if files is None else load_run_config(files.config).data
     source = open_source(request.log, request.scene, data.nuscenes)

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from robustbev import choose_precision
 from sensors.corruptions import CORRUPTIONS
 from sensors.errors import DataRootError
 from sensors.nuscenes_index import open_index
@@ -123,6 +124,8 @@ def run_robustness(checkpoint: Path, config: RobustnessConfig, bars: Bars) -> Ro
     model = _subject("model", checkpoint, config, None)
     others = {subset: _subject(subset, path, config, model) for subset, path in config.specialists.items()}
     baseline = None if config.baseline is None else _subject("baseline", config.baseline, config, model)
+    device = "cuda" if config.use_cuda else "cpu"
+    print(f"computing in {choose_precision(model.config.evaluation.precision, device)}", flush=True)
     out = (config.out or model.files.root / "robustness").absolute()
     found, measured, tasks = _measure(model, baseline, others, config, out, bars)
     specialists = {}

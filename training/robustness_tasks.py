@@ -21,6 +21,7 @@ import torch
 import robustbev
 import sensors
 from robustbev import PerceptionModel
+from robustbev.precision import PrecisionSetting
 from sensors.health import HealthMode
 from training.atomic import write_json
 from training.cases import Case, evaluate_cases, parse_case
@@ -64,7 +65,7 @@ class Measure(Protocol):
 def measure(task: Task, progress: Progress | None = None) -> dict[str, Any]:
     """Case name -> figures as `SubsetResult.to_json` gives them. Model and tables stay loaded for this process's next task."""
     config = RunConfig.model_validate_json(task.config)
-    model = _model(task.checkpoint, "cuda" if task.cuda else "cpu")
+    model = _model(task.checkpoint, "cuda" if task.cuda else "cpu", config.evaluation.precision)
     cases = [parse_case(name) for name in task.cases]
     with tempfile.TemporaryDirectory(
         prefix="robustbev-"
@@ -95,8 +96,8 @@ def measure_alone(task: Task) -> dict[str, Any]:
 
 
 @lru_cache(maxsize=2)
-def _model(checkpoint: Path, device: str) -> PerceptionModel:
-    return robustbev.load(checkpoint, device).eval()
+def _model(checkpoint: Path, device: str, precision: PrecisionSetting) -> PerceptionModel:
+    return robustbev.load(checkpoint, device, precision=precision)
 
 
 def fingerprint(checkpoint: Path, config: RunConfig, data_id: str, *, seed: int, monitor: Path | None = None) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -18,6 +19,7 @@ from training.interrupt import StopOnSignal
 from training.loop import Alone, Outcome
 from training.progress import Bars, TrainingProgress
 from training.run_files import RunFiles
+from training.run_precision import tell_precision
 from training.sending import Sending
 from training.tracking import MLflowRun, absolute_uri, default_uri, git_commit
 from training.worker import Post, work
@@ -56,11 +58,11 @@ def run_training(
         store.prune()
         tracker = _start_tracking(config, files, tags or {}) if config.tracking.enabled else None
         if tracker is None:
-            outcome = _train(config, files, bars, stop)
+            outcome = _train(config, files, bars, stop, tracker)
         else:
             with Sending(tracker):
                 try:
-                    outcome = _train(config, files, bars, stop)
+                    outcome = _train(config, files, bars, stop, tracker)
                 except BaseException:
                     _hand_over(tracker, files, None)
                     raise
@@ -81,8 +83,10 @@ def absolute_paths(config: Config) -> Config:
     return config.model_copy(update=changed)
 
 
-def _train(config: RunConfig, files: RunFiles, bars: Bars, stop: Callable[[], bool]) -> Outcome:
-    progress = TrainingProgress(bars, config.epochs)
+def _train(
+    config: RunConfig, files: RunFiles, bars: Bars, stop: Callable[[], bool], tracker: MLflowRun | None
+) -> Outcome:
+    progress = TrainingProgress(bars, config.epochs, partial(_began, files, tracker))
     if config.runner.workers > 0:
         from training.ray_runner import fit
 
@@ -112,6 +116,13 @@ def _start_tracking(config: RunConfig, files: RunFiles, more: Mapping[str, str])
     )
     tracker.outbox.files([files.config])
     return tracker
+
+
+def _began(files: RunFiles, tracker: MLflowRun | None) -> None:
+    """Say what the workers, which train by now, compute in."""
+    said = tell_precision(files.precision)
+    if tracker is not None:
+        tracker.outbox.tag("precision", said)
 
 
 def _hand_over(tracker: MLflowRun, files: RunFiles, outcome: Outcome | None) -> None:

@@ -62,6 +62,11 @@ class RunFiles:
         return self.root / "status.json"
 
     @property
+    def precision(self) -> Path:
+        """What the run computes in, and why; see `training.run_precision`."""
+        return self.root / "precision.json"
+
+    @property
     def mlflow(self) -> Path:
         """Which run in MLflow this is; see `training.tracking.MLflowRun`."""
         return self.root / "mlflow_run.json"
@@ -104,8 +109,8 @@ class RunFiles:
         """Remove all that a run writes, and nothing else."""
         for folder in (self.checkpoints, self.evaluation, self.gap, self.pictures):
             shutil.rmtree(folder, ignore_errors=True)
-        notes = (self.config, self.data, self.history, self.status, self.subsets, self.stop_request, self.failure)
-        for file in (*notes, self.mlflow, self.outbox, sent_of(self.mlflow)):
+        notes = (self.config, self.data, self.history, self.status, self.precision, self.subsets)
+        for file in (*notes, self.stop_request, self.failure, self.mlflow, self.outbox, sent_of(self.mlflow)):
             file.unlink(missing_ok=True)
 
     @contextmanager

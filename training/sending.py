@@ -11,7 +11,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
+from types import MappingProxyType, TracebackType
 from typing import TYPE_CHECKING
 
 from training import mlflow_store as store
@@ -108,7 +108,11 @@ def send_now(run: MLflowRun, patience_s: float = 10.0) -> None:
 
 
 def log_report(
-    run_file: Path, checkpoint: Path, figures: Mapping[str, float], files: Mapping[str, Iterable[Path]]
+    run_file: Path,
+    checkpoint: Path,
+    figures: Mapping[str, float],
+    files: Mapping[str, Iterable[Path]],
+    tags: Mapping[str, str] = MappingProxyType({}),
 ) -> None:
     """Hand figures about a checkpoint, and copies of files by folder, to the run's MLflow, if it has one.
 
@@ -117,12 +121,15 @@ def log_report(
         checkpoint: the figures are logged at its step.
         figures: by metric name; all finite.
         files: artifact folder -> files.
+        tags: of the run.
     """
     run = MLflowRun.open(run_file)
     if run is None:
         return
     _, _, number = (checkpoint if checkpoint.is_dir() else checkpoint.parent).name.partition("step-")
     run.outbox.metrics(figures, step=int(number) if number.isdigit() else 0, renew=True)
+    for name, value in tags.items():
+        run.outbox.tag(name, value)
     for folder, paths in files.items():
         run.outbox.files(paths, folder)
     send_now(run)

@@ -14,7 +14,7 @@ from sensors.corruptions import Corruption, CorruptionError, corrupt
 from sensors.frames import History, SensorFrame
 from sensors.nuscenes import NuScenesReader
 from training.data import Alter, DataConfig, NuScenesDataset, Past, collate_samples, open_reader
-from training.evaluation import SUBSETS, possible_subsets, subset_name
+from training.evaluation import SUBSETS, load_model, possible_subsets, subset_name
 from training.pictures import attention_picture, training_curves
 from training.sampling import SampleKey
 from training.scene_bev import Scene, above
@@ -58,10 +58,9 @@ def show(
     split = config.data.nuscenes.val_split if split is None else split
     if checkpoint is None:
         return show_truth(_scene(config.data, config.model.classes, config, split, sample, corruption), out_dir)
-    import robustbev
     from training.checkpoint import find_checkpoint
 
-    model = robustbev.load(find_checkpoint(checkpoint), "cuda" if config.runner.use_cuda else "cpu")
+    model = load_model(find_checkpoint(checkpoint), config)
     scene = replace(
         _scene(config.data, model.config.classes, config, split, sample, corruption),
         grid=model.grid,

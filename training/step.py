@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from bev.heads import DetectionLogits
 from bev.targets import DetectionTargets, make_image_targets, make_targets
 from fusion import draw_subsets, drop_members, drop_modalities, every_subset
-from robustbev import PerceptionModel, StrictModel
+from robustbev import PerceptionModel, Precision, StrictModel, choose_precision
+from robustbev.precision import PrecisionSetting
 from sensors.batch import CameraBatch, SensorBatch
 from sensors.camera_encoder import CameraEncoder
 from training.batch import TrainingBatch
@@ -71,7 +72,9 @@ class StepConfig(StrictModel):
     """encoders: by their auxiliary heads, depth and pictures alone, the first of two stages; the second freezes them."""
     dropout: DropoutConfig = DropoutConfig()
     weights: LossWeights = LossWeights()
-    precision: Literal["float32", "bfloat16"] = "bfloat16"  # of everything but geometry, softmax and accumulators
+    precision: PrecisionSetting = "auto"
+    """Of everything but geometry, softmax and accumulators. auto: bfloat16 where the device computes it natively, float16 on
+    older GPUs, float32 elsewhere; see `robustbev.choose_precision`."""
 
     @model_validator(mode="after")
     def _check(self) -> StepConfig:
@@ -89,9 +92,15 @@ class StepOutput:
 
 
 class TrainingStep(nn.Module):
-    """Batch -> loss. A module, so that DistributedDataParallel can wrap it."""
+    """Batch -> loss. A module, so that DistributedDataParallel can wrap it.
 
-    def __init__(self, model: PerceptionModel, config: StepConfig) -> None:
+    Args:
+        model: on the device on which it is to learn.
+        config: of the step.
+        precision: what to compute in; None: chosen by `config.precision` for the model's device.
+    """
+
+    def __init__(self, model: PerceptionModel, config: StepConfig, precision: Precision | None = None) -> None:
         super().__init__()
         if config.weights.distillation > 0 and model.config.fuser.kind == "late":
             raise ValueError(
@@ -100,6 +109,7 @@ class TrainingStep(nn.Module):
             )
         self.model = model
         self.config = config
+        self.precision = precision or choose_precision(config.precision, model.nms_radius_m.device, training=True)
 
     def draw(self, batch: TrainingBatch, generator: torch.Generator) -> TrainingBatch:
         """The batch without the single cameras that this step drops, and with the views of its modality dropout.
@@ -120,8 +130,7 @@ class TrainingStep(nn.Module):
         model, weights, sensors = self.model, self.config.weights, batch.sensors
         assert batch.views is not None, "draw the dropout first"
         targets = make_targets(batch.boxes, batch.box_valid, model.grid, len(model.config.classes))
-        device = batch.box_valid.device
-        with torch.autocast(device.type, torch.bfloat16, enabled=self.config.precision == "bfloat16"):
+        with self.precision.autocast(batch.box_valid.device.type):
             outputs = model.training_outputs(sensors, None if self.config.stage == "encoders" else batch.views.unbind())
         parts = _mean([_detection_losses(logits, targets) for logits in outputs.detection])
         if weights.distillation > 0 and len(outputs.detection) > 1:

@@ -231,12 +231,14 @@ def summary(window: list[StepRecord]) -> dict[str, float]:
     row = {
         "train/loss": sum(record.loss for record in window) / len(window),
         "train/lr": last.lr,
-        "train/grad_norm": sum(record.grad_norm for record in window) / len(window),
         "train/samples_per_s": sum(record.samples for record in window) / seconds,
         "train/data_wait_share": sum(record.data_wait_seconds for record in window) / seconds,
         "train/epoch": last.epoch,
         "memory/resident_mib": last.memory_bytes / 2**20,
     }
+    norms = [record.grad_norm for record in window if record.grad_norm is not None]
+    if norms:
+        row["train/grad_norm"] = sum(norms) / len(norms)
     if last.cuda_memory_bytes:
         row["memory/cuda_mib"] = last.cuda_memory_bytes / 2**20
     for name in dict.fromkeys(name for record in window for name in record.parts):

@@ -25,6 +25,7 @@ from training.optim import AveragedWeights, build_optimizer
 from training.outbox import Outbox
 from training.random_state import seed_everything
 from training.run_files import RunFiles, Status
+from training.run_precision import agreed_precision, gradient_scaler, record_precision
 from training.step import TrainingStep
 from training.tracking import TrackSteps
 
@@ -66,9 +67,12 @@ def work(config: RunConfig, post: Post) -> Outcome:
         seed=config.seed,
         device=post.device,
     )
-    step = TrainingStep(model, config.step)
+    step = TrainingStep(model, config.step, agreed_precision(config.step.precision, post.device, post.peers))
+    if post.peers.rank == 0:
+        record_precision(files.precision, step.precision, goes_on=store.latest() is not None)
+    scaler = gradient_scaler(step.precision, post.device)
     return train(
-        TrainingState(model, build_optimizer(model, config.optim), average),
+        TrainingState(model, build_optimizer(model, config.optim), average, scaler=scaler),
         post.wrap(step),
         step.draw,
         loader,

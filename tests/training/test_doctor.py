@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 import training.doctor
+from robustbev.precision import Arithmetic, gpu_arithmetic
 from sensors.nuscenes_index import build_index
 from tests.small_nuscenes import SmallNuScenes, write_small_nuscenes
 from training.doctor import examine, main, package_origins, shadowed
@@ -18,9 +19,11 @@ from training.doctor_config import check_config, parameters
 from training.doctor_machine import GIB, Answer, Compiler, Gpu, Machine, abilities, look
 from training.extras import EXTRAS
 
-GPU = Gpu("Some GPU", 80 * GIB, 79 * GIB, bfloat16=True)
+GPU = Gpu("Some GPU", 80 * GIB, 79 * GIB, gpu_arithmetic("Some GPU", (9, 0)))
+OLD_GPU = gpu_arithmetic("Old GPU", (7, 5))
+OLD_CPU = Arithmetic("cpu", bfloat16=False, float16=False, reason="this CPU is old")
 BARE = Machine(
-    cores=4, threads=4, memory_bytes=16 * GIB, available_bytes=12 * GIB, disk_bytes=100 * GIB, gpus=(),
+    cores=4, threads=4, arithmetic=OLD_CPU, memory_bytes=16 * GIB, available_bytes=12 * GIB, disk_bytes=100 * GIB, gpus=(),
     compiler=Compiler("g++", None), providers=("CPUExecutionProvider",),
 )  # fmt: skip
 
@@ -108,10 +111,12 @@ def test_what_runs_here_is_yes_or_no_with_the_reason() -> None:
 
 
 def test_gpus_are_told_with_their_memory() -> None:
-    old = replace(GPU, name="Old GPU", bfloat16=False)
-    lines = replace(BARE, gpus=(GPU, old)).lines()
-    assert "GPU 0: Some GPU, 80.0 GiB (79.0 GiB of it free), bfloat16" in lines
-    assert any(line.startswith("GPU 1: Old GPU") and "step.precision=float32" in line for line in lines)
+    lines = replace(BARE, gpus=(GPU, replace(GPU, name="Old GPU", arithmetic=OLD_GPU))).lines()
+    at = lines.index("GPU 0: Some GPU, 80.0 GiB (79.0 GiB of it free)")
+    assert "training on it is in bfloat16: Some GPU of compute capability 9.0" in lines[at + 1]
+    assert lines[at + 2].startswith("GPU 1: Old GPU")
+    assert "training on it is in float16: Old GPU of compute capability 7.5" in lines[at + 3]
+    assert "training on the CPU is in float32: this CPU is old" in lines
 
 
 def test_the_compiler_is_tried_and_not_believed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -166,7 +171,6 @@ def test_a_configuration_that_can_run(config: Path, data: SmallNuScenes, capsys:
         (["camera_weights=vit.safetensors"], BARE, "modalities", "camera_weights: no file vit.safetensors"),
         (["runner.device=cuda"], BARE, "device", "set runner.device=cpu"),
         (["runner.device=cuda", "runner.workers=2"], replace(BARE, gpus=(GPU,)), "device", "set runner.workers=1"),
-        (["runner.device=cuda"], replace(BARE, gpus=(replace(GPU, bfloat16=False),)), "device", "step.precision=float32"),
         ([], replace(BARE, available_bytes=2**20), "memory", "M parameters"),
     ],
 )  # fmt: skip
@@ -177,6 +181,23 @@ def test_what_a_configuration_lacks_is_said_with_what_to_do(
     answers = by_name(check_config(config, [*settings, "step.precision=bfloat16"], machine))
     assert [name for name, answer in answers.items() if not answer.able] == [what]
     assert words in answers[what].said
+
+
+@pytest.mark.parametrize(
+    ("settings", "machine", "words"),
+    [
+        ([], BARE, "in float32: this CPU is old"),
+        (["step.precision=bfloat16"], BARE, "in bfloat16: as configured; bfloat16 is emulated here and slow"),
+        (["runner.device=cuda"], replace(BARE, gpus=(GPU,)), "1 of 1 GPUs, in bfloat16: Some GPU"),
+        (["runner.device=cuda"], replace(BARE, gpus=(GPU, replace(GPU, arithmetic=OLD_GPU))), "in float16: Old GPU"),
+    ],
+)
+def test_what_it_computes_in_is_told_with_the_reason(
+    config: Path, settings: list[str], machine: Machine, words: str
+) -> None:
+    answer = by_name(check_config(config, settings, machine))["device"]
+    assert answer.able
+    assert words in answer.said
 
 
 def test_more_processes_than_cores_are_slow_and_no_obstacle(config: Path) -> None:

@@ -15,6 +15,7 @@ pytest.importorskip("mlflow")
 
 import robustbev
 import training.checkpoint
+from robustbev import choose_precision
 from sensors.nuscenes import NuScenesReader
 from sensors.nuscenes_index import build_index
 from tests.small_nuscenes import SmallNuScenes
@@ -222,6 +223,7 @@ def test_mlflow_gets_configuration_figures_and_model_of_one_run(small_nuscenes: 
     assert (others, status) == ([], "FINISHED")
     assert run_id == json.loads(RunFiles(run.run_dir).mlflow.read_text())["run_id"]
     assert tags["data.id"]
+    assert tags["precision"].startswith(f"{choose_precision('auto', 'cpu', training=True).name}: ")
     assert params["model.grid.cell_m"] == "1.6"
     assert {"train/loss", "train/loss/heatmap", "train/lr", "train/samples_per_s", "memory/resident_mib"} <= metrics
     artifacts = tmp_path / "mlartifacts" / run_id / "artifacts"
