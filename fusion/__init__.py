@@ -9,6 +9,7 @@ from .gated import GatedFusion
 from .joint import JointFusion
 from .late import LateFusion
 from .latent import LatentFusion
+from .named import named_state
 from .nulls import Absent, ModalityTokens
 
 __all__ = [
@@ -31,4 +32,5 @@ __all__ = [
     "drop_members",
     "drop_modalities",
     "every_subset",
+    "named_state",
 ]

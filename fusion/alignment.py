@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .features import BEVFeatures
+from .named import NamedModule, NamedModules, key_of
 
 AlignmentMode = Literal["pairs", "anchor"]
 """Which modalities are bound to one another: every two, or each to an anchor alone."""
@@ -22,7 +23,7 @@ START_TEMPERATURE = 0.07
 MAX_LOG_SCALE = math.log(100.0)
 
 
-class ObjectAlignment(nn.Module):
+class ObjectAlignment(NamedModule):
     """Symmetric InfoNCE between the modalities' features at the cells of object centres, with a learned temperature.
 
     Every modality has a linear projection onto one unit sphere. Two embeddings of one object are a positive pair; those of all
@@ -39,7 +40,7 @@ class ObjectAlignment(nn.Module):
         anchor: the modality that the others are bound to; used by "anchor" alone.
 
     Raises:
-        ValueError: fewer than two modalities, a name that no torch module can have, or an unknown mode or anchor.
+        ValueError: fewer than two modalities, or an unknown mode or anchor.
     """
 
     def __init__(
@@ -52,15 +53,11 @@ class ObjectAlignment(nn.Module):
             raise ValueError(f"alignment mode: expected pairs or anchor, got {mode!r}")
         if mode == "anchor" and anchor not in channels:
             raise ValueError(f"alignment anchor: expected one of {', '.join(channels)}, got {anchor!r}")
-        taken = nn.ModuleDict()  # knows which names are those of its own attributes
-        wrong = [name for name in channels if not name or "." in name or hasattr(taken, name)]
-        if wrong:
-            raise ValueError(f"alignment: {wrong[0]!r} cannot name a torch module: choose another name of the modality")
         self.mode: AlignmentMode = mode
         self.dim = dim
         self.modalities = tuple(channels)
         self.pairs = tuple(pair for pair in combinations(channels, 2) if mode == "pairs" or anchor in pair)
-        self.heads = nn.ModuleDict({name: nn.Linear(count, dim) for name, count in channels.items()})
+        self.heads = NamedModules({name: nn.Linear(count, dim) for name, count in channels.items()})
         self.log_scale = nn.Parameter(torch.tensor(-math.log(START_TEMPERATURE)))
 
     @property
@@ -80,7 +77,7 @@ class ObjectAlignment(nn.Module):
         """
         features, covered = at_cells(sensed, cell)
         with torch.autocast(features.device.type, enabled=False):
-            return F.normalize(self.heads[modality](features), dim=-1), covered
+            return F.normalize(self.heads[key_of(modality)](features), dim=-1), covered
 
     def forward(self, features: Mapping[str, BEVFeatures | None], cell: Tensor, valid: Tensor) -> Tensor:
         """The loss, [] float32: a mean over the objects of each pair of modalities, then over the pairs that are given.

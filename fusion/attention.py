@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from .block_attention import BlockAttention
 from .coarse import check_heads
 from .features import BEVFeatures, FusedBEV, Fuser
+from .named import NamedParameters
 from .nulls import Absent, ModalityTokens, present_mean
 from .window_attention import window_attention
 
@@ -241,7 +242,7 @@ class CrossAttentionFusion(Fuser):
         self.tokens = ModalityTokens(channels, out_channels, absent, grid_shape)
         self.modalities = self.tokens.modalities
         self.heads, self.neighbourhood, self.absent = heads, neighbourhood, absent
-        self.modality = nn.Parameter(torch.randn(len(channels), out_channels) * 0.02)
+        self.modality = NamedParameters(self.modalities, torch.randn(len(channels), out_channels) * 0.02)
         self.learned_query = nn.Parameter(torch.zeros(out_channels))
         self.position = nn.Linear(out_channels, out_channels, bias=False)
         self.token_norm = nn.LayerNorm(out_channels)
@@ -276,11 +277,11 @@ class CrossAttentionFusion(Fuser):
     def _attend(self, asking: Tensor, tokens: Tensor, seen: Tensor | None) -> tuple[Tensor, Tensor]:
         """[B, X, Y, C], [M, B, X, Y, C], [M, B, X, Y] -> what each cell draws from tokens [B, X, Y, C], and the shares."""
         if self.neighbourhood == 3 and _only_inference(asking, tokens, *self.key_value.parameters()):
-            normed = self.token_norm(tokens) + self.modality[:, None, None, None]
+            normed = self.token_norm(tokens) + self.modality.stacked()[:, None, None, None]
             return window_attention(asking, normed, seen, self.heads, self.query, self.key_value, self.out)
         query = self.query(asking).unflatten(-1, (self.heads, -1))
         if self.neighbourhood == 1 and not _cheap_products(tokens.device):
-            normed = self.token_norm(tokens) + self.modality[:, None, None, None]
+            normed = self.token_norm(tokens) + self.modality.stacked()[:, None, None, None]
             attended, share = cell_attention(query, normed, seen, self.key_value)
         else:
             key, value = self._keys_and_values(tokens)
@@ -293,7 +294,7 @@ class CrossAttentionFusion(Fuser):
         parts = []
         for weight, bias in zip(self.key_value.weight.chunk(2), self.key_value.bias.chunk(2), strict=True):
             # The embedding's product is the same at all cells, so it goes into the bias.
-            biases = F.linear(self.modality, weight, bias)[:, None]
+            biases = F.linear(self.modality.stacked(), weight, bias)[:, None]
             cells = normed.flatten(1, 3)
             product = torch.baddbmm(biases.to(cells.dtype), cells, weight.T.to(cells.dtype).expand(len(cells), -1, -1))
             parts.append(product.view(*tokens.shape[:-1], self.heads, -1))

@@ -8,7 +8,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from torch import Tensor, nn
+from torch import Tensor
+
+from .named import NamedModule
 
 
 @dataclass(frozen=True)
@@ -45,7 +47,7 @@ class FusedBEV:
     coverage: Tensor
 
 
-class Fuser(nn.Module):
+class Fuser(NamedModule):
     """What every fuser is: grids of some modalities in, one grid out.
 
     Attributes:

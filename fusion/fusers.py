@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from .features import BEVFeatures, FusedBEV, Fuser
+from .named import NamedConv, NamedParameters
 from .nulls import Absent, ModalityTokens, present_mean
 
 
@@ -50,7 +51,7 @@ class ConcatFusion(Fuser):
             raise ValueError("concatenation cannot mask a modality: choose absent null or zeros")
         self.tokens = ModalityTokens(channels, out_channels, absent, grid_shape)
         self.modalities = self.tokens.modalities
-        self.mix = nn.Conv2d(len(channels) * out_channels, out_channels, 3, padding=1)
+        self.mix = NamedConv(self.modalities, out_channels, 3)
         self.norm = nn.LayerNorm(out_channels)
 
     def forward(
@@ -139,7 +140,7 @@ class ChannelWeightFusion(Fuser):
         self.tokens = ModalityTokens(channels, out_channels, absent, grid_shape)
         self.modalities = self.tokens.modalities
         self.absent = absent
-        self.weight = nn.Parameter(torch.zeros(len(channels), out_channels))
+        self.weight = NamedParameters(self.modalities, torch.zeros(len(channels), out_channels))
         self.norm = nn.LayerNorm(out_channels)
 
     def forward(
@@ -152,7 +153,8 @@ class ChannelWeightFusion(Fuser):
         """As `Fuser.forward`; `attention` is a modality's weight, mean over channels."""
         tokens, coverage = self.tokens(features, grid_shape, batch_size)
         seen = (coverage > 0).float() if self.absent == "mask" else torch.ones_like(coverage)
-        share = (self.weight.float() - self.weight.detach().float().amax(0)).exp()  # [M, C], before it is normalised
+        weight = self.weight.stacked().float()  # [M, C]
+        share = (weight - weight.detach().amax(0)).exp()  # before it is normalised
         present = seen[..., None] * share[:, None, None, None]  # [M, B, X, Y, C]
         weight = present / present.sum(0).clamp(min=1e-30)
         fused = self.norm((weight.to(tokens.dtype) * tokens).sum(0))

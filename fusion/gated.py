@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from .attention import neighbour_attention
 from .coarse import check_heads, feed_forward
 from .features import BEVFeatures, FusedBEV, Fuser
+from .named import NamedParameters
 from .nulls import ModalityTokens, check_features
 
 
@@ -30,7 +31,7 @@ class GatedAttention(nn.Module):
             raise ValueError(f"neighbourhood: expected 1 or 3, got {neighbourhood}")
         self.tokens = ModalityTokens(channels, out_channels, "mask")
         self.heads, self.neighbourhood = heads, neighbourhood
-        self.modality = nn.Parameter(torch.randn(len(channels), out_channels) * 0.02)
+        self.modality = NamedParameters(tuple(channels), torch.randn(len(channels), out_channels) * 0.02)
         self.nothing = nn.Parameter(torch.zeros(out_channels))  # its key; its value is 0
         self.query_norm = nn.LayerNorm(out_channels)
         self.token_norm = nn.LayerNorm(out_channels)
@@ -45,7 +46,7 @@ class GatedAttention(nn.Module):
         """[B, C, X, Y], [M, B, X, Y, C], [M, B, X, Y] -> [B, C, X, Y] and the share of each added modality [B, M, X, Y]."""
         cells = fused.permute(0, 2, 3, 1)
         query = self.query(self.query_norm(cells)).unflatten(-1, (self.heads, -1))
-        normed = self.token_norm(tokens) + self.modality[:, None, None, None]
+        normed = self.token_norm(tokens) + self.modality.stacked()[:, None, None, None]
         key, value = self.key_value(normed).chunk(2, dim=-1)
         key = torch.cat([key, self.nothing.to(key.dtype).expand(1, *key.shape[1:])])
         value = F.pad(value, (0,) * 9 + (1,))

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from .attention import position_embedding
 from .coarse import check_heads, feed_forward, join_heads, masked_softmax, pooled_tokens, split_heads
 from .features import BEVFeatures, FusedBEV, Fuser
+from .named import NamedParameters
 from .nulls import Absent, ModalityTokens, present_mean
 
 _HIDDEN = -1e9  # finite, so that a row with nothing to attend to is no NaN; its exponential is 0 beside any other
@@ -56,7 +57,7 @@ class JointFusion(Fuser):
         self.tokens = ModalityTokens(channels, out_channels, absent, grid_shape)
         self.modalities = self.tokens.modalities
         self.heads, self.pool, self.absent = heads, pool, absent
-        self.modality = nn.Parameter(torch.randn(len(channels), out_channels) * 0.02)
+        self.modality = NamedParameters(self.modalities, torch.randn(len(channels), out_channels) * 0.02)
         self.position = nn.Linear(out_channels, out_channels, bias=False)
         self.attention_norm = nn.LayerNorm(out_channels)
         self.query_key_value = nn.Linear(out_channels, 3 * out_channels)
@@ -91,7 +92,7 @@ class JointFusion(Fuser):
     def _converse(self, coarse: Tensor, covered: Tensor | None) -> Tensor:
         """One transformer block over the tokens [B, M, x, y, C] of a sample."""
         place = self.position(position_embedding((coarse.shape[2], coarse.shape[3]), coarse.shape[-1], coarse.device))
-        placed = coarse + place.to(coarse.dtype) + self.modality[:, None, None].to(coarse.dtype)
+        placed = coarse + place.to(coarse.dtype) + self.modality.stacked()[:, None, None].to(coarse.dtype)
         said = placed.flatten(1, 3)  # [B, N, C]
         query, key, value = (
             split_heads(t, self.heads) for t in self.query_key_value(self.attention_norm(said)).chunk(3, dim=-1)

@@ -12,6 +12,7 @@ from torch import nn
 
 from .features import BEVFeatures, FusedBEV, Fuser
 from .fusers import coverage_share
+from .named import NamedModules, NamedParameters
 from .nulls import Absent, ModalityTokens, present_mean
 
 
@@ -43,10 +44,10 @@ class LateFusion(Fuser):
         super().__init__()
         self.tokens = ModalityTokens(channels, out_channels, absent, grid_shape)
         self.modalities = self.tokens.modalities
-        self.modality = nn.Parameter(torch.randn(len(channels), out_channels) * 0.02)
-        self.adapters = nn.ModuleList(
-            nn.Sequential(nn.LayerNorm(out_channels), nn.Linear(out_channels, out_channels)) for _ in channels
-        )
+        self.modality = NamedParameters(self.modalities, torch.randn(len(channels), out_channels) * 0.02)
+        self.adapters = NamedModules({
+            name: nn.Sequential(nn.LayerNorm(out_channels), nn.Linear(out_channels, out_channels)) for name in channels
+        })  # fmt: skip
 
     def separate(
         self,
@@ -59,7 +60,7 @@ class LateFusion(Fuser):
         tokens, coverage = self.tokens(features, grid_shape, batch_size)
         adapted = (
             t + adapter(t) + embedding.to(t.dtype)
-            for t, adapter, embedding in zip(tokens, self.adapters, self.modality, strict=True)
+            for t, adapter, embedding in zip(tokens, self.adapters.values(), self.modality.values(), strict=True)
         )
         return tuple(BEVFeatures(a.permute(0, 3, 1, 2), c) for a, c in zip(adapted, coverage, strict=True))
 

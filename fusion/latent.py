@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from .attention import position_embedding
 from .coarse import attend, check_heads, feed_forward, join_heads, pooled_tokens, split_heads
 from .features import BEVFeatures, FusedBEV, Fuser
+from .named import NamedParameters
 from .nulls import Absent, ModalityTokens, present_mean
 
 
@@ -55,8 +56,9 @@ class LatentFusion(Fuser):
         self.tokens = ModalityTokens(channels, out_channels, absent, grid_shape)
         self.modalities = self.tokens.modalities
         self.heads, self.pool, self.absent = heads, pool, absent
-        self.modality = nn.Parameter(torch.randn(len(channels), out_channels) * 0.02)
-        self.latents = nn.Parameter(torch.randn(len(channels), latents, out_channels) * out_channels**-0.5)
+        self.modality = NamedParameters(self.modalities, torch.randn(len(channels), out_channels) * 0.02)
+        start = torch.randn(len(channels), latents, out_channels) * out_channels**-0.5
+        self.latents = NamedParameters(self.modalities, start)
         self.position = nn.Linear(out_channels, out_channels, bias=False)
         self.token_norm = nn.LayerNorm(out_channels)
         self.latent_norm = nn.LayerNorm(out_channels)
@@ -101,9 +103,9 @@ class LatentFusion(Fuser):
         coarse, covered = pooled_tokens(tokens, coverage, self.pool, masked=masked)
         samples, modalities, x_coarse, y_coarse, _ = coarse.shape
         place = self._place((x_coarse, y_coarse), tokens)
-        said = self.token_norm(coarse) + self.modality[:, None, None] + place
+        said = self.token_norm(coarse) + self.modality.stacked()[:, None, None] + place
         key, value = self.summary_key_value(said).view(samples * modalities, x_coarse * y_coarse, -1).chunk(2, dim=-1)
-        start = self.latents.expand(samples, -1, -1, -1).flatten(0, 1)  # [B * M, L, C]
+        start = self.latents.stacked().expand(samples, -1, -1, -1).flatten(0, 1)  # [B * M, L, C]
         query = self.summary_query(self.latent_norm(start))
         query, key, value = (split_heads(t, self.heads) for t in (query, key, value))
         attended, _ = attend(query, key, value, covered.flatten(0, 1).flatten(1) if masked else None)

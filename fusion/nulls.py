@@ -12,12 +12,13 @@ import torch
 from torch import Tensor, nn
 
 from .features import BEVFeatures
+from .named import NamedModule, NamedModules, NamedParameters
 
 Absent = Literal["null", "null_cell", "zeros", "mask"]
 """What stands for an absent modality: a learned embedding, one that each cell may shift, zeros, or nothing (not attended to)."""
 
 
-class ModalityTokens(nn.Module):
+class ModalityTokens(NamedModule):
     """One token per modality and cell: coverage x features + (1 - coverage) x stand-in.
 
     The stand-in is a learned null embedding per modality (`absent="null"`), the same plus a learned offset for each cell
@@ -56,17 +57,18 @@ class ModalityTokens(nn.Module):
         self.in_channels = dict(channels)
         self.out_channels = out_channels
         self.absent = absent
-        self.project = nn.ModuleList(
-            nn.Identity() if count == out_channels else nn.Conv2d(count, out_channels, 1) for count in channels.values()
-        )
+        self.project = NamedModules({
+            name: nn.Identity() if count == out_channels else nn.Conv2d(count, out_channels, 1)
+            for name, count in channels.items()
+        })  # fmt: skip
         if absent in ("null", "null_cell"):
-            self.null = nn.Parameter(torch.randn(len(channels), out_channels) * 0.02)
+            self.null = NamedParameters(self.modalities, torch.randn(len(channels), out_channels) * 0.02)
         self.grid_shape = None
         if absent == "null_cell":
             if grid_shape is None:
                 raise ValueError("absent null_cell has a parameter for each cell: give the fuser grid_shape=(X, Y)")
             self.grid_shape = tuple(grid_shape)
-            self.null_offset = nn.Parameter(torch.zeros(len(channels), out_channels, *grid_shape))
+            self.null_offset = NamedParameters(self.modalities, torch.zeros(len(channels), out_channels, *grid_shape))
         # Knows the device where no features are given and there is no parameter to ask.
         self.register_buffer("device_anchor", torch.empty(0), persistent=False)
 
@@ -91,8 +93,9 @@ class ModalityTokens(nn.Module):
             )
         device = self.device_anchor.device if given is None else given.features.device
         tokens, coverages = [], []
-        for i, name in enumerate(self.modalities):
-            stand_in = self._stand_in(i, device)
+        for name, project, stand_in in zip(
+            self.modalities, self.project.values(), self._stand_ins(device), strict=True
+        ):
             sensed = features.get(name)
             if sensed is None:
                 tokens.append(stand_in.expand(batch_size, *grid_shape, -1))
@@ -101,7 +104,7 @@ class ModalityTokens(nn.Module):
             # Not by coverage alone: what a blind sensor's encoder says must not pass, not even as 0 x NaN, and neither into
             # the gradient of the projection.
             seen = torch.where(sensed.coverage[:, None] > 0, sensed.features, 0.0)
-            said = self.project[i](seen).permute(0, 2, 3, 1)
+            said = project(seen).permute(0, 2, 3, 1)
             coverage = sensed.coverage[..., None].to(said.dtype)
             stand_in = stand_in.to(said.dtype)
             tokens.append(coverage * said + (1 - coverage) * stand_in)
@@ -111,13 +114,14 @@ class ModalityTokens(nn.Module):
         )
         return torch.stack([t.to(dtype) for t in tokens]), torch.stack(coverages)
 
-    def _stand_in(self, index: int, device: torch.device | None) -> Tensor:
-        """[C], or [X, Y, C] where it differs from cell to cell."""
+    def _stand_ins(self, device: torch.device | None) -> list[Tensor]:
+        """Of each modality [C], or [X, Y, C] where it differs from cell to cell."""
         if self.absent == "null":
-            return self.null[index].float()
+            return [null.float() for null in self.null.values()]
         if self.absent == "null_cell":
-            return self.null[index].float() + self.null_offset[index].float().permute(1, 2, 0)
-        return torch.zeros(self.out_channels, device=device)
+            pairs = zip(self.null.values(), self.null_offset.values(), strict=True)
+            return [null.float() + offset.float().permute(1, 2, 0) for null, offset in pairs]
+        return [torch.zeros(self.out_channels, device=device)] * len(self.modalities)
 
 
 def present_mean(tokens: Tensor, coverage: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor, nn
 
+from fusion import named_state
 from robustbev.assembly import build
 from robustbev.card import ModelCard
 from robustbev.config import ModelConfig
@@ -39,6 +40,22 @@ def gated_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def _moved(name: str) -> str:
     return name.replace("fuser.", "fuser.base.", 1) if name.startswith("fuser.") else name
+
+
+def state_by_name(model: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """`state` as `model` has it, also from before a fuser's parameters were stored by name.
+
+    Those lay in the order of `config.modalities`. What is by name, or of no `PerceptionModel`, comes back as it is.
+
+    Raises:
+        ValueError: a tensor of all modalities is not one of as many as the model has.
+    """
+    if not isinstance(model, PerceptionModel):
+        return dict(state)
+    of_fuser = {name.removeprefix("fuser."): tensor for name, tensor in state.items() if name.startswith("fuser.")}
+    named = named_state(model.fuser, of_fuser, model.config.modalities)
+    rest = {name: tensor for name, tensor in state.items() if not name.startswith("fuser.")}
+    return rest | {f"fuser.{name}": tensor for name, tensor in named.items()}
 
 
 def save(model: PerceptionModel, directory: str | Path, card: ModelCard | None = None) -> Path:
@@ -105,7 +122,7 @@ def load(
     except (RuntimeError, TypeError, OverflowError) as error:  # sizes beyond what torch can count
         reason = str(error).partition("\n")[0]
         raise CheckpointError(f"{config_file}: describes no network that can be built: {reason}") from error
-    _check_fit(outline.state_dict(), state, source=str(weights))
+    _check_fit(outline, state, source=str(weights))
     model = build(config)
     load_weights(model, state, source=str(weights))
     model.precision = choose_precision(precision, device)
@@ -130,13 +147,19 @@ def load_weights(model: nn.Module, state: Mapping[str, Tensor], *, source: str, 
 
     Parts of the model that start with one of `may_lack` keep their fresh weights where `state` has none for them.
     """
+    model.load_state_dict(_check_fit(model, state, source=source, may_lack=may_lack))
+
+
+def _check_fit(
+    model: nn.Module, state: Mapping[str, Tensor], *, source: str, may_lack: Sequence[str] = ()
+) -> dict[str, Tensor]:
+    """All that `model` is to load, by name."""
     own = model.state_dict()
-    fresh = {n: t for n, t in own.items() if n not in state and any(is_under(n, prefix) for prefix in may_lack)}
-    _check_fit(own, {**state, **fresh}, source=source)
-    model.load_state_dict({**state, **fresh})
-
-
-def _check_fit(own: Mapping[str, Tensor], state: Mapping[str, Tensor], *, source: str) -> None:
+    try:
+        state = state_by_name(model, state)
+    except ValueError as error:
+        raise CheckpointError(f"{source}: weights of another architecture: fuser.{error}") from error
+    state |= {n: t for n, t in own.items() if n not in state and any(is_under(n, prefix) for prefix in may_lack)}
     faults = [f"missing {name} {list(own[name].shape)}" for name in own if name not in state]
     faults += [f"unexpected {name} {list(state[name].shape)}" for name in state if name not in own]
     faults += [
@@ -149,6 +172,7 @@ def _check_fit(own: Mapping[str, Tensor], state: Mapping[str, Tensor], *, source
         raise CheckpointError(
             f"{source}: weights of another architecture: {shown}. Use the config that they were trained with"
         )
+    return state
 
 
 def _write_whole(path: Path, data: bytes) -> None:

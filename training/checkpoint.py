@@ -28,6 +28,7 @@ from torch import Tensor, nn
 from sensors.documents import read_json
 from training.architecture import CheckpointMismatchError, check_architecture
 from training.atomic import write_text
+from training.checkpoint_names import renamed
 from training.optim import AveragedWeights, named_parameters
 from training.random_state import restore_random_state
 
@@ -169,12 +170,13 @@ class CheckpointStore:
         step = int(document["step"])
         if step < 0:
             raise ValueError(f"expected a step of 0 or more, got {step}")
+        tensors, groups = renamed(tensors, document["optimizer"], state.model)
         check_architecture(path, _under("model.", tensors), state.model)
         state.model.load_state_dict(_under("model.", tensors))
         if state.average is not None:
             averaged = _under("average.", tensors)  # a run may begin to keep an average later
             state.average.model.load_state_dict(averaged or _under("model.", tensors))
-        _restore_optimizer(path, state.optimizer, tensors, document["optimizer"])
+        _restore_optimizer(path, state.optimizer, tensors, groups)
         _restore_scaler(state.scaler, document.get("scaler") or {})
         restore_random_state(document["random"][rank], _under(f"random.{rank}.", tensors))
         state.step = step
@@ -281,8 +283,7 @@ def _optimizer_content(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tens
 def _restore_optimizer(
     path: Path, optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor], groups: Sequence[Mapping[str, Any]]
 ) -> None:
-    saved_names = [group["names"] for group in groups]
-    if saved_names != [group["names"] for group in optimizer.param_groups]:
+    if _by_lr(groups) != _by_lr(optimizer.param_groups):
         raise CheckpointMismatchError(
             f"{path}: the optimiser's parameter groups differ; is optim.lr_scale another one?"
         )
@@ -307,6 +308,14 @@ def _restore_scaler(scaler: torch.amp.GradScaler, saved: Mapping[str, Any]) -> N
         ):
             raise ValueError(f"expected a scaler's finite factors above 0, got {dict(saved)}")
         scaler.load_state_dict(dict(saved))
+
+
+def _by_lr(groups: Sequence[Mapping[str, Any]]) -> set[frozenset[str]]:
+    """Which parameters share a learning rate; what decays may change from version to version."""
+    found: dict[float, set[str]] = {}
+    for group in groups:
+        found.setdefault(group["base_lr"], set()).update(group["names"])
+    return {frozenset(names) for names in found.values()}
 
 
 def _packed(value: Tensor) -> Tensor:

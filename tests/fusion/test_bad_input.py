@@ -13,7 +13,6 @@ from fusion import (
     JointFusion,
     LatentFusion,
     MeanFusion,
-    ObjectAlignment,
     draw_subsets,
     drop_modalities,
     every_subset,
@@ -75,8 +74,6 @@ def test_features_that_do_not_fit(features: dict[str, Any], message: str) -> Non
         (lambda: CrossAttentionFusion(CHANNELS, 8, neighbourhood=5), "neighbourhood: expected 1 or 3, got 5"),
         (lambda: JointFusion(CHANNELS, 8, pool=0), "pool: expected at least 1, got 0"),
         (lambda: LatentFusion(CHANNELS, 8, latents=0), "latents and pool: expected at least 1, got 0 and 4"),
-        (lambda: ObjectAlignment({"a.b": 2, "c": 3}), "'a.b' cannot name a torch module: choose another name"),
-        (lambda: ObjectAlignment({"keys": 2, "c": 3}), "'keys' cannot name a torch module: choose another name"),
     ],
 )
 def test_a_fuser_that_cannot_be_built(build: Any, message: str) -> None:

@@ -88,7 +88,7 @@ def test_both_ways_of_one_cell_agree() -> None:
     tokens, coverage = fuser.tokens(random_features())
     query = torch.randn(2, *SHAPE, 2, 4)
     key, value = fuser._keys_and_values(tokens)
-    normed = fuser.token_norm(tokens) + fuser.modality[:, None, None, None]
+    normed = fuser.token_norm(tokens) + fuser.modality.stacked()[:, None, None, None]
     for seen in (None, coverage > 0):
         for got, expected in zip(
             neighbour_attention(query, key, value, seen, 1),

@@ -58,14 +58,15 @@ def with_one_cell_changed(features: Given, name: str, x: int, y: int) -> Given:
 def test_channel_weights_are_a_softmax_over_those_who_count(absent: Absent) -> None:
     fuser = seeded(ChannelWeightFusion, CHANNELS, 8, absent=absent)
     assert isinstance(fuser, ChannelWeightFusion)
-    nn.init.normal_(fuser.weight)
+    for weight in fuser.weight.values():
+        nn.init.normal_(weight)
     features = random_features()
     tokens, coverage = fuser.tokens(features)
     expected = torch.zeros(2, *SHAPE, 8)
     share = torch.zeros(2, 3, *SHAPE)
     for b, x, y in torch.cartesian_prod(torch.arange(2), torch.arange(SHAPE[0]), torch.arange(SHAPE[1])).tolist():
         who = [m for m in range(3) if absent != "mask" or coverage[m, b, x, y] > 0]
-        weight = fuser.weight[who].softmax(0)  # [M, C]
+        weight = fuser.weight.stacked()[who].softmax(0)  # [M, C]
         expected[b, x, y] = (weight * tokens[who, b, x, y]).sum(0)
         share[b, who, x, y] = weight.mean(-1)
     fused = fuser(features)
@@ -164,7 +165,8 @@ def test_joint_attention_is_torchs_encoder_layer(absent: Absent) -> None:
     covered = torch.rand(2, 3, 2, 2) < 0.5
     covered[:, 0] = True
     nn.init.zeros_(fuser.position.weight)  # the peer knows of no places
-    nn.init.zeros_(fuser.modality)
+    for embedding in fuser.modality.values():
+        nn.init.zeros_(embedding)
     got = fuser._converse(coarse, covered if absent == "mask" else None)
     padding = ~covered.flatten(1) if absent == "mask" else None
     expected = peer(coarse.flatten(1, 3), src_key_padding_mask=padding)

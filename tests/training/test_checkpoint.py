@@ -1,5 +1,6 @@
 """A checkpoint is whole or not there, belongs to its run, and holds no pickle."""
 
+import copy
 import errno
 import json
 import os
@@ -9,13 +10,20 @@ from typing import Any
 import pytest
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
+from torch import nn
 
+import robustbev
 import training.checkpoint
+from fusion import BEVFeatures, Fuser
+from robustbev import PerceptionModel
+from tests.fusion.kinds import positional
+from tests.tiny_model import tiny_model
 from tests.training.toy import ToyBatches, ToyStep, toy_plan, toy_state, toy_store
 from training.architecture import CheckpointMismatchError
-from training.checkpoint import CheckpointStore, CheckpointWriteError, Place, find_checkpoint
+from training.checkpoint import CheckpointStore, CheckpointWriteError, Place, TrainingState, find_checkpoint
 from training.loop import train
+from training.optim import AveragedWeights, OptimConfig, build_optimizer
 from training.random_state import random_state, restore_random_state, seed_everything, step_generator
 
 PLACE = Place(steps_per_epoch=6, world_size=1)
@@ -152,3 +160,68 @@ def test_a_steps_generator_depends_on_seed_step_part_and_rank_alone() -> None:
     draws = [torch.rand(4, generator=step_generator(*place)).tolist() for place in places]
     assert len({tuple(draw) for draw in draws}) == len(places)
     assert torch.rand(4, generator=step_generator(0, 1, 0, 0)).tolist() == draws[2]
+
+
+@pytest.mark.parametrize("kind", ["cross_attention", "concat", "late", "gated"])
+def test_a_run_from_before_the_names_of_sensors_goes_on_to_the_same_bits(tmp_path: Path, kind: str) -> None:
+    """Weights, average and moments of each sensor lay in one tensor, in the order of the model's modalities."""
+    fuser = {"kind": kind, "heads": 2, "absent": "null", "adds": ["radar"] if kind == "gated" else []}
+
+    def begun(seed: int) -> TrainingState:
+        model = tiny_model(seed, fuser=fuser)
+        return TrainingState(model, build_optimizer(model, OptimConfig()), AveragedWeights(model, 0.9))
+
+    def step(state: TrainingState, seed: int) -> None:
+        state.optimizer.zero_grad()
+        model = state.model
+        assert isinstance(model, PerceptionModel)
+        said = torch.randn(1, 16, 16, 16, generator=torch.Generator().manual_seed(seed))
+        features = {
+            name: BEVFeatures(said + i, torch.ones(1, 16, 16)) for i, name in enumerate(model.config.modalities)
+        }
+        model.fuser(features).features.square().mean().backward()
+        state.optimizer.step()
+        state.step += 1
+        assert state.average is not None
+        state.average.update(model, state.step)
+
+    whole, resumed = begun(0), begun(1)
+    step(whole, seed=0)
+    store = CheckpointStore(tmp_path, robustbev.save)
+    path = store.save(whole, PLACE, [random_state()])
+    as_before_the_names(path, whole.model)
+    store.restore(path, resumed, PLACE)
+    for state in (whole, resumed):
+        step(state, seed=1)
+    for mine, theirs in ((resumed.model, whole.model), (resumed.model_to_use, whole.model_to_use)):
+        for name, tensor in theirs.state_dict().items():
+            assert torch.equal(mine.state_dict()[name], tensor), name
+
+
+def as_before_the_names(checkpoint: Path, model: nn.Module) -> None:
+    """Rewrite a checkpoint as versions did that stored sensors by position."""
+    fuser = model.fuser
+    assert isinstance(fuser, Fuser)
+    tensors = load_file(checkpoint / "training_state.safetensors")
+
+    def back(prefix: str, suffix: str) -> None:
+        mine = copy.deepcopy(fuser)
+        own = {name: tensors.pop(f"{prefix}.fuser.{name}{suffix}", None) for name in mine.state_dict()}
+        mine.load_state_dict({name: own[name] if own[name] is not None else p for name, p in mine.state_dict().items()})
+        for name, tensor in positional(mine).items():
+            tensors[f"{prefix}.fuser.{name}{suffix}"] = tensor.clone(memory_format=torch.contiguous_format)
+
+    steps = {
+        key: tensors.pop(key) for key in list(tensors) if key.startswith("optimizer.fuser.") and key.endswith(":step")
+    }
+    for prefix, suffix in (("model", ""), ("average", ""), ("optimizer", ":exp_avg"), ("optimizer", ":exp_avg_sq")):
+        back(prefix, suffix)
+    names = positional(fuser)
+    tensors |= {f"optimizer.fuser.{name}:step": next(iter(steps.values())).clone() for name in names}
+    save_file(tensors, checkpoint / "training_state.safetensors")
+    document = json.loads((checkpoint / "training_state.json").read_text())
+    new = set(fuser.state_dict()) - set(names)
+    for group in document["optimizer"]:
+        group["names"] = [name for name in group["names"] if name.removeprefix("fuser.") not in new]
+    document["optimizer"][0]["names"] += [f"fuser.{name}" for name in set(names) - set(fuser.state_dict())]
+    (checkpoint / "training_state.json").write_text(json.dumps(document))
