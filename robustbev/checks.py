@@ -1,7 +1,7 @@
 """Whether a `SensorBatch` fits a model: looked at before anything is computed.
 
-Letters: B samples, N cameras, R radars, P points (padded), S azimuth sectors, E table entries, H and W pixels, h and w feature
-pixels, X and Y cells.
+Letters: B samples, N cameras, L LiDARs, R radars, P points (padded), S azimuth sectors, E table entries, H and W pixels,
+h and w feature pixels, X and Y cells.
 """
 
 from __future__ import annotations
@@ -160,17 +160,17 @@ def _check_lift(table: Any, camera: CameraConfig, axes: _Axes) -> None:
 def _check_lidar(lidar: LidarBatch, axes: _Axes) -> None:
     columns = "the columns are x_m, y_m, z_m, intensity, age_s; no points are one row of padding with count 0"
     axes.check("lidar.points", lidar.points, torch.float32, "B P 5", columns)
-    axes.check("lidar.present", lidar.present, torch.bool, "B", "one entry for each sample")
+    axes.check("lidar.present", lidar.present, torch.bool, "B L", "one entry for each LiDAR of each sample")
     axes.check("lidar.count", lidar.count, torch.int64, "B", "one entry for each sample")
-    axes.check("lidar.sectors", lidar.sectors, torch.float32, "B S", "one row of azimuth sectors for each sample")
+    axes.check("lidar.sectors", lidar.sectors, torch.float32, "B L S", "one row of azimuth sectors for each LiDAR")
     if axes.device.type == "cpu":
-        _check_count("lidar", lidar.count, lidar.present, lidar.points.shape[1])
-        sound = ((lidar.sectors >= 0) & (lidar.sectors <= 1)).all(1) | ~lidar.present
+        _check_count("lidar", lidar.count, lidar.present.any(1), lidar.points.shape[1])
+        sound = ((lidar.sectors >= 0) & (lidar.sectors <= 1)).all(2) | ~lidar.present
         if not sound.all():
-            b = int(sound.int().argmin())
+            b, k = divmod(int(sound.int().argmin()), sound.shape[1])
             raise ValueError(
-                f"lidar.sectors: expected 0 (dead) to 1 (works), got {lidar.sectors[b].tolist()} in sample {b}: give the share "
-                "of each azimuth sector that delivers"
+                f"lidar.sectors: expected 0 (dead) to 1 (works), got {lidar.sectors[b, k].tolist()} in sample {b}, LiDAR {k}: "
+                "give the share of each azimuth sector that it covers"
             )
 
 

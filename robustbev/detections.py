@@ -5,7 +5,7 @@ Letters: M modalities, T boxes, X and Y cells.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -53,6 +53,7 @@ class Detections:
     modalities: tuple[str, ...]  # M names, in the order of `attention`
     attention: Float32  # [M, X, Y] share of each modality in 0..1; x counts forward, y left
     coverage: Float32  # [X, Y] 0..1, 0 where no sensor sees: no box there means nothing
+    absent: Mapping[str, str]  # sensor of the rig by its channel -> why it counts as absent; not in it: it was used
 
     def __len__(self) -> int:
         self._must_have_perceived()

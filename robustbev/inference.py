@@ -5,7 +5,9 @@ Letters: M modalities, T boxes, X and Y cells.
 
 from __future__ import annotations
 
+import warnings
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -13,7 +15,9 @@ import torch
 
 from robustbev.config import ModelConfig, RigConfig
 from robustbev.detections import Detections
+from sensors.absence import Absence, Lack
 from sensors.collate import collate
+from sensors.errors import SensorDataWarning
 from sensors.frames import CameraImage, SensorFrame
 from sensors.prepare import Preparation, prepare
 
@@ -38,15 +42,14 @@ def preparation(config: ModelConfig, rig: RigConfig | None = None) -> Preparatio
             "this model's config.json does not name its sensors (it has no rig): give rig=robustbev.RigConfig("
             'camera_channels=("CAM_FRONT", ...), lidar_channels=..., radar_channels=...)'
         )
-    camera = config.camera
+    camera, mine = config.camera, rig.only(config.modalities)
     return Preparation(
         grid=config.grid.bev(),
         z_range_m=(config.grid.z_min_m, config.grid.z_max_m),
         image_size_px=None if camera is None else camera.image_size,
-        cameras=len(rig.camera_channels),
-        radar_channels=rig.radar_channels,
-        lidar=config.lidar is not None,
-        radar=config.radar is not None,
+        camera_channels=mine.camera_channels,
+        lidar_channels=mine.lidar_channels,
+        radar_channels=mine.radar_channels,
         feature_stride_px=8 if camera is None else camera.feature_stride_px,
         lift_samples=(1, 1) if camera is None else camera.lift_samples,
         depth_bins=None if camera is None else camera.depth_bins.bins(),
@@ -68,9 +71,10 @@ def perceive_frame(model: PerceptionModel, frame: SensorFrame, preparation: Prep
     """
     if model.training:
         raise ValueError("the model is in training mode, in which it answers at random: call model.eval() first")
-    batch = collate([prepare(frame, replace(preparation, depth_targets=False))], preparation)
+    prepared = prepare(frame, replace(preparation, depth_targets=False))
+    batch = collate([prepared], preparation)
     seen: Perception = model(batch.to(next(model.parameters()).device))
-    return seen.to("cpu")
+    return replace(seen.to("cpu"), absent=prepared.absent)
 
 
 def detect(model: PerceptionModel, frame: SensorFrame, rig: RigConfig | None, min_score: float) -> Detections:
@@ -81,6 +85,8 @@ def detect(model: PerceptionModel, frame: SensorFrame, rig: RigConfig | None, mi
     rig = model.config.rig if rig is None else rig
     assert rig is not None
     seen = perceive_frame(model, _on_rig(frame, rig), wanted)
+    absent = seen.absent or {}
+    _warn(absent)
     boxes = seen.found(0)
     boxes = boxes[boxes.score >= min_score]
     return Detections(
@@ -97,7 +103,16 @@ def detect(model: PerceptionModel, frame: SensorFrame, rig: RigConfig | None, mi
         modalities=seen.modalities,
         attention=seen.fused.attention[0].float().numpy(),
         coverage=seen.fused.coverage[0].float().numpy(),
+        absent={channel: absence.reason for channel, absence in absent.items()},
     )
+
+
+def _warn(absent: Mapping[str, Absence]) -> None:
+    """Of sensors that were given, without the counts: so Python shows each such warning once and not at every frame."""
+    for channel, absence in absent.items():
+        if absence.lack is not Lack.READING:
+            message = f"{channel} counts as absent: {absence.lack} in this frame (Detections.absent has the counts)"
+            warnings.warn(message, SensorDataWarning, stacklevel=4)  # where `perceive` was called
 
 
 def _on_rig(frame: SensorFrame, rig: RigConfig) -> SensorFrame:

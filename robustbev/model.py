@@ -19,6 +19,7 @@ from robustbev.config import ModelConfig, RigConfig
 from robustbev.detections import Detections
 from robustbev.inference import detect
 from robustbev.precision import FLOAT32, Precision
+from sensors.absence import Absence
 from sensors.batch import SensorBatch
 from sensors.camera_encoder import CameraEncoder
 from sensors.frame_checks import check_frame
@@ -39,6 +40,8 @@ class Perception:
     fused: FusedBEV  # attention [B, M, X, Y]
     modalities: tuple[str, ...]  # M names, in the order of the attention
     perceived: Tensor  # [B] bool
+    absent: Mapping[str, Absence] | None = None
+    """Channel -> why, of the rig's sensors that are absent in the frame (`perceive_frame`); None: of a batch, it has no rig."""
 
     def found(self, sample: int) -> Boxes:
         """The boxes [T] of one sample without those that are none; no box where nothing was perceived."""
@@ -47,7 +50,7 @@ class Perception:
 
     def to(self, device: torch.device | str) -> Perception:
         fused = FusedBEV(*(t.to(device) for t in (self.fused.features, self.fused.attention, self.fused.coverage)))
-        return Perception(self.boxes.to(device), fused, self.modalities, self.perceived.to(device))
+        return replace(self, boxes=self.boxes.to(device), fused=fused, perceived=self.perceived.to(device))
 
 
 @dataclass(frozen=True)
@@ -124,6 +127,9 @@ class PerceptionModel(nn.Module):
 
     def perceive(self, frame: SensorFrame, rig: RigConfig | None = None, *, min_score: float = 0.05) -> Detections:
         """What the model sees in one frame of numpy arrays: boxes, and whom it trusted. Runs on the device of the model.
+
+        A sensor without one usable measurement (no sweep, no return, every point NaN or out of reach) is absent, never an empty
+        world: `Detections.absent` says why, and a SensorDataWarning names it.
 
         Args:
             frame: pictures and points with their calibration. A sensor that is not there is left out, a modality that is not

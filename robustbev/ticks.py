@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from robustbev.config import ModelConfig
 from robustbev.model import Perception
-from sensors.replay.results import Tick, TickResult
+from sensors.absence import Absence, Lack
+from sensors.replay.results import SensorState, SensorStatus, Tick, TickResult
 
 
 def tick_result(tick: Tick, seen: Perception, config: ModelConfig) -> TickResult:
     """The result of a tick whose frame `seen` (B = 1, on the CPU) is of."""
+    absent = seen.absent or {}
+    sensors = {channel: _stands(status, absent.get(channel)) for channel, status in tick.sensors.items()}
     return TickResult(
-        tick=tick,
+        tick=replace(tick, sensors=sensors),
         perceived=bool(seen.perceived[0]),
         boxes=seen.found(0),
         modalities=seen.modalities,
@@ -18,3 +23,11 @@ def tick_result(tick: Tick, seen: Perception, config: ModelConfig) -> TickResult
         classes=config.classes,
         attributes=config.attributes,
     )
+
+
+def _stands(status: SensorStatus, absence: Absence | None) -> SensorStatus:
+    """What was given and turned out to hold nothing that the model could use counts as absent."""
+    if absence is None or not status.given:
+        return status
+    state = SensorState.MALFORMED if absence.lack is Lack.USABLE else SensorState.MISSING
+    return replace(status, state=state, detail=absence.reason)

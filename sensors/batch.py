@@ -1,6 +1,6 @@
 """Sensor data as tensors, the model's only input.
 
-Letters: B samples, N cameras, R radars, P points (padded), S azimuth sectors, H and W pixels, X and Y cells.
+Letters: B samples, N cameras, L LiDARs, R radars, P points (padded), S azimuth sectors, H and W pixels, X and Y cells.
 All geometry is float32 in the reference frame of `sensors.frames`.
 """
 
@@ -16,6 +16,7 @@ from torch import Tensor
 from bev.lift import LiftTable
 
 MODALITIES = ("camera", "lidar", "radar")
+_RADAR_HEIGHT_MARGIN_M = 5.0  # radars measure no height worth the name: their z must not lose them a point
 
 _T = TypeVar("_T")
 
@@ -54,12 +55,18 @@ class CameraBatch(TensorBatch):
 
 @dataclass(frozen=True)
 class LidarBatch(TensorBatch):
-    """Points of all sweeps, merged. Rows from `count` on are padding and may hold anything."""
+    """Points of all LiDARs and sweeps, merged. Rows from `count` on are padding and may hold anything."""
 
     points: Tensor  # [B, P, 5] x_m, y_m, z_m, intensity (0..1), age_s (0 now, positive before)
     count: Tensor  # [B] int64
-    present: Tensor  # [B] bool
-    sectors: Tensor  # [B, S] float32, 1 where the azimuth sector works; s starts at -pi + s * 2 pi / S in the reference frame
+    present: Tensor  # [B, L] bool; points of absent LiDARs must not be among `points`
+    sectors: Tensor  # [B, L, S] float32 0..1, how much of an azimuth sector each LiDAR covers, seen from the reference's origin;
+    # sector s starts at -pi + s * 2 pi / S
+
+
+def radar_heights_m(z_range_m: tuple[float, float]) -> tuple[float, float]:
+    """The heights between which radar points are used, where LiDAR points are used between `z_range_m`."""
+    return z_range_m[0] - _RADAR_HEIGHT_MARGIN_M, z_range_m[1] + _RADAR_HEIGHT_MARGIN_M
 
 
 @dataclass(frozen=True)

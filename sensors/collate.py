@@ -1,6 +1,6 @@
 """Prepared frames stacked into the model's input.
 
-Letters: B samples, N cameras, R radars, P points, S azimuth sectors, H and W pixels.
+Letters: B samples, N cameras, L LiDARs, R radars, P points, S azimuth sectors, H and W pixels.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def collate(frames: Sequence[PreparedFrame], preparation: Preparation) -> Sensor
     """
     return SensorBatch(
         cameras=_collate_cameras(frames, preparation),
-        lidar=_collate_lidar(frames),
+        lidar=_collate_lidar(frames, preparation),
         radar=_collate_radar(frames, preparation),
         batch_size=len(frames),
     )
@@ -35,7 +35,7 @@ def collate(frames: Sequence[PreparedFrame], preparation: Preparation) -> Sensor
 def _collate_cameras(frames: Sequence[PreparedFrame], preparation: Preparation) -> CameraBatch | None:
     if all(frame.images is None for frame in frames) or preparation.image_size_px is None:
         return None
-    count = preparation.cameras
+    count = len(preparation.camera_channels)
     images = np.zeros((len(frames), count, 3, *preparation.image_size_px), np.uint8)
     intrinsics = np.tile(np.eye(3, dtype=np.float32), (len(frames), count, 1, 1))
     poses = np.tile(np.eye(4, dtype=np.float32), (len(frames), count, 1, 1))
@@ -70,17 +70,18 @@ def _lift(intrinsics: Tensor, poses: Tensor, present: Tensor, preparation: Prepa
     )
 
 
-def _collate_lidar(frames: Sequence[PreparedFrame]) -> LidarBatch | None:
+def _collate_lidar(frames: Sequence[PreparedFrame], preparation: Preparation) -> LidarBatch | None:
     clouds = [frame.lidar for frame in frames]
     if all(cloud is None for cloud in clouds):
         return None
     points, count = _pad(clouds, 5, _LIDAR_ROUND_UP)
-    present = torch.tensor([cloud is not None for cloud in clouds])
-    sectors = torch.ones(len(frames), SECTORS)
+    lidars = len(preparation.lidar_channels)
+    present = np.zeros((len(frames), lidars), bool)
+    sectors = np.zeros((len(frames), lidars, SECTORS), np.float32)
     for b, frame in enumerate(frames):
-        if frame.lidar_sectors is not None:
-            sectors[b] = torch.from_numpy(frame.lidar_sectors)
-    return LidarBatch(points=points, count=count, present=present, sectors=sectors)
+        if frame.lidar is not None:
+            present[b], sectors[b] = frame.lidar_present, frame.lidar_sectors
+    return LidarBatch(points=points, count=count, present=torch.from_numpy(present), sectors=torch.from_numpy(sectors))
 
 
 def _collate_radar(frames: Sequence[PreparedFrame], preparation: Preparation) -> RadarBatch | None:

@@ -18,7 +18,7 @@ class MissingExtraError(ImportError):
 
 
 class SensorDataWarning(UserWarning):
-    """A broken file counts as an absent sensor, because the configuration says so."""
+    """A sensor counts as absent: its file is broken and the configuration says so, or nothing that it gave can be used."""
 
 
 def sensor_fault(*, sensor: str, file: Path | str, token: str, expected: str, got: str, action: str) -> SensorDataError:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 FloatArray = NDArray[np.floating[Any]]
 
-SECTORS = 36  # S, azimuth sectors of a LiDAR; sector s starts at -pi + s * 2 pi / S in the reference frame
+SECTORS = 36  # S, azimuth sectors of the LiDARs; sector s starts at -pi + s * 2 pi / S in the reference frame
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,10 @@ class RadarSweep:
 
 @dataclass(frozen=True)
 class SensorFrame:
-    """Everything known at one instant. None is an absent modality; a present one that saw nothing has empty points.
+    """Everything known at one instant. None is an absent modality, and so is one without pictures or sweeps.
+
+    A LiDAR or radar of which no point can be used counts as absent too (`sensors.prepare_points`): an empty sweep is that of a
+    dead sensor, for all that one frame can tell.
 
     `cameras` keeps the order of the configured channels, None where that camera is absent. `lidar` and `radar` hold sweeps of
     any channels, newest first within a channel.
@@ -67,7 +70,7 @@ class SensorFrame:
     lidar: tuple[LidarSweep, ...] | None
     radar: tuple[RadarSweep, ...] | None
     global_T_reference: FloatArray  # [4, 4]
-    lidar_sectors: NDArray[np.bool_] | None = None  # [S] azimuth sectors that the LiDAR delivers; None: all of them
+    lidar_sectors: NDArray[np.bool_] | None = None  # [S] azimuth sectors that any LiDAR delivers; None: all
 
 
 # history(n): n keyframes earlier in the same scene, None before its start.

@@ -1,6 +1,6 @@
 """LiDAR to the grid: dynamic pillars and a small 2D network.
 
-Letters: B samples, P points, S azimuth sectors, C channels, X and Y cells.
+Letters: B samples, L LiDARs, P points, S azimuth sectors, C channels, X and Y cells.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _SCALE = (0.02, 0.02, 0.5, 1.0, 5.0)
 
 
 class LidarEncoder(nn.Module):
-    """`LidarBatch` -> `BEVFeatures`.
+    """`LidarBatch` -> `BEVFeatures`. A cell is covered as its azimuth sector is by the LiDAR that covers most of it.
 
     Pillars stand on cells of half the grid's length. `stages` (optional) are sparse stages on that canvas, see
     `sensors.sparse_pillars`; then a stride of two leads to the grid.
@@ -50,20 +50,18 @@ class LidarEncoder(nn.Module):
     def forward(self, batch: LidarBatch) -> BEVFeatures:
         if batch.points.ndim != 3 or batch.points.shape[-1] != len(_SCALE):
             raise ValueError(f"lidar.points: expected [B, P, {len(_SCALE)}], got {list(batch.points.shape)}")
-        count = torch.where(batch.present, batch.count, 0)
-        canvas, occupied = self.pillars(batch.points, count, _in_working_sectors(batch))
+        count = torch.where(batch.present.any(1), batch.count, 0)
+        covered = torch.where(batch.present[..., None], batch.sectors.float(), 0.0).amax(1)  # [B, S] by any LiDAR
+        canvas, occupied = self.pillars(batch.points, count, _in_sectors(batch.points, covered))
         if self.stages is not None:
             canvas = self.stages(canvas, occupied)
-        sector = azimuth_sectors(self.grid, batch.sectors.shape[1], batch.points.device)
-        coverage = torch.where(batch.present[:, None, None], batch.sectors.float()[:, sector], 0.0)
-        return BEVFeatures(self.bev(canvas.contiguous(memory_format=torch.channels_last)), coverage)
+        sector = azimuth_sectors(self.grid, covered.shape[1], covered.device)
+        return BEVFeatures(self.bev(canvas.contiguous(memory_format=torch.channels_last)), covered[:, sector])
 
 
-def _in_working_sectors(batch: LidarBatch) -> Tensor:
-    """[B, P] bool."""
-    xy_m = batch.points[..., :2]
-    sector = _sector(xy_m[..., 0], xy_m[..., 1], batch.sectors.shape[1])
-    return batch.sectors.gather(1, sector) > 0
+def _in_sectors(points: Tensor, covered: Tensor) -> Tensor:
+    """[B, P, 5], [B, S] -> [B, P] bool, which points lie in sectors that are covered at all."""
+    return covered.gather(1, _sector(points[..., 0], points[..., 1], covered.shape[1])) > 0
 
 
 def azimuth_sectors(grid: BEVGrid, count: int, device: torch.device | None = None) -> Tensor:

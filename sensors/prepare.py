@@ -1,41 +1,35 @@
 """One instant made ready for the network: pictures cut to size, sweeps merged into one (perhaps augmented) reference frame.
 
-Letters: N cameras, R radars, P points, H and W pixels, h and w feature pixels.
+Letters: N cameras, L LiDARs, R radars, P points, S azimuth sectors, H and W pixels, h and w feature pixels.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, fields
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from bev.grid import BEVGrid
 from bev.lift import DepthBins
-from sensors.calibration import FloatArray, apply, inverse_rigid
+from sensors.absence import NOT_GIVEN, Absence
+from sensors.calibration import FloatArray, inverse_rigid
 from sensors.depth import depth_targets
 from sensors.frame_checks import check_frame
-from sensors.frames import SECTORS, CameraImage, LidarSweep, RadarSweep, SensorFrame, azimuth_sector
+from sensors.frames import CameraImage, SensorFrame
 from sensors.images import ImageChange, fit_image
+from sensors.prepare_points import (
+    Cloud,
+    DroppedPoints,
+    lidar_clouds,
+    lidar_sectors,
+    merge_lidar,
+    merge_radar,
+    radar_poses,
+)
 
 Float32 = NDArray[np.float32]
-
-
-@dataclass(frozen=True)
-class DroppedPoints:
-    """Points that did not reach the network, and why."""
-
-    lidar_not_finite: int = 0  # NaN or infinite in the file
-    lidar_near: int = 0  # within `lidar_min_range_m` of the LiDAR: the vehicle itself
-    lidar_outside: int = 0  # outside the grid or its height range
-    radar_not_finite: int = 0
-    radar_outside: int = 0
-    lidar_dead_sector: int = 0  # in a sector that `SensorFrame.lidar_sectors` says delivers nothing
-
-    def __add__(self, other: DroppedPoints) -> DroppedPoints:
-        return DroppedPoints(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(self)))
 
 
 @dataclass(frozen=True)
@@ -45,10 +39,9 @@ class Preparation:
     grid: BEVGrid
     z_range_m: tuple[float, float]
     image_size_px: tuple[int, int] | None  # (H, W); None: no camera encoder, cameras count as absent
-    cameras: int  # N
+    camera_channels: tuple[str, ...]  # N
+    lidar_channels: tuple[str, ...]  # L; others serve depth targets only
     radar_channels: tuple[str, ...]  # R
-    lidar: bool = True  # False: LiDAR serves depth targets only
-    radar: bool = True
     feature_stride_px: int = 8
     lift_samples: tuple[int, int] = (1, 1)  # of the lift table
     depth_bins: DepthBins | None = None  # given: `sensors.collate` builds the lift table
@@ -59,19 +52,21 @@ class Preparation:
 
 @dataclass(frozen=True)
 class PreparedFrame:
-    """One sample, ready to be collated. None is an absent modality."""
+    """One sample, ready to be collated. A modality without `images`, `lidar` or `radar` is absent."""
 
     images: NDArray[np.uint8] | None  # [N, H, W, 3]
     intrinsics: Float32 | None  # [N, 3, 3]
     reference_T_camera: Float32 | None  # [N, 4, 4]
     camera_present: NDArray[np.bool_] | None  # [N]
     lidar: Float32 | None  # [P, 5]
-    lidar_sectors: Float32 | None  # [S] 0..1, how much of each azimuth sector of the (changed) reference frame delivers
+    lidar_present: NDArray[np.bool_]  # [L]
+    lidar_sectors: Float32  # [L, S], see `sensors.batch.LidarBatch`
     radar: Float32 | None  # [P, 7]
-    radar_present: NDArray[np.bool_] | None  # [R]
-    reference_T_radar: Float32 | None  # [R, 4, 4]
+    radar_present: NDArray[np.bool_]  # [R]
+    reference_T_radar: Float32  # [R, 4, 4]
     depth_m: Float32 | None  # [N, h, w], 0 where unknown
     dropped: DroppedPoints
+    absent: Mapping[str, Absence]  # channel -> why, of every sensor of the rig that is absent
 
 
 def prepare(
@@ -89,6 +84,8 @@ def prepare(
     (`training.augmentation`). Depth targets stay in the camera's own metres; they come from the LiDAR and the camera poses of
     `depth_from`, where that is given: a frame whose sensors were made to fail would teach wrong depths.
 
+    A sensor without one usable measurement is absent, see `sensors.prepare_points`; `PreparedFrame.absent` says why.
+
     Raises:
         CalibrationError, ValueError: the frame is none, see `sensors.frame_checks.check_frame`, or `cameras` has another length
             than the configuration's.
@@ -96,40 +93,44 @@ def prepare(
     check_frame(frame)
     change = np.eye(4) if bev_change is None else bev_change
     cameras = _cameras(frame, preparation, image_changes, change)
-    clouds = _clouds(frame, preparation)
-    lidar, dropped = _lidar(clouds, frame.time_us, preparation, change)
-    radar, radar_present, reference_T_radar, dropped_radar = _radar(frame, preparation, change)
+    clouds = lidar_clouds(frame, preparation)
+    lidar = merge_lidar(frame, clouds, preparation, change)
+    radar = merge_radar(frame, preparation, change)
     depth_m = None
     taught = frame if depth_from is None else depth_from
-    if preparation.depth_targets and cameras is not None and taught.lidar is not None:
-        shown = clouds if taught.lidar is frame.lidar else _clouds(taught, preparation)
-        depth_m = _depth(taught, shown, cameras[1], preparation)
+    if preparation.depth_targets and cameras is not None:
+        shown = clouds if taught.lidar is frame.lidar else lidar_clouds(taught, preparation)
+        depth_m = _depth(taught, shown, cameras[1], preparation) if shown else None
     images, intrinsics, poses, present = cameras or (None, None, None, None)
     return PreparedFrame(
         images=images,
         intrinsics=intrinsics,
         reference_T_camera=poses,
         camera_present=present,
-        lidar=lidar if preparation.lidar and frame.lidar is not None else None,
-        lidar_sectors=_changed_sectors(frame.lidar_sectors, change),
-        radar=radar,
-        radar_present=radar_present,
-        reference_T_radar=reference_T_radar,
+        lidar=lidar.together(),
+        lidar_present=lidar.present,
+        lidar_sectors=lidar_sectors(lidar, preparation, frame.lidar_sectors, change),
+        radar=radar.together(),
+        radar_present=radar.present,
+        reference_T_radar=radar_poses(frame, radar, preparation, change),
         depth_m=depth_m,
-        dropped=dropped + dropped_radar,
+        dropped=lidar.dropped + radar.dropped,
+        absent=_absent_cameras(preparation.camera_channels, present) | lidar.absent | radar.absent,
     )
 
 
 def _cameras(
     frame: SensorFrame, preparation: Preparation, changes: Sequence[ImageChange] | None, bev_change: FloatArray
 ) -> tuple[NDArray[np.uint8], Float32, Float32, NDArray[np.bool_]] | None:
-    if preparation.image_size_px is None or frame.cameras is None:
+    count = len(preparation.camera_channels)
+    if preparation.image_size_px is None or not frame.cameras:
         return None
-    count = preparation.cameras
     if len(frame.cameras) != count:
         raise ValueError(
             f"sample {frame.token}: expected {count} cameras, got {len(frame.cameras)}; an absent camera is None in its place"
         )
+    if all(camera is None for camera in frame.cameras):
+        return None
     images = np.zeros((count, *preparation.image_size_px, 3), np.uint8)
     # An absent camera keeps a pose that can be inverted; nothing of it is ever used.
     intrinsics = np.tile(np.eye(3, dtype=np.float32), (count, 1, 1))
@@ -142,116 +143,12 @@ def _cameras(
     return images, intrinsics, poses, np.array([camera is not None for camera in frame.cameras])
 
 
-@dataclass(frozen=True)
-class _Cloud:
-    """The points of one LiDAR sweep that are points, as columns: they are worked on one coordinate at a time."""
-
-    sweep: LidarSweep
-    xyz_m: Float32  # [3, P] sensor frame
-    intensity: Float32  # [P]
-    dropped: DroppedPoints
+def _absent_cameras(channels: tuple[str, ...], present: NDArray[np.bool_] | None) -> dict[str, Absence]:
+    here = np.zeros(len(channels), bool) if present is None else present
+    return {channel: NOT_GIVEN for channel, is_here in zip(channels, here, strict=True) if not is_here}
 
 
-def _clouds(frame: SensorFrame, preparation: Preparation) -> list[_Cloud]:
-    return [_usable(sweep, preparation.lidar_min_range_m, frame.lidar_sectors) for sweep in frame.lidar or ()]
-
-
-def _usable(sweep: LidarSweep, min_range_m: float, sectors: NDArray[np.bool_] | None) -> _Cloud:
-    """Leaves out what is not finite, what is the vehicle itself and what lies in a dead sector."""
-    xyz, intensity = np.ascontiguousarray(sweep.points[:, :3].T), sweep.points[:, 3]
-    with np.errstate(invalid="ignore"):
-        finite = np.isfinite(xyz[0] + xyz[1] + xyz[2] + intensity)  # a sum finds NaN and infinity in any of them
-        far = xyz[0] ** 2 + xyz[1] ** 2 >= min_range_m**2
-    keep = np.flatnonzero(finite & far)
-    bad = len(finite) - int(finite.sum())
-    dropped = DroppedPoints(lidar_not_finite=bad, lidar_near=len(finite) - bad - len(keep))
-    if sectors is not None and not sectors.all():
-        x_m, y_m, _ = apply(sweep.reference_T_lidar, np.ascontiguousarray(xyz[:, keep].T)).T
-        works = sectors[azimuth_sector(x_m, y_m)]
-        dropped = dropped + DroppedPoints(lidar_dead_sector=len(keep) - int(works.sum()))
-        keep = keep[works]
-    if len(keep) == len(finite):
-        return _Cloud(sweep, xyz, intensity, dropped)
-    return _Cloud(sweep, xyz[:, keep], intensity[keep], dropped)
-
-
-def _changed_sectors(sectors: NDArray[np.bool_] | None, bev_change: FloatArray) -> Float32 | None:
-    """[S] of the changed reference frame: the share of each sector that lies on working ones of the old."""
-    if sectors is None:
-        return None
-    parts = 8  # directions looked at in each sector; their middles, so that no change gives back what came in
-    azimuth = (np.arange(SECTORS * parts) + 0.5) * (2 * np.pi / (SECTORS * parts)) - np.pi
-    x, y = np.linalg.inv(bev_change[:2, :2]) @ np.stack([np.cos(azimuth), np.sin(azimuth)])
-    return sectors[azimuth_sector(x, y)].reshape(SECTORS, parts).mean(axis=1, dtype=np.float32)
-
-
-def _lidar(
-    clouds: list[_Cloud], now_us: int, preparation: Preparation, bev_change: FloatArray
-) -> tuple[Float32, DroppedPoints]:
-    """[P, 5] of all sweeps in the (changed) reference frame."""
-    merged, dropped = [np.zeros((0, 5), np.float32)], DroppedPoints()
-    for cloud in clouds:
-        transform = (bev_change @ cloud.sweep.reference_T_lidar).astype(np.float32)
-        xyz = transform[:3, :3] @ cloud.xyz_m + transform[:3, 3:]
-        inside = np.flatnonzero(_inside(xyz, preparation, preparation.z_range_m))
-        points = np.empty((len(inside), 5), np.float32)
-        for axis in range(3):
-            points[:, axis] = xyz[axis][inside]
-        points[:, 3] = cloud.intensity[inside] / 255
-        points[:, 4] = (now_us - cloud.sweep.time_us) * 1e-6
-        merged.append(points)
-        dropped = dropped + cloud.dropped + DroppedPoints(lidar_outside=xyz.shape[1] - len(points))
-    return np.concatenate(merged), dropped
-
-
-def _radar(
-    frame: SensorFrame, preparation: Preparation, bev_change: FloatArray
-) -> tuple[Float32 | None, NDArray[np.bool_] | None, Float32 | None, DroppedPoints]:
-    if not preparation.radar or frame.radar is None:
-        return None, None, None, DroppedPoints()
-    channels = preparation.radar_channels
-    present = np.zeros(len(channels), bool)
-    poses = np.tile(np.eye(4, dtype=np.float32), (len(channels), 1, 1))
-    merged, dropped = [np.zeros((0, 7), np.float32)], DroppedPoints()
-    for sweep in frame.radar:
-        if sweep.channel not in channels:
-            continue
-        r = channels.index(sweep.channel)
-        if not present[r]:  # newest first: the keyframe's own pose is the radar's
-            present[r], poses[r] = True, bev_change @ sweep.reference_T_radar
-        points, lost = _radar_points(sweep, frame.time_us, preparation, bev_change @ sweep.reference_T_radar)
-        merged.append(points)
-        dropped = dropped + lost
-    return np.concatenate(merged), present, poses, dropped
-
-
-def _radar_points(
-    sweep: RadarSweep, now_us: int, preparation: Preparation, transform: FloatArray
-) -> tuple[Float32, DroppedPoints]:
-    """[P, 7] in the (changed) reference frame. Height is no reason to drop a radar point: radars hardly measure it."""
-    usable = sweep.points[np.isfinite(sweep.points.sum(axis=1))]
-    xyz = apply(transform, usable[:, :3])
-    inside = _inside(xyz.T, preparation, (-np.inf, np.inf))
-    points = np.empty((int(inside.sum()), 7), np.float32)
-    points[:, :3] = xyz[inside]
-    points[:, 3] = usable[inside, 3]
-    points[:, 4:6] = usable[inside, 4:6] @ transform[:2, :2].T.astype(np.float32)  # a vector in the sensor's x-y plane
-    points[:, 6] = (now_us - sweep.time_us) * 1e-6
-    lost = DroppedPoints(radar_not_finite=len(sweep.points) - len(usable), radar_outside=len(usable) - len(points))
-    return points, lost
-
-
-def _inside(xyz_m: NDArray[Any], preparation: Preparation, z_range_m: tuple[float, float]) -> NDArray[np.bool_]:
-    """[3, P] metres -> [P]."""
-    grid, (x, y, z) = preparation.grid, xyz_m
-    if preparation.keep_outside:
-        return np.ones(len(x), bool)
-    inside = (x >= grid.x_min_m) & (x < grid.x_max_m) & (y >= grid.y_min_m) & (y < grid.y_max_m)
-    inside &= (z >= z_range_m[0]) & (z < z_range_m[1])
-    return inside
-
-
-def _depth(frame: SensorFrame, clouds: list[_Cloud], intrinsics: Float32, preparation: Preparation) -> Float32:
+def _depth(frame: SensorFrame, clouds: list[Cloud], intrinsics: Float32, preparation: Preparation) -> Float32:
     """[N, h, w] from the newest sweep of each LiDAR; older ones show moving objects where they were."""
     assert preparation.image_size_px is not None
     cameras: tuple[CameraImage | None, ...] = frame.cameras or ()

@@ -14,7 +14,7 @@ from bev.grid import BEVGrid
 from bev.layers import ConvBlock, ResidualBlock
 from bev.pillars import PillarEncoder
 from fusion.features import BEVFeatures
-from sensors.batch import RadarBatch
+from sensors.batch import RadarBatch, radar_heights_m
 
 # x and y in 50 m, z in 2 m, RCS in 20 dBsm, velocity in 10 m/s, age in 0.2 s
 _SCALE = (0.02, 0.02, 0.5, 0.05, 0.1, 0.1, 5.0)
@@ -36,9 +36,7 @@ class RadarEncoder(nn.Module):
         super().__init__()
         self.grid = grid
         self.half_view_rad = half_view_rad
-        # Radars measure no height worth the name: their z must not lose them a point.
-        wide = (z_range_m[0] - 5.0, z_range_m[1] + 5.0)
-        self.pillars = PillarEncoder(_SCALE, width, grid, wide)
+        self.pillars = PillarEncoder(_SCALE, width, grid, radar_heights_m(z_range_m))
         self.bev = nn.Sequential(
             ConvBlock(width, width),
             *(ResidualBlock(width) for _ in range(blocks)),

@@ -22,7 +22,8 @@ def preparation() -> Preparation:
     assert config.camera is not None
     return Preparation(
         grid=config.grid.bev(), z_range_m=(config.grid.z_min_m, config.grid.z_max_m), image_size_px=IMAGE_SIZE,
-        cameras=CAMERAS, radar_channels=RADAR_CHANNELS, depth_bins=config.camera.depth_bins.bins(),
+        camera_channels=CAMERA_CHANNELS, lidar_channels=("LIDAR_TOP",), radar_channels=RADAR_CHANNELS,
+        depth_bins=config.camera.depth_bins.bins(),
         feature_stride_px=config.camera.feature_stride_px,
     )  # fmt: skip
 

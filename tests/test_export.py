@@ -5,7 +5,7 @@ What fails to export here would also break torch.compile's graph and CUDA graphs
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import pytest
@@ -108,9 +108,20 @@ def another_batch() -> SensorBatch:
     return batch
 
 
+def of_two_lidars(batch: SensorBatch) -> SensorBatch:
+    """One for the right half of the turn and one for the left; in the last sample the left one is gone."""
+    lidar = batch.lidar
+    assert lidar is not None
+    right = torch.arange(lidar.sectors.shape[2]) < lidar.sectors.shape[2] // 2
+    present = lidar.present.repeat(1, 2)
+    present[-1, 1] = False
+    both = torch.stack([right, ~right]).float().repeat(len(present), 1, 1)
+    return replace(batch, lidar=replace(lidar, present=present, sectors=both))
+
+
 def part(name: str, fuser: dict[str, Any] | None = None) -> Part:
     model = tiny_model() if fuser is None else tiny_model(fuser=fuser)
-    batches = random_sensors(), another_batch()
+    batches = of_two_lidars(random_sensors()), of_two_lidars(another_batch())
     if name in ("lidar", "radar", "camera"):
         module = {"lidar": Lidar, "radar": Radar, "camera": Camera}[name](model)
         return Part(module, (inputs_of(batches[0], name, model), inputs_of(batches[1], name, model)))

@@ -146,8 +146,10 @@ def test_wrong_arguments_are_told_before_anything_is_computed(
 def test_the_rig_of_the_config_says_how_many_sensors_there_are() -> None:
     rig = {"camera_channels": ["LEFT", "RIGHT"], "lidar_channels": ["TOP"], "radar_channels": ["FRONT"]}
     model = robustbev.build(tiny_config(rig=rig))
-    assert robustbev.export._counts(model, None, None) == (2, 1)
-    assert robustbev.export._counts(model, 3, None) == (3, 1)
+    assert robustbev.export._counts(model, None, None, None) == (2, 1, 1)
+    assert robustbev.export._counts(model, 3, 2, None) == (3, 2, 1)
+    bare = robustbev.build(tiny_config())
+    assert robustbev.export._counts(bare, 3, None, 2) == (3, 1, 2)
 
 
 class _Suppression(nn.Module):

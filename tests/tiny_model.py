@@ -14,7 +14,7 @@ from torch import Tensor
 from bev.boxes import Boxes
 from robustbev import ModelConfig, PerceptionModel, build
 from sensors.batch import CameraBatch, LidarBatch, RadarBatch, SensorBatch
-from sensors.prepare import DroppedPoints
+from sensors.prepare_points import DroppedPoints
 from training.batch import TrainingBatch
 
 IMAGE_SIZE = (32, 64)
@@ -77,8 +77,8 @@ def random_lidar(batch_size: int = 2, seed: int = 0, points: int = 300) -> Lidar
     return LidarBatch(
         points=low + (high - low) * torch.rand(batch_size, points, 5, generator=generator),
         count=torch.full((batch_size,), points - points // 10),
-        present=torch.ones(batch_size, dtype=torch.bool),
-        sectors=torch.ones(batch_size, SECTORS),
+        present=torch.ones(batch_size, 1, dtype=torch.bool),
+        sectors=torch.ones(batch_size, 1, SECTORS),
     )
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from bev.boxes import Boxes
 from sensors.batch import SensorBatch, TensorBatch
-from sensors.prepare import DroppedPoints
+from sensors.prepare_points import DroppedPoints
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class TrainingBatch(TensorBatch):
     depth_m: Tensor | None  # [B, N, h, w] metres along the camera's z axis, 0 unknown; None: no LiDAR or no camera
     tokens: tuple[str, ...]  # B sample tokens
     indices: tuple[int, ...]  # B positions in the reader's split
-    dropped: DroppedPoints  # what `prepare` left out, summed over the batch
+    dropped: DroppedPoints  # what the network cannot use, summed over the batch
     views: Tensor | None = (
         None  # [V, B, M] bool: the modalities that the fuser may see, once `TrainingStep.draw` has said
     )

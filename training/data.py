@@ -5,7 +5,8 @@ Letters: B samples, M boxes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import warnings
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, fields, replace
 from functools import lru_cache
 from typing import Annotated, Any, Literal
@@ -18,13 +19,15 @@ from torch.utils.data import DataLoader, Dataset
 import robustbev
 from bev.boxes import Boxes
 from robustbev import ModelConfig, RigConfig, StrictModel
+from sensors.absence import Absence, Lack
 from sensors.collate import collate
-from sensors.errors import SensorDataError
+from sensors.errors import SensorDataError, SensorDataWarning
 from sensors.frames import History, SensorFrame
 from sensors.images import DecodeSize
 from sensors.nuscenes import NuScenesReader
 from sensors.nuscenes_config import NuScenesConfig
-from sensors.prepare import DroppedPoints, Preparation, PreparedFrame, prepare
+from sensors.prepare import Preparation, PreparedFrame, prepare
+from sensors.prepare_points import DroppedPoints
 from training.augmentation import AugmentationConfig, change_boxes, draw_bev_change, draw_image_changes
 from training.batch import TrainingBatch
 from training.failures import fail
@@ -130,6 +133,7 @@ class NuScenesDataset(Dataset[TrainingSample]):
         if torch.device(device).type != "cpu":  # a GPU makes a lift table in a fiftieth of the time that a worker takes
             self.preparation = replace(self.preparation, depth_bins=None)
         self._past = Past(self.reader)
+        self._unusable: set[str] = set()  # channels that were warned of
 
     def __len__(self) -> int:
         return len(self.reader)
@@ -155,7 +159,19 @@ class NuScenesDataset(Dataset[TrainingSample]):
         prepared = prepare(
             frame, self.preparation, image_changes=image_changes, bev_change=bev_change, depth_from=depth_from
         )
+        if self.alter is None and depth_from is None:  # what is made to fail is no news
+            self._warn(frame.token, prepared.absent)
         return TrainingSample(prepared, boxes, frame.token, key.index)
+
+    def _warn(self, token: str, absent: Mapping[str, Absence]) -> None:
+        """Of the first sample in which a sensor delivers nothing that can be used; in all of them it counts as absent."""
+        for channel, absence in absent.items():
+            if absence.lack is not Lack.READING and channel not in self._unusable:
+                self._unusable.add(channel)
+                message = (
+                    f"{channel} counts as absent in sample {token}: {absence.reason}; other such samples are not named"
+                )
+                warnings.warn(message, SensorDataWarning, stacklevel=2)
 
     def history(self, index: int) -> History:
         """The earlier keyframes of a sample's scene, as the sensors delivered them."""

@@ -49,6 +49,9 @@ def export(
     cameras: Annotated[
         int | None, typer.Option("--cameras", help="How many, where they are not those of the training.")
     ] = None,
+    lidars: Annotated[
+        int | None, typer.Option("--lidars", help="How many, where they are not those of the training.")
+    ] = None,
     radars: Annotated[
         int | None, typer.Option("--radars", help="How many, where they are not those of the training.")
     ] = None,
@@ -70,7 +73,7 @@ def export(
     model, _ = load_with_rig(checkpoint)
     print("computing in float32: the file runs on machines that are not known here")
     kind: Kind = format.value  # type: ignore[assignment]  # the one that is none was handled above
-    written = write(model, out, kind=kind, part=part.value, name=name, cameras=cameras, radars=radars)
+    written = write(model, out, kind=kind, part=part.value, name=name, cameras=cameras, lidars=lidars, radars=radars)
     stem, ending = written.name.split(".", 1)
     rig = written.with_name(f"{stem}.rig.{ending}")
     for file in (written, rig) if part is ExportPart.MODEL and rig.is_file() else (written,):

@@ -196,7 +196,7 @@ def modality_present(sensors: SensorBatch, modalities: tuple[str, ...]) -> Tenso
             case "camera":
                 present = None if sensors.cameras is None else sensors.cameras.present.any(1)
             case "lidar":
-                present = None if sensors.lidar is None else sensors.lidar.present
+                present = None if sensors.lidar is None else sensors.lidar.present.any(1)
             case _:
                 present = None if sensors.radar is None else sensors.radar.present.any(1)
         columns.append(present)

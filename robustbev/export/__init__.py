@@ -54,6 +54,7 @@ def export(
     part: Literal["model", "fuser"] = "model",
     name: str | None = None,
     cameras: int | None = None,
+    lidars: int | None = None,
     radars: int | None = None,
 ) -> Path:
     """Write an artifact with its manifest into the folder `out`; of a model with cameras also `NAME.rig`, for calibrations.
@@ -66,7 +67,8 @@ def export(
         kind: "onnx", "pt2" (torch.export) or "aoti" (AOTInductor: machine code for this kind of machine).
         part: "model" from tensors to boxes, or "fuser" alone.
         name: of the files; default: the part.
-        cameras, radars: how many the rig has, where they are not those of `model.config.rig`.
+        cameras, lidars, radars: how many the rig has, where they are not those of `model.config.rig`. A model that knows no rig
+            has one LiDAR where nothing else is said.
 
     Returns:
         The artifact's path, `out/NAME.onnx`, `out/NAME.pt2` or `out/NAME.aoti.pt2`.
@@ -83,7 +85,7 @@ def export(
         channels = dict.fromkeys(copy.config.modalities, copy.config.channels)
         jobs = [_fuser_job(copy.fuser, channels, copy.config.channels, copy.grid.shape)]
     else:
-        jobs = _model_jobs(copy, *_counts(copy, cameras, radars))
+        jobs = _model_jobs(copy, *_counts(copy, cameras, lidars, radars))
     return _write_all(jobs, Path(out), name, kind, about)
 
 
@@ -155,10 +157,14 @@ def _check_choice(what: str, value: str, choices: tuple[str, ...]) -> None:
         raise ValueError(f"{what}: expected one of {', '.join(choices)}, got {value!r}")
 
 
-def _counts(model: PerceptionModel, cameras: int | None, radars: int | None) -> tuple[int, int]:
-    """Cameras and radars of the rig; 0 where the model has none."""
+def _counts(
+    model: PerceptionModel, cameras: int | None, lidars: int | None, radars: int | None
+) -> tuple[int, int, int]:
+    """Cameras, LiDARs and radars of the rig; 0 where the model has none."""
     rig, found = model.config.rig, []
-    for name, given in (("camera", cameras), ("radar", radars)):
+    if rig is None and lidars is None:
+        lidars = 1
+    for name, given in (("camera", cameras), ("lidar", lidars), ("radar", radars)):
         count = len(rig.channels()[name]) if given is None and rig is not None else given
         if name not in model.config.modalities:
             count = 0
@@ -169,21 +175,23 @@ def _counts(model: PerceptionModel, cameras: int | None, radars: int | None) -> 
         elif not 1 <= count <= 64:
             raise ValueError(f"{name}s: expected 1 to 64, got {count}")
         found.append(count)
-    return found[0], found[1]
+    return found[0], found[1], found[2]
 
 
 @torch.no_grad()
-def _model_jobs(model: PerceptionModel, cameras: int, radars: int) -> list[_Job]:
-    first = random_batch(model, cameras=cameras, radars=radars)
-    trial = random_batch(model, cameras=cameras, radars=radars, seed=1, batch_size=3, points=900)
+def _model_jobs(model: PerceptionModel, cameras: int, lidars: int, radars: int) -> list[_Job]:
+    first = random_batch(model, cameras=cameras, lidars=lidars, radars=radars)
+    trial = random_batch(model, cameras=cameras, lidars=lidars, radars=radars, seed=1, batch_size=3, points=900)
     present = torch.ones(3, len(model.config.modalities), dtype=torch.bool)
     present[1, -1] = False
-    if trial.cameras is not None:
-        trial.cameras.present[0, 0] = False
+    for part in (trial.cameras, trial.lidar if lidars > 1 else None):
+        if part is not None:
+            part.present[0, 0] = False
     expected = perception_outputs(model(masked(trial, model.config.modalities, present)))
     jobs = [
         _Job(
-            "model", "", ModelGraph(model), model_interface(model, cameras, radars), model_inputs(model, first),
+            "model", "", ModelGraph(model), model_interface(model, cameras, lidars, radars),
+            model_inputs(model, first),
             model_inputs(model, trial) | {"present": present}, expected,
         )
     ]  # fmt: skip

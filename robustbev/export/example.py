@@ -1,6 +1,6 @@
 """Random input of a model's shapes: to trace a graph with, and to try what was exported on.
 
-Letters: B samples, N cameras, H and W pixels, P points, R radars, S azimuth sectors, M modalities, X and Y cells.
+Letters: B samples, N cameras, H and W pixels, P points, L LiDARs, R radars, S azimuth sectors, M modalities, X and Y cells.
 """
 
 from __future__ import annotations
@@ -19,14 +19,24 @@ from sensors.frames import SECTORS
 
 
 def random_batch(
-    model: PerceptionModel, *, cameras: int, radars: int, seed: int = 0, batch_size: int = 2, points: int = 700
+    model: PerceptionModel,
+    *,
+    cameras: int,
+    lidars: int = 1,
+    radars: int,
+    seed: int = 0,
+    batch_size: int = 2,
+    points: int = 700,
 ) -> SensorBatch:
-    """Noise for every modality of the model, on a rig of level cameras and radars that look all around; all are there."""
+    """Noise for every modality of the model, on a rig of level cameras and radars that look all around; all are there.
+
+    Of several LiDARs each covers the sectors of its own part of the turn.
+    """
     draw = torch.Generator().manual_seed(seed)
     modalities = model.config.modalities
     return SensorBatch(
         cameras=_cameras(model, cameras, batch_size, draw) if "camera" in modalities else None,
-        lidar=_lidar(model, batch_size, points, draw) if "lidar" in modalities else None,
+        lidar=_lidar(model, lidars, batch_size, points, draw) if "lidar" in modalities else None,
         radar=_radar(model, radars, batch_size, points // 8 + 1, draw) if "radar" in modalities else None,
         batch_size=batch_size,
     )
@@ -40,7 +50,7 @@ def masked(batch: SensorBatch, modalities: tuple[str, ...], present: Tensor) -> 
         # The table of a rig knows of the cameras that were there when it was made; it is made anew.
         cameras = replace(cameras, present=cameras.present & here["camera"][:, None], lift=None)
     if lidar is not None:
-        lidar = replace(lidar, present=lidar.present & here["lidar"])
+        lidar = replace(lidar, present=lidar.present & here["lidar"][:, None])
     if radar is not None:
         radar = replace(radar, present=radar.present & here["radar"][:, None])
     return SensorBatch(cameras, lidar, radar, batch.batch_size)
@@ -110,12 +120,13 @@ def _counts(batch_size: int, points: int) -> Tensor:
     return count
 
 
-def _lidar(model: PerceptionModel, batch_size: int, points: int, draw: torch.Generator) -> LidarBatch:
+def _lidar(model: PerceptionModel, lidars: int, batch_size: int, points: int, draw: torch.Generator) -> LidarBatch:
+    owner = torch.arange(SECTORS) * lidars // SECTORS
     return LidarBatch(
         points=_points(model, batch_size, points, [(0.0, 1.0), (0.0, 0.5)], draw),
         count=_counts(batch_size, points),
-        present=torch.ones(batch_size, dtype=torch.bool),
-        sectors=torch.ones(batch_size, SECTORS),
+        present=torch.ones(batch_size, lidars, dtype=torch.bool),
+        sectors=(owner == torch.arange(lidars)[:, None]).float().repeat(batch_size, 1, 1),
     )
 
 

@@ -1,7 +1,7 @@
 """The parts of a model as modules from tensors to tensors, for export: the whole model, its fuser, its look-up tables.
 
-Letters: B samples, N cameras, H and W pixels, T tokens of a picture, E groups of the lift, P LiDAR points, Q radar points,
-R radars, S azimuth sectors, M modalities, C channels, K boxes, X and Y cells.
+Letters: B samples, N cameras, H and W pixels, T tokens of a picture, E groups of the lift, L LiDARs, P LiDAR points, Q radar
+points, R radars, S azimuth sectors, M modalities, C channels, K boxes, X and Y cells.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ class ModelGraph(Graph):
 
     def _lidar(self, given: Mapping[str, Tensor], here: Tensor) -> BEVFeatures:
         assert self.model.lidar is not None
-        present = given["lidar_present"] & here
+        present = given["lidar_present"] & here[:, None]
         return self.model.lidar(
             LidarBatch(given["lidar_points"], given["lidar_count"], present, given["lidar_sectors"])
         )

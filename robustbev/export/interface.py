@@ -1,7 +1,7 @@
 """What goes into an exported graph and comes out of it: names, dtypes, shapes, units, frames.
 
-Letters: B samples, N cameras, H and W pixels, T tokens of a picture, E groups of the lift, P LiDAR points, Q radar points,
-R radars, M modalities, X and Y cells.
+Letters: B samples, N cameras, H and W pixels, T tokens of a picture, E groups of the lift, L LiDARs, P LiDAR points, Q radar
+points, R radars, M modalities, X and Y cells.
 """
 
 from __future__ import annotations
@@ -46,12 +46,12 @@ class Interface:
         return {name: symbol for name, symbol in _SYMBOLS.items() if name in used}
 
 
-def model_interface(model: PerceptionModel, cameras: int, radars: int) -> Interface:
-    """Of `ModelGraph`, for so many cameras and radars (where the model has them)."""
+def model_interface(model: PerceptionModel, cameras: int, lidars: int, radars: int) -> Interface:
+    """Of `ModelGraph`, for so many cameras, LiDARs and radars (where the model has them)."""
     modalities = model.config.modalities
     inputs = [
         *(_camera_inputs(model, cameras) if "camera" in modalities else ()),
-        *(_LIDAR if "lidar" in modalities else ()),
+        *(_lidar_inputs(lidars) if "lidar" in modalities else ()),
         *(_radar_inputs(radars) if "radar" in modalities else ()),
         _present(modalities),
     ]
@@ -114,18 +114,20 @@ def _camera_inputs(model: PerceptionModel, cameras: int) -> tuple[TensorSpec, ..
     return images, present, rays, *groups, visible
 
 
-_LIDAR = (
-    TensorSpec(
-        "lidar_points", "float32", ("B", "P", 5), "m, m, m, 0 to 1, s", REFERENCE,
-        "x, y, z, intensity, age (0 is now); rows from lidar_count on may hold anything",
-    ),
-    TensorSpec("lidar_count", "int64", ("B",), "", "", "rows of lidar_points that are points"),
-    TensorSpec("lidar_present", "bool", ("B",), "", "", "whether there is LiDAR"),
-    TensorSpec(
-        "lidar_sectors", "float32", ("B", SECTORS), "0 to 1", REFERENCE,
-        f"which azimuth sectors work; sector s starts at -pi + s * 2 pi / {SECTORS}, from +x to +y",
-    ),
-)  # fmt: skip
+def _lidar_inputs(lidars: int) -> tuple[TensorSpec, ...]:
+    return (
+        TensorSpec(
+            "lidar_points", "float32", ("B", "P", 5), "m, m, m, 0 to 1, s", REFERENCE,
+            "x, y, z, intensity, age (0 is now); rows from lidar_count on may hold anything; none of absent LiDARs",
+        ),
+        TensorSpec("lidar_count", "int64", ("B",), "", "", "rows of lidar_points that are points"),
+        TensorSpec("lidar_present", "bool", ("B", lidars), "", "", "which LiDARs are there"),
+        TensorSpec(
+            "lidar_sectors", "float32", ("B", lidars, SECTORS), "0 to 1", REFERENCE,
+            "how much of each azimuth sector, seen from the reference's origin, each LiDAR covers; sector s starts at "
+            f"-pi + s * 2 pi / {SECTORS}, from +x to +y",
+        ),
+    )  # fmt: skip
 
 
 def _radar_inputs(radars: int) -> tuple[TensorSpec, ...]:

@@ -144,7 +144,9 @@ def _merged(frame: SensorFrame, changed: SensorFrame, reach: Reach) -> SensorFra
         lidar = _mixed_sweeps(lidar, changed.lidar, reach)
     if radar is not None and any(sweep.channel in reach.channels for sweep in radar):
         radar = _mixed_sweeps(radar, changed.radar, reach)
-    sectors = frame.lidar_sectors if lidar is frame.lidar else changed.lidar_sectors
+    # Where only some of several LiDARs lose sectors, the others still look there.
+    all_reached = all(sweep.channel in reach.channels for sweep in frame.lidar or ())
+    sectors = changed.lidar_sectors if lidar is not frame.lidar and all_reached else frame.lidar_sectors
     same = cameras is frame.cameras and lidar is frame.lidar and radar is frame.radar
     return frame if same else replace(frame, cameras=cameras, lidar=lidar, radar=radar, lidar_sectors=sectors)
 

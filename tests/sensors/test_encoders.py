@@ -158,7 +158,7 @@ def test_lidar_gives_the_grid(lidar: LidarEncoder) -> None:
 
 @pytest.mark.parametrize("garbage", GARBAGE)
 def test_an_absent_lidar_leaves_no_trace(lidar: LidarEncoder, garbage: float) -> None:
-    batch = replace(random_lidar(), present=torch.tensor([True, False]))
+    batch = replace(random_lidar(), present=torch.tensor([[True], [False]]))
     expected = lidar(batch)
     assert not expected.coverage[1].any()
     points, sectors, count = batch.points.clone(), batch.sectors.clone(), batch.count.clone()
@@ -177,18 +177,36 @@ def test_padding_of_lidar_and_radar_leaves_no_trace(lidar: LidarEncoder, radar: 
 def test_a_lidar_without_its_rear_half_covers_the_front(lidar: LidarEncoder) -> None:
     """Sectors count from -pi, the rear, counter-clockwise: the middle half of them looks ahead."""
     batch = random_lidar(batch_size=1)
-    ahead = torch.zeros(1, SECTORS)
-    ahead[:, SECTORS // 4 : 3 * SECTORS // 4] = 1
+    ahead = torch.zeros(1, 1, SECTORS)
+    ahead[..., SECTORS // 4 : 3 * SECTORS // 4] = 1
     coverage = lidar(replace(batch, sectors=ahead)).coverage[0]
     assert coverage[8:].eq(1).all()
     assert coverage[:8].eq(0).all()
+
+
+@pytest.mark.parametrize("garbage", [0.5, math.nan])
+def test_of_two_lidars_each_covers_its_own_cells(lidar: LidarEncoder, garbage: float) -> None:
+    batch = random_lidar()
+    ahead = torch.zeros(SECTORS)
+    ahead[SECTORS // 4 : 3 * SECTORS // 4] = 1
+    both = replace(
+        batch, present=torch.ones(2, 2, dtype=torch.bool), sectors=torch.stack([ahead, 1 - ahead]).repeat(2, 1, 1)
+    )
+    assert_same(lidar(both), lidar(batch))
+    rear_dead, sectors = torch.tensor([[True, False], [True, True]]), both.sectors.clone()
+    sectors[0, 1] = garbage
+    seen = lidar(replace(both, present=rear_dead, sectors=sectors))
+    assert_same(seen, lidar(replace(both, present=rear_dead)))
+    assert seen.coverage[0, 8:].eq(1).all()
+    assert seen.coverage[0, :8].eq(0).all()
+    assert seen.coverage[1].eq(1).all()
 
 
 def test_what_a_dead_sector_still_says_is_not_heard(lidar: LidarEncoder) -> None:
     """A driver may go on sending old points; the map of working sectors decides."""
     batch = random_lidar()
     sectors = batch.sectors.clone()
-    sectors[:, : SECTORS // 2] = 0  # from -pi to 0: the right side, y < 0
+    sectors[..., : SECTORS // 2] = 0  # from -pi to 0: the right side, y < 0
     right = batch.points[..., 1] < 0
     garbage = batch.points.clone()
     garbage[right] += torch.tensor([0.3, -0.3, 0.2, 0.5, 0.0])

@@ -20,14 +20,16 @@ from sensors.collate import collate
 from sensors.depth import depth_targets, project
 from sensors.frames import CameraImage, LidarSweep, RadarSweep, SensorFrame
 from sensors.images import ImageChange, fit_image
-from sensors.prepare import DroppedPoints, Preparation, prepare
+from sensors.prepare import Preparation, prepare
+from sensors.prepare_points import DroppedPoints
 
 GRID = BEVGrid(-20.0, 20.0, -20.0, 20.0, 1.0)
 PREPARATION = Preparation(
     grid=GRID,
     z_range_m=(-2.0, 4.0),
     image_size_px=(64, 176),
-    cameras=2,
+    camera_channels=("CAM_FRONT", "CAM_BACK"),
+    lidar_channels=("LIDAR_TOP",),
     radar_channels=("RADAR_FRONT", "RADAR_BACK"),
     depth_bins=DepthBins(1.0, 21.0, 20),
     depth_targets=True,
@@ -87,12 +89,12 @@ def test_points_that_are_no_points_are_dropped_and_counted() -> None:
         [500.0, 0.0, 0.0, 1.0, 0.0],
         [5.0, 0.0, 30.0, 1.0, 0.0],
     ])  # fmt: skip
-    radar = np.array([[np.nan] * 6, [500.0, 0.0, 0.0, 1.0, 0.0, 0.0]], np.float32)
+    radar = np.array([[np.nan] * 6, [500.0, 0.0, 0.0, 1.0, 0.0, 0.0], [5.0, 0.0, 7.0, 1.0, 0.0, 0.0]], np.float32)
     sweep = RadarSweep("RADAR_FRONT", radar, RADAR_POSE, 1_000_000)
     prepared = prepare(frame(lidar=(lidar(points),), radar=(sweep,)), PREPARATION)
     assert prepared.lidar is not None
     assert prepared.radar is not None
-    assert (len(prepared.lidar), len(prepared.radar)) == (1, 0)
+    assert (len(prepared.lidar), len(prepared.radar)) == (1, 1)  # radars hardly measure height
     assert prepared.dropped == DroppedPoints(
         lidar_not_finite=2, lidar_near=1, lidar_outside=2, radar_not_finite=1, radar_outside=1
     )
@@ -100,10 +102,12 @@ def test_points_that_are_no_points_are_dropped_and_counted() -> None:
 
 
 def test_points_outside_the_grid_stay_where_the_config_says_so() -> None:
-    points = np.array([[500.0, 0.0, 0.0, 1.0, 0.0]])
-    prepared = prepare(frame(lidar=(lidar(points),)), replace(PREPARATION, keep_outside=True))
+    points = np.array([[500.0, 0.0, 0.0, 1.0, 0.0], [5.0, 0.0, 0.0, 1.0, 0.0]])
+    kept = replace(PREPARATION, keep_outside=True)
+    prepared = prepare(frame(lidar=(lidar(points),)), kept)
     assert prepared.lidar is not None
-    assert len(prepared.lidar) == 1
+    assert len(prepared.lidar) == 2
+    assert prepare(frame(lidar=(lidar(points[:1]),)), kept).lidar is None  # and are no use there
 
 
 @pytest.mark.parametrize("change", [
@@ -148,7 +152,7 @@ def test_absent_modalities_are_none_and_masked_in_a_mixed_batch() -> None:
     mixed = collate([whole, blind], PREPARATION)
     assert mixed.batch_size == 2
     assert mixed.lidar is not None
-    assert mixed.lidar.present.tolist() == [True, False]
+    assert mixed.lidar.present.tolist() == [[True], [False]]
     assert mixed.lidar.count.tolist() == [4, 0]
     assert mixed.radar is not None
     assert mixed.radar.present.tolist() == [[True, False], [False, False]]
@@ -158,16 +162,8 @@ def test_absent_modalities_are_none_and_masked_in_a_mixed_batch() -> None:
     assert (nothing.cameras, nothing.lidar, nothing.radar) == (None, None, None)
 
 
-def test_a_lidar_that_saw_nothing_is_present() -> None:
-    batch = collate([prepare(frame(lidar=(lidar(np.zeros((0, 5))),)), PREPARATION)], PREPARATION)
-    assert batch.lidar is not None
-    assert batch.lidar.present.tolist() == [True]
-    assert batch.lidar.count.tolist() == [0]
-    assert batch.lidar.points.shape[1] > 0
-
-
 def test_a_model_without_a_camera_or_lidar_encoder_is_given_none() -> None:
-    preparation = replace(PREPARATION, image_size_px=None, lidar=False)
+    preparation = replace(PREPARATION, image_size_px=None, camera_channels=(), lidar_channels=())
     batch = collate([prepare(frame(), preparation)], preparation)
     assert batch.cameras is None
     assert batch.lidar is None
@@ -240,25 +236,66 @@ def test_points_of_dead_sectors_are_dropped_counted_and_said() -> None:
     assert prepared.lidar[:, :2].tolist() == [[8.0, 0.5]]
     assert prepared.dropped.lidar_dead_sector == 1
     sectors = collate([prepared, prepare(whole, PREPARATION)], PREPARATION).lidar.sectors  # type: ignore[union-attr]
-    assert sectors.tolist() == [(~(only_sector(90) | only_sector(-90))).astype(float).tolist(), [1.0] * 36]
+    assert sectors[:, 0].tolist() == [(~(only_sector(90) | only_sector(-90))).astype(float).tolist(), [1.0] * 36]
 
 
 def test_dead_sectors_turn_and_mirror_with_the_reference() -> None:
-    sweep = LidarSweep("LIDAR_TOP", np.zeros((0, 5), np.float32), np.eye(4), 1_000_000)
+    sweep = LidarSweep("LIDAR_TOP", np.array([[-8.0, 0, 0, 1, 0]], np.float32), np.eye(4), 1_000_000)
     dead = frame(lidar=(sweep,), lidar_sectors=~only_sector(45))
     mirror = np.diag([1.0, -1.0, 1.0, 1.0])
     quarter = np.array([[0.0, -1.0, 0, 0], [1.0, 0.0, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]]) * [[1.1], [1.1], [1.1], [1]]
     for change, angle_deg in ((np.eye(4), 45), (mirror, -45), (quarter, 135)):
         prepared = prepare(dead, PREPARATION, bev_change=change)
-        assert prepared.lidar_sectors is not None
-        np.testing.assert_array_equal(prepared.lidar_sectors, (~only_sector(angle_deg)).astype(np.float32))
+        np.testing.assert_array_equal(prepared.lidar_sectors[0], (~only_sector(angle_deg)).astype(np.float32))
     cos, sin = np.cos(np.deg2rad(5)), np.sin(np.deg2rad(5))
     turn = np.eye(4)
     turn[:2, :2] = [[cos, -sin], [sin, cos]]
-    half = prepare(dead, PREPARATION, bev_change=turn).lidar_sectors
-    assert half is not None
+    half = prepare(dead, PREPARATION, bev_change=turn).lidar_sectors[0]
     np.testing.assert_allclose(half[[22, 23]], 0.5)  # two sectors share the dead one
     assert half.sum() == 35
+
+
+TWO = replace(PREPARATION, lidar_channels=("FRONT", "REAR"))
+
+
+def half_turns() -> tuple[LidarSweep, LidarSweep]:
+    """A LiDAR before and one behind, each with points of its own half of the turn, two in every sector."""
+    angle = np.deg2rad(np.arange(-90, 90, 5) + 2.5)
+    around = np.stack([9 * np.cos(angle), 9 * np.sin(angle), 0 * angle, 10 + 0 * angle, 0 * angle], 1).astype(
+        np.float32
+    )
+    turned = transforms([0, 0, 0, 0, 0, 0, 1])
+    return LidarSweep("FRONT", around, np.eye(4), 1_000_000), LidarSweep("REAR", around, turned, 1_000_000)
+
+
+def test_each_of_two_lidars_covers_the_sectors_in_which_it_delivers_points() -> None:
+    ahead = np.isin(np.arange(36), np.arange(9, 27)).astype(np.float32)
+    both = prepare(frame(lidar=half_turns()), TWO)
+    np.testing.assert_array_equal(both.lidar_sectors, [ahead, 1 - ahead])
+    assert both.lidar_present.tolist() == [True, True]
+    left = prepare(frame(lidar=half_turns(), lidar_sectors=~only_sector(5)), TWO, bev_change=np.diag([1.0, -1, 1, 1]))
+    np.testing.assert_array_equal(left.lidar_sectors, [ahead * ~only_sector(-5), 1 - ahead])
+
+
+@pytest.mark.parametrize("dead", ["FRONT", "REAR"])
+@pytest.mark.parametrize("how", ["not given", "no return", "not finite"])
+def test_of_two_lidars_a_dead_one_takes_its_cells_along(dead: str, how: str) -> None:
+    sweeps = [sweep for sweep in half_turns() if sweep.channel != dead]
+    (gone,) = (sweep for sweep in half_turns() if sweep.channel == dead)
+    if how != "not given":
+        sweeps.append(replace(gone, points=gone.points[:0] if how == "no return" else gone.points * np.float32(np.nan)))
+    prepared = prepare(frame(lidar=tuple(sweeps)), TWO)
+    batch = collate([prepared, prepare(frame(lidar=None), TWO)], TWO).lidar
+    assert batch is not None
+    assert batch.present.tolist() == [[dead != "FRONT", dead != "REAR"], [False, False]]
+    assert batch.sectors[0].sum(1).tolist() == [0.0 if dead == "FRONT" else 18.0, 0.0 if dead == "REAR" else 18.0]
+    assert list(prepared.absent) == ["CAM_BACK", dead, "RADAR_BACK"]
+
+
+def test_a_rigs_only_lidar_looks_all_around() -> None:
+    """A sector without a return is open sky to it; `SensorFrame.lidar_sectors` says which are dead."""
+    one = replace(TWO, lidar_channels=("FRONT",))
+    assert prepare(frame(lidar=half_turns()[:1]), one).lidar_sectors.tolist() == [[1.0] * 36]
 
 
 def test_sectors_of_another_number_are_refused() -> None:

@@ -13,12 +13,13 @@ from torch import Tensor
 
 import robustbev
 from robustbev import CameraConfig, GridConfig, ModelConfig
-from sensors.errors import SensorDataError
+from sensors.errors import SensorDataError, SensorDataWarning
 from sensors.nuscenes_config import NuScenesConfig
 from tests.small_nuscenes import SmallNuScenes
 from training.augmentation import AugmentationConfig
 from training.batch import TrainingBatch
 from training.data import DataConfig, build_loader, open_reader
+from training.step import modality_present
 
 MODEL = ModelConfig(camera=CameraConfig(image_height_px=64, image_width_px=96), grid=GridConfig())
 PLAIN = AugmentationConfig(bev=None, image=None)
@@ -198,6 +199,35 @@ def test_dropped_points_are_counted_in_the_batch(small_nuscenes: SmallNuScenes, 
     assert batch.dropped.lidar_not_finite == 17
     assert batch.sensors.lidar is not None
     assert batch.sensors.lidar.points.isfinite().all()
+
+
+@pytest.mark.parametrize("train", [True, False])
+def test_a_sample_whose_lidar_gave_nothing_usable_counts_as_without_and_is_told(
+    small_nuscenes: SmallNuScenes, tmp_path: Path, train: bool
+) -> None:
+    """Whole files of zeros, which no check of files can refuse."""
+    root = tmp_path / "copy"
+    shutil.copytree(small_nuscenes.root, root)
+    for file in (*root.glob("samples/LIDAR_TOP/LIDAR_TOP-0-3*"), *root.glob("sweeps/LIDAR_TOP/LIDAR_TOP-0-[12]*")):
+        file.write_bytes(bytes(file.stat().st_size))
+    nuscenes = small_nuscenes.config.model_copy(update={"root": root})
+    loader = build_loader(DataConfig(nuscenes=nuscenes, workers=0), MODEL, "small_train", batch_size=3, train=train)
+    with pytest.warns(SensorDataWarning) as told:
+        (batch,) = loader.epoch(0)
+    (message,) = [str(warning.message) for warning in told]
+    assert (
+        "LIDAR_TOP counts as absent in sample sample-0-1: none of 600 points in 3 sweeps is usable: 600 on the"
+        in message
+    )
+    assert batch.sensors.lidar is not None
+    present = dict(zip(batch.tokens, batch.sensors.lidar.present.tolist(), strict=True))
+    assert present == {"sample-0-0": [True], "sample-0-1": [False], "sample-0-2": [True]}
+    assert batch.dropped.lidar_near >= 600
+    assert modality_present(batch.sensors, MODEL.modalities)[batch.tokens.index("sample-0-1")].tolist() == [
+        True,
+        False,
+        True,
+    ]
 
 
 def test_labels_and_attributes_are_numbered_as_the_model_numbers_them(config: DataConfig) -> None:

@@ -29,7 +29,7 @@ from tests.small_nuscenes import VERSION, Channel, SmallNuScenes, write_small_nu
 from training.checkpoint import find_checkpoint
 from training.commands import app
 from training.config import RunConfig, load_run_config
-from training.data import open_reader, preparation
+from training.data import open_reader, preparation, rig_of
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs" / "rigs"
 RUNNER = CliRunner()
@@ -237,6 +237,29 @@ def test_one_of_two_lidars_may_fail(two_lidars: tuple[RunConfig, SmallNuScenes],
     with pytest.warns(SensorDataWarning, match="LIDAR_REAR"):
         frame = NuScenesReader(broken, "small_train").frame(1)
     assert {sweep.channel for sweep in frame.lidar or ()} == {"LIDAR_FRONT"}
+
+
+def test_of_two_lidars_that_look_their_own_way_a_lost_one_is_seen(two_lidars: tuple[RunConfig, SmallNuScenes]) -> None:
+    config, _ = two_lidars
+    frame = NuScenesReader(config.data.nuscenes, "small_train").frame(1)
+    assert frame.lidar is not None
+    around = np.random.default_rng(0).uniform([-20, -20, -1, 0, -1], [20, 20, 2, 255, -1], (4000, 5)).astype(np.float32)
+    side = {"LIDAR_FRONT": around[:, 0] > 3, "LIDAR_REAR": around[:, 0] < -3}
+    halves = tuple(
+        dataclasses.replace(sweep, points=around[side[sweep.channel]], reference_T_lidar=np.eye(4))
+        for sweep in frame.lidar
+    )
+    model = robustbev.build(config.model).eval()
+    rig = rig_of(config.data, config.model)
+    only_lidar = dataclasses.replace(frame, cameras=None, radar=None, lidar=halves)
+    front = dataclasses.replace(only_lidar, lidar=tuple(s for s in halves if s.channel == "LIDAR_FRONT"))
+    both, alone = model.perceive(only_lidar, rig), model.perceive(front, rig)
+    assert both.coverage.all()
+    assert alone.perceived
+    assert "LIDAR_REAR" in alone.absent
+    middle = len(alone.coverage) // 2
+    assert alone.coverage[middle:].all()
+    assert not alone.coverage[:middle].any()
 
 
 @pytest.mark.parametrize(

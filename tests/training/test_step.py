@@ -63,7 +63,7 @@ def test_every_part_of_the_loss_is_finite_and_every_parameter_learns(precision: 
     # The null embeddings learn only from what is absent.
     lidar = batch.sensors.lidar
     assert lidar is not None
-    lidar.sectors[0, :4] = 0
+    lidar.sectors[0, :, :4] = 0
     output = take(step, batch, seeded())
     assert set(output.parts) == PARTS
     assert output.loss.dtype == torch.float32

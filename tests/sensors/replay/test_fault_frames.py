@@ -138,6 +138,22 @@ def test_a_frame_in_which_there_is_nothing_to_corrupt_passes_and_the_fault_is_to
     assert unused(parsed, touched) == (parsed[0], parsed[2])
 
 
+def test_dead_sectors_of_one_of_two_lidars_are_not_those_of_the_other() -> None:
+    frame = rig_frame()
+    assert frame.lidar is not None
+    (sweep,) = frame.lidar
+    two = replace(frame, lidar=(sweep, replace(sweep, channel="LIDAR_REAR")))
+    lidars = {channel: LidarTopics(points=f"/{channel.lower()}") for channel in ("LIDAR_TOP", "LIDAR_REAR")}
+    mapping = MAPPING.model_copy(update={"lidars": lidars})
+    dead = FrameFaults(parse_faults(["lidar_rear: lidar_sectors-3"]), mapping)(two, no_past, 0.0)
+    assert dead.lidar is not None
+    assert dead.lidar[0] is sweep
+    assert len(dead.lidar[1].points) < len(sweep.points)
+    assert dead.lidar_sectors is None
+    both = FrameFaults(parse_faults(["lidar: lidar_sectors-3"]), mapping)(two, no_past, 0.0)
+    assert both.lidar_sectors is not None
+
+
 def test_faults_on_messages_are_passed_over() -> None:
     frame = rig_frame()
     only_messages = faults("lidar: drop", "all: delay 1s")
