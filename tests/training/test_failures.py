@@ -187,7 +187,7 @@ def test_frames_are_altered_before_they_are_prepared(config: DataConfig, workers
     loader = build_loader(with_workers, MODEL, "small_val", batch_size=3, train=False, alter=blind)
     (batch,) = loader.epoch(0)
     assert batch.sensors.lidar is not None
-    assert batch.sensors.lidar.present.tolist() == [True, False, False]
+    assert batch.sensors.lidar.present.tolist() == [[True], [False], [False]]
 
 
 def test_a_corruption_alters_the_frames_of_a_dataset_that_was_sent_to_a_worker(config: DataConfig) -> None:
