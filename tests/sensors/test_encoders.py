@@ -259,14 +259,18 @@ def test_an_absent_radar_leaves_no_trace(radar: RadarEncoder, garbage: float) ->
     assert_same(radar(replace(batch, reference_T_radar=mounts, points=points, count=count)), expected)
 
 
-def test_a_radar_views_its_angle_from_where_it_sits() -> None:
-    grid = tiny_model().grid
+@pytest.mark.parametrize("yaw_deg", [0, 40, 90, 165, -125])
+def test_a_radar_views_its_angle_from_where_it_sits(yaw_deg: float) -> None:
+    grid, yaw = tiny_model().grid, math.radians(yaw_deg)
     mount = torch.eye(4)[None, None].clone()
+    mount[..., :2, :2] = torch.tensor([[math.cos(yaw), -math.sin(yaw)], [math.sin(yaw), math.cos(yaw)]])
     mount[..., :2, 3] = torch.tensor([2.0, -1.0])
     view = radar_view(mount, grid, math.radians(30))[0, 0]
     offset_m = grid.centers_m() - torch.tensor([2.0, -1.0])
-    expected = torch.atan2(offset_m[..., 1], offset_m[..., 0]).abs() <= math.radians(30)
+    turned = torch.atan2(offset_m[..., 1], offset_m[..., 0]) - yaw
+    expected = torch.atan2(turned.sin(), turned.cos()).abs() <= math.radians(30)
     assert torch.equal(view, expected)
+    assert 0 < view.sum() < view.numel()
 
 
 def test_points_with_the_wrong_columns_are_refused_by_name(lidar: LidarEncoder, radar: RadarEncoder) -> None:

@@ -258,7 +258,15 @@ def test_single_cameras_go_and_their_depth_is_not_supervised() -> None:
     assert drawn.views is not None
     assert drawn.views.all()
     assert drawn.sensors.cameras is not None
-    assert drawn.sensors.cameras.present.sum(1).tolist() == [1, 1]
+    stay = drawn.sensors.cameras.present
+    assert stay.sum(1).tolist() == [1, 1]
+    assert drawn.depth_m is not None
+    elsewhere = replace(drawn, depth_m=torch.where(stay[..., None, None], drawn.depth_m, 12.0 - drawn.depth_m))
+    here = replace(drawn, depth_m=torch.where(stay[..., None, None], 12.0 - drawn.depth_m, drawn.depth_m))
+    depth = step(drawn).parts["depth"]
+    assert depth > 0
+    assert torch.equal(step(elsewhere).parts["depth"], depth)
+    assert not torch.equal(step(here).parts["depth"], depth)
 
 
 @pytest.mark.parametrize("given", [(), ("camera",), ("lidar", "radar")])
