@@ -8,12 +8,13 @@ STAMP := .venv/.installed
 PIP := $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test lint bench clean
+.PHONY: help venv demo test lint bench gpu clean
 
 help:
 	@echo "make demo   install, write synthetic drives, train, evaluate every sensor subset, draw the pictures"
 	@echo "make test   install, then ruff, mypy, import-linter and pytest"
 	@echo "make bench  install, then time the fast parts against their peers, and training of configs/tiny.yaml"
+	@echo "make gpu    check and time everything on this machine's GPU; installs nothing (docs/gpu.md)"
 	@echo "make clean  remove .venv, runs/ and every cache"
 
 # The stamp holds the folder it was made in: scripts in an environment that was moved or copied point elsewhere.
@@ -55,6 +56,14 @@ test: lint
 bench: $(STAMP)
 	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python -m pytest tests/benchmarks -o python_files='bench_*.py' -o python_functions='bench_*' --benchmark-only
 	$(BIN)/python -m tests.benchmarks.throughput
+
+# For a bare machine with CUDA torch, which keeps its own Python: WHEELS names a folder with wheels of what it lacks,
+# REAL a nuScenes root with real frames and SPLIT theirs. See docs/gpu.md.
+GPU_PYTHON ?= $(if $(wildcard $(STAMP)),$(BIN)/python,python3)
+OUT ?= .
+gpu:
+	$(if $(WHEELS),$(GPU_PYTHON) -m pip install -q --no-index --no-deps --no-compile --upgrade --target build/gpu $(WHEELS)/*.whl)
+	PYTHONPATH=build/gpu:. PYTHONUNBUFFERED=1 $(GPU_PYTHON) -m tests.gpu --out $(OUT)/gpu.json $(if $(REAL),--real $(REAL)) $(if $(SPLIT),--split $(SPLIT)) $(GPU_FLAGS)
 
 clean:
 	rm -rf .venv runs build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks .import_linter_cache

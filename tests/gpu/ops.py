@@ -1,0 +1,190 @@
+"""Every fast op on this device against its plain twin, forward and backward, and how fast it is.
+
+Letters: N cameras, h and w feature pixels, D depth bins, C channels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import robustbev
+from bev.lift import LiftTable, lift_splat, lift_splat_reference
+from bev.pillars import linear_max, linear_max_reference
+from fusion import BEVFeatures, CrossAttentionFusion
+from fusion.attention import cell_attention, neighbour_attention, neighbour_attention_reference
+from robustbev import ModelConfig
+from robustbev.export.example import random_batch
+from tests.gpu.measure import milliseconds, peak_mib, relative_error, shares, with_gradients
+
+# Relative error that rounding explains: a sum of some hundred float32 values in another order; a bfloat16 has eight bits.
+LIMITS = {torch.float32: 2e-5, torch.bfloat16: 2e-2}
+Op = Callable[..., Any]
+
+
+@dataclass(frozen=True)
+class Case:
+    """An op and its twin, with the least that must be moved and computed for `inputs`."""
+
+    fast: Op
+    plain: Op
+    inputs: tuple[Tensor, ...]
+    num_bytes: float
+    operations: float
+    equal_on: tuple[Tensor, ...] | None = None  # smaller input to compare on, where the twin loops over cells
+
+
+def check(case: Case, device: torch.device) -> dict[str, Any]:
+    """Errors of output and gradients, milliseconds of both ways, memory, and shares of what the device can do.
+
+    Raises:
+        ValueError: the op differs from its twin by more than rounding.
+    """
+    dtype, compared = case.inputs[0].dtype, case.equal_on or case.inputs
+    got, expected = with_gradients(case.fast, *compared), with_gradients(case.plain, *compared)
+    errors = [relative_error(mine, theirs) for mine, theirs in zip(got, expected, strict=True)]
+    if not max(errors) <= LIMITS[dtype]:
+        raise ValueError(
+            f"expected errors of output and gradients of at most {LIMITS[dtype]:g} in {dtype}, got {errors}"
+        )
+    figures: dict[str, Any] = {"errors": errors}
+    for name, op in [("", case.fast), *([] if case.equal_on else [("plain_", case.plain)])]:
+        with torch.no_grad():
+            figures[f"{name}forward_ms"] = milliseconds(lambda op=op: op(*case.inputs), device)  # type: ignore[misc]
+        figures[f"{name}both_ways_ms"] = milliseconds(lambda op=op: with_gradients(op, *case.inputs), device)  # type: ignore[misc]
+        figures[f"{name}both_ways_peak_mib"] = peak_mib(lambda op=op: with_gradients(op, *case.inputs), device)  # type: ignore[misc]
+    return figures | shares(figures["forward_ms"], case.num_bytes, case.operations, device, dtype)
+
+
+def lift_case(config: ModelConfig, device: torch.device, dtype: torch.dtype) -> Case:
+    """The lift of one sample of six cameras."""
+    assert config.camera is not None
+    table, context, depth = lift_inputs(config, device)
+    channels, entries = context.shape[-1], table.entry.numel()
+    cells = table.visible.shape[0] * config.grid.bev().num_cells
+    return Case(
+        lambda c, d: lift_splat(c, d, table),
+        lambda c, d: lift_splat_reference(c, d, table),
+        (context.to(dtype), depth.to(dtype)),
+        num_bytes=4 * (entries + table.offsets.numel() + context.numel() + depth.numel() + cells * channels),
+        operations=2 * entries * channels,
+    )
+
+
+def lift_inputs(config: ModelConfig, device: torch.device) -> tuple[LiftTable, Tensor, Tensor]:
+    """Table, context [1, N, h, w, C] and depth [1, N, h, w, D]."""
+    assert config.camera is not None
+    model = robustbev.build(config).to(device)
+    cameras = random_batch(model, cameras=6, radars=1, batch_size=1).to(device).cameras
+    assert model.camera is not None
+    assert cameras is not None
+    table = model.camera.table(cameras.intrinsics, cameras.reference_T_camera, cameras.present)
+    height, width = (side // config.camera.feature_stride_px for side in config.camera.image_size)
+    context = torch.randn(1, 6, height, width, config.camera.context_channels, device=device)
+    return table, context, torch.randn(1, 6, height, width, config.camera.depth_bins.count, device=device).softmax(-1)
+
+
+def pillars_case(config: ModelConfig, device: torch.device, points: int, *, crowded: bool) -> Case:
+    """Points scattered over the fine grid of the LiDAR encoder; crowded: most of them near the vehicle, as a LiDAR's are."""
+    assert config.lidar is not None
+    rows_count, channels, columns = 4 * config.grid.bev().num_cells, config.lidar.pillar_channels, 10
+    place = torch.rand(points, device=device) ** (4 if crowded else 1)
+    rows = (place * rows_count).long().clamp(max=rows_count - 1)
+    inputs = (
+        torch.randn(points, columns, device=device),
+        torch.randn(channels, columns, device=device) / columns**0.5,
+        torch.randn(channels, device=device),
+    )
+    return Case(
+        lambda x, w, b: linear_max(x, w, b, rows, rows_count),
+        lambda x, w, b: linear_max_reference(x, w, b, rows, rows_count),
+        inputs,
+        num_bytes=4 * (points * columns + rows_count * channels) + 8 * points,
+        operations=2 * points * columns * channels,
+    )
+
+
+def attention_case(config: ModelConfig, device: torch.device, dtype: torch.dtype, neighbourhood: int) -> Case:
+    """Attention over three modalities and the cells around, some tokens unseen."""
+    heads, channels, modalities = 8, config.channels, 3
+
+    def tokens(x: int, y: int) -> tuple[Tensor, ...]:
+        draw = torch.Generator(device).manual_seed(0)
+        query, key, value = (
+            torch.randn(*lead, 1, x, y, heads, channels // heads, generator=draw, device=device)
+            for lead in ((), (modalities,), (modalities,))
+        )
+        return (
+            query.to(dtype),
+            key.to(dtype),
+            value.to(dtype),
+            torch.rand(modalities, 1, x, y, generator=draw, device=device),
+        )
+
+    cells = config.grid.bev().num_cells
+    return Case(
+        lambda q, k, v, seen: neighbour_attention(q, k, v, seen > 0.2, neighbourhood),
+        lambda q, k, v, seen: neighbour_attention_reference(q, k, v, seen > 0.2, neighbourhood),
+        tokens(*config.grid.bev().shape),
+        num_bytes=dtype.itemsize * cells * channels * (1 + 2 * modalities) + 4 * cells * channels,
+        operations=4 * cells * channels * modalities * neighbourhood**2,
+        equal_on=tokens(12, 10),
+    )
+
+
+def cell_attention_case(config: ModelConfig, device: torch.device) -> Case:
+    """Attention of a cell to its own tokens, whose keys and values are never formed."""
+    heads, channels, modalities = 8, config.channels, 3
+    key_value = nn.Linear(channels, 2 * channels).to(device).requires_grad_(False)
+
+    def tokens(x: int, y: int) -> tuple[Tensor, ...]:
+        draw = torch.Generator(device).manual_seed(0)
+        query = torch.randn(1, x, y, heads, channels // heads, generator=draw, device=device)
+        token = torch.randn(modalities, 1, x, y, channels, generator=draw, device=device)
+        return query, token, torch.rand(modalities, 1, x, y, generator=draw, device=device)
+
+    def plain(query: Tensor, tokens: Tensor, seen: Tensor) -> tuple[Tensor, Tensor]:
+        key, value = (part.unflatten(-1, (heads, -1)) for part in key_value(tokens).chunk(2, -1))
+        return neighbour_attention_reference(query, key, value, seen > 0.2, 1)
+
+    cells = config.grid.bev().num_cells
+    return Case(
+        lambda q, t, seen: cell_attention(q, t, seen > 0.2, key_value),
+        plain,
+        tokens(*config.grid.bev().shape),
+        num_bytes=4 * cells * channels * (2 + modalities),
+        operations=4 * cells * channels * (channels + modalities * heads),
+        equal_on=tokens(12, 10),
+    )
+
+
+def fuser_ms(config: ModelConfig, device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
+    """The whole fuser, 1 x 1 and 3 x 3, forward and both ways."""
+    x, y = config.grid.bev().shape
+    channels = config.channels
+    features = {
+        name: BEVFeatures(
+            torch.randn(1, channels, x, y, device=device), (torch.rand(1, x, y, device=device) > 0.2).float()
+        )
+        for name in ("camera", "lidar", "radar")
+    }
+    figures: dict[str, Any] = {}
+    for neighbourhood in (1, 3):
+        fuser = CrossAttentionFusion(dict.fromkeys(features, channels), channels, heads=8, neighbourhood=neighbourhood)
+        fuser = fuser.to(device)
+
+        def both_ways(fuser: nn.Module = fuser) -> None:
+            with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+                fused = fuser(features).features
+            fused.float().square().mean().backward()
+
+        name = f"{neighbourhood}x{neighbourhood}"
+        with torch.no_grad(), torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+            figures[f"{name}_forward_ms"] = milliseconds(lambda fuser=fuser: fuser(features), device)  # type: ignore[misc]
+        figures[f"{name}_both_ways_ms"] = milliseconds(both_ways, device)
+        figures[f"{name}_both_ways_peak_mib"] = peak_mib(both_ways, device)
+    return figures

@@ -1,0 +1,279 @@
+"""A training step and `perceive` of a whole model on this device: equal to the CPU's, how fast, and where the host waits."""
+
+from __future__ import annotations
+
+import json
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import robustbev
+from bev.boxes import Boxes
+from robustbev import ModelConfig, PerceptionModel
+from robustbev.export.example import random_batch
+from sensors.batch import SensorBatch
+from sensors.prepare_points import DroppedPoints
+from tests.gpu.measure import ROOT, host_waits, milliseconds, peak_mib, relative_error, synchronise
+from training.batch import TrainingBatch
+from training.step import StepConfig, TrainingStep
+
+PARTS = ("camera", "camera.vit", "lidar", "radar", "fuser", "backbone", "head")
+
+
+def sensors(model: PerceptionModel, batch_size: int, points: int) -> SensorBatch:
+    """Noise from six cameras, a LiDAR and five radars, on the CPU."""
+    batch = random_batch(model, cameras=6, radars=5, batch_size=batch_size, points=points)
+    assert batch.lidar is not None
+    return replace(batch, lidar=replace(batch.lidar, count=torch.full((batch_size,), points)))
+
+
+def training_batch(model: PerceptionModel, batch_size: int, points: int, boxes: int = 64) -> TrainingBatch:
+    """The same with truth anywhere on the grid."""
+    config = model.config
+    assert config.camera is not None
+    draw = torch.Generator().manual_seed(1)
+    reach_m = 0.9 * config.grid.x_max_m
+    height, width = (side // config.camera.feature_stride_px for side in config.camera.image_size)
+    center_m = torch.rand(batch_size, boxes, 3, generator=draw) * 2 * reach_m - reach_m
+    center_m[..., 2] = 0
+    none = torch.zeros(batch_size, boxes)
+    return TrainingBatch(
+        sensors=sensors(model, batch_size, points),
+        boxes=Boxes(
+            center_m=center_m,
+            size_m=torch.tensor([2.0, 4.5, 1.6]).repeat(batch_size, boxes, 1),
+            yaw_rad=torch.rand(batch_size, boxes, generator=draw) * 6 - 3,
+            velocity_mps=torch.zeros(batch_size, boxes, 2),
+            label=torch.randint(0, len(config.classes), (batch_size, boxes), generator=draw),
+            attribute=none.long(),
+            score=none + 1,
+        ),
+        box_valid=torch.ones(batch_size, boxes, dtype=torch.bool),
+        depth_m=torch.rand(batch_size, 6, height, width, generator=draw) * 50 + 1,
+        tokens=tuple(f"sample-{b}" for b in range(batch_size)),
+        indices=tuple(range(batch_size)),
+        dropped=DroppedPoints(),
+    )
+
+
+def training(
+    config: ModelConfig, device: torch.device, precision: str, *, batch_size: int, points: int, rounds: int = 12
+) -> dict[str, Any]:
+    """Steps on one synthetic batch: equal loss to the CPU's, samples a second, by part, waits, kernels that take the time.
+
+    Raises:
+        ValueError: the loss differs from the CPU's in float32 by more than the precision explains.
+    """
+    torch.manual_seed(0)
+    model = robustbev.build(config)
+    batch = training_batch(model, batch_size, points)
+    draw = torch.Generator()
+
+    def loss_of(model: PerceptionModel, precision: str, where: torch.device) -> float:
+        step = TrainingStep(model.to(where), StepConfig.model_validate({"precision": precision}))
+        moved = step.draw(batch, draw.manual_seed(1)).to(where)
+        with torch.no_grad():
+            return float(step(moved).loss)
+
+    one = _first(batch, 1) if device.type == "cuda" else batch  # a full-size sample takes the CPU a minute
+    batch, whole = one, batch
+    expected, got = loss_of(model, "float32", torch.device("cpu")), loss_of(model, precision, device)
+    batch = whole
+    limit = 1e-3 if precision == "float32" else 3e-2  # bfloat16 has eight bits, and a loss sums errors of either sign
+    if not abs(got - expected) <= limit * abs(expected):
+        raise ValueError(f"expected a loss of {expected:.5f}, as on the CPU in float32, got {got:.5f} in {precision}")
+
+    step = TrainingStep(model.to(device), StepConfig.model_validate({"precision": precision}))
+    optimizer = torch.optim.AdamW(model.parameters(), 1e-4, fused=True)
+    moved = step.draw(batch, draw.manual_seed(1)).to(device)
+    losses: list[Tensor] = []
+
+    def take() -> None:
+        optimizer.zero_grad(set_to_none=True)
+        loss = step(moved).loss
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.detach())
+
+    ms = milliseconds(take, device, rounds=rounds)
+    figures: dict[str, Any] = {
+        "batch_size": batch_size,
+        "parameters_million": sum(p.numel() for p in model.parameters()) / 1e6,
+        "loss_on_cpu": expected,
+        "loss_here": got,
+        "step_ms": ms,
+        "samples_per_s": batch_size / ms * 1e3,
+        "peak_mib": peak_mib(take, device),
+        "loss_first_and_last": [float(losses[0]), float(losses[-1])],
+    }
+    with host_waits(device) as waits:
+        take()
+    figures["host_waits"] = sum(waits.values())
+    figures["host_waits_by_line"] = dict(waits.most_common())
+    with _by_part(model, device) as parts:
+        loss = step(moved).loss
+        parts["backward"] = milliseconds(loss.backward, device, rounds=1, warmup=0)
+    figures["parts_ms"] = parts
+    figures |= _kernels(take, device)
+    return figures
+
+
+def _first(batch: TrainingBatch, count: int) -> TrainingBatch:
+    """The first samples of a batch."""
+
+    def cut(value: Any) -> Any:
+        if isinstance(value, Tensor | tuple):
+            return value[:count]
+        if hasattr(value, "__dataclass_fields__"):
+            changes = {name: cut(getattr(value, name)) for name in value.__dataclass_fields__}
+            return replace(value, **changes)
+        return value
+
+    first: TrainingBatch = replace(cut(replace(batch, dropped=None)), dropped=batch.dropped)  # type: ignore[arg-type]
+    return replace(first, sensors=replace(first.sensors, batch_size=count))
+
+
+@contextmanager
+def _by_part(model: PerceptionModel, device: torch.device) -> Iterator[dict[str, float]]:
+    """Milliseconds of the forward pass of each part, its device's queue emptied before and after."""
+    parts: dict[str, float] = {}
+    started: dict[str, float] = {}
+    handles = []
+
+    def before(name: str) -> None:
+        synchronise(device)
+        started[name] = time.perf_counter()
+
+    def after(name: str) -> None:
+        synchronise(device)
+        parts[name] = parts.get(name, 0.0) + (time.perf_counter() - started[name]) * 1e3
+
+    for name in PARTS:
+        module: nn.Module = model.get_submodule(name)
+        handles.append(module.register_forward_pre_hook(lambda *_, name=name: before(name)))
+        handles.append(module.register_forward_hook(lambda *_, name=name: after(name)))
+    try:
+        yield parts
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _kernels(work: Any, device: torch.device) -> dict[str, Any]:
+    """The kernels that take most of the time, by torch's profiler, and how many are launched."""
+    from torch.profiler import ProfilerActivity, profile
+
+    cuda = device.type == "cuda"
+    with profile(activities=[ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if cuda else [])]) as profiler:
+        work()
+        synchronise(device)
+    rows = profiler.key_averages()
+
+    def own_ms(row: Any) -> float:
+        return (row.self_device_time_total if cuda else row.self_cpu_time_total) / 1e3
+
+    longest = sorted(rows, key=own_ms, reverse=True)[:15]
+    return {
+        "kernels_ms": {row.key[:80]: round(own_ms(row), 3) for row in longest},
+        "launches": sum(row.count for row in rows if row.key.startswith("cudaLaunchKernel")),
+    }
+
+
+def perceive(config: ModelConfig, device: torch.device, *, points: int, compile_model: bool) -> dict[str, Any]:
+    """Tensors to boxes, one sample: equal to the CPU's; eager, compiled and as a CUDA graph; waits; by part.
+
+    Raises:
+        ValueError: what is seen differs from the CPU's by more than rounding.
+    """
+    torch.manual_seed(0)
+    model = robustbev.build(config).eval()
+    batch = sensors(model, 1, points)
+    figures: dict[str, Any] = {}
+    with torch.inference_mode():
+        expected = model(batch).fused.features
+        model, batch = model.to(device), batch.to(device)
+        error = relative_error(model(batch).fused.features, expected)
+        if not error <= 1e-3:  # float32, TF32 off: hundreds of layers of rounding
+            raise ValueError(f"expected the fused grid of the CPU within 1e-3, got an error of {error:.2e}")
+        figures["error"] = error
+        assert model.camera is not None
+        assert batch.cameras is not None
+        cameras = batch.cameras
+        table = model.camera.table(cameras.intrinsics, cameras.reference_T_camera, cameras.present)
+        figures["eager_float32_ms"] = milliseconds(lambda: model(batch), device)
+        batch = replace(batch, cameras=replace(cameras, lift=table))
+        figures["eager_float32_table_ready_ms"] = milliseconds(lambda: model(batch), device)
+        with host_waits(device) as waits:
+            model(batch)
+        figures["host_waits"] = sum(waits.values())
+        figures["host_waits_by_line"] = dict(waits.most_common())
+        with _by_part(model, device) as parts:
+            model(batch)
+        figures["parts_ms"] = parts
+        if device.type == "cuda":
+            with torch.autocast("cuda", torch.bfloat16):
+                figures["eager_bfloat16_table_ready_ms"] = milliseconds(lambda: model(batch), device)
+            figures |= _graph_ms(model, batch, device)
+        if compile_model:
+            compiled = torch.compile(model, dynamic=False)
+            with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+                figures["compiled_ms"] = milliseconds(lambda: compiled(batch), device)
+    return figures
+
+
+def _graph_ms(model: PerceptionModel, batch: SensorBatch, device: torch.device) -> dict[str, Any]:
+    """As one CUDA graph in bfloat16, or why it cannot be captured."""
+    graph, stream = torch.cuda.CUDAGraph(), torch.cuda.Stream()
+    try:
+        with torch.autocast("cuda", torch.bfloat16):
+            stream.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(stream):
+                for _ in range(3):
+                    model(batch)
+            torch.cuda.current_stream().wait_stream(stream)
+            with torch.cuda.graph(graph):
+                model(batch)
+    except RuntimeError as error:
+        return {"cuda_graph_error": str(error).splitlines()[0][:300]}
+    return {"cuda_graph_bfloat16_ms": milliseconds(graph.replay, device)}
+
+
+def real_training(root: Path, version: str, split: str, config: Path, out: Path, seconds: float) -> dict[str, Any]:
+    """`robustbev train` on real frames, stopped after `seconds`: samples a second of the second half, and the wait for data."""
+    command = [
+        sys.executable, "-c", "from training.cli import main; main()", "train", "--config", str(config), "name=gpu",
+        f"runs_dir={out}", "epochs=1000", "batch_size=4", "optim.accumulation=1", "camera_weights=null", "runner.workers=0",
+        "tracking.enabled=false", f"data.nuscenes.root={root}", f"data.nuscenes.version={version}",
+        f"data.nuscenes.train_split={split}", f"data.nuscenes.val_split={split}",
+    ]  # fmt: skip
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+        try:
+            output, _ = process.communicate(timeout=seconds)
+        except subprocess.TimeoutExpired:
+            process.terminate()
+            output, _ = process.communicate(timeout=60)
+    history = out / "gpu" / "history.jsonl"
+    steps = [json.loads(line) for line in history.read_text().splitlines()] if history.is_file() else []
+    if len(steps) < 10:
+        raise ValueError(
+            f"expected at least 10 steps of robustbev train in {seconds:.0f} s, got {len(steps)}: {output[-800:]}"
+        )
+    late = steps[len(steps) // 2 :]
+    busy = sum(step["seconds"] for step in late)
+    return {
+        "steps": len(steps),
+        "samples_per_s": sum(step["samples"] for step in late) / busy,
+        "step_ms": statistics.median(step["seconds"] for step in late) * 1e3,
+        "share_waiting_for_data": sum(step["data_wait_seconds"] for step in late) / busy,
+        "loss_first_and_last": [steps[0]["loss"], steps[-1]["loss"]],
+        "cuda_mib": statistics.median(step["cuda_memory_bytes"] for step in late) / 2**20,
+    }
