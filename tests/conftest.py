@@ -46,3 +46,14 @@ def real_config(real_keyframe: Path, tmp_path_factory: pytest.TempPathFactory) -
 def small_nuscenes(tmp_path_factory: pytest.TempPathFactory) -> SmallNuScenes:
     """A data set in nuScenes format of two scenes, written by hand. Shared: do not change its files."""
     return write_small_nuscenes(tmp_path_factory.mktemp("small"))
+
+
+@pytest.fixture(scope="session")
+def mlflow_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """MLflow's database without any run. To be copied: making one takes seconds."""
+    from training import mlflow_store
+
+    file = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
+    mlflow_store.load_mlflow()
+    mlflow_store.open_store(f"sqlite:///{file}")
+    return file

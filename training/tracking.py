@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 Result = TypeVar("Result")
 PARENT_TAG = "mlflow.parentRunId"  # MLflow shows a run with this tag below the run that it names
 _BEGIN_SECONDS = 9.0  # for a store to answer when a run begins
-_DATABASE_SECONDS = 60.0  # to make a SQLite database, on a slow disk
+_DATABASE_SECONDS = 180.0  # to make a SQLite database, on a slow disk or a busy machine
 
 
 class TrackingError(ValueError):
@@ -248,8 +248,10 @@ def summary(window: list[StepRecord]) -> dict[str, float]:
 
 
 def short(error: BaseException) -> str:
-    """The message of an error, on one line."""
-    return " ".join(str(error).split())[:300] or type(error).__name__
+    """The message of an error on one line, from its cause on where it names one."""
+    message = " ".join(str(error).split())
+    _, _, cause = message.rpartition("(Caused by ")
+    return (cause.rstrip("\"')") or message)[:300] or type(error).__name__
 
 
 def _within(seconds: float, call: Callable[[], Result]) -> Result:

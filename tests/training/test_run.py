@@ -1,6 +1,7 @@
 """A whole run with the real model: stopped and continued, kept from mixing with another, tracked."""
 
 import dataclasses
+import itertools
 import json
 import shutil
 import sqlite3
@@ -210,7 +211,10 @@ def test_the_model_knows_whose_data_it_was_given(small_nuscenes: SmallNuScenes, 
         RunConfig.model_validate(whole.model_dump() | {"model": model.config})
 
 
-def test_mlflow_gets_configuration_figures_and_model_of_one_run(small_nuscenes: SmallNuScenes, tmp_path: Path) -> None:
+def test_mlflow_gets_configuration_figures_and_model_of_one_run(
+    small_nuscenes: SmallNuScenes, mlflow_database: Path, tmp_path: Path
+) -> None:
+    shutil.copy(mlflow_database, tmp_path / "mlflow.db")
     run = config(small_nuscenes, tmp_path, "tracked", tracking={"every_steps": 2})
     with pytest.raises(KilledError):
         run_training(run, KillingBars(5))
@@ -219,13 +223,22 @@ def test_mlflow_gets_configuration_figures_and_model_of_one_run(small_nuscenes: 
         (run_id, status), *others = database.execute("select run_uuid, status from runs").fetchall()
         tags = dict(database.execute("select key, value from tags").fetchall())
         params = dict(database.execute("select key, value from params").fetchall())
-        metrics = {key for (key,) in database.execute("select distinct key from metrics").fetchall()}
+        rows = database.execute("select key, step, value from metrics order by step").fetchall()
     assert (others, status) == ([], "FINISHED")
     assert run_id == json.loads(RunFiles(run.run_dir).mlflow.read_text())["run_id"]
     assert tags["data.id"]
     assert tags["precision"].startswith(f"{choose_precision('auto', 'cpu', training=True).name}: ")
     assert params["model.grid.cell_m"] == "1.6"
-    assert {"train/loss", "train/loss/heatmap", "train/lr", "train/samples_per_s", "memory/resident_mib"} <= metrics
+    assert {"train/loss", "train/loss/heatmap", "train/lr", "train/samples_per_s", "memory/resident_mib"} <= {
+        key for key, *_ in rows
+    }
+    assert len({(key, step) for key, step, _ in rows}) == len(rows)
+    each = losses(run)
+    ends = [step for step in range(1, len(each) + 1) if step % 2 == 0 or step % 3 == 0]  # three steps an epoch
+    means = [sum(each[begun:end]) / (end - begun) for begun, end in itertools.pairwise([0, *ends])]
+    assert [row[1:] for row in rows if row[0] == "train/loss"] == list(
+        zip(ends, map(pytest.approx, means), strict=True)
+    )
     artifacts = tmp_path / "mlartifacts" / run_id / "artifacts"
     assert {path.name for path in artifacts.rglob("*") if path.is_file()} == {
         "config.yaml", "model.safetensors", "config.json", "README.md", "history.jsonl",

@@ -1,5 +1,6 @@
 """MLflow gets figures, settings and files; a run that goes on stays one run."""
 
+import shutil
 import sqlite3
 from pathlib import Path
 
@@ -28,8 +29,10 @@ def start(folder: Path) -> MLflowRun:
 
 
 @pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("runs")  # one database for all: making one takes seconds
+def store(mlflow_database: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("runs")
+    shutil.copy(mlflow_database, folder / "mlflow.db")
+    return folder
 
 
 def rows(store: Path, query: str) -> list[tuple[object, ...]]:
