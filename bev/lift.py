@@ -66,9 +66,10 @@ class LiftTable:
 
 
 def inverse(matrix: Tensor) -> Tensor:
-    """The inverse of [.., 3, 3], or of affine [.., 4, 4] (last row 0 0 0 1); in export by cofactors: ONNX has no inverse."""
-    if not torch.compiler.is_exporting():
-        return torch.linalg.inv(matrix)
+    """The inverse of [.., 3, 3], or of affine [.., 4, 4] (last row 0 0 0 1); of a singular matrix, infinite or NaN.
+
+    By cofactors: `torch.linalg.inv` does not export, and on a GPU makes the host wait to hear whether the matrix was singular.
+    """
     rows = matrix[..., :3, :3].unbind(-2)
     cofactors = [torch.linalg.cross(rows[(i + 1) % 3], rows[(i + 2) % 3], dim=-1) for i in range(3)]
     determinant = (rows[0] * cofactors[0]).sum(-1)[..., None, None]
@@ -136,7 +137,8 @@ def visible_cells(
     height, width = image_size
     x_m, y_m = grid.centers_m(intrinsics.device).flatten(0, 1).unbind(-1)
     to_pixels = intrinsics.float() @ inverse(reference_T_camera.float())[..., :3, :]  # [B, N, 3, 4]
-    ground = to_pixels[..., [0, 1, 3]] @ torch.stack([x_m, y_m, torch.ones_like(x_m)])  # [B, N, 3, X * Y]
+    flat = torch.cat([to_pixels[..., :2], to_pixels[..., 3:]], dim=-1)
+    ground = flat @ torch.stack([x_m, y_m, torch.ones_like(x_m)])  # [B, N, 3, X * Y] at height 0
     visible = torch.zeros((), dtype=torch.bool, device=intrinsics.device)
     for height_m in heights_m:
         u, v, depth_m = (ground + height_m * to_pixels[..., 2, None]).unbind(2)

@@ -15,6 +15,7 @@ from torch import Tensor
 from .boxes import Boxes
 from .grid import BEVGrid
 from .heads import REGRESSION_CHANNELS, VELOCITY_UNIT_MPS
+from .lift import inverse
 
 _MAX_RADIUS_CELLS = 8
 _MAX_IMAGE_RADIUS = 4  # feature pixels
@@ -142,7 +143,7 @@ def make_image_targets(
     matrix = present[:, :, None, None]
     intrinsics = torch.where(matrix, intrinsics, torch.eye(3, device=present.device))
     reference_T_camera = torch.where(matrix, reference_T_camera, torch.eye(4, device=present.device))
-    to_pixels = intrinsics.float() @ torch.linalg.inv(reference_T_camera.float())[..., :3, :]  # [B, N, 3, 4]
+    to_pixels = intrinsics.float() @ inverse(reference_T_camera.float())[..., :3, :]  # [B, N, 3, 4]
     center_m = torch.where(box_valid[..., None], boxes.center_m, 0.0)
     position = torch.einsum("bnij,bmj->bnmi", to_pixels[..., :3], center_m) + to_pixels[:, :, None, :, 3]
     depth_m = position[..., 2].clamp(min=0.5)

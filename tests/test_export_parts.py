@@ -21,7 +21,7 @@ from torch import Tensor, nn
 import robustbev
 import robustbev.export.write
 from bev.heads import greedy_suppression
-from bev.lift import build_lift_table, inverse, lift_splat
+from bev.lift import build_lift_table, lift_splat
 from bev.lift_groups import groups_of, lift_groups, lift_splat_groups
 from fusion import BEVFeatures, GatedFusion, MeanFusion
 from fusion.runtime import load as load_artifact
@@ -157,11 +157,6 @@ class _Suppression(nn.Module):
         return greedy_suppression(close)
 
 
-class _Inverse(nn.Module):
-    def forward(self, matrix: Tensor) -> Tensor:
-        return inverse(matrix)
-
-
 @pytest.fixture(scope="module")
 def exported_suppression() -> Any:
     example = torch.zeros(2, 30, 30, dtype=torch.bool)
@@ -181,17 +176,6 @@ def test_suppression_in_a_row_where_each_box_beats_the_next(exported_suppression
     kept = exported_suppression(close)
     assert torch.equal(kept, greedy_suppression(close))
     assert kept[0].tolist() == [i % 2 == 0 for i in range(100)]
-
-
-def test_the_inverse_by_cofactors_is_the_inverse() -> None:
-    generator = torch.Generator().manual_seed(0)
-    maps = torch.eye(4).repeat(2, 50, 1, 1)
-    maps[..., :3, :3] += 0.3 * torch.randn(2, 50, 3, 3, generator=generator)
-    maps[..., :3, 3] = 10 * torch.randn(2, 50, 3, generator=generator)
-    for matrix in (maps, maps[..., :3, :3].contiguous()):
-        exported = torch.export.export(_Inverse(), (matrix,)).module()
-        eye = torch.eye(matrix.shape[-1]).expand_as(matrix)
-        torch.testing.assert_close(exported(matrix) @ matrix, eye, atol=2e-4, rtol=0)
 
 
 def test_groups_lift_what_the_table_lifts() -> None:

@@ -18,6 +18,7 @@ from bev.lift import (
     build_lift_table,
     feature_pixels,
     frustum_cells,
+    inverse,
     lift_splat,
     lift_splat_reference,
     visible_cells,
@@ -213,6 +214,13 @@ def test_a_batch_whose_entries_int32_cannot_number_is_refused() -> None:
             many.intrinsics, many.reference_T_camera, image_size=IMAGE, stride=STRIDE, bins=DepthBins(1.0, 9.5, 800),
             grid=GRID, z_range_m=Z_RANGE_M,
         )  # fmt: skip
+
+
+def test_the_inverse_of_intrinsics_and_of_affine_poses() -> None:
+    rig = random_rig()
+    stretched = rig.reference_T_camera @ torch.diag(torch.tensor([1.05, -0.95, 1.05, 1.0]))
+    for matrix in (rig.intrinsics, stretched):
+        torch.testing.assert_close(inverse(matrix), torch.linalg.inv(matrix), atol=1e-5, rtol=1e-5)
 
 
 def test_a_mirrored_reference_mirrors_the_grid() -> None:
