@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from .boxes import Boxes
 from .grid import BEVGrid
 from .layers import ConvBlock
+from .suppression import circle_nms
 
 # Regressed at the cell of the centre: offset in the cell (2, cells), height of the centre (1, m), log size (3: w, l, h in m),
 # sin and cos of yaw (2), velocity (2, in units of VELOCITY_UNIT_MPS).
@@ -76,12 +77,20 @@ def _start_at_prior(layer: nn.Module) -> None:
     nn.init.constant_(layer.bias, math.log(_PRIOR / (1 - _PRIOR)))
 
 
-def decode(logits: DetectionLogits, grid: BEVGrid, *, max_boxes: int, nms_radius_m: Tensor | None = None) -> Boxes:
+def decode(
+    logits: DetectionLogits,
+    grid: BEVGrid,
+    *,
+    max_boxes: int,
+    nms_radius_m: Tensor | None = None,
+    allowed: Tensor | None = None,
+) -> Boxes:
     """The `max_boxes` highest peaks as `Boxes` [B, T], sorted by score; a suppressed box has score 0.
 
     A peak is a cell that none of the four beside it exceeds. (Diagonal neighbours may both be peaks: two pedestrians 0.8 m
     apart are, on cells of that length, and the flanks of one object's peak are not.) `nms_radius_m` [K] then suppresses a
-    box when a better one of its class lies within that radius (circle NMS).
+    box when a better one of its class lies within that radius (circle NMS; NaN: see `suppression.near`). `allowed` [K, A] bool
+    says which attributes a class can have; None: all.
     """
     heatmap = logits.heatmap.float().sigmoid()
     along_x = F.max_pool2d(heatmap, (3, 1), stride=1, padding=(1, 0))
@@ -89,7 +98,7 @@ def decode(logits: DetectionLogits, grid: BEVGrid, *, max_boxes: int, nms_radius
     peaks = torch.where(heatmap == torch.maximum(along_x, along_y), heatmap, 0.0)
     score, index = peaks.flatten(1).topk(min(max_boxes, peaks[0].numel()), dim=1)
     label, cell = index // grid.num_cells, index % grid.num_cells
-    boxes = boxes_at(logits, cell, grid, label=label, score=score)
+    boxes = boxes_at(logits, cell, grid, label=label, score=score, allowed=allowed)
     if nms_radius_m is None:
         return boxes
     kept = circle_nms(boxes, nms_radius_m.to(score.device))
@@ -105,81 +114,46 @@ def decode(logits: DetectionLogits, grid: BEVGrid, *, max_boxes: int, nms_radius
     )
 
 
-def boxes_at(logits: DetectionLogits, cell: Tensor, grid: BEVGrid, *, label: Tensor, score: Tensor) -> Boxes:
-    """The boxes regressed at the flat cells [B, T]."""
+def boxes_at(
+    logits: DetectionLogits,
+    cell: Tensor,
+    grid: BEVGrid,
+    *,
+    label: Tensor,
+    score: Tensor,
+    allowed: Tensor | None = None,
+) -> Boxes:
+    """The boxes regressed at the flat cells [B, T]; `allowed` as of `decode`."""
     y_cells = grid.shape[1]
     values = at_cells(logits.regression.float(), cell)  # [B, T, 10]
     corner = torch.stack([cell // y_cells, cell % y_cells], dim=-1).float()
     low_m = values.new_tensor([grid.x_min_m, grid.y_min_m])
     xy_m = low_m + (corner + values[..., :2]) * grid.cell_m
-    attributes = at_cells(logits.attributes.float(), cell)
-    attribute = attributes.argmax(-1) if attributes.shape[-1] else torch.full_like(cell, -1)
     return Boxes(
         center_m=torch.cat([xy_m, values[..., 2:3]], dim=-1),
         size_m=values[..., 3:6].clamp(-4.0, 4.0).exp(),
         yaw_rad=torch.atan2(values[..., 6], values[..., 7]),
         velocity_mps=values[..., 8:10] * VELOCITY_UNIT_MPS,
         label=label,
-        attribute=attribute,
+        attribute=_attribute(at_cells(logits.attributes.float(), cell), label, allowed),
         score=score,
     )
+
+
+def _attribute(logits: Tensor, label: Tensor, allowed: Tensor | None) -> Tensor:
+    """[B, T] the likeliest of the attributes [B, T, A] that the class can have, -1 where it can have none."""
+    if logits.shape[-1] == 0:
+        return torch.full_like(label, -1)
+    if allowed is None:
+        return logits.argmax(-1)
+    mine = allowed.to(logits.device)[label]
+    return torch.where(mine.any(-1), logits.masked_fill(~mine, -math.inf).argmax(-1), -1)
 
 
 def at_cells(maps: Tensor, cell: Tensor) -> Tensor:
     """[B, C, X, Y] at flat cells [B, T] -> [B, T, C]."""
     flat = maps.flatten(2)
     return flat.gather(2, cell[:, None].expand(-1, flat.shape[1], -1)).transpose(1, 2)
-
-
-def circle_nms(boxes: Boxes, radius_m: Tensor) -> Tensor:
-    """[B, T] bool: boxes, sorted by score, that no better kept box of their class has within `radius_m` [K] of them."""
-    close = distances_m(boxes.center_m[..., :2]) < radius_m[boxes.label][:, :, None]
-    close &= boxes.label[:, :, None] == boxes.label[:, None, :]
-    return greedy_suppression(close)
-
-
-def distances_m(xy_m: Tensor) -> Tensor:
-    """[B, T, 2] -> [B, T, T].
-
-    By differences: the matrix product that torch prefers for many points loses digits far from the origin, TF32 most of all.
-    """
-    if torch.compiler.is_exporting():
-        # Coordinate by coordinate: onnxruntime took 6 ms over a last axis of 2 where the whole model takes 70.
-        along, across = ((axis[:, :, None] - axis[:, None]).square() for axis in xy_m.unbind(-1))
-        return (along + across).sqrt()
-    return torch.cdist(xy_m, xy_m, compute_mode="donot_use_mm_for_euclid_dist")
-
-
-def greedy_suppression(close: Tensor) -> Tensor:
-    """[B, T, T] bool, who is close to whom, best first -> [B, T] bool: those that no better kept one is close to."""
-    if torch.compiler.is_exporting():
-        return _settled_suppression(close)
-    kept = torch.ones_like(close[..., 0])
-    for i in range(1, kept.shape[1]):
-        beaten = (close[:, i, :i] & kept[:, :i]).any(dim=1)
-        kept[:, i] = ~beaten
-    return kept
-
-
-def _settled_suppression(close: Tensor) -> Tensor:
-    """`greedy_suppression` as one loop of few rounds instead of T steps unrolled.
-
-    Each round asks all boxes at once who is beaten by those that the last round kept. After round n at least the best n are
-    settled, and what a round leaves as it was is the answer; it mostly comes after three or four.
-    """
-    from torch._higher_order_ops import while_loop  # torch's only name for it; export alone needs it
-
-    better = close.tril(-1).float()
-
-    def goes_on(changed: Tensor, kept: Tensor) -> Tensor:
-        return changed.any()
-
-    def round_(changed: Tensor, kept: Tensor) -> tuple[Tensor, Tensor]:
-        left = torch.bmm(better, kept.float()[..., None])[..., 0] == 0
-        return (left != kept).any().reshape(1), left
-
-    start = torch.ones(1, dtype=torch.bool, device=close.device), torch.ones_like(close[..., 0])
-    return while_loop(goes_on, round_, start)[1]
 
 
 def _gather(values: Tensor, order: Tensor) -> Tensor:

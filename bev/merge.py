@@ -14,7 +14,7 @@ from torch import Tensor
 
 from .boxes import Boxes
 from .grid import BEVGrid
-from .heads import distances_m, greedy_suppression
+from .suppression import greedy_suppression, near
 
 _FIELDS = tuple(f.name for f in fields(Boxes))
 
@@ -34,14 +34,14 @@ def merge_boxes(
         detections: D times [B, T], scores 0 for boxes that are none; none at all for a detector whose sensor is absent.
         coverage: D times [B, X, Y] of the detector's sensor.
         grid: on which coverage lies.
-        radius_m: [K].
+        radius_m: [K], as of `suppression.near`.
         max_boxes: how many come back, if so many went in.
     """
     boxes = _join(detections)
     count = boxes.label.shape[1]
     per_detector = [d.label.shape[1] for d in detections]
     owner = torch.cat([torch.full((n,), i, device=boxes.score.device) for i, n in enumerate(per_detector)])
-    same = _same_object(boxes, owner, radius_m.clamp(min=grid.cell_m))
+    same = _same_object(boxes, owner, radius_m, grid)
     found = torch.where(same, boxes.score[:, None], 0.0).split(per_detector, dim=-1)
     cell = grid.flat_index(boxes.center_m[..., :2])
     total, asked = torch.zeros_like(boxes.score), torch.zeros_like(boxes.score)
@@ -54,7 +54,7 @@ def merge_boxes(
     surest = _by_score(boxes.score)
     order = surest.gather(1, _by_score(score.gather(1, surest)))[:, : min(max_boxes, count)]
     boxes, score, owner = _take(boxes, order), score.gather(1, order), owner[order]
-    same = _same_object(boxes, owner, radius_m.clamp(min=grid.cell_m))
+    same = _same_object(boxes, owner, radius_m, grid)
     score = torch.where(greedy_suppression(same), score, 0.0)
     order = _by_score(score)
     return _blank(_take(boxes, order), score.gather(1, order))
@@ -74,13 +74,11 @@ def no_boxes(batch_size: int, count: int, device: torch.device) -> Boxes:
     )
 
 
-def _same_object(boxes: Boxes, owner: Tensor, radius_m: Tensor) -> Tensor:
-    """[B, T, T] bool: of one class within the first's radius; of one detector's boxes, each is its own object."""
-    xy_m = boxes.center_m[..., :2]
-    close = distances_m(xy_m) < radius_m.to(xy_m.device)[boxes.label][:, :, None]
-    close &= boxes.label[:, :, None] == boxes.label[:, None]
-    itself = torch.eye(boxes.label.shape[1], dtype=torch.bool, device=xy_m.device)
-    return (close & (owner[..., :, None] != owner[..., None, :])) | itself
+def _same_object(boxes: Boxes, owner: Tensor, radius_m: Tensor, grid: BEVGrid) -> Tensor:
+    """[B, T, T] bool: of one class within its radius or a cell; of one detector's boxes, each is its own object."""
+    itself = torch.eye(boxes.label.shape[1], dtype=torch.bool, device=owner.device)
+    apart = owner[..., :, None] != owner[..., None, :]
+    return (near(boxes, radius_m, at_least_m=grid.cell_m) & apart) | itself
 
 
 def _join(detections: Sequence[Boxes]) -> Boxes:

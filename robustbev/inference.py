@@ -87,7 +87,7 @@ def detect(model: PerceptionModel, frame: SensorFrame, rig: RigConfig | None, mi
     seen = perceive_frame(model, _on_rig(frame, rig), wanted)
     absent = seen.absent or {}
     _warn(absent)
-    boxes = seen.found(0)
+    boxes = seen.shown(0)
     boxes = boxes[boxes.score >= min_score]
     return Detections(
         perceived=bool(seen.perceived[0]),

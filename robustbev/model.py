@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
@@ -13,6 +14,7 @@ from bev.backbone import BEVBackbone
 from bev.boxes import Boxes
 from bev.heads import DetectionHead, DetectionLogits, HeatmapHead, decode
 from bev.merge import merge_boxes, no_boxes
+from bev.suppression import one_class_a_place
 from fusion import BEVFeatures, FusedBEV, Fuser, LateFusion, ObjectAlignment
 from robustbev.checks import check_batch
 from robustbev.config import ModelConfig, RigConfig
@@ -42,11 +44,19 @@ class Perception:
     perceived: Tensor  # [B] bool
     absent: Mapping[str, Absence] | None = None
     """Channel -> why, of the rig's sensors that are absent in the frame (`perceive_frame`); None: of a batch, it has no rig."""
+    cross_class_iou: float = 1.0  # of `shown`; see `DecodeConfig`
 
     def found(self, sample: int) -> Boxes:
         """The boxes [T] of one sample without those that are none; no box where nothing was perceived."""
         boxes = self.boxes[sample]
         return boxes[(boxes.score > 0) & self.perceived[sample]]
+
+    def shown(self, sample: int) -> Boxes:
+        """Of `found`, one box a place: the better one where a vehicle was found as truck, bus and trailer.
+
+        For people and robots. Evaluations rank every class by itself, and measure `found`.
+        """
+        return one_class_a_place(self.found(sample), self.cross_class_iou)
 
     def to(self, device: torch.device | str) -> Perception:
         fused = FusedBEV(*(t.to(device) for t in (self.fused.features, self.fused.attention, self.fused.coverage)))
@@ -70,7 +80,8 @@ class PerceptionModel(nn.Module):
     Letters: B samples, C channels, M modalities, K classes, T boxes, X and Y cells.
     """
 
-    nms_radius_m: Tensor
+    nms_radius_m: Tensor  # [K], NaN: by the boxes' own size
+    allowed_attributes: Tensor  # [K, A] bool
     precision: Precision
     """What inference computes in; `robustbev.load` chooses it. Training has its own, `training.step.TrainingStep.precision`."""
 
@@ -97,8 +108,11 @@ class PerceptionModel(nn.Module):
         self.fuser, self.backbone, self.head = fuser, backbone, head
         self.auxiliary, self.image_head = nn.ModuleDict(auxiliary), image_head
         self.alignment = alignment
-        radius = [config.decode.nms_radius_m.get(name, 0.0) for name in config.classes]
+        radius = [config.decode.nms_radius_m.get(name, math.nan) for name in config.classes]
         self.register_buffer("nms_radius_m", torch.tensor(radius), persistent=False)
+        allowed = [config.can_have(name, attribute) for name in config.classes for attribute in config.attributes]
+        allowed_map = torch.tensor(allowed, dtype=torch.bool).view(len(config.classes), len(config.attributes))
+        self.register_buffer("allowed_attributes", allowed_map, persistent=False)
 
     def freeze(self, prefixes: Sequence[str]) -> None:
         """Let the parameters whose names start with one of `prefixes` learn no more, and their batch statistics stand still.
@@ -176,7 +190,7 @@ class PerceptionModel(nn.Module):
             boxes = self._detect(fused.features, perceived)
         if self.precision.name != "float32":
             fused = FusedBEV(fused.features.float(), fused.attention.float(), fused.coverage.float())
-        return Perception(boxes, fused, self.config.modalities, perceived)
+        return Perception(boxes, fused, self.config.modalities, perceived, cross_class_iou=self.config.decode.cross_class_iou)
 
     def _autocast(self) -> AbstractContextManager[object]:
         return self.precision.autocast(self.nms_radius_m.device.type)
@@ -184,7 +198,10 @@ class PerceptionModel(nn.Module):
     def _detect(self, grids: Tensor, perceived: Tensor) -> Boxes:
         with self._autocast():
             logits = self.head(self.backbone(grids))
-        boxes = decode(logits, self.grid, max_boxes=self.config.decode.max_boxes, nms_radius_m=self.nms_radius_m)
+        boxes = decode(
+            logits, self.grid, max_boxes=self.config.decode.max_boxes, nms_radius_m=self.nms_radius_m,
+            allowed=self.allowed_attributes,
+        )  # fmt: skip
         return replace(boxes, score=torch.where(perceived[:, None], boxes.score, 0.0))
 
     def _merged_boxes(self, fuser: LateFusion, features: Mapping[str, BEVFeatures | None], batch_size: int) -> Boxes:

@@ -17,7 +17,8 @@ def tick_result(tick: Tick, seen: Perception, config: ModelConfig) -> TickResult
     return TickResult(
         tick=replace(tick, sensors=sensors),
         perceived=bool(seen.perceived[0]),
-        boxes=seen.found(0),
+        boxes=seen.shown(0),
+        candidates=seen.found(0),
         modalities=seen.modalities,
         attention=seen.fused.attention[0].float().numpy(),
         classes=config.classes,

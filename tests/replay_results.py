@@ -93,6 +93,7 @@ def result(
         "tick": Tick(index, time_us, time_us + 30_000, given, sensors, ego_pose_known, reset),
         "perceived": perceived,
         "boxes": found if perceived else found[:0],
+        "candidates": found if perceived else found[:0],
         "modalities": MODALITIES,
         "attention": np.stack([share, share / 2, 1 - 1.5 * share]),
         "classes": CLASSES,

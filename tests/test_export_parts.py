@@ -20,9 +20,9 @@ from torch import Tensor, nn
 
 import robustbev
 import robustbev.export.write
-from bev.heads import greedy_suppression
 from bev.lift import build_lift_table, lift_splat
 from bev.lift_groups import groups_of, lift_groups, lift_splat_groups
+from bev.suppression import greedy_suppression
 from fusion import BEVFeatures, GatedFusion, MeanFusion
 from fusion.runtime import load as load_artifact
 from robustbev.export import ExportError, Kind, export, export_fuser

@@ -61,7 +61,7 @@ def assert_same(got: Detections, expected: Detections) -> None:
 def test_it_sees_what_the_model_sees(model: PerceptionModel, frame: SensorFrame) -> None:
     seen = perceive_frame(model, frame, preparation(model.config))
     found = model.perceive(frame, min_score=0)
-    boxes = seen.found(0)
+    boxes = seen.shown(0)
     assert len(found) == len(boxes) > 0
     np.testing.assert_array_equal(found.center_m, boxes.center_m.numpy())
     np.testing.assert_array_equal(found.score, boxes.score.numpy())

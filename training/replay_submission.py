@@ -86,7 +86,7 @@ class SubmissionWriter:
     def _answer(self, token: str, gap_us: int, result: TickResult) -> None:
         self._rows[token] = submission_boxes(
             token,
-            result.boxes,
+            result.candidates,
             result.tick.frame.global_T_reference,
             result.classes,
             result.attributes,

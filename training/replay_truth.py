@@ -232,7 +232,7 @@ class TruthScore:
         truth = self.truth.at(tick.time_us, tick.frame.global_T_reference)
         if truth is None:
             return None
-        boxes = self.truth.counted(result.boxes)
+        boxes = self.truth.counted(result.candidates)
         hits = np.stack([_hit(boxes, truth, distance_m) for distance_m in self._distances_m], axis=1)
         told = boxes[boxes.score >= self.found_score]
         found = FoundAt(tick.index, tick.time_us, len(truth), int(_hit(told, truth, self.found_m).sum()))

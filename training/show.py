@@ -121,7 +121,7 @@ def show_found(
         perceptions: subset -> what the model perceived of this one sample, B = 1, on the CPU.
         subset: the one to show in full; the others are shown from above.
     """
-    found = {name: above(perception.boxes[0], score) for name, perception in perceptions.items()}
+    found = {name: above(perception.shown(0), score) for name, perception in perceptions.items()}
     attention = perceptions[subset].fused.attention[0].float().numpy()
     note = ", ".join(word for word in (scene.note, f"score at least {score:g}") if word)
     if not bool(perceptions[subset].perceived[0]):
@@ -210,12 +210,5 @@ def perceive_sample(
     perceptions = {}
     for subset in subsets:
         kept = {name: f if name in subset.split("+") else None for name, f in features.items()}
-        seen = model.perceive_features(kept, 1)
-        fused = replace(
-            seen.fused,
-            features=seen.fused.features.cpu(),
-            attention=seen.fused.attention.cpu(),
-            coverage=seen.fused.coverage.cpu(),
-        )
-        perceptions[subset] = Perception(seen.boxes.to("cpu"), fused, seen.modalities, seen.perceived.cpu())
+        perceptions[subset] = model.perceive_features(kept, 1).to("cpu")
     return perceptions

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bev.boxes import Boxes
+from robustbev.config import NUSCENES_CLASS_ATTRIBUTES
 
 MAX_BOXES_PER_SAMPLE = 500  # the rule of the nuScenes detection task
 MOVING_MPS = 0.2  # slower than this counts as standing where an attribute has to be guessed
@@ -30,17 +31,6 @@ def default_attribute(class_name: str, speed_mps: float) -> str:
     if class_name == "pedestrian":
         return "pedestrian.moving" if moving else "pedestrian.standing"
     return ""
-
-
-def attribute_fits(class_name: str, attribute: str) -> bool:
-    """Whether nuScenes allows this attribute on this class."""
-    if class_name in _VEHICLES:
-        return attribute.startswith("vehicle.")
-    if class_name in _CYCLES:
-        return attribute.startswith("cycle.")
-    if class_name == "pedestrian":
-        return attribute.startswith("pedestrian.")
-    return attribute == ""
 
 
 def submission_boxes(
@@ -99,7 +89,7 @@ def submission_boxes(
     for i in range(len(kept)):
         name = classes[int(labels[i])]
         attribute = attributes[int(attribute_ids[i])] if 0 <= attribute_ids[i] < len(attributes) else None
-        if attribute is None or not attribute_fits(name, attribute):
+        if attribute not in NUSCENES_CLASS_ATTRIBUTES.get(name, ()):
             attribute = default_attribute(name, float(speed[i]))
         rows.append(
             {

@@ -73,7 +73,8 @@ class TickResult:
 
     tick: Tick
     perceived: bool  # False: no sensor covers any cell. `boxes` is empty then, and does not mean "nothing there"
-    boxes: Boxes  # [T] on the CPU, reference frame, sorted by score
+    boxes: Boxes  # [T] on the CPU, reference frame, sorted by score; one class a place
+    candidates: Boxes  # [T or more] of every class, as evaluations measure them
     modalities: tuple[str, ...]  # M
     attention: NDArray[np.float32]  # [M, X, Y] share of each modality
     classes: tuple[str, ...]

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import math
-
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor
 
 from bev.boxes import Boxes
 from bev.grid import BEVGrid
-from bev.heads import REGRESSION_CHANNELS, DetectionHead, DetectionLogits, HeatmapHead, boxes_at, circle_nms, decode
+from bev.heads import REGRESSION_CHANNELS, DetectionHead, DetectionLogits, HeatmapHead, boxes_at, decode
 from bev.targets import make_targets
 from tests.tiny_model import random_boxes
 
@@ -77,59 +74,6 @@ def test_decoding_the_targets_returns_the_boxes(boxes: Boxes) -> None:
     assert torch.equal(sure.attribute, boxes.attribute[0])
 
 
-def naive_nms(xy_m: Tensor, label: Tensor, radius_m: Tensor) -> list[bool]:
-    kept: list[bool] = []
-    for i in range(len(label)):
-        beaten = any(
-            kept[j] and label[j] == label[i] and math.dist(xy_m[i].tolist(), xy_m[j].tolist()) < radius_m[label[i]]
-            for j in range(i)
-        )
-        kept.append(not beaten)
-    return kept
-
-
-def crowd(samples: int = 2, count: int = 60, seed: int = 0) -> Boxes:
-    """Boxes of two classes in 6 x 6 m, far from the origin, where a careless distance loses its last digits."""
-    boxes = random_boxes(samples, count, seed, classes=2)
-    boxes.center_m[..., :2] = boxes.center_m[..., :2] * (3 / 11) + 50
-    return boxes
-
-
-def test_circle_nms_agrees_with_a_loop() -> None:
-    boxes, radius_m = crowd(), torch.tensor([1.5, 0.3])
-    kept = circle_nms(boxes, radius_m)
-    for b in range(2):
-        assert kept[b].tolist() == naive_nms(boxes.center_m[b, :, :2], boxes.label[b], radius_m)
-    assert kept.any()
-    assert not kept.all()
-
-
-def test_distances_are_exact_to_the_millimetre_far_out_and_in_a_crowd() -> None:
-    """Distances by matrix product, torch's choice above 25 points, were off by a millimetre at 0.3 m and by 20 at 0."""
-    boxes = random_boxes(1, 200, classes=1)
-    pairs = torch.arange(100, dtype=torch.float32)
-    boxes.center_m[0, :100, :2] = torch.stack([49.87 + 2.3 * (pairs % 10), 38.13 + 2.3 * (pairs // 10)], dim=-1)
-    boxes.center_m[0, 100:, :2] = boxes.center_m[0, :100, :2]
-    boxes.center_m[0, 100:, 0] += torch.where(pairs % 2 == 0, 0.2999, 0.3001)
-    kept = circle_nms(boxes, torch.tensor([0.3]))[0]
-    assert kept[:100].all()
-    assert torch.equal(kept[100:], pairs % 2 == 1)
-
-
-def test_a_suppressed_box_suppresses_nobody() -> None:
-    boxes = random_boxes(1, 3)
-    boxes.center_m[0, :, :2] = torch.tensor([[0.0, 0.0], [0.9, 0.0], [1.8, 0.0]])
-    boxes.label[:] = 0
-    assert circle_nms(boxes, torch.tensor([1.0])).tolist() == [[True, False, True]]
-
-
-def test_radius_zero_suppresses_nothing_and_other_classes_do_not_meet() -> None:
-    boxes = crowd()
-    assert circle_nms(boxes, torch.zeros(2)).all()
-    boxes.label[:] = torch.arange(60)
-    assert circle_nms(boxes, torch.full((60,), 100.0)).all()
-
-
 def test_suppressed_boxes_come_last_with_score_zero() -> None:
     boxes = random_boxes(1, 2, classes=1, attributes=ATTRIBUTES)
     boxes.center_m[0, :, :2] = torch.tensor([[0.2, 0.2], [1.7, 0.2]])  # three cells apart
@@ -191,6 +135,51 @@ def test_the_heads_give_their_shapes_and_start_doubtful(attributes: int) -> None
     for heatmap in (logits.heatmap, auxiliary):
         # The focal loss begins near its prior of 0.05.
         assert heatmap.sigmoid().mean().item() == pytest.approx(0.05, abs=0.05)
+
+
+def attributes_found(label: list[int], allowed: list[list[bool]], sure: int) -> list[int]:
+    """What attribute boxes of these classes get, at cells that are surest of `sure`, then of the ones before it."""
+    logits = DetectionLogits(
+        torch.zeros(1, CLASSES, *GRID.shape),
+        torch.zeros(1, REGRESSION_CHANNELS, *GRID.shape),
+        torch.zeros(1, ATTRIBUTES, *GRID.shape) - (torch.arange(ATTRIBUTES) - sure).abs()[:, None, None],
+    )
+    labels = torch.tensor([label])
+    boxes = boxes_at(
+        logits, labels * 0, GRID, label=labels, score=torch.ones(labels.shape), allowed=torch.tensor(allowed)
+    )
+    return boxes.attribute[0].tolist()
+
+
+def test_an_attribute_is_the_likeliest_of_those_that_the_class_can_have() -> None:
+    allowed = [[True, True, True], [True, False, False], [False, True, False], [False, False, False]]
+    assert attributes_found([0, 1, 2, 3, 0], allowed, sure=2) == [2, 0, 1, -1, 2]
+
+
+@settings(deadline=None)
+@given(st.lists(st.tuples(*[st.booleans()] * ATTRIBUTES), min_size=CLASSES, max_size=CLASSES), st.integers(0, 2**16))
+def test_decoding_never_gives_an_attribute_that_the_class_cannot_have(
+    allowed: list[tuple[bool, ...]], seed: int
+) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    heatmap, regression, attributes = (
+        torch.randn(1, n, *GRID.shape, generator=generator) for n in (CLASSES, REGRESSION_CHANNELS, ATTRIBUTES)
+    )
+    found = decode(DetectionLogits(heatmap, regression, attributes), GRID, max_boxes=40, allowed=torch.tensor(allowed))
+    for label, attribute in zip(found.label[0].tolist(), found.attribute[0].tolist(), strict=True):
+        assert allowed[label][attribute] if attribute >= 0 else not any(allowed[label])
+
+
+def test_a_peak_is_one_along_both_axes() -> None:
+    """A ridge along x and one along y: of each only its top is a peak, whichever axis a neighbour lies on."""
+    heatmap = torch.full((1, 1, *GRID.shape), -9.0)
+    ridge = torch.tensor([0.0, 1.0, 2.0, 1.0, 0.0])
+    heatmap[0, 0, 4:9, 6], heatmap[0, 0, 20, 10:15] = ridge, ridge
+    logits = DetectionLogits(heatmap, torch.zeros(1, REGRESSION_CHANNELS, *GRID.shape), torch.zeros(1, 0, *GRID.shape))
+    found = decode(logits, GRID, max_boxes=12)
+    tops = found.center_m[0, found.score[0] > 0.4, :2]
+    expected = [[GRID.x_min_m + 0.5 * x, GRID.y_min_m + 0.5 * y] for x, y in ((6, 6), (20, 12))]
+    assert sorted(tops.tolist()) == sorted(expected)
 
 
 def test_objects_on_diagonal_cells_are_both_found_and_the_flank_of_one_is_not() -> None:

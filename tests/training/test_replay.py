@@ -60,8 +60,8 @@ def test_a_silent_sensor_is_its_null_embedding_bit_for_bit(model: PerceptionMode
     assert torch.equal(alone.fused.features, expected.fused.features)
     np.testing.assert_array_equal(result.attention, expected.fused.attention[0].numpy())
     kept_boxes = expected.boxes[0].score > 0
-    assert torch.equal(result.boxes.center_m, expected.boxes.center_m[0][kept_boxes])
-    assert torch.equal(result.boxes.score, expected.boxes.score[0][kept_boxes])
+    assert torch.equal(result.candidates.center_m, expected.boxes.center_m[0][kept_boxes])
+    assert torch.equal(result.candidates.score, expected.boxes.score[0][kept_boxes])
 
 
 def test_every_tick_has_one_result_and_without_sensors_it_says_no_perception(model: PerceptionModel) -> None:

@@ -19,7 +19,9 @@ from training.replay_summary import MessageCount, ReplaySummary, StateCount
 
 
 def result(tick: Tick, *, perceived: bool = True) -> TickResult:
-    return TickResult(tick, perceived, Boxes.empty(), ("camera",), np.zeros((1, 2, 2), np.float32), ("car",), ())
+    return TickResult(
+        tick, perceived, Boxes.empty(), Boxes.empty(), ("camera",), np.zeros((1, 2, 2), np.float32), ("car",), ()
+    )
 
 
 def messages() -> Iterator[LogMessage]:

@@ -69,7 +69,7 @@ def result(number: float, boxes: Boxes, *, perceived: bool = True) -> TickResult
     time_us = round(BEGIN_US + number * HALF_US)
     frame = SensorFrame("tick", time_us, None, None, None, HERE)
     tick = Tick(round(number * 10), time_us, time_us, frame, {}, True)
-    return TickResult(tick, perceived, boxes, ("camera",), np.zeros((1, 1, 1), np.float32), CLASSES, ())
+    return TickResult(tick, perceived, Boxes.empty(), boxes, ("camera",), np.zeros((1, 1, 1), np.float32), CLASSES, ())
 
 
 # --- where things are between their annotations ---------------------------------------------------------------------------
@@ -197,7 +197,7 @@ def test_average_precision_is_that_of_the_devkit(seed: int) -> None:
     for one in results:
         there = truth.at(one.tick.time_us, HERE)
         assert there is not None
-        pairs.append((there, truth.counted(one.boxes)))
+        pairs.append((there, truth.counted(one.candidates)))
     score = score_replay(results, truth)
     for name, ap in score.class_ap.items():
         assert ap == pytest.approx(devkit_ap(pairs, name), abs=1e-12)
@@ -209,7 +209,7 @@ def test_average_precision_is_that_of_the_devkit(seed: int) -> None:
 def test_a_perfect_replay_scores_one_and_a_blind_one_nothing() -> None:
     truth = truth_of(*(instant(n, truth_box("a", 10 + n)) for n in range(4)))
     seeing = [result(n / 2, found((10 + n / 2, 0, "car", 0.9))) for n in range(7)]
-    blind = [replace(r, boxes=Boxes.empty(), perceived=False) for r in seeing]
+    blind = [replace(r, candidates=Boxes.empty(), perceived=False) for r in seeing]
     assert score_replay(seeing, truth).mean_ap == pytest.approx(1)
     score = score_replay(blind, truth)
     assert score.mean_ap == 0

@@ -53,6 +53,7 @@ def result(index: int, boxes: Boxes | None = None, *, state: SensorState = Senso
         tick=Tick(index, time_us, time_us + 20_000, frame, sensors, True),
         perceived=True,
         boxes=some_boxes(index % 4, index) if boxes is None else boxes,
+        candidates=Boxes.empty(),
         modalities=("camera", "lidar"),
         attention=np.moveaxis(attention, -1, 0),
         classes=CLASSES,
