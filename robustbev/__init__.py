@@ -2,6 +2,7 @@
 
 from robustbev.assembly import build
 from robustbev.card import ModelCard, SubsetFigures
+from robustbev.checkpoints import CheckpointError
 from robustbev.config import (
     NUSCENES_ATTRIBUTES,
     NUSCENES_CLASSES,
@@ -20,10 +21,11 @@ from robustbev.config import (
     StrictModel,
 )
 from robustbev.detections import Detection, Detections, NoPerceptionError
+from robustbev.devices import DeviceError
 from robustbev.inference import perceive_frame, preparation
 from robustbev.model import Perception, PerceptionModel, TrainingOutputs
 from robustbev.precision import Precision, PrecisionWarning, choose_precision
-from robustbev.weights import FORMAT_VERSION, CheckpointError, gated_state, load, load_weights, save, write_card
+from robustbev.weights import FORMAT_VERSION, gated_state, load, load_weights, save, write_card
 
 __all__ = [
     "FORMAT_VERSION",
@@ -37,6 +39,7 @@ __all__ = [
     "DepthConfig",
     "Detection",
     "Detections",
+    "DeviceError",
     "FuserConfig",
     "FuserKind",
     "GridConfig",

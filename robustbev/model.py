@@ -190,7 +190,9 @@ class PerceptionModel(nn.Module):
             boxes = self._detect(fused.features, perceived)
         if self.precision.name != "float32":
             fused = FusedBEV(fused.features.float(), fused.attention.float(), fused.coverage.float())
-        return Perception(boxes, fused, self.config.modalities, perceived, cross_class_iou=self.config.decode.cross_class_iou)
+        return Perception(
+            boxes, fused, self.config.modalities, perceived, cross_class_iou=self.config.decode.cross_class_iou
+        )
 
     def _autocast(self) -> AbstractContextManager[object]:
         return self.precision.autocast(self.nms_radius_m.device.type)

@@ -16,16 +16,14 @@ from torch import Tensor, nn
 from fusion import named_state
 from robustbev.assembly import build
 from robustbev.card import ModelCard
+from robustbev.checkpoints import CheckpointError, find_checkpoint
 from robustbev.config import ModelConfig
+from robustbev.devices import usable_device
 from robustbev.model import PerceptionModel, is_under
 from robustbev.precision import PrecisionSetting, PrecisionWarning, choose_precision
 
 FORMAT_VERSION = 1
 _LARGEST_TEXT_BYTES = 2**20  # of a header or a configuration; ours have some 50,000
-
-
-class CheckpointError(ValueError):
-    """Weights or their configuration are missing, damaged or of another architecture."""
 
 
 def gated_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -86,21 +84,23 @@ def load(
     """A saved model in evaluation mode. Nothing in the files is executed and no class is named in them.
 
     Args:
-        path: a directory written by `save`, or its `model.safetensors`; `config.json` lies beside it.
+        path: a directory written by `save`, its `model.safetensors` beside `config.json`, or a run of `robustbev train`, whose
+            newest checkpoint it is then.
         device: where the model shall compute.
         precision: what it shall compute in; auto: float32 on a CPU, on a GPU the shortest float that it has, see
             `choose_precision`. The weights stay float32. One that the device emulates is warned of.
 
     Raises:
         CheckpointError: a file is missing or damaged, or weights and configuration do not belong together.
+        DeviceError: torch cannot use the device here.
     """
-    path = Path(path)
+    device = usable_device(device)
+    path = find_checkpoint(Path(path))
     directory = path if path.is_dir() else path.parent
     weights = directory / "model.safetensors" if path.is_dir() else path
     config_file = directory / "config.json"
-    for file in (weights, config_file):
-        if not file.is_file():
-            raise CheckpointError(f"{file}: not found; expected a directory with model.safetensors and config.json")
+    if not config_file.is_file():
+        raise CheckpointError(f"{config_file}: not found; expected a directory with model.safetensors and config.json")
     _check_header(weights)
     try:
         if config_file.stat().st_size > _LARGEST_TEXT_BYTES:

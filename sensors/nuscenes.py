@@ -68,7 +68,7 @@ class NuScenesReader:
         self.samples = self.index.samples_of_split(split)
         self._root = config.root.expanduser()
         self._columns = {name: i for i, name in enumerate(self.index.meta.channels)}
-        self._label_of_category = _labels(self.index.meta.categories, config.class_map, self.classes)
+        self._label_of_category = label_of_category(self.index.meta.categories, config.class_map, self.classes)
         self._attribute_of = _positions(self.index.meta.attributes, self.attributes)
         self._tokens: tuple[str, ...] | None = None
 
@@ -266,28 +266,6 @@ class NuScenesReader:
         return readings
 
 
-def describe(config: NuScenesConfig) -> dict[str, Any]:
-    """A short summary of the data set: samples per split, channels found and missing, boxes per class, where the index lies."""
-    index = open_index(config)
-    found = dict(zip(index.meta.channels, index.meta.modalities, strict=True))
-    labels = _labels(index.meta.categories, config.class_map, config.classes)[index.arrays.box_category]
-    wanted = [channel for channels in config.channels().values() for channel in channels]
-    has_keyframes = dict(zip(index.meta.channels, (index.arrays.keyframe >= 0).sum(axis=0).tolist(), strict=True))
-    return {
-        "root": str(config.root),
-        "version": config.version,
-        "data_id": index.meta.data_id,
-        "index": str(index.path),
-        "scenes": len(index.meta.scenes),
-        "samples": len(index.arrays.sample_token),
-        "samples_per_split": {split: len(index.samples_of_split(split)) for split in sorted(index.meta.splits)},
-        "keyframes_per_channel": {channel: has_keyframes[channel] for channel in found},
-        "channels_missing": [channel for channel in wanted if not has_keyframes.get(channel)],
-        "sweeps": len(index.arrays.data_token) - int((index.arrays.keyframe >= 0).sum()),
-        "boxes_per_class": {name: int((labels == i).sum()) for i, name in enumerate(config.classes)},
-    }
-
-
 def _reopen(
     config: NuScenesConfig,
     split: str,
@@ -298,7 +276,9 @@ def _reopen(
     return NuScenesReader(config, split, classes=classes, attributes=attributes, decode=decode)
 
 
-def _labels(categories: tuple[str, ...], class_map: dict[str, str], classes: tuple[str, ...]) -> NDArray[np.int64]:
+def label_of_category(
+    categories: tuple[str, ...], class_map: dict[str, str], classes: tuple[str, ...]
+) -> NDArray[np.int64]:
     """Class number of each category, -1 for those that are not detected."""
     unknown = sorted(set(class_map.values()) - set(classes))
     if unknown:

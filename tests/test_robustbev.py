@@ -448,10 +448,15 @@ def test_a_pickle_named_safetensors_is_refused_and_not_run(checkpoint: Path, tmp
     assert not (tmp_path / "exploded").exists()
 
 
-@pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
-def test_a_missing_file_is_named(checkpoint: Path, name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [("config.json", "config.json: not found"), ("model.safetensors", "no checkpoint in it")],
+)
+def test_a_missing_file_is_named(checkpoint: Path, name: str, words: str) -> None:
     (checkpoint / name).unlink()
-    with pytest.raises(CheckpointError, match=rf"{name}: not found; expected a directory with"):
+    with pytest.raises(
+        CheckpointError, match=rf"{words}; expected a directory with model\.safetensors and config\.json"
+    ):
         load(checkpoint)
 
 

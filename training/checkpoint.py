@@ -25,6 +25,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from robustbev.checkpoints import STEP_PREFIX, complete_checkpoints, latest_checkpoint
 from sensors.documents import read_json
 from training.architecture import CheckpointMismatchError, check_architecture
 from training.atomic import write_text
@@ -33,8 +34,6 @@ from training.optim import AveragedWeights, named_parameters
 from training.random_state import restore_random_state
 
 FORMAT = 1
-_PREFIX = "step-"
-_LONGEST_NAME = 100  # of a checkpoint's folder
 _DISK_FULL = (
     "os error 28",
     "os error 122",
@@ -99,7 +98,7 @@ class CheckpointStore:
         Raises:
             CheckpointWriteError: the disk is full or does not let us write. No partial checkpoint stays behind.
         """
-        final = self.directory / f"{_PREFIX}{state.step:08d}"
+        final = self.directory / f"{STEP_PREFIX}{state.step:08d}"
         if not final.is_dir():  # otherwise it is the same step of the same run: nothing has changed since
             partial = self.directory / f".partial-{final.name}"
             try:
@@ -127,7 +126,7 @@ class CheckpointStore:
         for rest in self.directory.glob(".partial-*"):
             shutil.rmtree(rest, ignore_errors=True)
         if self.keep is not None:
-            for old in _complete(self.directory)[: -self.keep]:
+            for old in complete_checkpoints(self.directory)[: -self.keep]:
                 # Renamed first: a folder that is half removed must not look like a checkpoint.
                 doomed = old.with_name(f".partial-{old.name}")
                 old.rename(doomed)
@@ -222,40 +221,6 @@ class CheckpointStore:
 _TENSORS = "training_state.safetensors"
 
 
-def latest_checkpoint(directory: Path) -> Path | None:
-    """The newest complete checkpoint among the folders of `directory`."""
-    pointer = directory / "latest"
-    if pointer.is_file():
-        name = pointer.read_bytes()[:_LONGEST_NAME].decode("ascii", "replace").strip()
-        if name.startswith(_PREFIX) and name.removeprefix(_PREFIX).isalnum() and (directory / name).is_dir():
-            return directory / name
-    complete = _complete(directory)
-    return complete[-1] if complete else None
-
-
-def find_checkpoint(path: Path) -> Path:
-    """The checkpoint meant by a path: a checkpoint, a folder of checkpoints, or a run (their newest).
-
-    Raises:
-        FileNotFoundError: there is none.
-    """
-    if (path / "model.safetensors").is_file() or path.is_file():
-        return path
-    found = latest_checkpoint(path) or latest_checkpoint(path / "checkpoints")
-    if found is None:
-        raise FileNotFoundError(
-            f"no checkpoint in {path}: expected a folder with model.safetensors and config.json, or a run's folder; "
-            "`robustbev train` writes them to runs/<name>/checkpoints/"
-        )
-    return found
-
-
-def step_of(checkpoint: Path) -> int | None:
-    """The optimiser steps done when a checkpoint was written; None where its folder does not say."""
-    name = checkpoint.name.removeprefix(_PREFIX)
-    return int(name) if checkpoint.name.startswith(_PREFIX) and name.isdecimal() else None
-
-
 def _check_run(path: Path, document: Mapping[str, Any], place: Place) -> None:
     if document.get("format") != FORMAT:
         raise CheckpointMismatchError(f"{path}: expected checkpoint format {FORMAT}, got {document.get('format')}")
@@ -332,10 +297,6 @@ def _placed(value: Tensor, parameter: Tensor) -> Tensor:
 
 def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
-
-
-def _complete(directory: Path) -> list[Path]:
-    return sorted(path for path in directory.glob(f"{_PREFIX}*") if (path / "training_state.json").is_file())
 
 
 def _sync(folder: Path) -> None:

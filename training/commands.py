@@ -40,9 +40,23 @@ ConfigFile = Annotated[Path, typer.Option("--config", help="YAML file with the r
 Fresh = Annotated[bool, typer.Option("--fresh", help="Remove what the run wrote before and start over.")]
 
 
+def _print_version(asked: bool) -> None:
+    from importlib.metadata import PackageNotFoundError, version
+
+    if asked:
+        try:
+            print(f"robustbev {version('robustbev')}")
+        except PackageNotFoundError:
+            print("robustbev, a checkout that is not installed")
+        raise typer.Exit
+
+
 @app.callback()
 def _options(
     debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks of every error.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+    ] = False,
 ) -> None:
     if debug:
         os.environ[DEBUG_VARIABLE] = "1"
@@ -75,13 +89,11 @@ def simulate(
 @app.command()
 @tells_errors
 def index(config: ConfigFile, settings: Settings = None) -> None:
-    """Build the index of a data set, and say what is in it."""
+    """Build the index of a data set, and say what is in it; an error where the configuration can train nothing on it."""
     from training.extras import require
 
     require("robustbev index", "data", "nuscenes")
-    from sensors.nuscenes import describe
-    from sensors.nuscenes_channels import check_channels
-    from sensors.nuscenes_index import open_index
+    from sensors.nuscenes_summary import check_trainable, describe
     from training.config import load_run_config
 
     data = load_run_config(config, settings or []).data.nuscenes
@@ -90,7 +102,7 @@ def index(config: ConfigFile, settings: Settings = None) -> None:
     for key, value in summary.items():
         shown = ", ".join(f"{k} {v}" for k, v in value.items()) if isinstance(value, dict) else value
         print(f"{key:<{width}}  {', '.join(shown) if isinstance(shown, list) else shown}")
-    check_channels(data, open_index(data))
+    check_trainable(data)
 
 
 @app.command("config")
@@ -403,7 +415,7 @@ def doctor(
 
 def _config_of(checkpoint: Path, config: Path | None, settings: list[str]) -> RunConfig | None:
     """The configuration to look at a checkpoint with: the file given, else its run's; None where there is neither."""
-    from training.checkpoint import find_checkpoint
+    from robustbev.checkpoints import find_checkpoint
     from training.config import load_run_config
     from training.evaluation import run_of
 

@@ -15,10 +15,10 @@ from typing import Any, Literal
 import torch
 
 import robustbev
+from robustbev.checkpoints import find_checkpoint
 from sensors.nuscenes_index import open_index
 from training.atomic import write_json, write_text
 from training.cases import Case, evaluate_cases, parse_case
-from training.checkpoint import find_checkpoint
 from training.cli import exit_code
 from training.compare_plan import Job
 from training.evaluation import evaluate_checkpoint, load_model
@@ -86,7 +86,7 @@ def finished(job: Job) -> JobResult | None:
         return None
     try:
         known = _known(job, find_checkpoint(job.files.root))
-    except FileNotFoundError:
+    except robustbev.CheckpointError:
         return None
     if "parameters" not in known or _missing(job, known):
         return None

@@ -213,12 +213,12 @@ def evaluate_checkpoint(
             then nothing but `out_dir` is written.
 
     Raises:
-        FileNotFoundError: there is no such checkpoint.
+        CheckpointError: there is no such checkpoint.
         ValueError: it belongs to no run, and `config` or `out_dir` is not given; it is to be measured on other data than its
             run's, and `out_dir` is not given; or see `evaluate_subsets`.
     """
     import robustbev
-    from training.checkpoint import step_of
+    from robustbev.checkpoints import step_of
     from training.data import build_loader, with_rig
     from training.model_card import card_of
     from training.pictures import subset_chart
@@ -292,10 +292,10 @@ def resolve(
         folder: see `out_dir`.
 
     Raises:
-        FileNotFoundError: there is no such checkpoint.
+        CheckpointError: there is no such checkpoint.
         ValueError: it belongs to no run, and `config` or `out_dir` is not given.
     """
-    from training.checkpoint import find_checkpoint
+    from robustbev.checkpoints import find_checkpoint
     from training.config import load_run_config
 
     checkpoint = find_checkpoint(checkpoint)

@@ -258,7 +258,7 @@ def measure_gap(
         The report, and the folder that it was written to.
 
     Raises:
-        FileNotFoundError: there is no such checkpoint.
+        CheckpointError: there is no such checkpoint.
         ValueError: the model has one modality only; or see `evaluation.resolve`.
     """
     from training.data import build_loader

@@ -19,9 +19,9 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from robustbev.checkpoints import latest_checkpoint
 from training.atomic import write_text
 from training.callbacks import Callback, StepRecord
-from training.checkpoint import latest_checkpoint
 from training.config import RunConfig
 from training.extras import require
 from training.history import read_history
@@ -177,6 +177,8 @@ def _trainer(work: Work, config: RunConfig, files: RunFiles) -> Any:
     # Ray's list names checkpoints that have been pruned since, and it then refuses to begin. `latest` is what counts.
     (files.root / _SNAPSHOT).unlink(missing_ok=True)
     runner, cuda = config.runner, config.runner.use_cuda
+    if cuda and ray.cluster_resources().get("GPU", 0) < 1:
+        raise RunError("runner.device: cuda, but Ray found no GPU; expected one, or runner.device=cpu")
     cpus = runner.cpus_per_worker or ray.cluster_resources().get("CPU", 1.0) / runner.workers
     settings = {"config": config.model_dump_json(), "threads": max(1, int(cpus)), "cuda": cuda, "work": work}
     return TorchTrainer(

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import robustbev
 from robustbev import PerceptionModel
+from robustbev.checkpoints import find_checkpoint, step_of
 from training.atomic import write_text
-from training.checkpoint import find_checkpoint, step_of
 from training.config import RunConfig, load_run_config
 from training.data import with_rig
 from training.evaluation import run_of
@@ -25,7 +25,7 @@ def release(checkpoint: Path, out: Path) -> Path:
         out: a folder that does not hold a checkpoint of a run.
 
     Raises:
-        FileNotFoundError: there is no such checkpoint.
+        CheckpointError: there is no such checkpoint.
         CheckpointError: it cannot be read.
         ValueError: `out` is a checkpoint of a run.
     """
@@ -47,7 +47,7 @@ def load_with_rig(checkpoint: Path) -> tuple[PerceptionModel, RunConfig | None]:
     """The model of a checkpoint and its run's configuration, if it lies in one, which also tells an older model its rig.
 
     Raises:
-        FileNotFoundError: there is no such checkpoint.
+        CheckpointError: there is no such checkpoint.
         CheckpointError: it cannot be read.
     """
     found = find_checkpoint(checkpoint)

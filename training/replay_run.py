@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from robustbev import PerceptionModel, RigConfig, load
+from robustbev.checkpoints import find_checkpoint
 from sensors.health import HealthMode, HealthMonitor
 from sensors.images import DecodeSize
 from sensors.logs.log import Log, LogError, LogWarning, Order
@@ -30,7 +31,6 @@ from sensors.replay.golden_compare import Difference, Tolerance
 from sensors.replay.results import ResultWriter, SensorState, Tick, TickResult
 from sensors.replay.ticks import ticks
 from training.atomic import write_json
-from training.checkpoint import find_checkpoint
 from training.data import DataConfig, preparation
 from training.log_source import LogSource, open_source
 from training.replay import HealthWatch, Latencies, Pace, Perceiver, drain, replay
@@ -124,7 +124,8 @@ def run_replay(request: ReplayRequest, bars: Bars | None = None, say: Callable[[
 
     Raises:
         LogError, DataRootError: the log or its mapping cannot be used.
-        FaultError, GoldenError, FileNotFoundError, ValueError: faults, golden outputs, checkpoint, monitor or outputs cannot.
+        FaultError, GoldenError, CheckpointError, FileNotFoundError, ValueError: faults, golden outputs, checkpoint, monitor or
+            outputs cannot.
     """
     scripts = _scripts(request)
     several = len(scripts) > 1

@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from robustbev import choose_precision
+from robustbev.checkpoints import find_checkpoint
+from robustbev.devices import usable_device
 from sensors.corruptions import CORRUPTIONS
 from sensors.errors import DataRootError
 from sensors.nuscenes_index import open_index
 from training.atomic import write_text
 from training.cases import CLEAN, Case, grouped
-from training.checkpoint import find_checkpoint
 from training.config import RunConfig, load_run_config
 from training.config_file import to_yaml
 from training.evaluation import run_of, subset_name
@@ -114,13 +115,16 @@ def run_robustness(checkpoint: Path, config: RobustnessConfig, bars: Bars) -> Ro
         bars: shows the tasks that are done.
 
     Raises:
-        FileNotFoundError: there is no such checkpoint.
+        CheckpointError: there is no such checkpoint.
+        DeviceError: `device` is cuda, and this machine has none.
         RobustnessError: it belongs to no run, the baseline or a specialist was trained on another data set, or a task died.
         ValueError: see `training.cases.evaluate_cases`.
     """
     from training.robustness_report import track_robustness, write_robustness
 
     began = time.monotonic()
+    if config.use_cuda and config.address is None:
+        usable_device("cuda")
     model = _subject("model", checkpoint, config, None)
     others = {subset: _subject(subset, path, config, model) for subset, path in config.specialists.items()}
     baseline = None if config.baseline is None else _subject("baseline", config.baseline, config, model)

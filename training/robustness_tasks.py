@@ -226,6 +226,8 @@ def _connect(config: RobustnessConfig) -> None:
             ray.init(address=config.address, log_to_driver=False, logging_level="WARNING")
         except (ConnectionError, ValueError) as error:
             raise RobustnessError(f"address: no Ray cluster at {config.address!r} ({error})") from error
+        if config.use_cuda and ray.cluster_resources().get("GPU", 0) < 1:
+            raise RobustnessError("device: cuda, but Ray found no GPU; expected one, or device=cpu")
         return
     ray.init(
         address="local",

@@ -11,8 +11,9 @@ import torch
 from pydantic import BaseModel
 
 import robustbev
-from sensors.nuscenes import describe
+from robustbev.devices import usable_device
 from sensors.nuscenes_index import build_index
+from sensors.nuscenes_summary import describe
 from training.checkpoint import CheckpointStore
 from training.config import RunConfig
 from training.interrupt import StopOnSignal
@@ -49,6 +50,8 @@ def run_training(
         MissingExtraError: Ray or MLflow is asked for and not installed.
     """
     files = RunFiles(config.run_dir)
+    if config.runner.use_cuda and config.runner.address is None:
+        usable_device("cuda")
     with files.locked():
         if fresh:
             files.clear()

@@ -58,7 +58,7 @@ def show(
     split = config.data.nuscenes.val_split if split is None else split
     if checkpoint is None:
         return show_truth(_scene(config.data, config.model.classes, config, split, sample, corruption), out_dir)
-    from training.checkpoint import find_checkpoint
+    from robustbev.checkpoints import find_checkpoint
 
     model = load_model(find_checkpoint(checkpoint), config)
     scene = replace(
@@ -78,7 +78,7 @@ def show_run(run_dir: Path, *, sample: str | int | None = None, score: float = S
 
     The run's MLflow gets them too. Without a sample the liveliest one is shown: most classes, then most boxes.
     """
-    from training.checkpoint import find_checkpoint
+    from robustbev.checkpoints import find_checkpoint
     from training.config import load_run_config
     from training.history import read_history
     from training.run_files import RunFiles

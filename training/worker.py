@@ -12,9 +12,10 @@ import torch
 from torch import Tensor, nn
 
 import robustbev
+from robustbev.checkpoints import find_checkpoint
 from sensors.vit_weights import load_vit_weights
 from training.callbacks import Callback
-from training.checkpoint import CheckpointStore, TrainingState, find_checkpoint
+from training.checkpoint import CheckpointStore, TrainingState
 from training.config import RunConfig
 from training.data import build_loader, with_rig
 from training.history import History

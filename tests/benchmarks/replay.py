@@ -17,6 +17,7 @@ from pathlib import Path
 import torch
 
 import robustbev
+from robustbev.checkpoints import find_checkpoint
 from sensors.images import DecodeSize
 from sensors.logs.log import Damage, Order, TopicInfo
 from sensors.logs.messages import FrameTransforms, LogMessage, Malformed, Other, Payload
@@ -29,7 +30,6 @@ from sensors.replay.config import ReplayConfig
 from sensors.replay.results import TickResult
 from sensors.replay.ticks import ticks
 from sensors.simulation import SimulationConfig, simulate
-from training.checkpoint import find_checkpoint
 from training.config import load_run_config
 from training.data import preparation
 from training.memory import resident_memory_bytes

@@ -16,8 +16,9 @@ from pyquaternion import Quaternion
 from sensors.calibration import apply, inverse_rigid
 from sensors.errors import DataRootError, SensorDataError, SensorDataWarning
 from sensors.images import DecodeSize
-from sensors.nuscenes import NuScenesReader, describe
+from sensors.nuscenes import NuScenesReader
 from sensors.nuscenes_config import NuScenesConfig, RadarFilter
+from sensors.nuscenes_summary import describe
 from tests.small_nuscenes import CHANNELS, SmallNuScenes, write_radar
 
 

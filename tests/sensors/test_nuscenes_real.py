@@ -21,9 +21,10 @@ from sensors.depth import project
 from sensors.errors import DataRootError
 from sensors.frames import CameraImage
 from sensors.images import DecodeSize, ImageChange, fit_image
-from sensors.nuscenes import NuScenesReader, describe
+from sensors.nuscenes import NuScenesReader
 from sensors.nuscenes_config import NuScenesConfig
 from sensors.nuscenes_index import open_index
+from sensors.nuscenes_summary import describe
 
 
 @pytest.fixture(scope="module")

@@ -17,11 +17,12 @@ import robustbev
 import training.checkpoint
 from fusion import BEVFeatures, Fuser
 from robustbev import PerceptionModel
+from robustbev.checkpoints import CheckpointError, find_checkpoint
 from tests.fusion.kinds import positional
 from tests.tiny_model import tiny_model
 from tests.training.toy import ToyBatches, ToyStep, toy_plan, toy_state, toy_store
 from training.architecture import CheckpointMismatchError
-from training.checkpoint import CheckpointStore, CheckpointWriteError, Place, TrainingState, find_checkpoint
+from training.checkpoint import CheckpointStore, CheckpointWriteError, Place, TrainingState
 from training.loop import train
 from training.optim import AveragedWeights, OptimConfig, build_optimizer
 from training.random_state import random_state, restore_random_state, seed_everything, step_generator
@@ -121,7 +122,7 @@ def test_a_damaged_checkpoint_says_how_to_go_on(tmp_path: Path) -> None:
 def test_a_path_may_be_a_checkpoint_a_folder_of_them_or_a_run(tmp_path: Path) -> None:
     path = save(toy_store(tmp_path / "run" / "checkpoints"), 6)
     assert find_checkpoint(path) == find_checkpoint(path.parent) == find_checkpoint(tmp_path / "run") == path
-    with pytest.raises(FileNotFoundError, match="no checkpoint in"):
+    with pytest.raises(CheckpointError, match="no checkpoint in it"):
         find_checkpoint(tmp_path)
 
 

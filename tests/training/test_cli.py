@@ -1,5 +1,7 @@
 """What the command says, and how it ends."""
 
+import importlib.metadata
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -8,6 +10,7 @@ import pytest
 
 pytest.importorskip("typer")
 
+import torch
 from typer.testing import CliRunner
 
 import training.cli
@@ -107,6 +110,7 @@ def test_index_says_what_is_in_a_data_set(config: Path, small_nuscenes: SmallNuS
     data = small_nuscenes.config
     words = [f"data.nuscenes.root={data.root}", f"data.nuscenes.version={data.version}"]
     words += ["data.nuscenes.camera_channels=[CAM_FRONT]", "data.nuscenes.radar_channels=[RADAR_FRONT]"]
+    words += ["data.nuscenes.train_split=small_train", "data.nuscenes.val_split=small_val"]
     result = RUNNER.invoke(app, ["index", "--config", str(config), *words])
     assert result.exit_code == 0, result.output
     assert "data_id" in result.stdout
@@ -122,6 +126,53 @@ def test_index_says_what_is_there_and_then_which_channel_is_not(config: Path, sm
     (line,) = result.stderr.splitlines()
     assert "data.nuscenes.camera_channels: " in line
     assert "CAM_FRONT_LEFT (the nearest is CAM_FRONT)" in line
+
+
+@pytest.mark.parametrize(
+    ("setting", "words"),
+    [
+        ("data.nuscenes.train_split=train", "split 'train': no scene of it is in .* small_train"),
+        ("data.nuscenes.val_split=val", "split 'val': no scene of it is in .* small_train"),
+        (
+            "data.nuscenes.class_map={animal: barrier}",
+            "split 'small_train' has no box .*class_map names.* Categories there: vehicle",
+        ),
+    ],
+)
+def test_index_ends_with_an_error_where_nothing_can_be_trained(
+    config: Path, small_nuscenes: SmallNuScenes, setting: str, words: str
+) -> None:
+    data = small_nuscenes.config
+    ours = [f"root={data.root}", f"version={data.version}", "train_split=small_train", "val_split=small_val"]
+    ours += ["camera_channels=[CAM_FRONT]", "radar_channels=[RADAR_FRONT]"]
+    result = RUNNER.invoke(app, ["index", "--config", str(config), *(f"data.nuscenes.{w}" for w in ours), setting])
+    assert result.exit_code == 2
+    assert "boxes_per_class" in result.stdout  # what is in it is said in any case
+    (line,) = result.stderr.splitlines()
+    assert re.search(words, line), line
+
+
+def test_the_version_is_that_of_the_package() -> None:
+    result = RUNNER.invoke(app, ["--version"])
+    assert result.exit_code == 0
+    assert result.stdout.strip() == f"robustbev {importlib.metadata.version('robustbev')}"
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["train", "--config", "{config}", "runner.device=cuda"],
+        ["train", "--config", "{config}", "runner.device=cuda", "runner.workers=1"],
+        ["robustness", "--checkpoint", "nowhere", "device=cuda"],
+    ],
+    ids=" ".join,
+)
+def test_a_gpu_that_is_not_there_is_one_line(config: Path, words: list[str]) -> None:
+    result = RUNNER.invoke(app, [word.format(config=config) for word in words])
+    assert result.exit_code == 2
+    (line,) = result.stderr.splitlines()
+    assert line.startswith("error: device: expected one that torch can use here (cpu), got 'cuda': ")
 
 
 def test_our_own_defects_keep_their_traceback_and_faulty_input_does_not() -> None:
@@ -163,7 +214,7 @@ def test_show_wants_to_know_what(config: Path) -> None:
 def test_checkpoint_that_is_not_there(tmp_path: Path) -> None:
     result = RUNNER.invoke(app, ["evaluate", "--checkpoint", str(tmp_path)])
     assert result.exit_code == 2
-    assert f"no checkpoint in {tmp_path}" in result.stderr
+    assert f"{tmp_path}: no checkpoint in it" in result.stderr
 
 
 def test_simulate_takes_options_and_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

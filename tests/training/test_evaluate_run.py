@@ -144,7 +144,7 @@ def test_a_model_that_lies_in_no_run_says_what_is_missing(run: RunFiles, tmp_pat
     robustbev.save(model, tmp_path / "somewhere")
     with pytest.raises(ValueError, match="--config"):
         evaluate_checkpoint(tmp_path / "somewhere")
-    with pytest.raises(FileNotFoundError, match="no checkpoint"):
+    with pytest.raises(robustbev.CheckpointError, match=r"nowhere: not found; expected .* folder of a run"):
         evaluate_checkpoint(tmp_path / "nowhere")
 
 

@@ -20,13 +20,13 @@ pytest.importorskip("mlflow")
 from typer.testing import CliRunner
 
 import robustbev
+from robustbev.checkpoints import find_checkpoint
 from sensors.calibration import apply
 from sensors.errors import SensorDataError, SensorDataWarning
 from sensors.frames import SensorFrame
 from sensors.nuscenes import NuScenesReader
 from sensors.prepare import prepare
 from tests.small_nuscenes import VERSION, Channel, SmallNuScenes, write_small_nuscenes
-from training.checkpoint import find_checkpoint
 from training.commands import app
 from training.config import RunConfig, load_run_config
 from training.data import open_reader, preparation, rig_of

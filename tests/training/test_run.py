@@ -17,10 +17,11 @@ pytest.importorskip("mlflow")
 import robustbev
 import training.checkpoint
 from robustbev import choose_precision
+from robustbev.checkpoints import find_checkpoint
 from sensors.nuscenes import NuScenesReader
 from sensors.nuscenes_index import build_index
 from tests.small_nuscenes import SmallNuScenes
-from training.checkpoint import CheckpointWriteError, find_checkpoint
+from training.checkpoint import CheckpointWriteError
 from training.config import RunConfig
 from training.history import read_history
 from training.progress import Bars
