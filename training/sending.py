@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 Allow = Callable[[float], None]
 _METRICS_A_CALL = 1000  # what MLflow takes
-_LOADING_SECONDS = 60.0  # to import MLflow from a cold disk and to open a database
+_OPENING_SECONDS = 60.0  # to open a database, or to make one
 _BYTES_PER_SECOND = 2**20  # the slowest upload that is waited for
 _LONGEST_PAUSE_SECONDS = 30.0
 
@@ -46,6 +46,8 @@ class Sending:
         self._thread = threading.Thread(target=self._send, name="mlflow-sender", daemon=True)
 
     def __enter__(self) -> Sending:
+        # Not in the thread: a process that is forked while another thread imports may wait for that module for ever.
+        store.load_mlflow()
         self._thread.start()
         return self
 
@@ -56,14 +58,7 @@ class Sending:
             return  # somebody insists; the rows are kept
         while self._thread.is_alive() and time.monotonic() < self._waited_until:
             self._thread.join(0.05)
-        left = len(self._run.left())
-        if left:
-            why = "it does not answer" if self._error is None else short(self._error)
-            warnings.warn(
-                f"MLflow ({self._run.uri}) has not taken {left} rows of figures and files yet: {why}. They are kept in "
-                f"{self._run.outbox.path}, and the next command on this run (train, evaluate, show) sends them",
-                stacklevel=2,
-            )
+        _warn_of_left(self._run, "it does not answer" if self._error is None else short(self._error))
 
     def _send(self) -> None:
         pause_s = self._poll_s
@@ -71,9 +66,6 @@ class Sending:
             last = self._ending.wait(pause_s)
             try:
                 done = deliver(self._run, self._allow)
-            except MissingExtraError as error:
-                self._fails(error)
-                return
             except store.store_errors() as error:
                 self._fails(error)
                 if last:
@@ -102,9 +94,13 @@ class Sending:
 
 def send_now(run: MLflowRun, patience_s: float = 10.0) -> None:
     """Send what a run's outbox holds; a warning says what MLflow has not taken within the time."""
-    if run.left():
+    if not run.left():
+        return
+    try:
         with Sending(run, patience_s=patience_s):
             pass
+    except MissingExtraError as error:
+        _warn_of_left(run, str(error))
 
 
 def log_report(
@@ -135,13 +131,22 @@ def log_report(
     send_now(run)
 
 
+def _warn_of_left(run: MLflowRun, why: str) -> None:
+    left = len(run.left())
+    if left:
+        warnings.warn(
+            f"MLflow ({run.uri}) has not taken {left} rows of figures and files yet: {why}. They are kept in "
+            f"{run.outbox.path}, and the next command on this run (train, evaluate, show) sends them",
+            stacklevel=3,
+        )
+
+
 def deliver(run: MLflowRun, allow: Allow = lambda seconds: None) -> bool:
     """Send all that is left; -> whether that is done, False where another process is at it.
 
     A run that was deleted in MLflow begins anew there, with everything.
 
     Raises:
-        MissingExtraError: MLflow is not installed.
         mlflow_store.store_errors(): the store cannot be reached.
     """
     if not run.left():
@@ -149,9 +154,7 @@ def deliver(run: MLflowRun, allow: Allow = lambda seconds: None) -> bool:
     with run.sends_alone() as alone:
         if not alone:
             return False
-        allow(_LOADING_SECONDS)
-        store.load_mlflow()
-        allow(_LOADING_SECONDS if run.uri.startswith("sqlite:") else 0.0)
+        allow(_OPENING_SECONDS if run.uri.startswith("sqlite:") else 0.0)
         client = store.open_store(run.uri)
         while True:
             if _deliver_to(client, run, allow):

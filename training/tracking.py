@@ -112,10 +112,10 @@ class MLflowRun:
         location = artifacts.resolve().as_uri() if uri.startswith("sqlite:") else None
         plan = RunPlan(experiment, name, location, flat(parameters), dict(tags))
         known = _read(file)
+        store.load_mlflow()
         if known is not None and known["uri"] == uri:
             run._write(uri, known["run_id"], plan)
         else:
-            store.load_mlflow()
             try:
                 opening_s = _DATABASE_SECONDS if uri.startswith("sqlite:") else patience_s
                 client = _within(opening_s, lambda: store.open_store(uri))
