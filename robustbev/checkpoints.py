@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-STEP_PREFIX = "step-"
+STEP_PREFIX, BEST_PREFIX = "step-", "best-"
 _LONGEST_NAME = 100  # of a checkpoint's folder
 
 
@@ -48,9 +48,12 @@ def complete_checkpoints(directory: Path) -> list[Path]:
 
 
 def step_of(checkpoint: Path) -> int | None:
-    """The optimiser steps done when a checkpoint was written; None where its folder does not say."""
-    name = checkpoint.name.removeprefix(STEP_PREFIX)
-    return int(name) if checkpoint.name.startswith(STEP_PREFIX) and name.isdecimal() else None
+    """The optimiser steps done when a checkpoint was written; None where its folder does not say.
+
+    A run's `best` is a link to `best-00000330`.
+    """
+    kind, _, number = checkpoint.resolve().name.rpartition("-")
+    return int(number) if f"{kind}-" in (STEP_PREFIX, BEST_PREFIX) and number.isdecimal() else None
 
 
 def _is_complete(folder: Path) -> bool:

@@ -38,3 +38,6 @@ class Callback:
 
     def on_epoch(self, epoch: int, step: int) -> None:
         """An epoch (from 0) is done, and its checkpoint written where one was due."""
+
+    def on_end(self, step: int, complete: bool) -> None:
+        """The loop ends after `step` steps; complete: nothing of the run is left to do."""

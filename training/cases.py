@@ -131,7 +131,7 @@ def evaluate_cases(
         ValueError: the model has an encoder for none of the subsets; or see `training.evaluation.evaluate_subsets`.
     """
     check_official_classes(model.config.classes)
-    possible = set(possible_subsets(model, tuple(dict.fromkeys(case.subset for case in cases))))
+    possible = set(possible_subsets(model.config, tuple(dict.fromkeys(case.subset for case in cases))))
     wanted = [case for case in dict.fromkeys(cases) if case.subset in possible]
     for case in wanted:
         _check_touches(case)

@@ -105,7 +105,7 @@ class CheckpointStore:
                 shutil.rmtree(partial, ignore_errors=True)
                 partial.mkdir(parents=True)
                 self._write(partial, state, place, random_states)
-                _sync(partial)
+                sync_folder(partial)
                 partial.rename(final)
                 _sync_directory(self.directory)
             except (OSError, SafetensorError) as error:
@@ -299,7 +299,8 @@ def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
 
 
-def _sync(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
+    """Return when the files of a folder are on the disk."""
     for file in folder.iterdir():
         with file.open("rb") as stream:
             os.fsync(stream.fileno())

@@ -125,6 +125,7 @@ def train(config: ConfigFile, settings: Settings = None, fresh: Fresh = False) -
     from training.extras import require
 
     require("robustbev train", "data", "nuscenes", "simplejpeg")
+    from training.best import best_of
     from training.progress import Bars
     from training.run import run_training
     from training.run_files import RunFiles
@@ -142,6 +143,10 @@ def train(config: ConfigFile, settings: Settings = None, fresh: Fresh = False) -
         )
         raise typer.Exit(INTERRUPTED)
     print(f"trained {outcome.step} steps; the model is in {outcome.checkpoint}")
+    best = best_of(RunFiles(run.run_dir).checkpoints)
+    if best is not None:
+        link, measured = best
+        print(f"the best one, {measured} ({', '.join(measured.subsets)}), is {link}")
     print(f"evaluate it: robustbev evaluate --checkpoint {run.run_dir}")
 
 

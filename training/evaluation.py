@@ -8,13 +8,13 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import torch
 from pydantic import Field, field_validator
 
 from bev.boxes import Boxes
-from robustbev import NUSCENES_CLASSES, Perception, PerceptionModel, StrictModel
+from robustbev import NUSCENES_CLASSES, ModelConfig, Perception, PerceptionModel, StrictModel
 from robustbev.precision import PrecisionSetting
 from sensors.batch import MODALITIES
 from sensors.nuscenes import NuScenesReader
@@ -37,6 +37,10 @@ class EvaluationConfig(StrictModel):
     """Which subsets to measure, and how much of what the model finds is handed to the official evaluation."""
 
     subsets: Annotated[tuple[str, ...], Field(min_length=1)] = SUBSETS
+    every_epochs: Annotated[int, Field(ge=1)] | None = None
+    """While a run trains, measure a checkpoint after so many epochs and at the end, and keep the best one; null: never."""
+    watch: tuple[str, ...] = ()  # the subsets measured then; none: all sensors that the model has, together
+    best: Literal["mAP", "NDS"] = "mAP"  # the best checkpoint has the highest mean of this over `watch`
     score_threshold: Annotated[float, Field(ge=0, lt=1)] = 0.01
     max_boxes_per_sample: Annotated[int, Field(ge=1, le=MAX_BOXES_PER_SAMPLE)] = 200
     batch_size: Annotated[int, Field(ge=1)] = 8
@@ -44,7 +48,7 @@ class EvaluationConfig(StrictModel):
     processes: Annotated[int, Field(ge=1)] = 2  # subsets are scored in so many processes at a time
     precision: PrecisionSetting = "auto"  # what the model computes in; auto: see `robustbev.choose_precision`
 
-    @field_validator("subsets")
+    @field_validator("subsets", "watch")
     @classmethod
     def _in_order(cls, subsets: tuple[str, ...]) -> tuple[str, ...]:
         return tuple(dict.fromkeys(subset_name(subset.split("+")) for subset in subsets))
@@ -60,16 +64,16 @@ def subset_name(modalities: Iterable[str]) -> str:
     return "+".join(name for name in MODALITIES if name in names)
 
 
-def possible_subsets(model: PerceptionModel, subsets: Sequence[str]) -> tuple[str, ...]:
+def possible_subsets(config: ModelConfig, subsets: Sequence[str]) -> tuple[str, ...]:
     """Those subsets all of whose sensors the model has an encoder for.
 
     Raises:
         ValueError: that is none of them.
     """
-    mine = model.config.modalities
+    mine = config.modalities
     possible = tuple(subset for subset in subsets if set(subset.split("+")) <= set(mine))
     if not possible:
-        raise ValueError(f"evaluation.subsets: the model has only {', '.join(mine)}, got {', '.join(subsets)}")
+        raise ValueError(f"evaluation: subsets: the model has only {', '.join(mine)}, got {', '.join(subsets)}")
     return possible
 
 
@@ -164,12 +168,28 @@ def evaluate_subsets(
         ValueError: a class is none of the official evaluation's, a sample of the split is missing from the batches, or a box
             is not finite.
     """
+    subsets = possible_subsets(model.config, config.subsets)
+    check_official_classes(model.config.classes)
+    total = len(reader.tokens[: config.limit])
+    predictions = predict_subsets(model, batches, subsets, limit=config.limit, progress=progress, total=total)
+    results = score_subsets(predictions, model.config, reader, out_dir, config, progress)
+    write_report(out_dir, results)
+    return results
+
+
+def score_subsets(
+    predictions: dict[str, Predictions],
+    model: ModelConfig,
+    reader: NuScenesReader,
+    out_dir: Path,
+    config: EvaluationConfig,
+    progress: Progress | None = None,
+) -> dict[str, SubsetResult]:
+    """Official figures of what was found with each subset; see `evaluate_subsets`. `out_dir` gets a folder a subset."""
     from training.official import OfficialEvaluation, open_tables  # the devkit takes seconds to import
 
-    subsets = possible_subsets(model, config.subsets)
-    check_official_classes(model.config.classes)
+    subsets = tuple(predictions)
     expected = list(reader.tokens)[: config.limit]
-    predictions = predict_subsets(model, batches, subsets, limit=config.limit, progress=progress, total=len(expected))
     tokens = [token for token in reader.tokens if token in predictions[subsets[0]].boxes]
     if len(tokens) < len(expected):
         missing = next(token for token in expected if token not in predictions[subsets[0]].boxes)
@@ -178,22 +198,20 @@ def evaluate_subsets(
             "loader that drops none and with one rank"
         )
     nusc = open_tables(reader.root, reader.config.version)
-    official = OfficialEvaluation(nusc, tokens, model.config.grid.bev().radius_m, reader.config.reference_channel)
+    official = OfficialEvaluation(nusc, tokens, model.grid.bev().radius_m, reader.config.reference_channel)
     poses = {token: reader.global_T_reference(i) for i, token in enumerate(reader.tokens)}
     scoring = Scoring(
         official,
         poses,
         predictions,
         out_dir,
-        classes=model.config.classes,
-        attributes=model.config.attributes,
+        classes=model.classes,
+        attributes=model.attributes,
         max_boxes=config.max_boxes_per_sample,
         score_threshold=config.score_threshold,
     )
     found = scoring.run(subsets, config.processes, progress)
-    results = {subset: found[subset] for subset in subsets}
-    write_report(out_dir, results)
-    return results
+    return {subset: found[subset] for subset in subsets}
 
 
 def evaluate_checkpoint(
@@ -250,7 +268,7 @@ def evaluate_checkpoint(
         for subset in results:
             kept[f"evaluation/{subset}"] = [out_dir / subset / name for name in names]
         tags = {"evaluation.precision": str(model.precision)}
-        log_report(files.mlflow, checkpoint, _figures(results), kept, tags)
+        log_report(files.mlflow, checkpoint, figures_of(results), kept, tags)
     return results
 
 
@@ -319,11 +337,11 @@ def run_of(checkpoint: Path) -> RunFiles | None:
     return files if files.config.is_file() and files.checkpoints == folder.parent else None
 
 
-def _figures(results: Results) -> dict[str, float]:
+def figures_of(results: Results, prefix: str = "val") -> dict[str, float]:
     """The figures of every subset under the names that MLflow shows; what is not defined is left out."""
     figures: dict[str, float] = {}
     for subset, result in results.items():
-        figures |= {f"val/{subset}/mAP": result.mean_ap, f"val/{subset}/NDS": result.nds}
-        figures |= {f"val/{subset}/{name}": value for name, value in result.errors.items() if math.isfinite(value)}
-        figures |= {f"val/{subset}/AP/{name}": value for name, value in result.class_ap.items()}
+        figures |= {f"{prefix}/{subset}/mAP": result.mean_ap, f"{prefix}/{subset}/NDS": result.nds}
+        figures |= {f"{prefix}/{subset}/{name}": value for name, value in result.errors.items() if math.isfinite(value)}
+        figures |= {f"{prefix}/{subset}/AP/{name}": value for name, value in result.class_ap.items()}
     return figures

@@ -1,8 +1,12 @@
-"""The run's own record: one JSON line a step in `history.jsonl`, which needs no service and survives any crash."""
+"""The run's own record: one JSON line a step in `history.jsonl`, which needs no service and survives any crash.
+
+What is measured while it trains is kept in the same form.
+"""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -18,12 +22,22 @@ class History(Callback):
         self._path = path
 
     def on_start(self, step: int, total_steps: int, steps_per_epoch: int) -> None:
-        kept = [line for line in read_history(self._path) if line["step"] <= step]
-        write_text(self._path, "".join(json.dumps(line) + "\n" for line in kept))
+        drop_after(self._path, step)
 
     def on_step(self, record: StepRecord) -> None:
-        with self._path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(asdict(record)) + "\n")
+        append(self._path, asdict(record))
+
+
+def append(path: Path, row: Mapping[str, Any]) -> None:
+    """Add a row, which has a "step", to a history."""
+    with path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(row) + "\n")
+
+
+def drop_after(path: Path, step: int) -> None:
+    """Drop the rows of later steps from a history, and what a crash cut off."""
+    kept = [row for row in read_history(path) if row["step"] <= step]
+    write_text(path, "".join(json.dumps(row) + "\n" for row in kept))
 
 
 def read_history(path: Path) -> list[dict[str, Any]]:

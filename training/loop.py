@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -21,6 +21,7 @@ from training.callbacks import Callback, StepRecord
 from training.checkpoint import CheckpointStore, Place, TrainingState
 from training.memory import cuda_memory_bytes, resident_memory_bytes
 from training.optim import OptimConfig, clip_gradients, lr_factor, set_lr
+from training.peers import Alone, Peers
 from training.random_state import random_state, step_generator
 
 
@@ -49,6 +50,7 @@ class StepResult(Protocol):
 
 Forward = Callable[[Any], StepResult]
 Draw = Callable[[Any, torch.Generator], Batch]
+Validate = Callable[[Path, int], bool]  # a checkpoint and its step -> False where it was stopped before it was done
 
 
 class Batches(Protocol):
@@ -59,52 +61,16 @@ class Batches(Protocol):
     def epoch(self, epoch: int, start: int) -> Iterable[Batch]: ...  # from the batch numbered `start` on
 
 
-class Peers(Protocol):
-    """The workers that train together."""
-
-    @property
-    def rank(self) -> int: ...
-
-    @property
-    def world_size(self) -> int: ...
-
-    def mean(self, values: Tensor) -> Tensor: ...  # [K] float64 on the CPU, over all ranks
-
-    def gather(self, value: Any) -> list[Any]: ...  # of all ranks, in order, on every rank
-
-    def barrier(self) -> None: ...
-
-    def no_sync(self) -> AbstractContextManager[object]: ...  # gradients stay local, for accumulation
-
-
-class Alone:
-    """`Peers` of a run in one process."""
-
-    rank = 0
-    world_size = 1
-
-    def mean(self, values: Tensor) -> Tensor:
-        return values
-
-    def gather(self, value: Any) -> list[Any]:
-        return [value]
-
-    def barrier(self) -> None:
-        return None
-
-    def no_sync(self) -> AbstractContextManager[object]:
-        return nullcontext()
-
-
 @dataclass(frozen=True)
 class Plan:
-    """How long to train, and when to write checkpoints (one at the very end always)."""
+    """How long to train, and when to write checkpoints (one at the very end always) and to measure them."""
 
     epochs: int
     optim: OptimConfig
     seed: int = 0
     checkpoint_every_epochs: int | None = 1
     checkpoint_every_steps: int | None = None
+    validate_every_epochs: int | None = None  # and at the very end
 
 
 @dataclass(frozen=True)
@@ -126,6 +92,7 @@ def train(
     *,
     device: torch.device,
     store: CheckpointStore | None = None,
+    validate: Validate | None = None,
     callbacks: Sequence[Callback] = (),
     peers: Peers | None = None,
     stop: Callable[[], bool] = lambda: False,
@@ -136,13 +103,15 @@ def train(
         forward: model and losses in one call, on a batch on `device`; wrapped for data-parallel training where there is any.
         draw: what is random in a step, put into its batch while that is on the CPU; a function of batch and generator alone.
         store: where checkpoints go; its newest one is restored first. None writes none.
+        validate: is given checkpoints when the plan says so, on every rank. Stopped half-way, it is given the same one when the
+            run goes on.
 
     Raises:
         NonFiniteLossError: naming step, parts of the loss and tokens. The last checkpoint is from before it.
         ValueError: an epoch has fewer batches than one optimiser step accumulates.
         CheckpointMismatchError, CheckpointWriteError: see `CheckpointStore`.
     """
-    run = _Run(state, forward, draw, batches, plan, device, store, callbacks, peers or Alone(), stop)
+    run = _Run(state, forward, draw, batches, plan, device, store, validate, callbacks, peers or Alone(), stop)
     return run.train()
 
 
@@ -155,11 +124,13 @@ class _Run:
     plan: Plan
     device: torch.device
     store: CheckpointStore | None
+    validate: Validate | None
     callbacks: Sequence[Callback]
     peers: Peers
     stop: Callable[[], bool]
     checkpoint: Path | None = None
     stopping: bool = False
+    validated: int = 0  # the last step whose checkpoint was
 
     @property
     def steps_per_epoch(self) -> int:
@@ -179,13 +150,16 @@ class _Run:
         self._restore()
         for callback in self.callbacks:
             callback.on_start(self.state.step, self.total_steps, self.steps_per_epoch)
+        self._validate()
         self.state.model.train()
         while self.state.step < self.total_steps and not self.stopping:
             self._epoch(*divmod(self.state.step, self.steps_per_epoch))
         if self.store is not None and self.checkpoint is None:  # complete from the start
             self.checkpoint = self.store.latest()
-        interrupted = self.stopping and self.state.step < self.total_steps
-        return Outcome(self.state.step, self.total_steps, interrupted, self.checkpoint)
+        complete = self.state.step == self.total_steps and not self._validation_due()
+        for callback in self.callbacks:
+            callback.on_end(self.state.step, complete)
+        return Outcome(self.state.step, self.total_steps, not complete, self.checkpoint)
 
     def _epoch(self, epoch: int, done: int) -> None:
         """The rest of an epoch of which `done` optimiser steps are taken."""
@@ -205,6 +179,8 @@ class _Run:
                 callback.on_step(record)
             if self.stopping or self._checkpoint_due():
                 self._save()
+            if not self.stopping:
+                self._validate()
             if self.stopping:
                 return
         for callback in self.callbacks:
@@ -281,9 +257,27 @@ class _Run:
         step, every = self.state.step, self.plan.checkpoint_every_steps
         if step == self.total_steps or (every is not None and step % every == 0):
             return True
-        epochs, rest = divmod(step, self.steps_per_epoch)
-        every = self.plan.checkpoint_every_epochs
-        return every is not None and rest == 0 and epochs % every == 0
+        return self._epochs_done(self.plan.checkpoint_every_epochs) or self._validation_due()
+
+    def _epochs_done(self, every: int | None) -> bool:
+        """Whether an epoch has just ended whose number is a multiple of `every`."""
+        return every is not None and self.state.step % (every * self.steps_per_epoch) == 0
+
+    def _validation_due(self) -> bool:
+        """Whether the checkpoint of this step is to be measured, and is not yet."""
+        step, every = self.state.step, self.plan.validate_every_epochs
+        if self.validate is None or every is None or step in (0, self.validated):
+            return False
+        return step == self.total_steps or self._epochs_done(every)
+
+    def _validate(self) -> None:
+        if self._validation_due():
+            assert self.validate is not None
+            assert self.checkpoint is not None
+            if self.validate(self.checkpoint, self.state.step):
+                self.validated = self.state.step
+            else:
+                self.stopping = True
 
     def _place(self) -> Place:
         return Place(self.steps_per_epoch, self.peers.world_size)

@@ -67,6 +67,8 @@ class Bars:
         self._spoken[what] = now
         of = "" if total is None else f"/{total}"
         print(f"{what} {done}{of}  {note}  {now - self._begun[what]:.0f} s".replace("    ", "  "), flush=True)
+        if finished:
+            del self._begun[what]  # what is done again takes its own time
 
 
 class TrainingProgress(Callback):

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -54,6 +55,16 @@ def restore_random_state(document: Mapping[str, Any], tensors: Mapping[str, Tens
     torch.set_rng_state(tensors["torch"])
     if "cuda" in tensors and torch.cuda.is_available():
         torch.cuda.set_rng_state(tensors["cuda"])
+
+
+@contextmanager
+def random_state_kept() -> Iterator[None]:
+    """What is drawn from the global sources in this context was never drawn, as far as the run can tell."""
+    state = random_state()
+    try:
+        yield
+    finally:
+        restore_random_state(state, state)
 
 
 def _mixed(*numbers: int) -> int:

@@ -17,7 +17,8 @@ from sensors.nuscenes_summary import describe
 from training.checkpoint import CheckpointStore
 from training.config import RunConfig
 from training.interrupt import StopOnSignal
-from training.loop import Alone, Outcome
+from training.loop import Outcome
+from training.peers import Alone
 from training.progress import Bars, TrainingProgress
 from training.run_files import RunFiles
 from training.run_precision import tell_precision
@@ -97,7 +98,8 @@ def _train(
     device = torch.device("cuda" if config.runner.use_cuda else "cpu")
     keep = config.runner.checkpoint.keep
     with StopOnSignal() as asked:
-        return work(config, Post(Alone(), device, lambda: asked() or stop(), callbacks=[progress], keep=keep))
+        post = Post(Alone(), device, lambda: asked() or stop(), callbacks=[progress], keep=keep, progress=bars)
+        return work(config, post)
 
 
 def _start_tracking(config: RunConfig, files: RunFiles, more: Mapping[str, str]) -> MLflowRun:

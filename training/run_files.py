@@ -67,6 +67,16 @@ class RunFiles:
         return self.root / "precision.json"
 
     @property
+    def validation(self) -> Path:
+        """Figures of checkpoints while the run trains, a JSON line each."""
+        return self.root / "validation.jsonl"
+
+    @property
+    def validation_files(self) -> Path:
+        """Tables and submissions of the checkpoint that was measured last."""
+        return self.root / "validation"
+
+    @property
     def mlflow(self) -> Path:
         """Which run in MLflow this is; see `training.tracking.MLflowRun`."""
         return self.root / "mlflow_run.json"
@@ -107,9 +117,9 @@ class RunFiles:
 
     def clear(self) -> None:
         """Remove all that a run writes, and nothing else."""
-        for folder in (self.checkpoints, self.evaluation, self.gap, self.pictures):
+        for folder in (self.checkpoints, self.validation_files, self.evaluation, self.gap, self.pictures):
             shutil.rmtree(folder, ignore_errors=True)
-        notes = (self.config, self.data, self.history, self.status, self.precision, self.subsets)
+        notes = (self.config, self.data, self.history, self.validation, self.status, self.precision, self.subsets)
         for file in (*notes, self.stop_request, self.failure, self.mlflow, self.outbox, sent_of(self.mlflow)):
             file.unlink(missing_ok=True)
 
@@ -187,18 +197,11 @@ class Status(Callback):
 
     def on_start(self, step: int, total_steps: int, steps_per_epoch: int) -> None:
         self._total, self._per_epoch = total_steps, steps_per_epoch
-        self.write(step)
+        self.on_end(step, complete=False)
 
     def on_checkpoint(self, path: Path, step: int) -> None:
-        self.write(step)
+        self.on_end(step, complete=False)
 
-    def write(self, step: int) -> None:
-        write_json(
-            self._file,
-            {
-                "step": step,
-                "total_steps": self._total,
-                "steps_per_epoch": self._per_epoch,
-                "complete": step == self._total,
-            },
-        )
+    def on_end(self, step: int, complete: bool) -> None:
+        progress = {"step": step, "total_steps": self._total, "steps_per_epoch": self._per_epoch, "complete": complete}
+        write_json(self._file, progress)

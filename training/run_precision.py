@@ -13,7 +13,7 @@ import torch
 from robustbev import Precision, PrecisionWarning, choose_precision
 from robustbev.precision import PrecisionSetting
 from training.atomic import write_json
-from training.loop import Peers
+from training.peers import Peers
 
 
 def agreed_precision(setting: PrecisionSetting, device: torch.device, peers: Peers) -> Precision:

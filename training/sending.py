@@ -14,6 +14,7 @@ from pathlib import Path
 from types import MappingProxyType, TracebackType
 from typing import TYPE_CHECKING
 
+from robustbev.checkpoints import step_of
 from training import mlflow_store as store
 from training.extras import MissingExtraError
 from training.outbox import Row
@@ -122,8 +123,8 @@ def log_report(
     run = MLflowRun.open(run_file)
     if run is None:
         return
-    _, _, number = (checkpoint if checkpoint.is_dir() else checkpoint.parent).name.partition("step-")
-    run.outbox.metrics(figures, step=int(number) if number.isdigit() else 0, renew=True)
+    step = step_of(checkpoint if checkpoint.is_dir() else checkpoint.parent)
+    run.outbox.metrics(figures, step=step or 0, renew=True)
     for name, value in tags.items():
         run.outbox.tag(name, value)
     for folder, paths in files.items():

@@ -67,7 +67,7 @@ def show(
         modalities=model.config.modalities,
     )
     wanted = "+".join(model.config.modalities) if subset is None else subset_name(subset.split("+"))
-    possible_subsets(model, [wanted])
+    possible_subsets(model.config, [wanted])
     others = [name for name in SUBSETS if name != wanted and set(name.split("+")) <= set(model.config.modalities)]
     perceptions = perceive_sample(model, config.data, split, scene.frame.token, [wanted, *others], alter=corruption)
     return show_found(scene, perceptions, wanted, out_dir, score)

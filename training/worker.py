@@ -19,16 +19,19 @@ from training.checkpoint import CheckpointStore, TrainingState
 from training.config import RunConfig
 from training.data import build_loader, with_rig
 from training.history import History
-from training.loop import Forward, Outcome, Peers, Plan, train
+from training.loop import Forward, Outcome, Plan, train
 from training.memory import keep_freed_memory
 from training.model_card import card_of
 from training.optim import AveragedWeights, build_optimizer
 from training.outbox import Outbox
+from training.peers import Peers
+from training.progress import Bars
 from training.random_state import seed_everything
 from training.run_files import RunFiles, Status
 from training.run_precision import agreed_precision, gradient_scaler, record_precision
 from training.step import TrainingStep
 from training.tracking import TrackSteps
+from training.validation import Validation
 
 
 @dataclass(frozen=True)
@@ -41,6 +44,7 @@ class Post:
     wrap: Callable[[nn.Module], Forward] = lambda module: module  # for data-parallel training
     callbacks: Sequence[Callback] = ()
     keep: int | None = None  # checkpoints to keep; None: somebody else removes them
+    progress: Bars | None = None  # for what is no training step
 
 
 def work(config: RunConfig, post: Post) -> Outcome:
@@ -72,6 +76,7 @@ def work(config: RunConfig, post: Post) -> Outcome:
     if post.peers.rank == 0:
         record_precision(files.precision, step.precision, goes_on=store.latest() is not None)
     scaler = gradient_scaler(step.precision, post.device)
+    validation = _validation(config, files, post)
     return train(
         TrainingState(model, build_optimizer(model, config.optim), average, scaler=scaler),
         post.wrap(step),
@@ -80,7 +85,12 @@ def work(config: RunConfig, post: Post) -> Outcome:
         plan(config),
         device=post.device,
         store=store,
-        callbacks=[*standard_callbacks(config, files, post.peers.rank), *post.callbacks],
+        validate=validation,
+        callbacks=[
+            *([] if validation is None else [validation]),
+            *standard_callbacks(config, files, post.peers.rank),
+            *post.callbacks,
+        ],
         peers=post.peers,
         stop=post.stop,
     )
@@ -89,7 +99,28 @@ def work(config: RunConfig, post: Post) -> Outcome:
 def plan(config: RunConfig) -> Plan:
     """The loop's part of the configuration."""
     checkpoint = config.runner.checkpoint
-    return Plan(config.epochs, config.optim, config.seed, checkpoint.every_epochs, checkpoint.every_steps)
+    return Plan(
+        config.epochs,
+        config.optim,
+        config.seed,
+        checkpoint.every_epochs,
+        checkpoint.every_steps,
+        config.evaluation.every_epochs,
+    )
+
+
+def _validation(config: RunConfig, files: RunFiles, post: Post) -> Validation | None:
+    if config.evaluation.every_epochs is None:
+        return None
+    return Validation(
+        config,
+        files,
+        post.peers,
+        post.device,
+        stop=lambda: post.stop() or files.stop_request.exists(),  # every rank stops its own share
+        log=Outbox(files.outbox).metrics if config.tracking.enabled else None,
+        progress=post.progress,
+    )
 
 
 def standard_callbacks(config: RunConfig, files: RunFiles, rank: int) -> list[Callback]:

@@ -45,7 +45,7 @@ class Recorded:
         files.begin(config)
         status = Status(files.status)
         status.on_start(0, 4, 2)
-        status.write(2 if self.interrupt else 4)
+        status.on_end(2 if self.interrupt else 4, complete=not self.interrupt)
         return Outcome(2 if self.interrupt else 4, 4, self.interrupt, files.checkpoints)
 
     def evaluate_checkpoint(self, run_dir: Path, config: RunConfig, *, progress: Any) -> None:

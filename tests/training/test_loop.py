@@ -14,8 +14,9 @@ from training.callbacks import Callback, StepRecord
 from training.checkpoint import TrainingState
 from training.history import History, read_history
 from training.interrupt import StopOnSignal
-from training.loop import Alone, Batches, NonFiniteLossError, Outcome, Plan, train
+from training.loop import Batches, NonFiniteLossError, Outcome, Plan, train
 from training.optim import AveragedWeights, OptimConfig, lr_factor
+from training.peers import Alone
 
 CPU = torch.device("cpu")
 

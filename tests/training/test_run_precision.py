@@ -18,7 +18,8 @@ from training.architecture import CheckpointMismatchError
 from training.callbacks import Callback, StepRecord
 from training.checkpoint import Place
 from training.history import read_history
-from training.loop import Alone, NonFiniteLossError, train
+from training.loop import NonFiniteLossError, train
+from training.peers import Alone
 from training.progress import Bars
 from training.run import run_training
 from training.run_files import RunFiles
