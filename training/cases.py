@@ -1,6 +1,6 @@
 """What a model is measured on: a subset of its sensors, and what was done to what they deliver.
 
-"camera+lidar" is a subset on clean data, "fog-3" every sensor in fog of severity 3, "lidar+radar.fog-3" both.
+"camera+lidar" is a subset on clean data, "fog-3" every sensor that the model has in fog of severity 3, "lidar+radar.fog-3" both.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from training.official import OfficialEvaluation
 
 CLEAN = "clean"
+ALL = "all"  # the sensors that the model has
 _CONDITION = re.compile(r"([a-z_]+)-(\d+)")
 
 
@@ -40,12 +41,13 @@ class Case:
         ValueError: there is no such subset, corruption or severity; the message lists those there are.
     """
 
-    subset: str = SUBSETS[0]
+    subset: str = ALL
     corruption: str = CLEAN
     severity: int = 0
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "subset", _known_subset(self.subset))
+        if self.subset != ALL:
+            object.__setattr__(self, "subset", known_subset(self.subset))
         if self.corruption != CLEAN:
             Corruption(self.corruption, self.severity)
         elif self.severity != 0:
@@ -59,13 +61,17 @@ class Case:
     @property
     def name(self) -> str:
         """As `parse_case` reads it."""
-        if self.corruption == CLEAN:
-            return self.subset
-        return self.condition if self.subset == SUBSETS[0] else f"{self.subset}.{self.condition}"
+        if self.subset == ALL:
+            return self.condition
+        return self.subset if self.corruption == CLEAN else f"{self.subset}.{self.condition}"
+
+    def of(self, modalities: Iterable[str]) -> Case:
+        """The case of a model that has these modalities: every sensor means those."""
+        return replace(self, subset=subset_name(modalities)) if self.subset == ALL else self
 
 
 def parse_case(text: str) -> Case:
-    """The case of a name: a subset, a corruption with its severity, or both joined by a dot; "clean" is all sensors.
+    """The case of a name: a subset, a corruption with its severity, or both joined by a dot; "clean" is every sensor of a model.
 
     Raises:
         ValueError: for any other text; the message lists what there is.
@@ -73,7 +79,7 @@ def parse_case(text: str) -> Case:
     subset, dot, condition = text.strip().rpartition(".")
     if not dot:
         is_subset = "+" in condition or condition in MODALITIES
-        subset, condition = (condition, CLEAN) if is_subset else (SUBSETS[0], condition)
+        subset, condition = (condition, CLEAN) if is_subset else (ALL, condition)
     if condition == CLEAN:
         return Case(subset)
     match = _CONDITION.fullmatch(condition)
@@ -85,7 +91,8 @@ def parse_case(text: str) -> Case:
     return Case(subset, match[1], int(match[2]))
 
 
-def _known_subset(text: str) -> str:
+def known_subset(text: str) -> str:
+    """The name of a subset of the sensors; ValueError, with those there are, for any other text."""
     try:
         return subset_name(text.split("+"))
     except ValueError:
@@ -131,8 +138,9 @@ def evaluate_cases(
         ValueError: the model has an encoder for none of the subsets; or see `training.evaluation.evaluate_subsets`.
     """
     check_official_classes(model.config.classes)
-    possible = set(possible_subsets(model.config, tuple(dict.fromkeys(case.subset for case in cases))))
-    wanted = [case for case in dict.fromkeys(cases) if case.subset in possible]
+    meant = {case: case.of(model.config.modalities) for case in cases}
+    possible = set(possible_subsets(model.config, tuple(dict.fromkeys(case.subset for case in meant.values()))))
+    wanted = [case for case in dict.fromkeys(meant.values()) if case.subset in possible]
     for case in wanted:
         _check_touches(case)
     found: dict[Case, SubsetResult] = {}
@@ -140,7 +148,7 @@ def evaluate_cases(
     for number, group in enumerate(groups.values()):
         told = None if progress is None else _Part(progress, number, len(groups), len(found), len(wanted))
         found |= _evaluate_group(model, config, group, out_dir, seed, health, monitor, told)
-    results = {case: found[case] for case in wanted}
+    results = {case: found[as_meant] for case, as_meant in meant.items() if as_meant in found}
     write_cases(out_dir / "cases.json", results)
     return results
 

@@ -179,7 +179,8 @@ def _missing(job: Job, known: Mapping[str, Any]) -> list[Case]:
     """The cases still to be measured; those with sensors that the model has no encoder for are none."""
     modalities = set(job.config.model.modalities)
     cases = [parse_case(case) for case in job.cases]
-    return [c for c in cases if c.name not in known["figures"] and set(c.subset.split("+")) <= modalities]
+    missing = (case for case in cases if case.name not in known["figures"])
+    return [case for case in missing if set(case.of(modalities).subset.split("+")) <= modalities]
 
 
 def _key(job: Job, checkpoint: Path) -> dict[str, Any]:

@@ -76,11 +76,11 @@ class Robustness:
 
     def matrix(self, metric: str, *, baseline: bool = False) -> dict[str, dict[int, float]]:
         """Corruption -> severity -> figure of all sensors; corruptions that touch none of the model's sensors are left out."""
-        subject, figures = self._of(baseline)
+        _, figures = self._of(baseline)
         rows: dict[str, dict[int, float]] = {}
         for corruption in self.config.corruptions:
             for severity in self.config.severities:
-                found = figures.get(Case(subject.all_sensors, corruption, severity))
+                found = figures.get(Case(corruption=corruption, severity=severity))
                 if found is not None:
                     rows.setdefault(corruption, {})[severity] = float(getattr(found, metric))
         return rows
@@ -222,7 +222,7 @@ def _cases(subject: Subject, config: RobustnessConfig, *, specialist: bool) -> l
     cases = [Case(subset) for subset in subsets]
     for corruption in config.corruptions:
         if set(CORRUPTIONS[corruption].modalities) & has:
-            cases += [Case(subject.all_sensors, corruption, severity) for severity in config.severities]
+            cases += [Case(corruption=corruption, severity=severity) for severity in config.severities]
     return cases
 
 

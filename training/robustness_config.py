@@ -10,7 +10,7 @@ from pydantic import Field, field_validator
 from robustbev import StrictModel
 from sensors.corruptions import MULTICORRUPT
 from sensors.health import HealthMode
-from training.cases import Case
+from training.cases import Case, known_subset
 from training.evaluation import SUBSETS
 
 Severity = Annotated[int, Field(ge=1, le=5)]
@@ -79,12 +79,12 @@ class RobustnessConfig(StrictModel):
     @field_validator("subsets")
     @classmethod
     def _subsets(cls, subsets: tuple[str, ...]) -> tuple[str, ...]:
-        return tuple(dict.fromkeys(Case(subset).subset for subset in subsets))
+        return tuple(dict.fromkeys(map(known_subset, subsets)))
 
     @field_validator("specialists")
     @classmethod
     def _specialists(cls, specialists: dict[str, Path]) -> dict[str, Path]:
-        return {Case(subset).subset: path for subset, path in specialists.items()}
+        return {known_subset(subset): path for subset, path in specialists.items()}
 
     @property
     def use_cuda(self) -> bool:

@@ -225,10 +225,12 @@ def case_table(found: Robustness) -> Table:
     columns += [("mAP", "figure"), ("NDS", "figure"), *((name, "figure") for name in TP_ERRORS.values())]
     columns += [("samples", "whole"), ("boxes", "whole"), ("no perception", "whole")]
     rows: list[list[str | float]] = []
-    groups = [("model", found.figures), ("baseline", found.baseline_figures)]
-    for name, figures in groups:
+    groups = [(found.model, found.figures), (found.baseline, found.baseline_figures)]
+    for subject, figures in groups:
         for case, result in figures.items():
-            rows.append([name, case.subset, case.corruption, float(case.severity), *_figures(result)])
+            assert subject is not None
+            of = case.of(subject.modalities)
+            rows.append([subject.name, of.subset, case.corruption, float(case.severity), *_figures(result)])
     for subset, result in found.specialists.items():
         rows.append(["specialist", subset, "clean", 0.0, *_figures(result)])
     return Table("cases", "Every measurement", columns, rows)

@@ -21,15 +21,16 @@ from training.evaluation import SUBSETS, evaluate_subsets
 def test_a_case_is_its_name() -> None:
     named = {
         "camera+lidar": Case("camera+lidar"),
-        "camera+lidar+radar": Case(),
+        "camera+lidar+radar": Case("radar+lidar+camera"),
+        "clean": Case(),
         "fog-3": Case(corruption="fog", severity=3),
+        "camera+lidar+radar.fog-3": Case("camera+lidar+radar", "fog", 3),
         "lidar+radar.fog-3": Case("lidar+radar", "fog", 3),
     }
     for name, case in named.items():
         assert parse_case(name) == case
         assert case.name == name
     assert parse_case("radar+camera").name == "camera+radar"
-    assert parse_case("clean") == Case()
     assert Case("radar", "fog", 3).condition == "fog-3"
 
 
@@ -71,7 +72,7 @@ def model() -> PerceptionModel:
 def test_clean_cases_are_the_official_evaluation(model: PerceptionModel, config: RunConfig, tmp_path: Path) -> None:
     from training.data import build_loader
 
-    results = evaluate_cases(model, config, [Case(), Case("lidar")], tmp_path / "cases")
+    results = evaluate_cases(model, config, [Case("camera+lidar+radar"), Case("lidar")], tmp_path / "cases")
     loader = build_loader(config.data, model.config, "small_val", batch_size=2, train=False)
     plain = evaluate_subsets(model, loader.epoch(0), loader.reader, tmp_path / "plain", config.evaluation)
     for case, result in results.items():
@@ -105,10 +106,23 @@ def test_corrupted_data_reaches_the_model_and_the_seed_decides_it(
 
 
 def test_subsets_that_the_model_has_no_encoder_for_are_left_out(config: RunConfig, tmp_path: Path) -> None:
-    results = evaluate_cases(tiny_model(camera=None), config, [Case(), Case("lidar"), Case("camera")], tmp_path)
+    results = evaluate_cases(
+        tiny_model(camera=None), config, [Case("camera+lidar+radar"), Case("lidar"), Case("camera")], tmp_path
+    )
     assert [case.name for case in results] == ["lidar"]
     with pytest.raises(ValueError, match="the model has only lidar, radar"):
         evaluate_cases(tiny_model(camera=None), config, [Case("camera")], tmp_path)
+
+
+def test_a_corruption_alone_is_of_every_sensor_that_the_model_has(config: RunConfig, tmp_path: Path) -> None:
+    """A model without radar has its fog, too, and only what asks for its radar by name is left out."""
+    names = ("clean", "points_reducing-3", "lidar+radar.points_reducing-3", "lidar", "lidar.points_reducing-3")
+    results = evaluate_cases(tiny_model(camera=None, radar=None), config, list(map(parse_case, names)), tmp_path)
+    assert [case.name for case in results] == ["clean", "points_reducing-3", "lidar", "lidar.points_reducing-3"]
+    assert results[Case()] == results[Case("lidar")]
+    assert results[parse_case("points_reducing-3")] == results[parse_case("lidar.points_reducing-3")]
+    assert results[Case()].subset == "lidar"
+    assert sorted(path.name for path in (tmp_path / "points_reducing-3").iterdir()) == ["lidar"]
 
 
 def test_a_corruption_of_sensors_that_the_case_does_not_use_is_refused(
