@@ -20,6 +20,7 @@ from sensors.nuscenes_index import open_index
 from training.atomic import write_json, write_text
 from training.cases import Case, evaluate_cases, parse_case
 from training.cli import exit_code
+from training.code_digest import code_digest
 from training.compare_plan import Job
 from training.evaluation import evaluate_checkpoint, load_model
 from training.history import read_history
@@ -192,6 +193,7 @@ def _key(job: Job, checkpoint: Path) -> dict[str, Any]:
         "written": (checkpoint / "model.safetensors").stat().st_mtime_ns,
         "data_id": open_index(job.config.data.nuscenes).meta.data_id,
         "evaluation": settings,
+        "code": code_digest(),
         "precision": robustbev.choose_precision(settings["precision"], device).name,
     }
 

@@ -128,8 +128,7 @@ def run_robustness(checkpoint: Path, config: RobustnessConfig, bars: Bars) -> Ro
     model = _subject("model", checkpoint, config, None)
     others = {subset: _subject(subset, path, config, model) for subset, path in config.specialists.items()}
     baseline = None if config.baseline is None else _subject("baseline", config.baseline, config, model)
-    device = "cuda" if config.use_cuda else "cpu"
-    print(f"computing in {choose_precision(model.config.evaluation.precision, device)}", flush=True)
+    print(f"computing in {_precision(config, model.config)}", flush=True)
     out = (config.out or model.files.root / "robustness").absolute()
     found, measured, tasks = _measure(model, baseline, others, config, out, bars)
     specialists = {}
@@ -227,18 +226,8 @@ def _cases(subject: Subject, config: RobustnessConfig, *, specialist: bool) -> l
 
 
 def _task(subject: Subject, group: list[Case], config: RobustnessConfig) -> Task:
-    run = subject.config
-    if config.jobs != 0:  # a task has one CPU: it loads and scores itself
-        run = run.model_copy(
-            update={
-                "data": run.data.model_copy(update={"workers": 0}),
-                "evaluation": run.evaluation.model_copy(update={"processes": 1}),
-            }
-        )
-    names = tuple(case.name for case in group)
-    return Task(
-        subject.checkpoint, run.model_dump_json(), names, config.seed, config.health, _monitor(config), config.use_cuda
-    )
+    run, names = subject.config.model_dump_json(), tuple(case.name for case in group)
+    return Task(subject.checkpoint, run, names, config.seed, config.health, _monitor(config), config.use_cuda)
 
 
 def _monitor(config: RobustnessConfig) -> Path | None:
@@ -251,6 +240,14 @@ def _monitor(config: RobustnessConfig) -> Path | None:
             f"health act: no monitor {path}; `robustbev health --fit` writes one, or give monitor=FILE"
         )
     return path
+
+
+def _precision(config: RobustnessConfig, measured: RunConfig) -> str:
+    """What is computed in, and why; what a cluster's GPUs have is not known here."""
+    setting = measured.evaluation.precision
+    if config.use_cuda and config.address is not None:
+        return f"{setting} (on the GPUs of {config.address})"
+    return str(choose_precision(setting, "cuda" if config.use_cuda else "cpu"))
 
 
 def _subject(name: str, path: Path, config: RobustnessConfig, model: Subject | None) -> Subject:
@@ -276,7 +273,8 @@ def _subject(name: str, path: Path, config: RobustnessConfig, model: Subject | N
     data = trained.data.model_copy(update={"nuscenes": nuscenes})
     measured = absolute_paths(trained.model_copy(update={"data": data, "evaluation": evaluation}))
     data_id = open_index(measured.data.nuscenes).meta.data_id
-    print_ = fingerprint(checkpoint, measured, data_id, seed=config.seed, monitor=_monitor(config))
+    precision = _precision(config, measured)
+    print_ = fingerprint(checkpoint, measured, data_id, seed=config.seed, precision=precision, monitor=_monitor(config))
     subject = Subject(name, checkpoint, files, measured, print_, trained.model.modalities)
     if model is not None and name != "baseline" and not set(name.split("+")) <= set(subject.modalities):
         raise RobustnessError(f"specialists.{name}: {path} has only {', '.join(subject.modalities)}")

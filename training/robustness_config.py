@@ -51,12 +51,12 @@ class RobustnessConfig(StrictModel):
 
     out: Path | None = None  # null: `robustness` in the run's folder
     jobs: Annotated[int, Field(ge=0)] | None = (
-        None  # Ray tasks at a time, one CPU each; null: as many as CPUs; 0: without Ray
+        None  # Ray tasks at a time; null: one a CPU, or tasks_per_gpu a GPU; 0: without Ray
     )
     address: str | None = None  # of a Ray cluster, as `ray.init` takes it; null: Ray on this machine alone
     max_retries: Annotated[int, Field(ge=0)] = 3  # how often a task whose process or machine died is run again
     device: Literal["auto", "cpu", "cuda"] = "auto"  # auto: CUDA where this machine has it
-    tasks_per_gpu: Annotated[int, Field(ge=1)] = 4  # that share one GPU
+    tasks_per_gpu: Annotated[int, Field(ge=1)] = 4  # that share one GPU, and the CPUs that load for it
     tracking: bool = True  # figures and report go into the MLflow of the checkpoint's run
 
     @field_validator("corruptions")

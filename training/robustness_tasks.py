@@ -11,7 +11,7 @@ import json
 import os
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Protocol
@@ -19,12 +19,12 @@ from typing import Any, Protocol
 import torch
 
 import robustbev
-import sensors
 from robustbev import PerceptionModel
 from robustbev.precision import PrecisionSetting
 from sensors.health import HealthMode
 from training.atomic import write_json
 from training.cases import Case, evaluate_cases, parse_case
+from training.code_digest import code_digest
 from training.config import RunConfig
 from training.extras import require
 from training.report import SubsetResult
@@ -84,7 +84,7 @@ def measure(task: Task, progress: Progress | None = None) -> dict[str, Any]:
 
 
 def measure_alone(task: Task) -> dict[str, Any]:
-    """`measure` in a process that has one CPU: no threads, no workers, no children."""
+    """`measure` in a process of its own: no threads, because its CPUs are its loader's workers'."""
     import cv2
 
     from training.memory import keep_freed_memory
@@ -100,16 +100,16 @@ def _model(checkpoint: Path, device: str, precision: PrecisionSetting) -> Percep
     return robustbev.load(checkpoint, device, precision=precision)
 
 
-def fingerprint(checkpoint: Path, config: RunConfig, data_id: str, *, seed: int, monitor: Path | None = None) -> str:
-    """Of all that decides the figures: weights, data, evaluation, seed, and the definition of the corruptions themselves.
+def fingerprint(
+    checkpoint: Path, config: RunConfig, data_id: str, *, seed: int, precision: str, monitor: Path | None = None
+) -> str:
+    """Of all that decides the figures: weights, data, evaluation, seed, precision, and our code from data to figures.
 
     `monitor` is the file of the sensor health monitor that acts on what the model sees, None where none does.
     """
     folder = checkpoint if checkpoint.is_dir() else checkpoint.parent
     weights = folder / "model.safetensors" if checkpoint.is_dir() else checkpoint
     evaluation = config.evaluation.model_dump(include={"limit", "score_threshold", "max_boxes_per_sample"})
-    patterns = ["corrupt*.py", "health*.py"] if monitor is not None else ["corrupt*.py"]
-    code = [path for pattern in patterns for path in sorted(Path(sensors.__file__).parent.glob(pattern))]
     content = {
         "weights": _weights_digest(weights),
         "model": _digest(folder / "config.json"),
@@ -119,7 +119,8 @@ def fingerprint(checkpoint: Path, config: RunConfig, data_id: str, *, seed: int,
         "evaluation": evaluation,
         "seed": seed,
         "monitor": None if monitor is None else _digest(monitor),
-        "code": [_digest(path) for path in code],
+        "precision": precision,
+        "code": code_digest(),
     }
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
@@ -186,7 +187,7 @@ def run_tasks(
     """Run every task and hand over its figures as soon as they are there, each task's once.
 
     With `config.jobs` 0, or where Ray is not installed and nothing asks for it, one after the other in this process; otherwise as
-    Ray tasks of one CPU. A task whose process or machine died is run again, `config.max_retries` times.
+    Ray tasks, of `cpus_of_a_task` each. A task whose process or machine died is run again, `config.max_retries` times.
 
     Raises:
         RobustnessError: a task died too often, or the cluster is not there.
@@ -231,7 +232,7 @@ def _connect(config: RobustnessConfig) -> None:
         return
     ray.init(
         address="local",
-        num_cpus=config.jobs,
+        num_cpus=None if config.use_cuda else config.jobs,
         include_dashboard=False,
         object_store_memory=_OBJECT_STORE_BYTES,
         log_to_driver=False,
@@ -245,10 +246,11 @@ def _run_on_ray(
     import ray
     from ray.exceptions import RayError, RayTaskError
 
+    cpus = cpus_of_a_task(config)
     remote = ray.remote(
-        num_cpus=1, num_gpus=1 / config.tasks_per_gpu if config.use_cuda else 0, max_retries=config.max_retries
+        num_cpus=cpus, num_gpus=1 / config.tasks_per_gpu if config.use_cuda else 0, max_retries=config.max_retries
     )(work)
-    pending = {remote.remote(task): key for key, task in tasks.items()}
+    pending = {remote.remote(on_cpus(task, cpus)): key for key, task in tasks.items()}
     while pending:
         ready, _ = ray.wait(list(pending), num_returns=1)
         key = pending.pop(ready[0])
@@ -264,3 +266,24 @@ def _run_on_ray(
                 "same command goes on. If memory ran out, take fewer jobs or a smaller evaluation.batch_size"
             ) from error
         done(key, figures)
+
+
+def cpus_of_a_task(config: RobustnessConfig) -> int:
+    """One on a CPU. A GPU waits for its data: there the CPUs are shared out among the tasks that run at a time."""
+    import ray
+
+    if not config.use_cuda:
+        return 1
+    there = ray.cluster_resources()
+    at_a_time = max(1, int(there.get("GPU", 0) * config.tasks_per_gpu))
+    at_a_time = min(at_a_time, config.jobs or at_a_time)
+    largest = max(node["Resources"].get("CPU", 1) for node in ray.nodes() if node["Alive"])
+    return max(1, int(min(there.get("CPU", 1) / at_a_time, largest)))
+
+
+def on_cpus(task: Task, cpus: int) -> Task:
+    """The task with no more of its run's loader workers and scoring processes than so many CPUs can serve; one is its own."""
+    config = RunConfig.model_validate_json(task.config)
+    data = config.data.model_copy(update={"workers": min(config.data.workers, cpus - 1)})
+    evaluation = config.evaluation.model_copy(update={"processes": min(config.evaluation.processes, cpus)})
+    return replace(task, config=config.model_copy(update={"data": data, "evaluation": evaluation}).model_dump_json())

@@ -3,24 +3,34 @@
 import os
 import signal
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 import robustbev
+import training.robustness_tasks
 from tests.tiny_model import tiny_model
 from training.cases import Case
 from training.config import RunConfig
 from training.report import SubsetResult
 from training.robustness_config import RobustnessConfig
-from training.robustness_tasks import RobustnessError, Store, Task, fingerprint, run_tasks
+from training.robustness_tasks import (
+    RobustnessError,
+    Store,
+    Task,
+    cpus_of_a_task,
+    fingerprint,
+    on_cpus,
+    run_tasks,
+)
 
 RESULT = SubsetResult("camera+lidar+radar", 0.5, 0.4, {}, {}, "ranges: official", 3)
 
 
 def task(folder: Path, case: str = "fog-3") -> Task:
-    return Task(folder, "", (case,), seed=0, health="off")
+    return Task(folder, RunConfig().model_dump_json(), (case,), seed=0, health="off")
 
 
 def figures(case: str) -> dict[str, Any]:
@@ -41,7 +51,7 @@ def test_figures_are_found_again_by_fingerprint_and_condition(tmp_path: Path) ->
     assert store.read("abc", [case, lidar]) is not None
 
 
-def test_the_fingerprint_is_of_what_decides_the_figures(tmp_path: Path) -> None:
+def test_the_fingerprint_is_of_what_decides_the_figures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = robustbev.save(tiny_model(0), tmp_path / "first")
     copied = robustbev.save(tiny_model(0), tmp_path / "copied")
     other = robustbev.save(tiny_model(1), tmp_path / "other")
@@ -58,11 +68,22 @@ def test_the_fingerprint_is_of_what_decides_the_figures(tmp_path: Path) -> None:
         data: str = "x",
         seed: int = 0,
         monitor: Path | None = None,
+        precision: str = "float32",
     ) -> str:
-        return fingerprint(checkpoint, config, data, seed=seed, monitor=monitor)
+        return fingerprint(checkpoint, config, data, seed=seed, precision=precision, monitor=monitor)
 
     assert of() == of(copied) == of(config=moved) == of(first / "model.safetensors")
-    assert len({of(), of(other), of(data="y"), of(seed=1), of(config=short), of(monitor=monitor)}) == 6
+    differing = [
+        of(),
+        of(other),
+        of(data="y"),
+        of(seed=1),
+        of(config=short),
+        of(precision="bfloat16"),
+        of(monitor=monitor),
+    ]
+    monkeypatch.setattr(training.robustness_tasks, "code_digest", lambda: "of other code")
+    assert len({*differing, of()}) == 8
 
 
 def test_in_this_process_one_after_the_other(tmp_path: Path) -> None:
@@ -112,3 +133,34 @@ def test_a_task_whose_process_dies_is_run_again_and_counted_once(tmp_path: Path)
     with pytest.raises(RobustnessError, match="dark-1: the data is not what it should be"):
         run_tasks({"dark-1": task(tmp_path, "dark-1")}, RobustnessConfig(), print, work_alone=work)
     assert len(list(tmp_path.glob("dark-1-*"))) == 1  # a fault would come again: it is not tried again
+
+
+def test_a_task_on_a_gpu_has_the_workers_of_its_run_as_far_as_the_cpus_go(tmp_path: Path) -> None:
+    run = RunConfig.model_validate({"data": {"workers": 3}, "evaluation": {"processes": 2}})
+    given = Task(tmp_path, run.model_dump_json(), ("fog-3",), seed=0, health="off", cuda=True)
+    for cpus, workers, processes in ((1, 0, 1), (2, 1, 2), (4, 3, 2), (16, 3, 2)):
+        config = RunConfig.model_validate_json(on_cpus(given, cpus).config)
+        assert (config.data.workers, config.evaluation.processes) == (workers, processes)
+        assert replace(on_cpus(given, cpus), config=given.config) == given
+
+
+@pytest.mark.parametrize(
+    ("settings", "there", "cpus"),
+    [
+        ({"device": "cpu"}, {"CPU": 16.0, "GPU": 1.0}, 1),
+        ({"device": "cuda"}, {"CPU": 16.0, "GPU": 1.0}, 4),  # four tasks a GPU
+        ({"device": "cuda", "tasks_per_gpu": 1}, {"CPU": 16.0, "GPU": 2.0}, 8),
+        ({"device": "cuda", "jobs": 2}, {"CPU": 16.0, "GPU": 1.0}, 8),
+        ({"device": "cuda"}, {"CPU": 2.0, "GPU": 1.0}, 1),
+        ({"device": "cuda", "tasks_per_gpu": 1}, {"CPU": 64.0, "GPU": 1.0}, 16),  # no more than one machine has
+    ],
+)
+def test_a_gpus_tasks_share_its_cpus(
+    monkeypatch: pytest.MonkeyPatch, settings: dict[str, Any], there: dict[str, float], cpus: int
+) -> None:
+    ray = pytest.importorskip("ray")
+    largest = {"Alive": True, "Resources": {"CPU": min(16.0, there["CPU"])}}
+    dead = {"Alive": False, "Resources": {"CPU": 128.0}}
+    monkeypatch.setattr(ray, "cluster_resources", lambda: there)
+    monkeypatch.setattr(ray, "nodes", lambda: [largest, dead])
+    assert cpus_of_a_task(RobustnessConfig.model_validate(settings)) == cpus
