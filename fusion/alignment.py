@@ -75,9 +75,9 @@ class ObjectAlignment(NamedModule):
             sensed: [B, C, X, Y] and coverage [B, X, Y].
             cell: [B, M] int64, ix * Y + iy.
         """
-        features, covered = at_cells(sensed, cell)
+        head, (features, covered) = self.heads[key_of(modality)], at_cells(sensed, cell)
         with torch.autocast(features.device.type, enabled=False):
-            return F.normalize(self.heads[key_of(modality)](features), dim=-1), covered
+            return F.normalize(head(features.to(self.log_scale.dtype)).float(), dim=-1), covered
 
     def forward(self, features: Mapping[str, BEVFeatures | None], cell: Tensor, valid: Tensor) -> Tensor:
         """The loss, [] float32: a mean over the objects of each pair of modalities, then over the pairs that are given.

@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .kernels.devices import widened
+
 
 def feed_forward(channels: int) -> nn.Sequential:
     """Norm and two layers, to be added to what goes in."""
@@ -42,7 +44,7 @@ def pooled_tokens(tokens: Tensor, coverage: Tensor, factor: int, *, masked: bool
     modalities, samples = tokens.shape[:2]
     weight = (coverage > 0).float() if masked else torch.ones_like(coverage)
     grids = (tokens * weight[..., None].to(tokens.dtype)).permute(1, 0, 4, 2, 3).flatten(0, 1)  # [B * M, C, X, Y]
-    totals = F.avg_pool2d(grids.float(), factor, ceil_mode=True)
+    totals = F.avg_pool2d(widened(grids), factor, ceil_mode=True)
     counts = F.avg_pool2d(weight.transpose(0, 1).flatten(0, 1)[:, None], factor, ceil_mode=True)
     covered = F.max_pool2d((coverage > 0).float().transpose(0, 1), factor, ceil_mode=True) > 0
     mean = (totals / counts.clamp(min=1e-6)).to(tokens.dtype)
@@ -50,11 +52,11 @@ def pooled_tokens(tokens: Tensor, coverage: Tensor, factor: int, *, masked: bool
 
 
 def masked_softmax(logits: Tensor, seen: Tensor | None) -> Tensor:
-    """[.., N] float32 over the last axis; 0, not NaN, where `seen` (bool, broadcast) leaves nothing."""
-    logits = logits.float()
+    """[.., N] in float32 at least, over the last axis; 0, not NaN, where `seen` (bool, broadcast) leaves nothing."""
+    logits = widened(logits)
     if seen is not None:
         logits = logits.masked_fill(~seen, -math.inf)
-    top = logits.detach().amax(-1, keepdim=True).clamp(min=torch.finfo(torch.float32).min)
+    top = logits.detach().amax(-1, keepdim=True).clamp(min=torch.finfo(logits.dtype).min)
     weight = (logits - top).exp()
     return weight / weight.sum(-1, keepdim=True).clamp(min=1e-30)
 

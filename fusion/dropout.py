@@ -28,17 +28,26 @@ def drop_modalities(
             these, one of them, drawn evenly, stays.
 
     Raises:
-        ValueError: a probability outside 0..1, or `available` of another shape.
+        ValueError: no probability, one outside 0..1, or not one for each modality of `available`.
     """
+    count = len(probabilities)
+    if batch_size < 1 or not count:
+        raise ValueError(
+            f"modality dropout: expected a batch of at least 1 and a probability for each modality, got {batch_size} and {count}"
+        )
     if any(not 0.0 <= p <= 1.0 for p in probabilities):
         raise ValueError(f"modality dropout: probabilities must lie in 0..1, got {list(probabilities)}")
-    draw = torch.rand(batch_size, len(probabilities), generator=generator)
-    rescue = torch.rand(batch_size, len(probabilities), generator=generator)
+    draw = torch.rand(batch_size, count, generator=generator)
+    rescue = torch.rand(batch_size, count, generator=generator)
     kept = draw >= torch.tensor(list(probabilities))
     if available is None:
         available = torch.ones_like(kept)
-    elif available.shape != kept.shape:
-        raise ValueError(f"modality dropout: expected available {list(kept.shape)} (B, M), got {list(available.shape)}")
+    _check_mask("available", available, "B, M")
+    if available.shape != kept.shape:
+        raise ValueError(
+            f"modality dropout: expected available {list(kept.shape)} (B, M), got {list(available.shape)}: give {batch_size} "
+            f"samples and {count} modalities, or as many probabilities as there are modalities"
+        )
     kept = kept & available
     chosen = torch.where(available, rescue, -1.0).argmax(dim=1, keepdim=True)
     one = torch.zeros_like(kept).scatter(1, chosen, True) & available
@@ -55,7 +64,7 @@ def draw_subsets(available: Tensor, generator: torch.Generator) -> Tensor:
         generator: a CPU generator; the draw depends on nothing else.
 
     Raises:
-        ValueError: more modalities than that.
+        ValueError: more modalities than that, or a mask of another shape, dtype or device.
     """
     count = _countable(available)
     codes = torch.arange(1, 2**count)
@@ -75,12 +84,12 @@ def every_subset(available: Tensor) -> list[Tensor]:
     A sample that has nothing of a part shows all that it has in that view.
 
     Args:
-        available: [B, M] bool, modalities that the sample has; M at most 16.
+        available: [B, M] bool, modalities that the sample has; M at most 16. On any device.
 
     Raises:
-        ValueError: more modalities than that.
+        ValueError: more modalities than that, or a mask of another shape or dtype.
     """
-    count = _countable(available)
+    count = _countable(available, on_cpu=False)
     codes = torch.arange(1, 2**count - 1, device=available.device)
     subsets = (codes[:, None] >> torch.arange(count, device=available.device)) & 1 == 1  # [2^M - 2, M]
     parts = [available & subset for subset in subsets]
@@ -96,8 +105,9 @@ def drop_members(present: Tensor, probability: float, generator: torch.Generator
         generator: a CPU generator; the draw depends on nothing else.
 
     Raises:
-        ValueError: a probability outside 0..1.
+        ValueError: a probability outside 0..1, or a mask of another shape, dtype or device.
     """
+    _check_mask("present", present, "B, N")
     if not 0.0 <= probability <= 1.0:
         raise ValueError(f"sensor dropout: probability must lie in 0..1, got {probability}")
     draw = torch.rand(present.shape, generator=generator)
@@ -108,8 +118,19 @@ def drop_members(present: Tensor, probability: float, generator: torch.Generator
     return torch.where(kept.any(dim=1, keepdim=True), kept, one)
 
 
-def _countable(available: Tensor) -> int:
+def _check_mask(name: str, mask: object, axes: str, *, on_cpu: bool = True) -> None:
+    if not isinstance(mask, Tensor) or mask.dtype != torch.bool or mask.ndim != 2 or not mask.shape[1]:
+        got = f"{mask.dtype} {list(mask.shape)}" if isinstance(mask, Tensor) else type(mask).__name__
+        raise ValueError(f"sensor dropout: expected {name} bool [{axes}], at least one of each sample, got {got}")
+    if on_cpu and mask.device.type != "cpu":
+        raise ValueError(
+            f"sensor dropout: expected {name} on the CPU, where dropout is drawn, got it on {mask.device}: use .cpu()"
+        )
+
+
+def _countable(available: Tensor, *, on_cpu: bool = True) -> int:
     """M, few enough that all parts can be listed."""
+    _check_mask("available", available, "B, M", on_cpu=on_cpu)
     if available.shape[1] > _MOST:
         raise ValueError(
             f"expected at most {_MOST} modalities, whose {2**_MOST} parts can be listed, got {available.shape[1]}: "

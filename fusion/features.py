@@ -18,12 +18,14 @@ class BEVFeatures:
     """What one modality says about the grid, and where it can see at all.
 
     Attributes:
-        features: [B, C, X, Y] of a floating dtype, from an encoder of the user's. What stands where coverage is 0 is never
+        features: [B, C, X, Y] of any floating dtype, from an encoder of the user's. What stands where coverage is 0 is never
             read, NaN neither.
-        coverage: [B, X, Y] in 0..1, without unit; 0 where this sensor, as it is now, is blind or absent.
+        coverage: [B, X, Y] in 0..1, without unit; 0 where this sensor, as it is now, is blind or absent. A mask of any dtype.
 
     X and Y count cells of one grid that all modalities share; which way they point and how long a cell is, is the user's. Nothing
-    is checked here: a fuser checks what it is given, with a ValueError.
+    is checked here: a fuser checks what it is given, with a ValueError. Only the values of coverage are not looked at on a GPU,
+    which would have to be waited for, and in graphs (torch.compile, torch.export): there NaN is taken for 0, and what lies
+    outside 0..1 for the nearer bound.
     """
 
     features: Tensor
@@ -35,7 +37,8 @@ class FusedBEV:
     """The fused grid, and whom it trusted.
 
     Attributes:
-        features: [B, C, X, Y], finite everywhere, where nobody sees too.
+        features: [B, C, X, Y] in the fuser's dtype (under autocast, in what that chooses), finite everywhere, where nobody
+            sees too.
         attention: [B, M, X, Y], the share of each modality in 0..1 in the order of `Fuser.modalities`; over M it sums to 1
             wherever any modality covers the cell. An absent modality's share is what its stand-in was given.
         coverage: [B, X, Y] in 0..1, the largest of any modality; 0 where nobody sees, and what `features` hold there is no
@@ -52,6 +55,8 @@ class Fuser(NamedModule):
 
     Attributes:
         modalities: M names, in the order of `FusedBEV.attention`.
+        in_channels: channels of each modality's features by its name.
+        out_channels: C of the fused grid.
 
     Raises:
         ValueError: in `forward`, before anything is computed: a modality that it was not built for, or features of another shape,
@@ -59,6 +64,8 @@ class Fuser(NamedModule):
     """
 
     modalities: tuple[str, ...]
+    in_channels: Mapping[str, int]
+    out_channels: int
 
     def forward(
         self,

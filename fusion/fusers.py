@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from .features import BEVFeatures, FusedBEV, Fuser
+from .kernels.devices import widened
 from .named import NamedConv, NamedParameters
 from .nulls import Absent, ModalityTokens, present_mean
 
@@ -50,7 +51,8 @@ class ConcatFusion(Fuser):
         if absent == "mask":
             raise ValueError("concatenation cannot mask a modality: choose absent null or zeros")
         self.tokens = ModalityTokens(channels, out_channels, absent, grid_shape)
-        self.modalities = self.tokens.modalities
+        self.modalities, self.in_channels = self.tokens.modalities, self.tokens.in_channels
+        self.out_channels = out_channels
         self.mix = NamedConv(self.modalities, out_channels, 3)
         self.norm = nn.LayerNorm(out_channels)
 
@@ -94,7 +96,8 @@ class MeanFusion(Fuser):
     ) -> None:
         super().__init__()
         self.tokens = ModalityTokens(channels, out_channels, absent, grid_shape)
-        self.modalities = self.tokens.modalities
+        self.modalities, self.in_channels = self.tokens.modalities, self.tokens.in_channels
+        self.out_channels = out_channels
         self.absent = absent
         self.norm = nn.LayerNorm(out_channels)
 
@@ -138,7 +141,8 @@ class ChannelWeightFusion(Fuser):
     ) -> None:
         super().__init__()
         self.tokens = ModalityTokens(channels, out_channels, absent, grid_shape)
-        self.modalities = self.tokens.modalities
+        self.modalities, self.in_channels = self.tokens.modalities, self.tokens.in_channels
+        self.out_channels = out_channels
         self.absent = absent
         self.weight = NamedParameters(self.modalities, torch.zeros(len(channels), out_channels))
         self.norm = nn.LayerNorm(out_channels)
@@ -153,7 +157,7 @@ class ChannelWeightFusion(Fuser):
         """As `Fuser.forward`; `attention` is a modality's weight, mean over channels."""
         tokens, coverage = self.tokens(features, grid_shape, batch_size)
         seen = (coverage > 0).float() if self.absent == "mask" else torch.ones_like(coverage)
-        weight = self.weight.stacked().float()  # [M, C]
+        weight = widened(self.weight.stacked())  # [M, C]
         share = (weight - weight.detach().amax(0)).exp()  # before it is normalised
         present = seen[..., None] * share[:, None, None, None]  # [M, B, X, Y, C]
         weight = present / present.sum(0).clamp(min=1e-30)

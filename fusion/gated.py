@@ -11,9 +11,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .attention import neighbour_attention
 from .coarse import check_heads, feed_forward
 from .features import BEVFeatures, FusedBEV, Fuser
+from .kernels.devices import projected
+from .kernels.neighbours import neighbour_attention
 from .named import NamedParameters
 from .nulls import ModalityTokens, check_features
 
@@ -54,7 +55,7 @@ class GatedAttention(nn.Module):
         key, value = (t.unflatten(-1, (self.heads, -1)) for t in (key, value))
         attended, weight = neighbour_attention(query, key, value, seen, self.neighbourhood)
         gate = self.attention_gate.tanh()
-        taken = cells + (gate * self.out(attended.flatten(-2))).to(cells.dtype)
+        taken = cells + (gate * projected(self.out, attended.flatten(-2))).to(cells.dtype)
         taken = taken + (self.feed_forward_gate.tanh() * self.feed_forward(taken)).to(cells.dtype)
         reached = (coverage > 0).any(0)
         after = torch.where(reached[..., None], taken, cells)  # elsewhere not a bit is changed
@@ -77,8 +78,8 @@ class GatedFusion(Fuser):
         modalities: all names, in the order in which `attention` tells of them.
 
     Raises:
-        ValueError: a modality that is both of the base and added, another argument out of its range, or, in `forward`, features
-            that do not fit (says expected and got).
+        ValueError: a modality that is both of the base and added, a base of other `out_channels`, another argument out of its
+            range, or, in `forward`, features that do not fit (says expected and got).
     """
 
     def __init__(
@@ -92,6 +93,11 @@ class GatedFusion(Fuser):
         neighbourhood: int = 1,
     ) -> None:
         super().__init__()
+        lacking = [name for name in ("modalities", "in_channels", "out_channels") if not hasattr(base, name)]
+        if lacking:
+            raise ValueError(
+                f"base: expected a Fuser that says its {lacking[0]}, got {type(base).__name__}: set it there"
+            )
         both = sorted(set(base.modalities) & set(channels))
         if both:
             raise ValueError(f"{both[0]} is a modality of the base already and cannot be added to it")
@@ -100,12 +106,16 @@ class GatedFusion(Fuser):
                 f"modalities: expected those of the base ({', '.join(base.modalities)}) and the added ones "
                 f"({', '.join(channels)}), got {', '.join(modalities)}"
             )
+        if base.out_channels != out_channels:
+            raise ValueError(
+                f"out_channels: expected {base.out_channels}, as many as the base gives, got {out_channels}: what the added "
+                "sensors say is added to the base's grid"
+            )
         self.base = base
         self.added = GatedAttention(channels, out_channels, heads=heads, neighbourhood=neighbourhood)
-        self.modalities = tuple(modalities)
-        tokens = [m for m in self.modules() if isinstance(m, ModalityTokens)]
-        given = {name: count for t in tokens for name, count in t.in_channels.items()}
-        self.in_channels = {name: given[name] for name in modalities}
+        self.modalities, self.out_channels = tuple(modalities), out_channels
+        counts = {**base.in_channels, **channels}
+        self.in_channels = {name: counts[name] for name in modalities}
 
     def forward(
         self,

@@ -11,13 +11,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .attention import position_embedding
+from .attention import placed
 from .coarse import check_heads, feed_forward, join_heads, masked_softmax, pooled_tokens, split_heads
 from .features import BEVFeatures, FusedBEV, Fuser
 from .named import NamedParameters
 from .nulls import Absent, ModalityTokens, present_mean
-
-_HIDDEN = -1e9  # finite, so that a row with nothing to attend to is no NaN; its exponential is 0 beside any other
 
 
 class JointFusion(Fuser):
@@ -55,7 +53,8 @@ class JointFusion(Fuser):
         if pool < 1:
             raise ValueError(f"pool: expected at least 1, got {pool}")
         self.tokens = ModalityTokens(channels, out_channels, absent, grid_shape)
-        self.modalities = self.tokens.modalities
+        self.modalities, self.in_channels = self.tokens.modalities, self.tokens.in_channels
+        self.out_channels = out_channels
         self.heads, self.pool, self.absent = heads, pool, absent
         self.modality = NamedParameters(self.modalities, torch.randn(len(channels), out_channels) * 0.02)
         self.position = nn.Linear(out_channels, out_channels, bias=False)
@@ -91,15 +90,17 @@ class JointFusion(Fuser):
 
     def _converse(self, coarse: Tensor, covered: Tensor | None) -> Tensor:
         """One transformer block over the tokens [B, M, x, y, C] of a sample."""
-        place = self.position(position_embedding((coarse.shape[2], coarse.shape[3]), coarse.shape[-1], coarse.device))
-        placed = coarse + place.to(coarse.dtype) + self.modality.stacked()[:, None, None].to(coarse.dtype)
-        said = placed.flatten(1, 3)  # [B, N, C]
+        place = placed(self.position, (coarse.shape[2], coarse.shape[3]))
+        said = coarse + place.to(coarse.dtype) + self.modality.stacked()[:, None, None].to(coarse.dtype)
+        said = said.flatten(1, 3)  # [B, N, C]
         query, key, value = (
             split_heads(t, self.heads) for t in self.query_key_value(self.attention_norm(said)).chunk(3, dim=-1)
         )
         hidden = None
         if covered is not None:
-            hidden = torch.where(covered.flatten(1), 0.0, _HIDDEN).to(query.dtype)[:, None, None]
+            # Finite, so that a row with nothing to attend to is no NaN; halved, so that no logit takes it beyond.
+            least = torch.finfo(query.dtype).min / 2
+            hidden = query.new_zeros(covered.shape).masked_fill(~covered, least).flatten(1)[:, None, None]
         attended = F.scaled_dot_product_attention(query, key, value, attn_mask=hidden)
         said = said + self.attention_out(join_heads(attended))
         said = said + self.token_feed_forward(said)

@@ -43,7 +43,8 @@ class LateFusion(Fuser):
     ) -> None:
         super().__init__()
         self.tokens = ModalityTokens(channels, out_channels, absent, grid_shape)
-        self.modalities = self.tokens.modalities
+        self.modalities, self.in_channels = self.tokens.modalities, self.tokens.in_channels
+        self.out_channels = out_channels
         self.modality = NamedParameters(self.modalities, torch.randn(len(channels), out_channels) * 0.02)
         self.adapters = NamedModules({
             name: nn.Sequential(nn.LayerNorm(out_channels), nn.Linear(out_channels, out_channels)) for name in channels

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from .attention import position_embedding
+from .attention import placed
 from .coarse import attend, check_heads, feed_forward, join_heads, pooled_tokens, split_heads
 from .features import BEVFeatures, FusedBEV, Fuser
 from .named import NamedParameters
@@ -54,7 +54,8 @@ class LatentFusion(Fuser):
         if latents < 1 or pool < 1:
             raise ValueError(f"latents and pool: expected at least 1, got {latents} and {pool}")
         self.tokens = ModalityTokens(channels, out_channels, absent, grid_shape)
-        self.modalities = self.tokens.modalities
+        self.modalities, self.in_channels = self.tokens.modalities, self.tokens.in_channels
+        self.out_channels = out_channels
         self.heads, self.pool, self.absent = heads, pool, absent
         self.modality = NamedParameters(self.modalities, torch.randn(len(channels), out_channels) * 0.02)
         start = torch.randn(len(channels), latents, out_channels) * out_channels**-0.5
@@ -85,7 +86,7 @@ class LatentFusion(Fuser):
         modalities, samples, x_cells, y_cells, _ = tokens.shape
         latents, seen = self._summarise(tokens, coverage)  # [B, M, L, C], [B, M] or None
         mean = present_mean(tokens, coverage)
-        query = self.query(self.query_norm(mean + self._place((x_cells, y_cells), tokens))).flatten(1, 2)
+        query = self.query(self.query_norm(mean + placed(self.position, (x_cells, y_cells)))).flatten(1, 2)
         key, value = self.key_value(self.summary_norm(latents.flatten(1, 2))).chunk(2, dim=-1)
         visible = None if seen is None else seen.repeat_interleave(latents.shape[2], dim=1)
         query, key, value = (split_heads(t, self.heads) for t in (query, key, value))
@@ -102,7 +103,7 @@ class LatentFusion(Fuser):
         masked = self.absent == "mask"
         coarse, covered = pooled_tokens(tokens, coverage, self.pool, masked=masked)
         samples, modalities, x_coarse, y_coarse, _ = coarse.shape
-        place = self._place((x_coarse, y_coarse), tokens)
+        place = placed(self.position, (x_coarse, y_coarse))
         said = self.token_norm(coarse) + self.modality.stacked()[:, None, None] + place
         key, value = self.summary_key_value(said).view(samples * modalities, x_coarse * y_coarse, -1).chunk(2, dim=-1)
         start = self.latents.stacked().expand(samples, -1, -1, -1).flatten(0, 1)  # [B * M, L, C]
@@ -112,6 +113,3 @@ class LatentFusion(Fuser):
         latents = start + self.summary_out(join_heads(attended))
         latents = latents + self.summary_feed_forward(latents)
         return latents.unflatten(0, (samples, modalities)), covered.flatten(2).any(-1) if masked else None
-
-    def _place(self, shape: tuple[int, int], like: Tensor) -> Tensor:
-        return self.position(position_embedding(shape, like.shape[-1], like.device))

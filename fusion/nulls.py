@@ -5,6 +5,7 @@ Letters: B samples, C channels, M modalities, X and Y cells.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Literal, get_args
 
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from .features import BEVFeatures
+from .kernels.devices import autocasts, widened
 from .named import NamedModule, NamedModules, NamedParameters
 
 Absent = Literal["null", "null_cell", "zeros", "mask"]
@@ -36,7 +38,7 @@ class ModalityTokens(NamedModule):
             do not fit.
     """
 
-    device_anchor: Tensor
+    anchor: Tensor
 
     def __init__(
         self,
@@ -69,14 +71,15 @@ class ModalityTokens(NamedModule):
                 raise ValueError("absent null_cell has a parameter for each cell: give the fuser grid_shape=(X, Y)")
             self.grid_shape = tuple(grid_shape)
             self.null_offset = NamedParameters(self.modalities, torch.zeros(len(channels), out_channels, *grid_shape))
-        # Knows the device where no features are given and there is no parameter to ask.
-        self.register_buffer("device_anchor", torch.empty(0), persistent=False)
+        # Knows device and dtype of the module, which may have no parameter to ask.
+        self.register_buffer("anchor", torch.empty(0), persistent=False)
 
     def forward(
         self, features: Mapping[str, BEVFeatures | None], grid_shape: tuple[int, int] | None = None, batch_size: int = 1
     ) -> tuple[Tensor, Tensor]:
-        """-> tokens [M, B, X, Y, C] in the dtype of the features, and coverage [M, B, X, Y] float32.
+        """-> tokens [M, B, X, Y, C] and coverage [M, B, X, Y] float32.
 
+        Tokens are of the module's own dtype, whatever the features come in; under autocast half precision stays.
         `grid_shape` and `batch_size` are used only where every modality is None. ValueError where something does not fit.
         """
         check_features(features, self.in_channels)
@@ -91,7 +94,11 @@ class ModalityTokens(NamedModule):
                 f"this fuser has a null embedding for each cell of a grid of {list(self.grid_shape)}, got features on "
                 f"{list(grid_shape)}: build it for this grid, or with absent null, which fits every grid"
             )
-        device = self.device_anchor.device if given is None else given.features.device
+        device = self.anchor.device
+        if given is not None and given.features.device != device:
+            raise ValueError(
+                f"features are on {given.features.device}, the fuser on {device}: move one with .to({str(device)!r})"
+            )
         tokens, coverages = [], []
         for name, project, stand_in in zip(
             self.modalities, self.project.values(), self._stand_ins(device), strict=True
@@ -101,26 +108,29 @@ class ModalityTokens(NamedModule):
                 tokens.append(stand_in.expand(batch_size, *grid_shape, -1))
                 coverages.append(torch.zeros(batch_size, *grid_shape, device=device))
                 continue
+            coverages.append(sound_coverage(sensed.coverage))
             # Not by coverage alone: what a blind sensor's encoder says must not pass, not even as 0 x NaN, and neither into
             # the gradient of the projection.
-            seen = torch.where(sensed.coverage[:, None] > 0, sensed.features, 0.0)
+            seen = torch.where(coverages[-1][:, None] > 0, sensed.features.to(self._dtype_of(sensed.features)), 0.0)
             said = project(seen).permute(0, 2, 3, 1)
-            coverage = sensed.coverage[..., None].to(said.dtype)
-            stand_in = stand_in.to(said.dtype)
-            tokens.append(coverage * said + (1 - coverage) * stand_in)
-            coverages.append(sensed.coverage.float())
-        dtype = next(
-            (t.dtype for t, f in zip(tokens, self.modalities, strict=True) if features.get(f) is not None), None
-        )
+            coverage = coverages[-1][..., None].to(said.dtype)
+            tokens.append(coverage * said + (1 - coverage) * stand_in.to(said.dtype))
+        of_given = (t.dtype for t, name in zip(tokens, self.modalities, strict=True) if features.get(name) is not None)
+        dtype = next(of_given, self.anchor.dtype)
         return torch.stack([t.to(dtype) for t in tokens]), torch.stack(coverages)
+
+    def _dtype_of(self, features: Tensor) -> torch.dtype:
+        """In which dtype features go on: a whole encoder's half precision is not widened where autocast would narrow it again."""
+        keeps = self.anchor.dtype == torch.float32 and features.dtype in (torch.float16, torch.bfloat16)
+        return features.dtype if keeps and autocasts(features.device) else self.anchor.dtype
 
     def _stand_ins(self, device: torch.device | None) -> list[Tensor]:
         """Of each modality [C], or [X, Y, C] where it differs from cell to cell."""
         if self.absent == "null":
-            return [null.float() for null in self.null.values()]
+            return [widened(null) for null in self.null.values()]
         if self.absent == "null_cell":
             pairs = zip(self.null.values(), self.null_offset.values(), strict=True)
-            return [null.float() + offset.float().permute(1, 2, 0) for null, offset in pairs]
+            return [widened(null) + widened(offset).permute(1, 2, 0) for null, offset in pairs]
         return [torch.zeros(self.out_channels, device=device)] * len(self.modalities)
 
 
@@ -130,8 +140,19 @@ def present_mean(tokens: Tensor, coverage: Tensor) -> Tensor:
     return (tokens * present).sum(0) / present.sum(0).clamp(min=1)
 
 
+def sound_coverage(coverage: Tensor) -> Tensor:
+    """[B, X, Y] float32 in 0..1 whatever is given: NaN is 0, what lies outside goes to the nearer bound.
+
+    So the promises of `FusedBEV` hold also where `check_features` does not look at values.
+    """
+    return torch.where(coverage > 0, coverage.float(), 0.0).clamp(max=1.0)
+
+
 def check_features(features: Mapping[str, BEVFeatures | None], channels: Mapping[str, int]) -> None:
-    """ValueError where a modality is not among those of `channels`, or does not fit them or the other modalities."""
+    """ValueError where a modality is not among those of `channels`, or does not fit them or the other modalities.
+
+    Values of coverage are looked at on a CPU alone, for a GPU would have to be waited for, and while no graph is made.
+    """
     unknown = sorted(set(features) - set(channels))
     if unknown:
         raise ValueError(
@@ -143,9 +164,10 @@ def check_features(features: Mapping[str, BEVFeatures | None], channels: Mapping
         sensed = features.get(name)
         if sensed is None:
             continue
-        if isinstance(sensed, Tensor):
+        if not all(isinstance(getattr(sensed, part, None), Tensor) for part in ("features", "coverage")):
+            got = "a tensor" if isinstance(sensed, Tensor) else type(sensed).__name__
             raise ValueError(
-                f"{name}: expected BEVFeatures(features, coverage), got a tensor: say where the sensor sees"
+                f"{name}: expected BEVFeatures(features, coverage) of two tensors, got {got}: say where the sensor sees"
             )
         shape = tuple(sensed.features.shape)
         if len(shape) != 4 or shape[1] != channels[name]:
@@ -162,6 +184,8 @@ def check_features(features: Mapping[str, BEVFeatures | None], channels: Mapping
             raise ValueError(
                 f"{name}: expected features of a floating dtype, got {sensed.features.dtype}: use .float()"
             )
+        if sensed.coverage.is_complex():
+            raise ValueError(f"{name}: expected coverage of real numbers, got {sensed.coverage.dtype}: use .abs()")
         if sensed.coverage.device != sensed.features.device:
             raise ValueError(
                 f"{name}: expected coverage on {sensed.features.device} as its features, got it on "
@@ -178,3 +202,25 @@ def check_features(features: Mapping[str, BEVFeatures | None], channels: Mapping
             raise ValueError(
                 f"{name} is on {sensed.features.device}, {first[0]} on {first[1].device}: move them to one device"
             )
+        _check_values(name, sensed.coverage)
+
+
+def _check_values(name: str, coverage: Tensor) -> None:
+    if torch.compiler.is_compiling() or coverage.device.type != "cpu" or not coverage.numel():
+        return
+    if type(coverage) not in (Tensor, nn.Parameter):  # torch's own stand-ins for tensors have no values
+        return
+    least, most = (float(bound) for bound in coverage.detach().float().aminmax())
+    if least >= 0 and most <= 1:
+        return
+    if math.isnan(least):
+        got, action = (
+            f"NaN in {int(coverage.isnan().sum())} of {coverage.numel()} cells",
+            "give 0 where the sensor is blind",
+        )
+    else:
+        got = f"values from {least:g} to {most:g}"
+        action = (
+            "divide a mask of 0 to 255 by 255" if least >= 0 else "give 0 where the sensor is blind, 1 where it sees"
+        )
+    raise ValueError(f"{name}: expected coverage in 0..1, got {got}: {action}")

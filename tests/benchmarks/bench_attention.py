@@ -24,8 +24,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fusion import CrossAttentionFusion
-from fusion.attention import cell_attention, neighbour_attention
-from fusion.window_attention import window_attention
+from fusion.kernels.cells import cell_attention
+from fusion.kernels.neighbours import neighbour_attention
+from fusion.kernels.windows import window_attention
 from tests.benchmarks.conftest import Compare
 
 CELLS, CHANNELS, HEADS, MODALITIES = (180, 180), 128, 4, ("camera", "lidar", "radar")

@@ -14,6 +14,7 @@ from fusion import (
     LatentFusion,
     MeanFusion,
     draw_subsets,
+    drop_members,
     drop_modalities,
     every_subset,
 )
@@ -32,7 +33,7 @@ def given(name: str = "thermal", **changes: Any) -> BEVFeatures:
         ({"smell": given()}, "unknown modality 'smell'; this fuser was built for thermal, odour: name one of these"),
         (
             {"thermal": torch.zeros(1, 4, 3, 2)},
-            r"thermal: expected BEVFeatures\(features, coverage\), got a tensor: say",
+            r"thermal: expected BEVFeatures\(features, coverage\) of two tensors, got a tensor: say",
         ),
         (
             {"thermal": given(features=torch.zeros(1, 5, 3, 2))},
@@ -55,6 +56,11 @@ def given(name: str = "thermal", **changes: Any) -> BEVFeatures:
             {"thermal": given(), "odour": BEVFeatures(*(t.to("meta") for t in vars(given("odour")).values()))},
             "odour is on meta, thermal on cpu: move them to one device",
         ),
+        (
+            {"thermal": BEVFeatures(*(t.to("meta") for t in vars(given()).values()))},
+            "features are on meta, the fuser on cpu: move one",
+        ),
+        ({"thermal": given(coverage=[[1.0]])}, "of two tensors, got BEVFeatures: say where the sensor sees"),
         ({}, r"every modality is absent: give grid_shape=\(X, Y\) and batch_size"),
     ],
 )
@@ -109,6 +115,49 @@ def test_so_many_that_their_subsets_cannot_be_listed() -> None:
             ValueError, match=r"at most 16 modalities.*got 17: drop them one by one with drop_modalities"
         ):
             draw()
+
+
+@pytest.mark.parametrize(
+    ("draw", "message"),
+    [
+        (lambda g: drop_modalities(2, [], g), "a probability for each modality, got 2 and 0"),
+        (lambda g: drop_modalities(0, [0.1], g), "a batch of at least 1 .* got 0 and 1"),
+        (
+            lambda g: drop_modalities(2, [0.3, 0.3], g, available=torch.ones(2, 3, dtype=torch.bool)),
+            r"expected available \[2, 2\] \(B, M\), got \[2, 3\]: .* as many probabilities as there are modalities",
+        ),
+        (
+            lambda g: drop_modalities(2, [0.3], g, available=torch.ones(2, 1)),
+            r"available bool \[B, M\], .*float32 \[2, 1\]",
+        ),
+        (
+            lambda g: drop_members(torch.ones(6, dtype=torch.bool), 0.3, g),
+            r"present bool \[B, N\], .* got torch.bool \[6\]",
+        ),
+        (
+            lambda g: drop_members(torch.ones(2, 0, dtype=torch.bool), 0.3, g),
+            r"at least one of each sample, .*\[2, 0\]",
+        ),
+        (lambda g: drop_members(torch.ones(2, 6), 0.3, g), r"present bool \[B, N\], .* got torch.float32 \[2, 6\]"),
+        (
+            lambda g: drop_members(torch.ones(2, 6, dtype=torch.bool, device="meta"), 0.3, g),
+            r"on the CPU.* on meta: use .cpu",
+        ),
+        (lambda g: draw_subsets(torch.ones(2, 3).int(), g), r"available bool \[B, M\], .* got torch.int32 \[2, 3\]"),
+        (
+            lambda g: draw_subsets(torch.ones(3, dtype=torch.bool), g),
+            r"available bool \[B, M\], .* got torch.bool \[3\]",
+        ),
+        (
+            lambda _: every_subset(torch.ones(2, 0, dtype=torch.bool)),
+            r"available bool \[B, M\], .* got torch.bool \[2, 0\]",
+        ),
+        (lambda _: every_subset([[True, False]]), "available bool .* got list"),  # type: ignore[arg-type]
+    ],
+)
+def test_a_draw_of_what_does_not_fit(draw: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        draw(torch.Generator())
 
 
 def test_what_is_available_has_the_shape_of_the_draw() -> None:

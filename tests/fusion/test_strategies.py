@@ -27,6 +27,7 @@ from fusion import (
 )
 from fusion.coarse import attend, pooled_tokens
 from tests.fusion.grids import CHANNELS, SHAPE, random_features
+from tests.fusion.kinds import FUSERS
 
 BASE = {"camera": 8, "lidar": 8}
 Given = Mapping[str, BEVFeatures | None]
@@ -251,6 +252,49 @@ def test_a_sensor_is_added_once() -> None:
         ValueError, match=r"of the base \(camera, lidar\) and the added ones \(radar\), got camera, radar"
     ):
         GatedFusion(base, {"radar": 8}, 8, modalities=["camera", "radar"], heads=2)
+
+
+def test_what_does_not_fit_the_base_is_refused_when_it_is_built() -> None:
+    """And not when the new sensor appears."""
+    base = seeded(CrossAttentionFusion, BASE, 8, heads=2)
+    for channels in (4, 16):
+        with pytest.raises(ValueError, match=f"out_channels: expected 8, as many as the base gives, got {channels}"):
+            GatedFusion(base, {"radar": 8}, channels, modalities=list(CHANNELS), heads=2)
+
+    class Own(Fuser):
+        modalities = ("camera", "lidar")
+        in_channels = BASE
+
+    with pytest.raises(ValueError, match="base: expected a Fuser that says its out_channels, got Own: set it there"):
+        GatedFusion(Own(), {"radar": 8}, 8, modalities=list(CHANNELS))
+
+
+class Sum(Fuser):
+    """A user's own, of nothing that is ours."""
+
+    modalities, in_channels, out_channels = ("camera", "lidar"), BASE, 8
+
+    def forward(self, features: Given, *, grid_shape: tuple[int, int] | None = None, batch_size: int = 1) -> FusedBEV:
+        there = [f for f in features.values() if f is not None]
+        coverage = torch.stack([f.coverage for f in there]).amax(0)
+        grid = torch.stack([f.features * f.coverage[:, None] for f in there]).sum(0)
+        return FusedBEV(grid, torch.full((len(grid), 2, *grid.shape[2:]), 0.5), coverage)
+
+
+def test_a_sensor_is_added_to_a_fuser_of_the_users_own() -> None:
+    torch.manual_seed(0)
+    base = Sum()
+    fuser = GatedFusion(base, {"radar": 8}, 8, modalities=list(CHANNELS), heads=2)
+    features = random_features()
+    assert_same_but_for_who_is_named(fuser(features), base({name: features[name] for name in BASE}))
+
+
+def test_every_fuser_says_what_it_takes_and_gives() -> None:
+    for kind, build in FUSERS.items():
+        fuser = build({"camera": 5, "lidar": 8, "radar": 3})
+        assert fuser.in_channels == {"camera": 5, "lidar": 8, "radar": 3}, kind
+        assert list(fuser.in_channels) == list(fuser.modalities)
+        assert fuser.out_channels == 8
 
 
 # Late fusion

@@ -16,7 +16,8 @@ import robustbev
 from bev.lift import LiftTable, lift_splat, lift_splat_reference
 from bev.pillars import linear_max, linear_max_reference
 from fusion import BEVFeatures, CrossAttentionFusion
-from fusion.attention import cell_attention, neighbour_attention, neighbour_attention_reference
+from fusion.kernels.cells import cell_attention
+from fusion.kernels.neighbours import neighbour_attention, neighbour_attention_reference
 from robustbev import ModelConfig
 from robustbev.export.example import random_batch
 from tests.gpu.measure import milliseconds, peak_mib, relative_error, shares, with_gradients

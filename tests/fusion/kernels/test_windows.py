@@ -10,8 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from fusion import CrossAttentionFusion, attention, window_attention
-from fusion.attention import neighbour_attention_reference
+from fusion import CrossAttentionFusion, attention
+from fusion.kernels import windows
+from fusion.kernels.neighbours import neighbour_attention_reference
 from tests.fusion.grids import CHANNELS, SHAPE, random_features
 
 HEADS, WIDTH = 2, 4
@@ -49,19 +50,19 @@ def test_it_agrees_with_the_plain_way(
     tokens = torch.randn(modalities, samples, *cells, C, generator=generator)
     mask = None if seen is None else torch.rand(modalities, samples, *cells, generator=generator) < seen
     with torch.no_grad():
-        got = window_attention.window_attention(asking, tokens, mask, HEADS, *parts())
+        got = windows.window_attention(asking, tokens, mask, HEADS, *parts())
         for ours, expected in zip(got, plain(asking, tokens, mask), strict=True):
             torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("block", [1, 2 * SHAPE[1], 10_000])
 def test_blocks_of_any_size_give_the_same(block: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(window_attention, "_BLOCK", block)
+    monkeypatch.setattr(windows, "_BLOCK", block)
     generator = torch.Generator().manual_seed(3)
     asking = torch.randn(2, *SHAPE, C, generator=generator)
     tokens = torch.randn(3, 2, *SHAPE, C, generator=generator)
     with torch.no_grad():
-        got = window_attention.window_attention(asking, tokens, None, HEADS, *parts())
+        got = windows.window_attention(asking, tokens, None, HEADS, *parts())
         for ours, expected in zip(got, plain(asking, tokens, None), strict=True):
             torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-5)
 
@@ -73,8 +74,8 @@ def test_what_may_not_be_attended_to_has_no_influence() -> None:
     seen = torch.rand(3, 2, *SHAPE, generator=generator) < 0.4
     hidden = tokens.masked_fill(~seen[..., None], 1e4)
     for got, expected in zip(
-        window_attention.window_attention(asking, hidden, seen, HEADS, *parts()),
-        window_attention.window_attention(asking, tokens, seen, HEADS, *parts()),
+        windows.window_attention(asking, hidden, seen, HEADS, *parts()),
+        windows.window_attention(asking, tokens, seen, HEADS, *parts()),
         strict=True,
     ):
         assert torch.equal(got, expected)
@@ -86,7 +87,7 @@ def test_a_fuser_gives_in_inference_what_it_gives_in_training(absent: str, monke
     fuser = CrossAttentionFusion(CHANNELS, 8, heads=2, neighbourhood=3, absent=absent)  # type: ignore[arg-type]
     features = random_features() | {"camera": None}
     learning = fuser(features)
-    used = Mock(wraps=window_attention.window_attention)
+    used = Mock(wraps=windows.window_attention)
     monkeypatch.setattr(attention, "window_attention", used)
     with torch.inference_mode():
         inferring = fuser(features)

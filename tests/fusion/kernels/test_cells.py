@@ -8,8 +8,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from fusion import attention
-from fusion.attention import cell_attention, neighbour_attention
+from fusion.kernels import cells
+from fusion.kernels.cells import cell_attention
+from fusion.kernels.neighbours import neighbour_attention
 
 MODALITIES, SAMPLES, CELLS, HEADS, WIDTH = 3, 2, (7, 9), 4, 4
 Attend = Callable[[Tensor, Tensor, Tensor | None, nn.Linear], tuple[Tensor, Tensor]]
@@ -25,7 +26,7 @@ def by_keys_and_values(
 @pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize("piece", [10, 1024])
 def test_agrees_in_output_share_and_gradient(masked: bool, piece: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(attention, "_PIECE", piece)
+    monkeypatch.setattr(cells, "_PIECE", piece)
     torch.manual_seed(0)
     key_value = nn.Linear(HEADS * WIDTH, 2 * HEADS * WIDTH)
     seen = torch.rand(MODALITIES, SAMPLES, *CELLS) < 0.4 if masked else None  # some cells see nothing at all

@@ -6,13 +6,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from fusion import CrossAttentionFusion, block_attention
-from fusion.attention import cell_attention, neighbour_attention, neighbour_attention_reference
+from fusion import CrossAttentionFusion
+from fusion.kernels import blocks
+from fusion.kernels.cells import cell_attention
+from fusion.kernels.neighbours import neighbour_attention, neighbour_attention_reference
 from tests.fusion.grids import CHANNELS, SHAPE, random_features
 
 
 def results(block: int, side: int, seen: Tensor | None, monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:
-    monkeypatch.setattr(block_attention, "_BLOCK", block)
+    monkeypatch.setattr(blocks, "_BLOCK", block)
     generator = torch.Generator().manual_seed(0)
     query = torch.randn(2, *SHAPE, 2, 4, generator=generator).requires_grad_()
     key, value = (torch.randn(3, 2, *SHAPE, 2, 4, generator=generator).requires_grad_() for _ in range(2))
