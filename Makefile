@@ -1,6 +1,9 @@
-# `make demo` and `make test` need Python 3.11 and nothing else; the first of them installs into .venv, later ones use it.
+# `make demo` and `make test` need Python and nothing else; the first of them installs into .venv, later ones use it.
 
-PYTHON ?= python3.11
+# The versions that can have every dependency, newest first: the first that is here and can make environments is taken.
+PYTHONS := 3.12 3.11
+chosen := $(PYTHON)
+PYTHON ?= $(shell for v in $(PYTHONS); do python$$v -c 'import ensurepip' 2>/dev/null && echo python$$v && break; done)
 TEST_THREADS ?= 2
 
 BIN := .venv/bin
@@ -21,14 +24,22 @@ help:
 ifneq ($(shell cat $(STAMP) 2>/dev/null),$(CURDIR))
 .PHONY: $(STAMP)
 endif
+# PYTHON=... asks for another interpreter than the environment has.
+version := -c 'import sys; print(*sys.version_info[:2])'
+ifneq ($(chosen),)
+ifneq ($(shell $(chosen) $(version) 2>&1),$(shell $(BIN)/python $(version) 2>&1))
+.PHONY: $(STAMP)
+remake := yes
+endif
+endif
 
 $(STAMP): pyproject.toml constraints.txt
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' 2>/dev/null || { \
-	  echo "RobustBEV needs Python 3.11, and '$(PYTHON)' is not that." >&2; \
-	  echo "Install it (Debian and Ubuntu: python3.11 and python3.11-venv; or uv, pyenv, conda) or name it: make PYTHON=/path/to/python3.11 ..." >&2; \
+	@PYTHON='$(PYTHON)'; $${PYTHON:-false} -c 'import sys, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
+	  echo "RobustBEV needs one of Python $(PYTHONS) with venv; got: $${PYTHON:-none on the PATH}" >&2; \
+	  echo "Install it (Debian and Ubuntu: python3.12 and python3.12-venv; or uv, pyenv, conda) or name it: make PYTHON=/path/to/python3.12 ..." >&2; \
 	  exit 1; }
 	@rm -f $(STAMP)
-	@if grep -qsF ' $(CURDIR)/.venv' .venv/pyvenv.cfg && $(BIN)/python -m pip --version >/dev/null 2>&1; then :; \
+	@if [ -z "$(remake)" ] && grep -qsF ' $(CURDIR)/.venv' .venv/pyvenv.cfg && $(BIN)/python -m pip --version >/dev/null 2>&1; then :; \
 	  else echo "making .venv"; $(PYTHON) -m venv --clear .venv; fi
 	@# torch first and by its version: left to the resolver, a newer build with another CUDA may come in its place.
 	$(PIP) "$$(grep '^torch==' constraints.txt)"

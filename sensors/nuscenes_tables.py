@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from sensors.calibration import QUATERNION_TOLERANCE, intrinsics_fault, pose_fault
 from sensors.errors import DataRootError, SensorDataError
+from sensors.extras import require
 from sensors.nuscenes_config import NuScenesConfig
 from sensors.nuscenes_index import OPTIONAL_TABLES, IndexArrays, check_root
 
@@ -78,7 +79,9 @@ def open_devkit(root: Path, version: str) -> Any:
 
     Raises:
         AssertionError, KeyError, ValueError, OSError: the devkit's own, where tables or map pictures are not whole.
+        MissingExtraError: no devkit here; the message says whether this interpreter can have it.
     """
+    require(f"reading the tables in {root / version}", "data", "nuscenes")
     from nuscenes.nuscenes import NuScenes
 
     class Tables(NuScenes):  # type: ignore[misc]

@@ -18,6 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from sensors.extras import remedy
+
 
 class SubmanifoldBlock(nn.Module):
     """The parameters of one stage: a 3 x 3 convolution without bias, LayerNorm over channels, then ReLU.
@@ -167,8 +169,8 @@ def _import_spconv() -> ModuleType:
         from spconv.pytorch import ops
     except ImportError as error:
         raise ImportError(
-            f"the spconv backend of the LiDAR encoder cannot be imported ({error}); "
-            'install it with: pip install "robustbev[spconv]", or set model.lidar.backend=dense'
+            f"the spconv backend of the LiDAR encoder cannot be imported ({error}): {remedy(['spconv'], ['spconv'])}, "
+            "or set model.lidar.backend=dense"
         ) from error
     if not torch.cuda.is_available():
         # spconv 2.3.8 asks CUDA for its stream in the backward pass of CPU tensors too, and raises where there is none.

@@ -10,7 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import ParamSpec, TypeVar
 
-from training.extras import MissingExtraError, require
+from sensors.errors import MissingExtraError
+from sensors.extras import require
 
 Parameters = ParamSpec("Parameters")
 Result = TypeVar("Result")
@@ -23,7 +24,7 @@ _ROOT = Path(__file__).resolve().parents[1]
 def main() -> None:
     """Entry of the console command. Exit codes: 2 faulty input, 3 a missing extra, 130 interrupted."""
     try:
-        require("the command robustbev", "train", "typer", "rich", "yaml")
+        require("the command robustbev", "cli")
     except MissingExtraError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(MISSING_EXTRA)

@@ -74,10 +74,10 @@ def simulate(
     workers: Annotated[int | None, typer.Option(help="Processes; default: one a core.")] = None,
 ) -> None:
     """Write synthetic drives in nuScenes format."""
+    from sensors.extras import require
     from training.config_file import load_config
-    from training.extras import require
 
-    require("robustbev simulate", "data")
+    require("robustbev simulate", "data", "simplejpeg", "cv2", "embreex")
     from sensors.simulation import SimulationConfig
     from training.demo import write_drives
 
@@ -90,7 +90,7 @@ def simulate(
 @tells_errors
 def index(config: ConfigFile, settings: Settings = None) -> None:
     """Build the index of a data set, and say what is in it; an error where the configuration can train nothing on it."""
-    from training.extras import require
+    from sensors.extras import require
 
     require("robustbev index", "data", "nuscenes")
     from sensors.nuscenes_summary import check_trainable, describe
@@ -122,7 +122,7 @@ def train(config: ConfigFile, settings: Settings = None, fresh: Fresh = False) -
     from training.config import load_run_config
 
     run = load_run_config(config, settings or [])
-    from training.extras import require
+    from sensors.extras import require
 
     require("robustbev train", "data", "nuscenes", "simplejpeg")
     from training.best import best_of
@@ -161,10 +161,10 @@ def evaluate(
     out: Annotated[Path | None, typer.Option("--out", help="Default: `evaluation` in the run's folder.")] = None,
 ) -> None:
     """Measure a model under every subset of its sensors by the official nuScenes evaluation."""
-    from training.extras import require
+    from sensors.extras import require
 
     require("robustbev evaluate", "data", "nuscenes", "simplejpeg")
-    require("robustbev evaluate", "train", "rich", "matplotlib")
+    require("robustbev evaluate", "train", "matplotlib")
     from training.evaluation import evaluate_checkpoint
     from training.progress import Bars
 
@@ -186,10 +186,10 @@ def robustness(
     out: Annotated[Path | None, typer.Option("--out", help="Default: `robustness` in the run's folder.")] = None,
 ) -> None:
     """Measure what is left when sensors fail: corruption x severity, every subset, specialists and a baseline."""
-    from training.extras import require
+    from sensors.extras import require
 
     require("robustbev robustness", "data", "nuscenes", "simplejpeg")
-    require("robustbev robustness", "train", "rich", "matplotlib")
+    require("robustbev robustness", "train", "matplotlib")
     from rich.console import Console
 
     from training.config_file import load_config
@@ -224,10 +224,10 @@ def gap(
     out: Annotated[Path | None, typer.Option("--out", help="Default: `gap` in the run's folder.")] = None,
 ) -> None:
     """Measure how far apart the modalities' embeddings lie, and whether they find each other's objects."""
-    from training.extras import require
+    from sensors.extras import require
 
     require("robustbev gap", "data", "nuscenes", "simplejpeg")
-    require("robustbev gap", "train", "rich", "matplotlib")
+    require("robustbev gap", "train", "matplotlib")
     from training.gap import measure_gap
     from training.gap_report import markdown
     from training.progress import Bars
@@ -265,10 +265,10 @@ def compare(
 
     files, settings = split_words(configs)
     entries, chosen = tuple(read_entries(files, settings)), seeds_of(seeds, seed_list)
-    from training.extras import require
+    from sensors.extras import require
 
     require("robustbev compare", "data", "nuscenes", "simplejpeg")
-    require("robustbev compare", "train", "rich", "matplotlib")
+    require("robustbev compare", "train", "matplotlib")
     from training.compare import Request, print_tables
     from training.compare import compare as run
 
@@ -300,10 +300,10 @@ def health(
     scenes: Annotated[int, typer.Option(min=1, help="Training drives with failures to fit on.")] = 28,
 ) -> None:
     """Tell sick sensors from healthy ones: fit the monitor, and report AUROC a failure on drives it has not seen."""
-    from training.extras import require
+    from sensors.extras import require
 
     require("robustbev health", "data", "nuscenes", "simplejpeg", "cv2", "scipy")
-    require("robustbev health", "train", "rich", "matplotlib")
+    require("robustbev health", "train", "matplotlib")
     from training.config import load_run_config
     from training.health_run import run_health
     from training.progress import Bars
@@ -342,7 +342,7 @@ def show(
     corruption: Annotated[str | None, typer.Option(help="What the sensors suffer, as fog-3; default: nothing.")] = None,
 ) -> None:
     """Draw a sample from above and in its cameras: truth, and what a model found."""
-    from training.extras import require
+    from sensors.extras import require
 
     require("robustbev show", "data", "nuscenes", "simplejpeg")
     require("robustbev show", "train", "matplotlib")
@@ -386,8 +386,8 @@ def demo(
     scenes_val: Annotated[int | None, typer.Option(help="Scenes to evaluate on.")] = None,
 ) -> None:
     """Synthetic drives, training, evaluation of every sensor subset, pictures. What is complete is not done again."""
+    from sensors.extras import require
     from training.config import load_run_config
-    from training.extras import require
 
     require("robustbev demo", "data")
     require("robustbev demo", "train")

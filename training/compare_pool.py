@@ -14,9 +14,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
+from sensors.extras import require
 from training.compare_jobs import JobResult, Stop, use_threads
 from training.compare_plan import Job
-from training.extras import require
 from training.progress import Bars
 from training.run_files import RunError
 

@@ -12,8 +12,8 @@ from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
 
+from sensors.extras import EXTRAS, missing, remedy, unavailable
 from training.doctor_machine import Answer, Machine, abilities, look
-from training.extras import EXTRAS, missing
 
 PACKAGES = ("robustbev", "training", "sensors", "bev", "fusion")
 _VERSIONS = (
@@ -68,8 +68,10 @@ def _extras() -> list[str]:
     lines = []
     for extra in EXTRAS:
         absent = missing(extra)
-        state = "installed" if not absent else f'without {", ".join(absent)}: pip install "robustbev[{extra}]"'
-        lines.append(f"  {extra:<8} {state}")
+        # What pip cannot bring stands by itself: it does not keep pip from bringing the rest.
+        groups = [[name for name in absent if not unavailable(name)], [name for name in absent if unavailable(name)]]
+        states = [f"without {', '.join(names)}: {remedy([extra], names)}" for names in groups if names]
+        lines += [f"  {extra:<8} {state}" for state in states or ["installed"]]
     return lines
 
 

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from sensors.extras import missing, remedy, require
 from training.doctor_machine import GIB, Answer, Machine
-from training.extras import missing, require
 
 if TYPE_CHECKING:
     from robustbev import ModelConfig
@@ -27,7 +27,7 @@ def check_config(path: Path, settings: Sequence[str], machine: Machine) -> list[
         FileNotFoundError, ConfigError: there is no such configuration, or it is none.
         MissingExtraError: reading it takes a library that is not there.
     """
-    require("robustbev doctor --config", "train", "yaml")
+    require("robustbev doctor --config", "cli", "yaml")
     from training.config import load_run_config
 
     run = load_run_config(path, settings)
@@ -41,8 +41,8 @@ def _libraries(run: RunConfig) -> Answer:
         wanted.append("spconv")
     absent = {extra: missing(extra) for extra in wanted if missing(extra)}
     if absent:
-        names = ", ".join(name for names in absent.values() for name in names)
-        return Answer("libraries", False, f'without {names}: pip install "robustbev[{",".join(absent)}]"')
+        names = [name for names in absent.values() for name in names]
+        return Answer("libraries", False, f"without {', '.join(names)}: {remedy(list(absent), names)}")
     return Answer("libraries", True, f"of the extras {', '.join(wanted)}")
 
 

@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from robustbev.precision import Arithmetic
 
+from sensors.extras import remedy
+
 GIB = 2**30
 LITTLE_MEMORY_BYTES = 8 * GIB  # caution, not a measurement: several processes hold torch and a batch each
 _COMPILER_TIMEOUT_S = 60
@@ -110,7 +112,7 @@ def look() -> Machine:
 
 
 def abilities(machine: Machine, missing: Callable[[str], Sequence[str]]) -> list[Answer]:
-    """What of RobustBEV can be run. `missing`: the libraries of an extra that are not there, as `training.extras.missing`."""
+    """What of RobustBEV can be run. `missing`: the libraries of an extra that are not there, as `sensors.extras.missing`."""
     on = f"on GPU 0 ({machine.gpus[0].name})" if machine.gpus else f"on the CPU ({machine.cores} cores)"
     gpu = (
         ""
@@ -121,9 +123,9 @@ def abilities(machine: Machine, missing: Callable[[str], Sequence[str]]) -> list
     compiler = machine.compiler.fault or ""
     return [
         Answer("perceive", True, f"robustbev.load and model.perceive, {on}"),
-        _answer("train tiny", _extra(missing, "train", "data"), f"configs/tiny.yaml, {on}"),
-        _answer("train nuscenes", _extra(missing, "train", "data") or gpu, f"configs/nuscenes.yaml, {nuscenes}"),
-        _answer("replay", _extra(missing, "replay", "data", "train"), f"drive logs, {on}"),
+        _answer("train tiny", _extra(missing, "train", "data", "cli"), f"configs/tiny.yaml, {on}"),
+        _answer("train nuscenes", _extra(missing, "train", "data", "cli") or gpu, f"configs/nuscenes.yaml, {nuscenes}"),
+        _answer("replay", _extra(missing, "replay", "cli"), f"drive logs, {on}"),
         _answer("export pt2", "", "torch alone"),
         _answer("export onnx", _extra(missing, "export"), f"runs by {', '.join(machine.providers or ())}"),
         _answer("export aoti", compiler, f"compiled by {machine.compiler.command} for {platform.machine()}"),
@@ -141,7 +143,7 @@ def _extra(missing: Callable[[str], Sequence[str]], *extras: str) -> str:
     if not lacking:
         return ""
     absent = list(dict.fromkeys(name for names in lacking.values() for name in names))
-    return f'without {", ".join(absent)}: pip install "robustbev[{",".join(lacking)}]"'
+    return f"without {', '.join(absent)}: {remedy(list(lacking), absent)}"
 
 
 def _cores() -> int:

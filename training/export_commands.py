@@ -57,7 +57,7 @@ def export(
     ] = None,
 ) -> None:
     """Write a checkpoint as a file that runs without this project, with a manifest that says what goes in and out."""
-    from training.extras import require
+    from sensors.extras import require
 
     if format is ExportFormat.ONNX:
         require("robustbev export --format onnx", "export")

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from training.extras import require
+from sensors.extras import require
 from training.outbox import Row
 
 if TYPE_CHECKING:

@@ -20,10 +20,10 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from robustbev.checkpoints import latest_checkpoint
+from sensors.extras import require
 from training.atomic import write_text
 from training.callbacks import Callback, StepRecord
 from training.config import RunConfig
-from training.extras import require
 from training.history import read_history
 from training.interrupt import StopOnSignal
 from training.loop import Forward, Outcome

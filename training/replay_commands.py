@@ -58,7 +58,7 @@ def inspect(
     ] = None,
 ) -> None:
     """Say what a drive log holds: topics, types, counts, rates, gaps, damage, and which topic looks like which sensor."""
-    from training.extras import require
+    from sensors.extras import require
 
     require("robustbev inspect", "replay")
     from sensors.logs.inspect import inspect_log
@@ -92,7 +92,7 @@ def convert(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what is there.")] = False,
 ) -> None:
     """Write a drive log, or a scene of a data set in nuScenes format, as MCAP for Foxglove or as a ROS 2 bag."""
-    from training.extras import require
+    from sensors.extras import require
 
     require("robustbev convert", "replay")
     from sensors.logs.write import write_log
@@ -175,10 +175,9 @@ def replay(
     ] = None,
 ) -> None:
     """Replay a drive log through a checkpoint as the car would have met it, kill sensors on the way, write what it saw."""
-    from training.extras import require
+    from sensors.extras import require
 
     require("robustbev replay", "replay")
-    require("robustbev replay", "data", "simplejpeg", "cv2", "scipy")
     from sensors.replay.config import ReplayConfig
     from training.config_file import load_config
     from training.progress import Bars

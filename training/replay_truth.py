@@ -28,6 +28,13 @@ from training.recall import match
 
 GAP_S = 0.6  # annotations of nuScenes are 0.5 s apart
 FOUND_M, FOUND_SCORE = 2.0, 0.3
+# nuScenes' detection_cvpr_2019. A test holds these to the devkit's own, which not every interpreter can have.
+CLASS_RANGE_M = {
+    "car": 50.0, "truck": 50.0, "bus": 50.0, "trailer": 50.0, "construction_vehicle": 50.0, "pedestrian": 40.0,
+    "motorcycle": 40.0, "bicycle": 40.0, "traffic_cone": 30.0, "barrier": 30.0,
+}  # fmt: skip
+DISTANCES_M = (0.5, 1.0, 2.0, 4.0)
+MIN_RECALL = MIN_PRECISION = 0.1
 Float64 = NDArray[np.float64]
 
 
@@ -215,7 +222,6 @@ class TruthScore:
     truth: ReplayTruth
     found_m: float = FOUND_M
     found_score: float = FOUND_SCORE
-    _distances_m: tuple[float, ...] = field(default_factory=lambda: _official()[0])
     _rows: list[_Row] = field(default_factory=list)
 
     def write(self, result: TickResult) -> None:
@@ -233,7 +239,7 @@ class TruthScore:
         if truth is None:
             return None
         boxes = self.truth.counted(result.candidates)
-        hits = np.stack([_hit(boxes, truth, distance_m) for distance_m in self._distances_m], axis=1)
+        hits = np.stack([_hit(boxes, truth, distance_m) for distance_m in DISTANCES_M], axis=1)
         told = boxes[boxes.score >= self.found_score]
         found = FoundAt(tick.index, tick.time_us, len(truth), int(_hit(told, truth, self.found_m).sum()))
         there = Counter(truth.label.tolist())
@@ -280,9 +286,7 @@ def score_replay(results: Iterable[TickResult], truth: ReplayTruth) -> ReplaySco
 
 def class_radius_m(grid: BEVGrid) -> dict[str, float]:
     """The official class ranges, cut to the grid's radius: what `ReplayTruth` needs for figures that compare with `evaluate`."""
-    from training.official import detection_config
-
-    return dict(detection_config(grid.radius_m).class_range)
+    return {name: min(official, grid.radius_m) for name, official in CLASS_RANGE_M.items()}
 
 
 def average_precision(score: NDArray[np.floating[Any]], hit: NDArray[np.bool_], there: int) -> float:
@@ -292,23 +296,14 @@ def average_precision(score: NDArray[np.floating[Any]], hit: NDArray[np.bool_], 
         score, hit: of K found boxes of one class of all samples, whether each took a truth box.
         there: truth boxes of the class, more than 0.
     """
-    _, min_recall, min_precision = _official()
     order = np.argsort(score, kind="stable")[::-1]
     hits = np.cumsum(hit[order]).astype(float)
     if not len(hits) or hits[-1] == 0:
         return 0.0
     precision = hits / np.arange(1, len(hits) + 1)
     curve = np.interp(np.linspace(0, 1, 101), hits / there, precision, right=0)
-    kept = curve[round(100 * min_recall) + 1 :] - min_precision
-    return float(np.mean(np.maximum(kept, 0))) / (1 - min_precision)
-
-
-def _official() -> tuple[tuple[float, ...], float, float]:
-    """Distances, least recall and least precision of nuScenes' detection task."""
-    from nuscenes.eval.common.config import config_factory
-
-    config = config_factory("detection_cvpr_2019")
-    return tuple(config.dist_ths), config.min_recall, config.min_precision
+    kept = curve[round(100 * MIN_RECALL) + 1 :] - MIN_PRECISION
+    return float(np.mean(np.maximum(kept, 0))) / (1 - MIN_PRECISION)
 
 
 def _hit(boxes: Boxes, truth: Boxes, distance_m: float) -> NDArray[np.bool_]:

@@ -21,12 +21,12 @@ import torch
 import robustbev
 from robustbev import PerceptionModel
 from robustbev.precision import PrecisionSetting
+from sensors.extras import require
 from sensors.health import HealthMode
 from training.atomic import write_json
 from training.cases import Case, evaluate_cases, parse_case
 from training.code_digest import code_digest
 from training.config import RunConfig
-from training.extras import require
 from training.report import SubsetResult
 from training.robustness_config import RobustnessConfig
 from training.scoring import Progress

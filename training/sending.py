@@ -15,8 +15,8 @@ from types import MappingProxyType, TracebackType
 from typing import TYPE_CHECKING
 
 from robustbev.checkpoints import step_of
+from sensors.errors import MissingExtraError
 from training import mlflow_store as store
-from training.extras import MissingExtraError
 from training.outbox import Row
 from training.tracking import MLflowRun, short
 

@@ -15,6 +15,7 @@ from typing import TypeVar
 import torch
 
 import robustbev
+from sensors.extras import require
 from training.batch import TrainingBatch
 from training.best import Measured, best_of, keep_best
 from training.callbacks import Callback
@@ -22,7 +23,6 @@ from training.checkpoint import CheckpointWriteError
 from training.config import RunConfig
 from training.data import build_loader, open_reader, with_rig
 from training.evaluation import check_official_classes, figures_of, possible_subsets, predict_subsets, score_subsets
-from training.extras import require
 from training.history import append, drop_after, read_history
 from training.model_card import card_of
 from training.peers import Peers

@@ -8,7 +8,6 @@ import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,7 @@ from torch.export import ExportedProgram
 from robustbev.export.graphs import Graph
 from robustbev.export.interface import ExportError, Interface
 from robustbev.export.manifest import Kind
-from sensors.errors import MissingExtraError
+from sensors.extras import require
 
 OPSET = 20  # onnxruntime 1.20 to 1.31 run it with all their fused kernels
 _ONNX_BYTES = 2**31  # protobuf's limit for one file
@@ -30,12 +29,7 @@ _ORIGINS = ("stack_trace", "nn_module_stack", "source_fn_stack", "torch_fn", "fr
 
 def need_onnx() -> None:
     """MissingExtraError unless the libraries that write and check ONNX are installed."""
-    absent = [name for name in ("onnx", "onnxscript", "onnxruntime") if find_spec(name) is None]
-    if absent:
-        raise MissingExtraError(
-            f"export to ONNX needs {', '.join(absent)}, which {'is' if len(absent) == 1 else 'are'} not installed: "
-            'pip install "robustbev[export]"'
-        )
+    require("export to ONNX", "export")
 
 
 def trace(graph: Graph, interface: Interface, example: Mapping[str, Tensor]) -> ExportedProgram:

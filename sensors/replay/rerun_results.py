@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bev.grid import BEVGrid
-from sensors.errors import MissingExtraError
+from sensors.extras import require
 from sensors.frames import CameraImage
 from sensors.logs.log import LogError
 from sensors.logs.mcap_out import check_target, partial_name
@@ -54,12 +54,9 @@ class RerunResults:
     """
 
     def __init__(self, path: Path, grid: BEVGrid, *, min_score: float = 0.3, overwrite: bool = False):
-        try:
-            import rerun
-        except ImportError as error:
-            raise MissingExtraError(
-                f"writing {path} needs rerun-sdk, which is not installed: pip install 'robustbev[rerun]'"
-            ) from error
+        require(f"writing {path}", "rerun")
+        import rerun
+
         self._rr = rerun
         self._path, self._grid, self._min_score = path, grid, min_score
         check_target(path, overwrite=overwrite)

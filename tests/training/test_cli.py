@@ -15,9 +15,9 @@ from typer.testing import CliRunner
 
 import training.cli
 import training.run
+from sensors.errors import MissingExtraError
 from tests.small_nuscenes import SmallNuScenes
 from training.commands import app
-from training.extras import MissingExtraError
 from training.loop import Outcome
 from training.run_files import RunFiles
 

@@ -12,12 +12,12 @@ import pytest
 
 import training.doctor
 from robustbev.precision import Arithmetic, gpu_arithmetic
+from sensors.extras import EXTRAS
 from sensors.nuscenes_index import build_index
 from tests.small_nuscenes import SmallNuScenes, write_small_nuscenes
 from training.doctor import examine, main, package_origins, shadowed
 from training.doctor_config import check_config, parameters
 from training.doctor_machine import GIB, Answer, Compiler, Gpu, Machine, abilities, look
-from training.extras import EXTRAS
 
 GPU = Gpu("Some GPU", 80 * GIB, 79 * GIB, gpu_arithmetic("Some GPU", (9, 0)))
 OLD_GPU = gpu_arithmetic("Old GPU", (7, 5))
@@ -90,7 +90,7 @@ sys.exit(10 * code + config)
     assert "perceive        yes" in done.stdout
     assert "onnxruntime's providers: not installed" in done.stdout
     assert (
-        'error: robustbev doctor --config needs yaml, which is not installed: pip install "robustbev[train]"'
+        'error: robustbev doctor --config needs yaml, which is not installed: pip install "robustbev[cli]"'
         in done.stderr
     )
 
@@ -103,7 +103,7 @@ def test_what_runs_here_is_yes_or_no_with_the_reason() -> None:
     bare = by_name(abilities(replace(BARE, providers=None), lambda extra: list(EXTRAS[extra])))
     assert {name for name, answer in bare.items() if answer.able} == {"perceive", "export pt2", "export aoti"}
     assert 'pip install "robustbev[export]"' in bare["export onnx"].said
-    assert 'pip install "robustbev[train,data]"' in bare["train tiny"].said
+    assert 'pip install "robustbev[train,data,cli]"' in bare["train tiny"].said
     mute = replace(BARE, compiler=Compiler("g++", "no g++: install it"))
     assert by_name(abilities(mute, nothing_missing))["export aoti"] == Answer(
         "export aoti", False, "no g++: install it"

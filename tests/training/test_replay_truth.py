@@ -23,7 +23,18 @@ from sensors.calibration import transforms
 from sensors.frames import SensorFrame
 from sensors.logs.messages import SceneBoxes, TruthBox
 from sensors.replay.results import Tick, TickResult
-from training.replay_truth import FoundAt, ReplayTruth, TruthScore, average_precision, class_radius_m, score_replay
+from training.replay_truth import (
+    CLASS_RANGE_M,
+    DISTANCES_M,
+    MIN_PRECISION,
+    MIN_RECALL,
+    FoundAt,
+    ReplayTruth,
+    TruthScore,
+    average_precision,
+    class_radius_m,
+    score_replay,
+)
 
 CLASSES = ("car", "pedestrian")
 GRID = BEVGrid(-50, 50, -50, 50, 0.5)
@@ -130,6 +141,13 @@ def test_the_official_ranges_are_cut_to_the_grid() -> None:
     ranges = class_radius_m(BEVGrid(-32, 32, -32, 32, 0.5))
     assert ranges["car"] == 32
     assert ranges["barrier"] == 30
+
+
+def test_ranges_distances_and_cuts_are_those_of_the_official_evaluation() -> None:
+    official = pytest.importorskip("nuscenes.eval.common.config").config_factory("detection_cvpr_2019")
+    assert official.class_range == CLASS_RANGE_M
+    assert tuple(official.dist_ths) == DISTANCES_M
+    assert (official.min_recall, official.min_precision) == (MIN_RECALL, MIN_PRECISION)
 
 
 @pytest.mark.parametrize(

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from sensors.errors import MissingExtraError
+from sensors.extras import require
 from training.callbacks import StepRecord
-from training.extras import MissingExtraError, require
 from training.sending import send_now
 from training.tracking import MLflowRun, TrackingError, TrackSteps, absolute_uri, default_uri, git_commit
 

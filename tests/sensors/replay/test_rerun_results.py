@@ -97,6 +97,6 @@ def test_the_file_is_there_whole_or_not_at_all(tmp_path: Path) -> None:
 
 def test_a_missing_library_names_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "rerun", None)
-    with pytest.raises(ImportError, match=r"rerun-sdk.*pip install 'robustbev\[rerun\]'"):
+    with pytest.raises(ImportError, match=r'needs rerun, which is not installed: pip install "robustbev\[rerun\]"'):
         RerunResults(tmp_path / "out.rrd", GRID)
     assert not list(tmp_path.iterdir())
