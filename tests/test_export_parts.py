@@ -66,7 +66,8 @@ def test_every_fuser_exports_alone(fuser: dict[str, Any], kind: Kind, tmp_path: 
 @pytest.mark.slow
 @pytest.mark.parametrize("fuser", [{"kind": "late"}, {"kind": "gated", "heads": 2, "adds": ["radar"]}], ids=str)
 def test_models_with_other_fusers_export_whole(fuser: dict[str, Any], tmp_path: Path) -> None:
-    export(tiny_model(fuser=fuser), tmp_path, kind="pt2", cameras=2, radars=1)
+    # Without cameras: their encoder takes most of the time, and is the same whatever fuses.
+    export(tiny_model(fuser=fuser, camera=None), tmp_path, kind="pt2", radars=1)
 
 
 @pytest.mark.slow

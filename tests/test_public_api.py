@@ -142,13 +142,6 @@ def checker(name: str) -> str | None:
     return shutil.which(name, path=os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")]))
 
 
-def copy_of_user(tmp_path: Path, name: str) -> Path:
-    """A user's file in a folder of its own, far from our settings."""
-    file = tmp_path / name
-    file.write_text((ROOT / "tests" / "typed_user" / name).read_text(encoding="utf-8"), encoding="utf-8")
-    return file
-
-
 def run_checker(tmp_path: Path, *command: str) -> subprocess.CompletedProcess[str]:
     search = {"MYPYPATH": str(ROOT), "PYTHONPATH": str(ROOT)}
     return subprocess.run(
@@ -162,31 +155,36 @@ WRONG_USES = {  # two faults each
 }
 
 
+def users_files(tmp_path: Path) -> list[str]:
+    """Users' files in a folder of their own, far from our settings: each as it is, and with faults as wrong_NAME."""
+    for name, wrong in WRONG_USES.items():
+        text = (ROOT / "tests" / "typed_user" / name).read_text(encoding="utf-8")
+        (tmp_path / name).write_text(text, encoding="utf-8")
+        (tmp_path / f"wrong_{name}").write_text(text + wrong, encoding="utf-8")
+    return [*WRONG_USES, *(f"wrong_{name}" for name in WRONG_USES)]
+
+
+def assert_the_wrong_uses_alone_are_told(done: subprocess.CompletedProcess[str]) -> None:
+    told = [line for line in done.stdout.splitlines() if re.search(r"\berror\b:", line)]
+    for name in WRONG_USES:
+        assert len([line for line in told if f"wrong_{name}" in line]) == 2, done.stdout + done.stderr
+    assert len(told) == 2 * len(WRONG_USES), done.stdout + done.stderr
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("name", WRONG_USES)
-def test_mypy_strict_accepts_a_users_file_and_finds_a_wrong_one(tmp_path: Path, name: str) -> None:
-    """`py.typed` lets a type checker see our types; without it the wrong use below would pass as Any."""
+def test_mypy_strict_accepts_users_files_and_finds_wrong_ones(tmp_path: Path) -> None:
+    """`py.typed` lets a type checker see our types; without it the wrong uses would pass as Any."""
     pytest.importorskip("mypy")
-    file = copy_of_user(tmp_path, name)
-    command = (sys.executable, "-m", "mypy", "--strict", "--cache-dir", str(tmp_path / "cache"), str(file))
-    done = run_checker(tmp_path, *command)
-    assert done.returncode == 0, done.stdout + done.stderr
-    file.write_text(file.read_text() + WRONG_USES[name])
-    done = run_checker(tmp_path, *command)
-    assert done.stdout.count("error:") == 2, done.stdout + done.stderr
+    command = (sys.executable, "-m", "mypy", "--strict", "--cache-dir", str(tmp_path / "cache"))
+    assert_the_wrong_uses_alone_are_told(run_checker(tmp_path, *command, *users_files(tmp_path)))
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", WRONG_USES)
-def test_pyright_strict_accepts_a_users_file_and_finds_a_wrong_one(tmp_path: Path, name: str) -> None:
+def test_pyright_strict_accepts_users_files_and_finds_wrong_ones(tmp_path: Path) -> None:
     """By basedpyright, which is pyright with its own node, so that pip installs all of it."""
     program = checker("basedpyright") or checker("pyright")
     if program is None:
         pytest.skip("neither basedpyright nor pyright is installed")
-    file = copy_of_user(tmp_path, name)
     (tmp_path / "pyrightconfig.json").write_text('{"typeCheckingMode": "strict"}')
-    command = (program, "--pythonpath", sys.executable, str(file))
-    done = run_checker(tmp_path, *command)
-    assert done.returncode == 0, done.stdout + done.stderr
-    file.write_text(file.read_text() + WRONG_USES[name])
-    assert run_checker(tmp_path, *command).stdout.count("error:") == 2
+    done = run_checker(tmp_path, program, "--pythonpath", sys.executable, *users_files(tmp_path))
+    assert_the_wrong_uses_alone_are_told(done)

@@ -17,6 +17,7 @@ from pathlib import Path
 import torch
 
 import robustbev
+from robustbev import choose_precision
 from sensors.nuscenes_index import build_index
 from sensors.simulation import SimulationConfig, simulate
 from training.batch import TrainingBatch
@@ -60,7 +61,7 @@ class Stopwatch(Callback):
 
 
 def simulated_batches(config: RunConfig, root: Path) -> list[TrainingBatch]:
-    """The training batches of a few drives, as the config wants them."""
+    """The training batches of a few drives, as the config wants them. Drives that lie in `root` already are those."""
     nuscenes = config.data.nuscenes.model_copy(update={"root": root})
     drives = SimulationConfig(
         version=nuscenes.version,
@@ -69,7 +70,8 @@ def simulated_batches(config: RunConfig, root: Path) -> list[TrainingBatch]:
         scenes_train=SCENES,
         scenes_val=0,
     )
-    simulate(drives, root, workers=1)
+    if not (root / nuscenes.version).is_dir():
+        simulate(drives, root, workers=1)
     build_index(nuscenes)
     data = config.data.model_copy(update={"nuscenes": nuscenes, "workers": 0})
     loader = build_loader(
@@ -104,17 +106,19 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--warmup", type=int, default=5)
     parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--drives", type=Path, help="folder of the simulated drives; default: made anew and removed")
     parser.add_argument("settings", nargs="*", metavar="key=value")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     config = load_run_config(arguments.config, arguments.settings)
     with tempfile.TemporaryDirectory() as folder:
-        batches = simulated_batches(config, Path(folder) / "drives")
+        batches = simulated_batches(config, arguments.drives or Path(folder) / "drives")
         rates = measure(config, batches, warmup=arguments.warmup, steps=arguments.steps)
     low, middle, high = statistics.quantiles(rates, n=4)
     print(
         f"training {arguments.config}: {middle:.1f} samples/s (quartiles {low:.1f} and {high:.1f}, {len(rates)} steps of "
-        f"{config.batch_size}), {arguments.threads} threads, {config.step.precision}, torch {torch.__version__}"
+        f"{config.batch_size}), {arguments.threads} threads, {choose_precision(config.step.precision, 'cpu', training=True)}, "
+        f"torch {torch.__version__}"
     )
 
 
