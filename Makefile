@@ -4,7 +4,9 @@
 PYTHONS := 3.12 3.11
 chosen := $(PYTHON)
 PYTHON ?= $(shell for v in $(PYTHONS); do python$$v -c 'import ensurepip' 2>/dev/null && echo python$$v && break; done)
-TEST_THREADS ?= 2
+# Of the tests: two processes that have a core each. Each may hold some 3 GB.
+TEST_WORKERS ?= 2
+TEST_THREADS ?= 1
 
 BIN := .venv/bin
 STAMP := .venv/.installed
@@ -61,12 +63,13 @@ test: export OMP_NUM_THREADS ?= $(TEST_THREADS)
 test: export RAY_USAGE_STATS_ENABLED ?= 0
 test: export MLFLOW_DISABLE_TELEMETRY ?= true
 test: lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses=$(TEST_WORKERS) --dist=loadfile --no-loadscope-reorder
 
 # One thread for the peers: the ratio is of algorithms, not of how well each is parallelised.
 bench: $(STAMP)
 	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python -m pytest tests/benchmarks -o python_files='bench_*.py' -o python_functions='bench_*' --benchmark-only
 	$(BIN)/python -m tests.benchmarks.throughput
+	$(BIN)/python -m tests.benchmarks.processors
 
 # For a bare machine with CUDA torch, which keeps its own Python: WHEELS names a folder with wheels of what it lacks,
 # REAL a nuScenes root with real frames and SPLIT theirs. See docs/gpu.md.

@@ -9,11 +9,21 @@ import pytest
 from hypothesis import settings
 
 from sensors.nuscenes_config import NuScenesConfig
+from tests.shared import use_folder
 from tests.small_nuscenes import SmallNuScenes, write_small_nuscenes
 
 # How long an example takes depends on what else the machine does; what it shows does not.
 settings.register_profile("no-deadline", deadline=None)
 settings.load_profile("no-deadline")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _shared_folder(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Of pytest-xdist's workers each has a folder of its own, beside the others'."""
+    own = tmp_path_factory.getbasetemp()
+    shared = (own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / "shared"
+    shared.mkdir(exist_ok=True)
+    use_folder(shared)
 
 
 @pytest.fixture(scope="session")

@@ -9,17 +9,18 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from itertools import combinations
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
+from fusion.runtime.manifest import SUFFIXES
 from robustbev import PerceptionModel
 from robustbev.export import Kind, export
 from robustbev.export.check import Run, Tensors, perception_outputs, runner
 from robustbev.export.example import random_batch
 from robustbev.export.graphs import ModelGraph, RigGraph, model_inputs
 from sensors.batch import SensorBatch
+from tests.shared import made_once
 from tests.tiny_model import CAMERAS, RADARS, tiny_model
 
 MODALITIES = ("camera", "lidar", "radar")
@@ -36,9 +37,13 @@ class Exported:
     rig: Run
 
 
-def export_tiny(out: Path, kind: Kind, **changes: Any) -> Exported:
-    model = tiny_model(**changes)
-    path = export(model, out, kind=kind, name="tiny", cameras=CAMERAS, radars=RADARS)
+def exported_tiny(kind: Kind) -> Exported:
+    """Exported once in a test run; its files are not to be changed."""
+    model = tiny_model()
+    out = made_once(
+        f"tiny-{kind}", lambda out: export(model, out, kind=kind, name="tiny", cameras=CAMERAS, radars=RADARS)
+    )
+    path = out / f"tiny{SUFFIXES[kind]}"
     rig_path = path.with_name(path.name.replace("tiny.", "tiny.rig."))
     assert model.camera is not None
     return Exported(

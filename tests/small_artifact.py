@@ -6,7 +6,6 @@ import hashlib
 import importlib.metadata
 import io
 import json
-import tempfile
 import warnings
 import zipfile
 from collections.abc import Callable, Mapping
@@ -22,6 +21,7 @@ from packaging.utils import canonicalize_name
 from torch import Tensor, nn
 
 from fusion import BEVFeatures, CrossAttentionFusion
+from tests.shared import made_once
 
 CHANNELS, OUT, GRID = {"camera": 3, "lidar": 4}, 8, (6, 5)
 SUFFIX = {"onnx": ".onnx", "pt2": ".pt2", "aoti": ".aoti.pt2"}
@@ -105,13 +105,17 @@ def manifest_of(path: Path, kind: str) -> dict[str, Any]:
 
 @cache
 def _exported(kind: str) -> bytes:
-    """The file's bytes. Exported once in a process: the compiler takes many seconds."""
+    """The file's bytes. Exported once in a test run: the compiler takes many seconds."""
+    name = f"robust{SUFFIX[kind]}"
+    return (made_once(f"small-{kind}", lambda folder: _export(kind, folder / name)) / name).read_bytes()
+
+
+def _export(kind: str, path: Path) -> None:
     samples = torch.export.Dim("B", min=1, max=64)
     given = random_inputs(5)
     arguments = tuple(torch.from_numpy(given[name]) for name in INPUTS)
-    with warnings.catch_warnings(), torch.no_grad(), tempfile.TemporaryDirectory() as folder:
+    with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")
-        path = Path(folder) / f"robust{SUFFIX[kind]}"
         program = torch.export.export(
             SmallFuser().eval(), arguments, dynamic_shapes=tuple({0: samples} for _ in arguments)
         )
@@ -127,7 +131,6 @@ def _exported(kind: str) -> bytes:
                 from torch._inductor import aoti_compile_and_package
 
                 aoti_compile_and_package(program, package_path=str(path))
-        return path.read_bytes()
 
 
 def rewritten(data: bytes, change: Callable[[dict[str, bytes]], None]) -> bytes:

@@ -6,7 +6,6 @@ It comes before anything is computed, whatever is wrong and wherever; the model 
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -288,24 +287,6 @@ def test_what_is_sound_passes(whole: bool) -> None:
     ):
         check_frame(frame)
         MODEL.perceive(frame)
-
-
-def test_checking_costs_next_to_nothing() -> None:
-    """Against a toy that perceives in milliseconds; models of use take a hundred times as long, and the checks do not."""
-
-    def least_s(work: Callable[[], object]) -> float:
-        times = []
-        for _ in range(20):
-            began = time.perf_counter()
-            work()
-            times.append(time.perf_counter() - began)
-        return min(times)
-
-    with torch.inference_mode():
-        checks = least_s(lambda: check_batch(BATCH, MODEL.config, torch.device("cpu"))) + least_s(
-            lambda: check_frame(FRAME)
-        )
-        assert checks < 0.25 * least_s(lambda: MODEL(BATCH))
 
 
 def test_a_graph_is_made_without_the_checks() -> None:

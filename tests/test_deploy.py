@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from fusion.runtime import load
-from tests.exported import export_tiny
+from tests.exported import exported_tiny
 from tests.small_artifact import link_distributions, random_inputs, write_artifact
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
@@ -39,7 +39,7 @@ def run_alone(script: str, *words: str, distributions: tuple[str, ...], folder: 
 
 def test_a_whole_model_runs_with_onnxruntime_and_numpy_alone(tmp_path: Path) -> None:
     pytest.importorskip("onnxscript")
-    path = export_tiny(tmp_path / "out", "onnx").path
+    path = exported_tiny("onnx").path
     said = run_alone("run_onnx.py", str(path), "--threads", "1", distributions=("onnxruntime",), folder=tmp_path)
     assert "lidar_points       float32 [B, P, 5]" in said
     for what in ("all", "without camera", "without lidar", "without radar"):

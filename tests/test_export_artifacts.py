@@ -26,7 +26,7 @@ from tests.exported import (
     SUBSETS,
     Exported,
     eager,
-    export_tiny,
+    exported_tiny,
     heatmap_of,
     inputs_for,
     noise,
@@ -47,9 +47,9 @@ _KINDS = ["onnx", "pt2", pytest.param("aoti", marks=pytest.mark.slow)]
 
 
 @pytest.fixture(scope="module", params=_KINDS)
-def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Exported:
+def exported(request: pytest.FixtureRequest) -> Exported:
     kind: Kind = request.param
-    return export_tiny(tmp_path_factory.mktemp(kind), kind)
+    return exported_tiny(kind)
 
 
 def _assert_the_same(exported: Exported, seeds: range) -> None:

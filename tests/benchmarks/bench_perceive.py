@@ -21,13 +21,16 @@ import torch
 
 import robustbev
 from robustbev import PerceptionModel, preparation
+from robustbev.checks import check_batch
 from sensors.batch import MODALITIES, SensorBatch
 from sensors.calibration import Float64
 from sensors.collate import collate
+from sensors.frame_checks import check_frame
 from sensors.frames import CameraImage, LidarSweep, RadarSweep, SensorFrame
 from sensors.nuscenes import NuScenesReader
 from sensors.prepare import Preparation, prepare
 from tests.benchmarks.conftest import Compare
+from tests.test_bad_input import BATCH, FRAME, MODEL
 from training.config import RunConfig, load_run_config
 from training.data import rig_of
 
@@ -178,6 +181,18 @@ def bench_perceive(compare: Compare, capsys: pytest.CaptureFixture[str]) -> None
         assert result.ratio(f"perceive without {name}") < 1, name
         saved, prepared, encoded = saved_and_cost_ms(times, name)
         assert saved == pytest.approx(prepared + encoded, rel=1 / 3, abs=5), name
+
+
+@torch.inference_mode()
+def bench_checks(compare: Compare) -> None:
+    """Checking a frame and a batch costs next to nothing, even beside a toy; models of use take a hundred times as long."""
+
+    def checks() -> None:
+        check_batch(BATCH, MODEL.config, torch.device("cpu"))
+        check_frame(FRAME)
+
+    result = compare("checks before perceiving", 20, checks=checks, toy=partial(MODEL, BATCH))
+    assert result.ratio("toy") > 4
 
 
 def main() -> None:

@@ -36,7 +36,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=3)
     given, more = parser.parse_known_args()
-    here, older = [], []
+    here: list[float] = []
+    older: list[float] = []
     with tempfile.TemporaryDirectory() as folder:
         for _ in range(given.rounds):
             for rates, variables in ((here, {}), (older, AVX2)):
