@@ -1,4 +1,4 @@
-"""Which sensors can be trusted: a score for LiDAR, radar and every camera, from what each delivers and what the others say.
+"""Which sensors can be trusted: a score for each camera and LiDAR and for the radars, from what each delivers and the others say.
 
     monitor = HealthMonitor.load("health.json")
     report = monitor.score(frame, previous)
@@ -29,11 +29,12 @@ WRONG = frozenset({"silent", "frozen", "black", "misaligned", "delayed"})
 
 @dataclass(frozen=True)
 class HealthReport:
-    """What the monitor makes of one frame, by sensor ("lidar", "radar", or a camera's channel); absent sensors are not in it."""
+    """What the monitor makes of one frame, by sensor that is there: the channel of a camera or LiDAR; "radar", all radars."""
 
     scores: Mapping[str, float]  # 0 healthy .. 1 sick
     reasons: Mapping[str, str]  # the likeliest fault, and the measurements that speak for it
     faults: Mapping[str, Mapping[str, float]]  # probability of each fault
+    kinds: Mapping[str, str]  # camera, lidar or radar
 
     def wrongness(self, sensor: str, faults: frozenset[str] = WRONG) -> float:
         """Probability that a sensor has one of `faults`."""
@@ -62,7 +63,7 @@ class HealthMonitor:
         """The report on measurements that were already made."""
         scores, reasons, faults = {}, {}, {}
         for kind, model in self.models.items():
-            mine = {name: row for name, row in measurements.sensors.items() if Measurements.kind(name) == kind}
+            mine = {name: row for name, row in measurements.sensors.items() if measurements.kinds[name] == kind}
             if not mine:
                 continue
             for (name, row), p in zip(mine.items(), model.probabilities(list(mine.values())), strict=True):
@@ -72,7 +73,7 @@ class HealthMonitor:
                 faults[name] = {fault: float(v) for fault, v in zip(model.faults[1:], p[1:], strict=True)}
                 scores[name] = float(1 - p[0])
                 reasons[name] = _reason(model, row, scores[name], faults[name])
-        return HealthReport(scores, reasons, faults)
+        return HealthReport(scores, reasons, faults, {name: measurements.kinds[name] for name in scores})
 
     def to_json(self) -> dict[str, Any]:
         """The content of the parameters' file."""
@@ -130,7 +131,7 @@ def sick_sensors(
     """Names of the sensors that have one of `faults` with at least this probability (one for all, or one a kind of sensor)."""
 
     def limit(sensor: str) -> float:
-        return threshold if isinstance(threshold, int | float) else threshold[Measurements.kind(sensor)]
+        return threshold if isinstance(threshold, int | float) else threshold[report.kinds[sensor]]
 
     return frozenset(sensor for sensor in report.scores if report.wrongness(sensor, faults) >= limit(sensor))
 
@@ -156,10 +157,13 @@ def without_sick(
     cameras = frame.cameras
     if cameras is not None:
         cameras = tuple(None if c is not None and c.channel in sick else c for c in cameras)
+    lidar = frame.lidar
+    if lidar is not None and any(sweep.channel in sick for sweep in lidar):
+        lidar = tuple(sweep for sweep in lidar if sweep.channel not in sick) or None
     return replace(
         frame,
         cameras=cameras if cameras is not None and any(c is not None for c in cameras) else None,
-        lidar=None if "lidar" in sick else frame.lidar,
+        lidar=lidar,
         radar=None if "radar" in sick else frame.radar,
     )
 

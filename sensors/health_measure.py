@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from sensors import health_agreement, health_lidar, health_pictures, health_radar
 from sensors.calibration import Float64, FloatArray, apply, inverse_rigid
-from sensors.frames import SensorFrame
+from sensors.frames import LidarSweep, RadarSweep, SensorFrame
 from sensors.health_grid import Occupancy, margin, mean_at, shift_scores
 
 Measured = Mapping[str, float]
@@ -23,15 +23,11 @@ Measured = Mapping[str, float]
 
 @dataclass(frozen=True)
 class Measurements:
-    """Name of the sensor ("lidar", "radar", or a camera's channel) -> its measurements; absent sensors are not in it."""
+    """Of each sensor by its name: the channel of a camera or LiDAR; "radar" is all radars. Absent ones are not in it."""
 
     sensors: Mapping[str, Measured]
+    kinds: Mapping[str, str]  # of each of these: camera, lidar or radar
     silent: frozenset[str] = frozenset()  # of these, the ones that are present and deliver not one point
-
-    @staticmethod
-    def kind(sensor: str) -> str:
-        """The kind of a sensor: camera, lidar or radar."""
-        return sensor if sensor in ("lidar", "radar") else "camera"
 
 
 @dataclass(frozen=True)
@@ -39,8 +35,21 @@ class _View:
     """A frame's sensors made ready to be measured."""
 
     pictures: Mapping[str, health_pictures.Picture]
-    scan: health_lidar.Scan | None
+    scans: Mapping[str, health_lidar.Scan]
     echoes: health_radar.Echoes | None
+
+    @property
+    def kinds(self) -> dict[str, str]:
+        radar = {} if self.echoes is None else {"radar": "radar"}
+        return dict.fromkeys(self.pictures, "camera") | dict.fromkeys(self.scans, "lidar") | radar
+
+    @property
+    def standing(self) -> Occupancy | None:
+        """Of what stands on the ground, as all LiDARs together see it."""
+        scans = list(self.scans.values())
+        if len(scans) < 2:
+            return scans[0].occupancy if scans else None
+        return Occupancy.of(np.concatenate([scan.standing for scan in scans]))
 
 
 def measure(frame: SensorFrame, previous: SensorFrame | None) -> Measurements:
@@ -48,47 +57,104 @@ def measure(frame: SensorFrame, previous: SensorFrame | None) -> Measurements:
     now = _view(frame)
     before = None if previous is None else _past(previous)
     now_T_before = None if previous is None else inverse_rigid(frame.global_T_reference) @ previous.global_T_reference
-    ego = _ego(now_T_before)
-    sensors: dict[str, dict[str, float]] = {}
-    cues = None if now.scan is None else health_agreement.cues(now.scan)
-    agreements: dict[str, health_agreement.Agreement] = {}
-    for channel, picture in now.pictures.items():
-        figures = health_pictures.look(picture) | ego
-        if before is not None and channel in before.pictures:
-            figures |= health_pictures.compare(picture, before.pictures[channel])
-            if cues is not None and now_T_before is not None:
-                figures |= health_agreement.flow(picture, before.pictures[channel], cues, now_T_before)
-        agreement = None if cues is None else health_agreement.agree(picture, cues, now_T_before)
-        if agreement is not None:
-            agreements[channel] = agreement
-            figures |= health_agreement.describe(agreement.surface)
-            figures["late"] = agreement.camera_late
-        sensors[channel] = figures
-    radar_margin = _radar_margin(now, now_T_before)
-    if now.scan is not None:
-        sensors["lidar"] = (
-            health_lidar.look(now.scan) | ego | _lidar_history(now, before, now_T_before) | _all_cameras(agreements, sensors)
-            | {f"radar_{name}": value for name, value in radar_margin.items() if name != "radar_late"}
-        )  # fmt: skip
+    sensors, agreements = _cameras(now, before, now_T_before)
+    sensors |= _lidars(now, before, now_T_before, agreements)
     if now.echoes is not None:
-        standing = None if now.scan is None else now.scan.occupancy
-        sensors["radar"] = health_radar.look(now.echoes, standing) | ego | radar_margin
+        standing = now.standing
+        sensors["radar"] = health_radar.look(now.echoes, standing) | _radar_margin(standing, now.echoes, now_T_before)
         if before is not None and before.echoes is not None and now_T_before is not None:
             sensors["radar"] |= health_radar.compare(now.echoes, before.echoes, now_T_before)
-    _beside_the_others(sensors, agreements)
+    ego, kinds = _ego(now_T_before), now.kinds
+    sensors = {name: row | ego for name, row in sensors.items()}
+    _beside_the_others(sensors, kinds, {camera for seen in agreements.values() for camera in seen})
     _ages(frame, sensors)
-    silent = frozenset(
-        name
-        for name, sweeps in (("lidar", frame.lidar), ("radar", frame.radar))
-        if sweeps and not any(len(sweep.points) for sweep in sweeps)
-    )
-    return Measurements({name: {k: v for k, v in row.items() if isfinite(v)} for name, row in sensors.items()}, silent)
+    known = {name: {k: v for k, v in row.items() if isfinite(v)} for name, row in sensors.items()}
+    return Measurements(known, kinds, _silent(frame))
+
+
+def _cameras(
+    now: _View, before: _Past | None, now_T_before: Float64 | None
+) -> tuple[dict[str, dict[str, float]], dict[str, dict[str, health_agreement.Agreement]]]:
+    """Measurements of each camera, and its agreement with each LiDAR: LiDAR -> camera -> agreement.
+
+    Of several LiDARs the first that has enough points in sight speaks for the picture.
+    """
+    cues = {channel: health_agreement.cues(scan) for channel, scan in now.scans.items()}
+    sensors: dict[str, dict[str, float]] = {}
+    agreements: dict[str, dict[str, health_agreement.Agreement]] = {channel: {} for channel in cues}
+    for channel, picture in now.pictures.items():
+        figures = health_pictures.look(picture)
+        if before is not None and channel in before.pictures:
+            figures |= health_pictures.compare(picture, before.pictures[channel])
+            if now_T_before is not None:
+                figures |= _flow(picture, before.pictures[channel], cues, now_T_before)
+        for lidar, its_cues in cues.items():
+            agreement = health_agreement.agree(picture, its_cues, now_T_before)
+            if agreement is not None:
+                agreements[lidar][channel] = agreement
+                if "late" not in figures:
+                    figures |= {**health_agreement.describe(agreement.surface), "late": agreement.camera_late}
+        sensors[channel] = figures
+    return sensors, agreements
+
+
+def _lidars(
+    now: _View,
+    before: _Past | None,
+    now_T_before: Float64 | None,
+    agreements: Mapping[str, Mapping[str, health_agreement.Agreement]],
+) -> dict[str, dict[str, float]]:
+    """Measurements of each LiDAR."""
+    sensors = {}
+    for channel, scan in now.scans.items():
+        margins = _radar_margin(scan.occupancy, now.echoes, now_T_before)
+        sensors[channel] = (
+            health_lidar.look(scan) | _lidar_history(channel, scan, before, now_T_before) | _all_cameras(agreements[channel])
+            | {f"radar_{name}": value for name, value in margins.items() if name != "radar_late"}
+        )  # fmt: skip
+    return sensors
+
+
+def _flow(
+    picture: health_pictures.Picture,
+    before: health_pictures.Picture,
+    cues: Mapping[str, health_agreement.Cues],
+    now_T_before: Float64,
+) -> dict[str, float]:
+    """By the first LiDAR that has enough points in sight."""
+    for its_cues in cues.values():
+        if figures := health_agreement.flow(picture, before, its_cues, now_T_before):
+            return figures
+    return {}
+
+
+def _silent(frame: SensorFrame) -> frozenset[str]:
+    points: dict[str, int] = {}
+    sweeps: list[LidarSweep | RadarSweep] = [*(frame.lidar or ()), *(frame.radar or ())]
+    for sweep in sweeps:
+        name = sweep.channel if isinstance(sweep, LidarSweep) else "radar"
+        points[name] = points.get(name, 0) + len(sweep.points)
+    return frozenset(name for name, count in points.items() if count == 0)
+
+
+def _newest(sweeps: tuple[LidarSweep, ...] | None) -> dict[str, LidarSweep]:
+    """Channel -> its newest sweep, which comes first."""
+    newest: dict[str, LidarSweep] = {}
+    for sweep in sweeps or ():
+        newest.setdefault(sweep.channel, sweep)
+    return newest
 
 
 def _view(frame: SensorFrame) -> _View:
     pictures = {c.channel: health_pictures.view(c) for c in frame.cameras or () if c is not None}
-    scan = health_lidar.view(frame.lidar[0]) if frame.lidar else None
-    return _View(pictures, scan, health_radar.view(frame.radar) if frame.radar is not None else None)
+    scans = {channel: health_lidar.view(sweep) for channel, sweep in _newest(frame.lidar).items()}
+    return _View(pictures, scans, health_radar.view(frame.radar) if frame.radar is not None else None)
+
+
+@dataclass(frozen=True)
+class _PastScan:
+    points: NDArray[np.float32]  # [P, 5] as delivered
+    standing: NDArray[np.float32]  # [Q, 2]
 
 
 @dataclass(frozen=True)
@@ -96,16 +162,15 @@ class _Past:
     """What of a previous frame is compared with."""
 
     pictures: Mapping[str, health_pictures.Picture]
-    lidar_points: NDArray[np.float32] | None  # [P, 5] as delivered
-    standing: NDArray[np.float32]  # [Q, 2]
+    scans: Mapping[str, _PastScan]
     echoes: health_radar.Echoes | None
 
 
 def _past(frame: SensorFrame) -> _Past:
+    newest = _newest(frame.lidar)
     return _Past(
         {c.channel: health_pictures.view(c, only_fine=True) for c in frame.cameras or () if c is not None},
-        frame.lidar[0].points if frame.lidar else None,
-        health_lidar.standing_points(frame.lidar[0]) if frame.lidar else np.zeros((0, 2), np.float32),
+        {name: _PastScan(sweep.points, health_lidar.standing_points(sweep)) for name, sweep in newest.items()},
         health_radar.view(frame.radar) if frame.radar is not None else None,
     )
 
@@ -119,33 +184,34 @@ def _ego(now_T_before: Float64 | None) -> dict[str, float]:
     return {"ego_moved": float(np.log1p(moved)), "ego_turned": float(np.log1p(np.degrees(turned)))}
 
 
-def _lidar_history(now: _View, before: _Past | None, now_T_before: Float64 | None) -> dict[str, float]:
+def _lidar_history(
+    channel: str, scan: health_lidar.Scan, before: _Past | None, now_T_before: Float64 | None
+) -> dict[str, float]:
     """The sweep beside the one delivered before: the same numbers, and whether what stands stayed where it was."""
-    if now.scan is None or before is None or before.lidar_points is None or now_T_before is None:
+    past = None if before is None else before.scans.get(channel)
+    if past is None or now_T_before is None:
         return {}
-    stayed = shift_scores(Occupancy.of(_moved(before.standing, now_T_before)), now.scan.standing)
+    stayed = shift_scores(Occupancy.of(_moved(past.standing, now_T_before)), scan.standing)
     peak, gap, length = margin(stayed)
-    here, still = float(stayed[len(stayed) // 2]), mean_at(Occupancy.of(before.standing), now.scan.standing)
+    here, still = float(stayed[len(stayed) // 2]), mean_at(Occupancy.of(past.standing), scan.standing)
     return {
-        "repeated": health_lidar.is_repeated(now.scan.points, before.lidar_points),
+        "repeated": health_lidar.is_repeated(scan.points, past.points),
         "on_previous": here,
         "previous_peak": peak,
         "previous_better_by": gap,
         "previous_better_m": length,
         "still_beyond_moved": still - here,
-        "count_change": float(abs(np.log((len(now.scan.points) + 1) / (len(before.lidar_points) + 1)))),
+        "count_change": float(abs(np.log((len(scan.points) + 1) / (len(past.points) + 1)))),
     }
 
 
-def _all_cameras(
-    agreements: Mapping[str, health_agreement.Agreement], sensors: Mapping[str, Measured]
-) -> dict[str, float]:
-    """The LiDAR as all cameras together see it: one that is wrong disagrees with every one of them."""
+def _all_cameras(agreements: Mapping[str, health_agreement.Agreement]) -> dict[str, float]:
+    """A LiDAR as all cameras together see it: one that is wrong disagrees with every one of them."""
     if not agreements:
         return {}
-    surfaces = np.stack([a.surface for a in agreements.values()])
-    each = [sensors[channel] for channel in agreements]
-    together = health_agreement.describe(surfaces.mean(axis=0))
+    surfaces = [a.surface for a in agreements.values()]
+    each = [health_agreement.describe(surface) for surface in surfaces]
+    together = health_agreement.describe(np.stack(surfaces).mean(axis=0))
     return {f"cameras_{name}": value for name, value in together.items()} | {
         "cameras_median_agreement": median([e["agreement"] for e in each]),
         "cameras_best_agreement": max(e["agreement"] for e in each),
@@ -156,16 +222,18 @@ def _all_cameras(
     }
 
 
-def _radar_margin(now: _View, now_T_before: Float64 | None) -> dict[str, float]:
-    """How radar echoes and the LiDAR's standing things fit, beside shifts and beside one of them being late."""
-    if now.scan is None or now.echoes is None or len(now.echoes.xy_m) == 0:
+def _radar_margin(
+    standing: Occupancy | None, echoes: health_radar.Echoes | None, now_T_before: Float64 | None
+) -> dict[str, float]:
+    """How radar echoes and LiDARs' standing things fit, beside shifts and beside one of them being late."""
+    if standing is None or echoes is None or len(echoes.xy_m) == 0:
         return {}
-    scores = shift_scores(now.scan.occupancy, now.echoes.xy_m)
+    scores = shift_scores(standing, echoes.xy_m)
     peak, gap, length = margin(scores)
     figures = {"fit": float(scores[len(scores) // 2]), "peak": peak, "better_by": gap, "better_m": length}
     if now_T_before is not None:
         for name, step in (("radar_late", now_T_before), ("lidar_late", inverse_rigid(now_T_before))):
-            fits = [mean_at(now.scan.occupancy, _moved(now.echoes.xy_m, s)) for s in (step, step @ step)]
+            fits = [mean_at(standing, _moved(echoes.xy_m, s)) for s in (step, step @ step)]
             figures[name] = max(fits) - figures["fit"]
     return figures
 
@@ -174,11 +242,12 @@ def _moved(xy_m: NDArray[np.float32], transform: FloatArray) -> NDArray[np.float
     return apply(transform, np.pad(xy_m, ((0, 0), (0, 1))))[:, :2]
 
 
-def _beside_the_others(
-    sensors: dict[str, dict[str, float]], agreements: Mapping[str, health_agreement.Agreement]
-) -> None:
-    """For each camera, how it differs from the others; for all, how well the others agree, so that blame falls on one."""
-    cameras = [name for name in sensors if Measurements.kind(name) == "camera"]
+def _beside_the_others(sensors: dict[str, dict[str, float]], kinds: Mapping[str, str], agreed: set[str]) -> None:
+    """For each camera, how it differs from the others; for all, how well the others agree, so that blame falls on one.
+
+    `agreed`: cameras that were held against a LiDAR.
+    """
+    cameras = [name for name in sensors if kinds[name] == "camera"]
     for name in cameras:
         others = [other for other in cameras if other != name]
         for key in ("brightness", "sharpness", "strongest_edge", "noise", "contrast", "colourfulness"):
@@ -190,17 +259,19 @@ def _beside_the_others(
             known = [sensors[o][key] for o in others if key in sensors[o] and isfinite(sensors[o][key])]
             if known:
                 sensors[name][f"others_{key}"] = median(known)
-    if "radar" in sensors and agreements:
-        sensors["radar"]["cameras_lidar_agreement"] = median([sensors[name]["agreement"] for name in agreements])
-    if "radar" in sensors and "lidar" in sensors and "on_previous" in sensors["lidar"]:
-        sensors["radar"]["lidar_on_previous"] = sensors["lidar"]["on_previous"]
+    if "radar" not in sensors:
+        return
+    if agreed:
+        sensors["radar"]["cameras_lidar_agreement"] = median([sensors[name]["agreement"] for name in agreed])
+    stayed = [row["on_previous"] for name, row in sensors.items() if kinds[name] == "lidar" and "on_previous" in row]
+    if stayed:
+        sensors["radar"]["lidar_on_previous"] = median(stayed)
 
 
 def _ages(frame: SensorFrame, sensors: dict[str, dict[str, float]]) -> None:
     """How old each sensor says its newest data are, seconds before the keyframe."""
     times = {camera.channel: camera.time_us for camera in frame.cameras or () if camera is not None}
-    if frame.lidar:
-        times["lidar"] = max(sweep.time_us for sweep in frame.lidar)
+    times |= {channel: sweep.time_us for channel, sweep in _newest(frame.lidar).items()}
     if frame.radar:
         times["radar"] = max(sweep.time_us for sweep in frame.radar)
     for name, time_us in times.items():

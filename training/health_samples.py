@@ -12,7 +12,7 @@ import numpy as np
 
 from sensors.corruptions import Corruption, CorruptionError, corrupt
 from sensors.frames import History, SensorFrame
-from sensors.health_measure import Measured, Measurements, measure
+from sensors.health_measure import Measured, measure
 from sensors.health_model import HEALTHY
 from sensors.nuscenes import NuScenesReader
 
@@ -45,10 +45,7 @@ class HealthSample:
     scene: str
     moved_m: float  # of the vehicle since the previous frame; NaN at the start of a scene
     measured: Measured
-
-    @property
-    def kind(self) -> str:
-        return Measurements.kind(self.sensor)
+    kind: str  # camera, lidar or radar
 
 
 class Drive:
@@ -93,24 +90,26 @@ def measure_sample(
             before = _corrupted(before, corruption, lambda n: history(n + 1))
     sick = changed_sensors(frame, delivered)
     name, severity = ("", 0) if corruption is None else (corruption.name, corruption.severity)
+    measurements = measure(delivered, before)
     return [
         HealthSample(
             sensor=sensor,
-            fault=fault_of(name, sensor) if sensor in sick else HEALTHY,
+            fault=fault_of(name, measurements.kinds[sensor]) if sensor in sick else HEALTHY,
             corruption=name,
             severity=severity,
             scene=drive.reader.scene_name(i),
             moved_m=_moved_m(frame, before),
             measured=measured,
+            kind=measurements.kinds[sensor],
         )
-        for sensor, measured in measure(delivered, before).sensors.items()
+        for sensor, measured in measurements.sensors.items()
     ]
 
 
-def fault_of(corruption: str, sensor: str) -> str:
-    """What a corruption does to a sensor: a LiDAR shaken in motion blur is not blurred, but noisy."""
+def fault_of(corruption: str, kind: str) -> str:
+    """What a corruption does to a kind of sensor: a LiDAR shaken in motion blur is not blurred, but noisy."""
     fault = FAULT_OF[corruption]
-    return "noisy" if fault in _CAMERA_FAULTS and Measurements.kind(sensor) != "camera" else fault
+    return "noisy" if fault in _CAMERA_FAULTS and kind != "camera" else fault
 
 
 def draw_corruptions(token: str, names: Sequence[str], count: int, seed: int) -> list[Corruption]:
@@ -129,8 +128,11 @@ def changed_sensors(before: SensorFrame, after: SensorFrame) -> set[str]:
         and new is not None
         and not _same((old,), (new,), "image", "reference_T_camera", "intrinsics")
     }
-    if not _same(before.lidar, after.lidar, "points", "reference_T_lidar"):
-        changed.add("lidar")
+    lidars = (sweep.channel for sweep in (*(before.lidar or ()), *(after.lidar or ())))
+    for channel in dict.fromkeys(lidars):
+        old, new = (tuple(s for s in frame.lidar or () if s.channel == channel) for frame in (before, after))
+        if not _same(old, new, "points", "reference_T_lidar"):
+            changed.add(channel)
     if not _same(before.radar, after.radar, "points", "reference_T_radar"):
         changed.add("radar")
     return changed

@@ -105,7 +105,7 @@ class HealthWatch:
 
 def _name(status: SensorStatus) -> str:
     """What the monitor calls a sensor."""
-    return status.channel if status.modality == "camera" else status.modality
+    return "radar" if status.modality == "radar" else status.channel
 
 
 def _doubted(status: SensorStatus, state: SensorState, report: HealthReport) -> SensorStatus:

@@ -70,7 +70,7 @@ class StateCount:
         self._count_used(result)
 
     def _count_used(self, result: TickResult) -> None:
-        """A measurement that several ticks use counts once."""
+        """A measurement that several ticks use counts once; one of a sensor that turned out to be absent does not."""
         frame = result.tick.frame
         if result.tick.reset:
             self._newest_us.clear()
@@ -79,6 +79,8 @@ class StateCount:
             for sweep in sweeps:
                 times.setdefault(sweep.channel, set()).add(sweep.time_us)
         for channel, times_us in times.items():
+            if not result.tick.sensors[channel].given:
+                continue
             newest_us = self._newest_us.get(channel)
             self.used[channel] += sum(newest_us is None or time_us > newest_us for time_us in times_us)
             self._newest_us[channel] = max(times_us if newest_us is None else {*times_us, newest_us})

@@ -94,12 +94,10 @@ def lidar_points(
     `fields` maps x, y, z, intensity, ring to the log's names where they differ. Without a ring it is -1, without an intensity 0.
 
     Raises:
-        SensorDataError: x, y or z is not among the fields, or not one finite point among many.
+        SensorDataError: x, y or z is not among the fields.
     """
     points = _columns(cloud, LIDAR_FIELDS, fields, _LIDAR_DEFAULTS, "LiDAR")
     points[:, 3] *= intensity_scale
-    if len(points) and not np.isfinite(points[0, :3]).all() and not np.isfinite(points[:, :3]).all(axis=1).any():
-        raise SensorDataError(f"expected finite points, got {len(points)} points, all of them NaN or infinite")
     lacking = fields.get("intensity", "intensity") not in (cloud.points.dtype.names or ())
     return points, ("the points have no intensity: 0 is used",) if lacking else ()
 

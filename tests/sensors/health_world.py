@@ -12,7 +12,7 @@ from sensors.calibration import inverse_rigid, transforms
 from sensors.corruptions import Corruption, corrupt
 from sensors.frames import CameraImage, History, LidarSweep, RadarSweep, SensorFrame
 from sensors.health import HealthMonitor
-from sensors.health_measure import Measured, Measurements, measure
+from sensors.health_measure import Measured, measure
 from sensors.health_model import HEALTHY, fit_model
 from training.health_samples import changed_sensors
 
@@ -156,9 +156,10 @@ def small_monitor() -> HealthMonitor:
         for name in ("", *FAILURES):
             for k in (K,) if name else (1, 2, 5, K):
                 frame, before, sick = failing(world, k, name) if name else (world.frame(k), world.frame(k - 1), set())
-                for sensor, row in measure(frame, before).sensors.items():
+                measured = measure(frame, before)
+                for sensor, row in measured.sensors.items():
                     fault = FAILURES[name][1] if sensor in sick else HEALTHY
-                    rows[Measurements.kind(sensor)].append((row, fault))
+                    rows[measured.kinds[sensor]].append((row, fault))
     models = {}
     for kind, found in rows.items():
         counts = Counter(fault for _, fault in found)

@@ -11,11 +11,13 @@ import pytest
 
 pytest.importorskip("cv2")
 
+from sensors.calibration import transforms
 from sensors.frames import History, SensorFrame
 from sensors.health import Chain, HealthAct, HealthMonitor, HealthReport, sick_sensors, without_sick
-from sensors.health_measure import Measurements, measure
+from sensors.health_measure import measure
 from sensors.health_model import HealthModelError, fit_model
 from tests.sensors.health_world import FAILURES, K, World, failing, small_monitor
+from training.health_samples import changed_sensors
 
 UNSEEN = 77
 
@@ -32,7 +34,7 @@ def world() -> World:
 
 def test_healthy_sensors_score_low(monitor: HealthMonitor, world: World) -> None:
     report = monitor.score(world.frame(4), world.frame(3))
-    assert set(report.scores) == {"CAM_FRONT", "CAM_LEFT", "CAM_RIGHT", "lidar", "radar"}
+    assert set(report.scores) == {"CAM_FRONT", "CAM_LEFT", "CAM_RIGHT", "LIDAR_TOP", "radar"}
     assert max(report.scores.values()) < 0.5
     assert set(report.reasons.values()) == {"healthy"}
 
@@ -44,7 +46,7 @@ def test_a_failure_raises_the_score_of_its_sensor_and_not_of_others(
     kind, fault = FAILURES[name]
     frame, before, sick = failing(world, K, name)
     report = monitor.score(frame, before)
-    assert {Measurements.kind(sensor) for sensor in sick} == {kind}
+    assert {report.kinds[sensor] for sensor in sick} == {kind}
     assert min(report.scores[sensor] for sensor in sick) > 0.5
     sound = [score for sensor, score in report.scores.items() if sensor not in sick]
     assert max(sound, default=0) < min(report.scores[sensor] for sensor in sick)
@@ -55,7 +57,7 @@ def test_a_failure_raises_the_score_of_its_sensor_and_not_of_others(
 
 def test_a_reason_names_the_fault_and_a_measurement(monitor: HealthMonitor, world: World) -> None:
     frame, before, _ = failing(world, K, "lidar_noise")
-    reason = monitor.score(frame, before).reasons["lidar"]
+    reason = monitor.score(frame, before).reasons["LIDAR_TOP"]
     assert reason.startswith("noisy (")
     assert any(name in reason for name in monitor.models["lidar"].names)
 
@@ -63,7 +65,7 @@ def test_a_reason_names_the_fault_and_a_measurement(monitor: HealthMonitor, worl
 def test_without_a_past_nothing_is_said_of_the_past(monitor: HealthMonitor, world: World) -> None:
     sensors = measure(world.frame(3), None).sensors
     assert not {"equal_share", "ego_moved", "late"} & set(sensors["CAM_FRONT"])
-    assert not {"repeated", "on_previous"} & (set(sensors["lidar"]) | set(sensors["radar"]))
+    assert not {"repeated", "on_previous"} & (set(sensors["LIDAR_TOP"]) | set(sensors["radar"]))
     assert max(monitor.score(world.frame(3), None).scores.values()) < 0.6
 
 
@@ -71,10 +73,10 @@ def test_a_parked_vehicle_sees_the_same_but_never_equal_data() -> None:
     parked = World(3, speed_mps=0.0)
     standing = measure(parked.frame(2), parked.frame(1)).sensors
     assert standing["CAM_FRONT"]["equal_share"] < 0.5
-    assert standing["lidar"]["repeated"] == standing["radar"]["repeated"] == 0
+    assert standing["LIDAR_TOP"]["repeated"] == standing["radar"]["repeated"] == 0
     stuck = replace(parked.frame(2), cameras=parked.frame(1).cameras, lidar=parked.frame(1).lidar)
     frozen = measure(stuck, parked.frame(1)).sensors
-    assert frozen["CAM_FRONT"]["equal_share"] == frozen["lidar"]["repeated"] == 1
+    assert frozen["CAM_FRONT"]["equal_share"] == frozen["LIDAR_TOP"]["repeated"] == 1
     assert frozen["radar"]["repeated"] == 0
 
 
@@ -100,7 +102,7 @@ def test_absent_and_empty_sensors_are_no_trouble(monitor: HealthMonitor, world: 
         radar=(replace(frame.radar[0], points=np.zeros((0, 6), np.float32)),),
     )
     report = monitor.score(empty, before)
-    assert report.reasons["lidar"] == report.reasons["radar"] == "silent (1.00): no points at all"
+    assert report.reasons["LIDAR_TOP"] == report.reasons["radar"] == "silent (1.00): no points at all"
     cut = without_sick(empty, report, 0.5)
     assert cut.lidar is None  # missing, where it would have said that nothing is there
     assert cut.radar is None
@@ -114,21 +116,58 @@ def test_rings_may_be_unknown(monitor: HealthMonitor, world: World) -> None:
         points[:, 4] = -1
         return replace(frame, lidar=(replace(frame.lidar[0], points=points),))
 
-    known = measure(world.frame(4), world.frame(3)).sensors["lidar"]
-    unknown = measure(ringless(world.frame(4)), ringless(world.frame(3))).sensors["lidar"]
+    known = measure(world.frame(4), world.frame(3)).sensors["LIDAR_TOP"]
+    unknown = measure(ringless(world.frame(4)), ringless(world.frame(3))).sensors["LIDAR_TOP"]
     assert unknown["points"] == known["points"]
     assert unknown["fill"] == pytest.approx(known["fill"], abs=0.25)
 
 
+@pytest.mark.parametrize("dead", ["LIDAR_FRONT", "LIDAR_REAR"])
+def test_of_two_lidars_each_is_looked_at(monitor: HealthMonitor, world: World, dead: str) -> None:
+    """Both see the whole street here; one of them got stuck."""
+
+    def twice(frame: SensorFrame) -> SensorFrame:
+        assert frame.lidar is not None
+        (sweep,) = frame.lidar
+        turned = sweep.points * np.array(
+            [-1, -1, 1, 1, 1], np.float32
+        )  # of a LiDAR that is mounted the other way round
+        pose = sweep.reference_T_lidar @ transforms([0, 0, 0, 0, 0, 0, 1])
+        rear = replace(sweep, channel="LIDAR_REAR", points=turned, reference_T_lidar=pose)
+        return replace(frame, lidar=(replace(sweep, channel="LIDAR_FRONT"), rear))
+
+    frame, before = twice(world.frame(K)), twice(world.frame(K - 1))
+    sound = monitor.score(frame, before)
+    assert {name for name, kind in sound.kinds.items() if kind == "lidar"} == {"LIDAR_FRONT", "LIDAR_REAR"}
+    assert max(sound.scores.values()) < 0.5
+    assert frame.lidar is not None
+    assert before.lidar is not None
+    stuck = tuple(old if now.channel == dead else now for now, old in zip(frame.lidar, before.lidar, strict=True))
+    failing_frame = replace(frame, lidar=stuck)
+    assert changed_sensors(frame, failing_frame) == {dead}
+    report = monitor.score(failing_frame, before)
+    lidars = {name: report.scores[name] for name in ("LIDAR_FRONT", "LIDAR_REAR")}
+    assert max(lidars, key=lambda name: lidars[name]) == dead
+    assert lidars[dead] > 0.5
+    assert min(lidars.values()) < 0.5
+    cut = without_sick(failing_frame, report, {"camera": 1.1, "lidar": 0.5, "radar": 1.1})
+    assert [sweep.channel for sweep in cut.lidar or ()] == [name for name in lidars if name != dead]
+    silent = replace(
+        frame, lidar=tuple(replace(s, points=s.points[:0]) if s.channel == dead else s for s in frame.lidar)
+    )
+    assert monitor.score(silent, before).reasons[dead] == "silent (1.00): no points at all"
+
+
 def report_of(**faults: tuple[str, float]) -> HealthReport:
     found = {sensor: {fault: p} for sensor, (fault, p) in faults.items()}
-    return HealthReport({s: p for s, (_, p) in faults.items()}, dict.fromkeys(faults, ""), found)
+    kinds = {s: {"LIDAR": "lidar", "RADAR": "radar"}.get(s.partition("_")[0].upper(), "camera") for s in faults}
+    return HealthReport({s: p for s, (_, p) in faults.items()}, dict.fromkeys(faults, ""), found, kinds)
 
 
 def test_what_is_wrong_is_left_out_and_what_is_poor_stays(world: World) -> None:
     frame = world.frame(2)
     report = report_of(
-        CAM_LEFT=("black", 0.9), lidar=("thinned", 1.0), radar=("delayed", 0.7), CAM_FRONT=("frozen", 0.4)
+        CAM_LEFT=("black", 0.9), LIDAR_TOP=("thinned", 1.0), radar=("delayed", 0.7), CAM_FRONT=("frozen", 0.4)
     )
     assert sick_sensors(report, 0.5) == {"CAM_LEFT", "radar"}
     cut = without_sick(frame, report, {"camera": 0.5, "lidar": 0.5, "radar": 0.8})

@@ -44,7 +44,7 @@ def made_up(shift: float, count: int = 60) -> list[HealthSample]:
             samples.append(
                 HealthSample(
                     "lidar", fault, corruption, 3 if corruption else 0, f"scene-{n % 10}", 2.0 if n % 3 else 0.0,
-                    {"one": float(values[0]), "two": float(values[1])},
+                    {"one": float(values[0]), "two": float(values[1])}, "lidar",
                 )
             )  # fmt: skip
     return samples
@@ -59,7 +59,7 @@ def test_auroc_is_the_share_of_pairs_in_order() -> None:
 
 def test_every_failure_has_a_corruption_and_a_fault() -> None:
     assert set(FAULT_OF) <= set(CORRUPTIONS)
-    assert fault_of("motion_blur", "CAM_FRONT") == "blurred"
+    assert fault_of("motion_blur", "camera") == "blurred"
     assert fault_of("motion_blur", "lidar") == "noisy"
 
 
@@ -75,7 +75,7 @@ def test_a_sensor_counts_as_sick_where_its_data_or_its_claims_changed() -> None:
     world = World(0)
     frame = world.frame(1)
     assert changed_sensors(frame, replace(frame)) == set()
-    assert changed_sensors(frame, Corruption("lidar_misaligned", 1)(frame, world.history(1))) == {"lidar"}
+    assert changed_sensors(frame, Corruption("lidar_misaligned", 1)(frame, world.history(1))) == {"LIDAR_TOP"}
     assert len(changed_sensors(frame, Corruption("camera_black", 2)(frame, world.history(1)))) == 2
     gone = replace(frame, cameras=(None, *(frame.cameras or ())[1:]))
     assert changed_sensors(frame, gone) == set()  # absent, and so nothing that could be scored

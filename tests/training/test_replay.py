@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 
 from robustbev import Perception, PerceptionModel, perceive_frame
 from sensors.batch import MODALITIES
@@ -22,6 +23,7 @@ from sensors.replay.results import SensorState, Tick, TickResult
 from tests.small_replay import STEP_US, noise_frame, noise_tick, preparation
 from tests.tiny_model import tiny_model
 from training.replay import FrameChange, HealthWatch, Latencies, Pace, Perceiver, drain, replay
+from training.replay_summary import StateCount
 
 SUBSETS = [s for n in range(1, 4) for s in itertools.combinations(MODALITIES, n)]
 
@@ -109,6 +111,36 @@ def test_a_sensor_that_a_fault_takes_away_is_said_to_be_gone(model: PerceptionMo
     assert_same(results[1], run(model, [noise_tick(1, ("camera", "radar"))])[0])
 
 
+@pytest.mark.parametrize(
+    ("points", "state", "reason"),
+    [
+        (np.zeros((0, 5)), SensorState.MISSING, "missing: no return in 1 sweep"),
+        (np.zeros((40, 5)), SensorState.MALFORMED, "malformed: none of 40 points in 1 sweep is usable"),
+        (
+            np.full((40, 5), np.nan),
+            SensorState.MALFORMED,
+            "malformed: none of 40 points in 1 sweep is usable: 40 not finite",
+        ),
+    ],
+)
+def test_a_sweep_of_which_nothing_can_be_used_is_told_and_counts_as_none(
+    model: PerceptionModel, points: NDArray[np.float64], state: SensorState, reason: str
+) -> None:
+    def change(frame: SensorFrame, history: History, since_begin_s: float) -> SensorFrame:
+        assert frame.lidar is not None
+        dead = replace(frame.lidar[0], points=points.astype(np.float32))
+        return frame if since_begin_s != 0.5 else replace(frame, lidar=(dead,))
+
+    results = run(model, [noise_tick(i) for i in range(3)], change=change)
+    assert [r.tick.sensors["LIDAR_TOP"].state for r in results] == [SensorState.OK, state, SensorState.OK]
+    assert_same(results[1], run(model, [noise_tick(1, ("camera", "radar"))])[0])
+    counted = StateCount()
+    for result in results:
+        counted.write(result)
+    assert counted.details["LIDAR_TOP"].startswith(reason)
+    assert counted.used["LIDAR_TOP"] == 2
+
+
 def test_after_a_jump_of_the_clock_faults_see_no_past(model: PerceptionModel) -> None:
     lost = _Lost()
     run(model, [noise_tick(0), noise_tick(1), noise_tick(2, reset=True), noise_tick(3)], change=lost)
@@ -132,7 +164,8 @@ class _Monitor:
 
     def score(self, frame: SensorFrame, previous: SensorFrame | None) -> HealthReport:
         p = 0.0 if previous is None else 0.9
-        return HealthReport({"lidar": p}, {"lidar": f"frozen ({p:.2f})"}, {"lidar": {"frozen": p}})
+        name = "LIDAR_TOP"
+        return HealthReport({name: p}, {name: f"frozen ({p:.2f})"}, {name: {"frozen": p}}, {name: "lidar"})
 
 
 @pytest.mark.parametrize(("mode", "state"), [("report", SensorState.FLAGGED), ("act", SensorState.SICK)])
