@@ -8,7 +8,6 @@ from __future__ import annotations
 import multiprocessing
 import os
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bev.boxes import Boxes
+from sensors.processes import run_each
 from training.atomic import write_json
 from training.report import SubsetResult
 from training.submission import submission, submission_boxes
@@ -83,11 +83,9 @@ class Scoring:
         global _forked
         _forked = self
         try:
-            with ProcessPoolExecutor(processes, mp_context=multiprocessing.get_context("fork")) as pool:
-                jobs = {pool.submit(_score_forked, subset): subset for subset in subsets}
-                for job in as_completed(jobs):
-                    results[jobs[job]] = job.result()
-                    _report(progress, results, subsets)
+            for number, result in run_each(_score_forked, [(subset,) for subset in subsets], processes, "fork"):
+                results[subsets[number]] = result
+                _report(progress, results, subsets)
         finally:
             _forked = None
         return results

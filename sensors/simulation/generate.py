@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 
+from sensors.processes import run_each
 from sensors.simulation import rig
 from sensors.simulation.config import SimulationConfig
 from sensors.simulation.tables import Rows, common_rows
@@ -108,12 +107,8 @@ def _scenes(config: SimulationConfig, names: list[str], root: Path, workers: int
         for job in jobs:
             yield _one_scene(*job)
         return
-    pool = ProcessPoolExecutor(min(workers, len(jobs)), mp_context=multiprocessing.get_context("spawn"))
-    try:
-        for future in as_completed([pool.submit(_one_scene, *job) for job in jobs]):
-            yield future.result()
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
+    for _, rows in run_each(_one_scene, jobs, workers, "spawn"):
+        yield rows
 
 
 def _one_scene(config: SimulationConfig, name: str, index: int, root: Path) -> tuple[str, Rows]:

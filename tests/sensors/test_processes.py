@@ -1,0 +1,76 @@
+"""Work in processes side by side: results, and what becomes of the processes when something goes wrong."""
+
+import multiprocessing
+import os
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from sensors.processes import ProcessesError, deaf_children, run_each
+
+
+def work(folder: Path, what: str) -> str:
+    """Writes a file beside which `what` happens."""
+    half = folder / f"{os.getpid()}.half"
+    half.touch()
+    try:
+        match what:
+            case "fail":
+                raise KeyError("a fault")
+            case "die":
+                os.kill(os.getpid(), signal.SIGKILL)
+            case "hang":
+                time.sleep(600)
+    finally:
+        half.unlink()
+    return what.upper()
+
+
+@pytest.mark.parametrize("processes", [1, 3])
+def test_results_know_their_jobs(tmp_path: Path, processes: int) -> None:
+    jobs = [(tmp_path, name) for name in "abcde"]
+    assert dict(run_each(work, jobs, processes, "fork")) == dict(enumerate("ABCDE"))
+    assert multiprocessing.active_children() == []
+
+
+@pytest.mark.parametrize(
+    ("what", "error", "said"),
+    [
+        ("fail", KeyError, "a fault"),
+        ("die", ProcessesError, "was killed"),
+        ("hang", ProcessesError, "none of 2 processes"),
+    ],
+)
+def test_what_goes_wrong_ends_the_others_too(tmp_path: Path, what: str, error: type[Exception], said: str) -> None:
+    with pytest.raises(error, match=said):
+        for _ in run_each(work, [(tmp_path, what), (tmp_path, "hang")], 2, "fork", longest_job_seconds=0.5):
+            pass
+    assert multiprocessing.active_children() == []
+    if what != "die":  # by SIGKILL, to which nobody can answer
+        assert list(tmp_path.iterdir()) == []
+
+
+def test_an_interrupted_caller_leaves_no_process_and_nothing_half_written(tmp_path: Path) -> None:
+    results = run_each(work, [(tmp_path, "quick"), (tmp_path, "hang"), (tmp_path, "hang")], 2, "fork")
+    assert next(results) == (0, "QUICK")
+    with pytest.raises(KeyboardInterrupt):
+        results.throw(KeyboardInterrupt)
+    assert multiprocessing.active_children() == []
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_deaf_children_hear_no_signal_that_the_whole_group_gets() -> None:
+    with deaf_children():
+        child = multiprocessing.get_context("fork").Process(target=time.sleep, args=(60,))
+        child.start()
+    assert child.pid is not None
+    for number in (signal.SIGINT, signal.SIGTERM):
+        os.kill(child.pid, number)
+    child.join(0.2)
+    assert child.is_alive()
+    child.kill()
+    child.join(10)
+    assert child.exitcode == -signal.SIGKILL
+    assert signal.SIGTERM not in signal.pthread_sigmask(signal.SIG_BLOCK, [])
