@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import functools
 import os
 import sys
@@ -12,17 +13,23 @@ from typing import ParamSpec, TypeVar
 
 from sensors.errors import MissingExtraError
 from sensors.extras import require
+from training.interrupt import sigterm_as_ctrl_c
 
 Parameters = ParamSpec("Parameters")
 Result = TypeVar("Result")
 
 FAULTY_INPUT, MISSING_EXTRA, INTERRUPTED = 2, 3, 130
 DEBUG_VARIABLE = "ROBUSTBEV_DEBUG"  # set by --debug; with it every error keeps its traceback
+_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)  # told without a file where it shows while writing
 _ROOT = Path(__file__).resolve().parents[1]
 
 
 def main() -> None:
-    """Entry of the console command. Exit codes: 2 faulty input, 3 a missing extra, 130 interrupted."""
+    """Entry of the console command.
+
+    Exit codes: 2 faulty input, or a machine that refuses it (a full disk); 3 a missing extra; 130 interrupted, by Ctrl-C or
+    by SIGTERM.
+    """
     try:
         require("the command robustbev", "cli")
     except MissingExtraError as error:
@@ -44,12 +51,16 @@ def _told_plainly(
 
 
 def tells_errors(command: Callable[Parameters, Result]) -> Callable[Parameters, Result]:
-    """Faults of the input end a command with a message and an exit code; faults of ours keep their traceback."""
+    """Faults of the input end a command with a message and an exit code; faults of ours keep their traceback.
+
+    SIGTERM ends it as Ctrl-C does.
+    """
 
     @functools.wraps(command)
     def wrapped(*args: Parameters.args, **kwargs: Parameters.kwargs) -> Result:
         try:
-            return command(*args, **kwargs)
+            with sigterm_as_ctrl_c():
+                return command(*args, **kwargs)
         except KeyboardInterrupt:
             print("interrupted", file=sys.stderr)
             sys.exit(INTERRUPTED)
@@ -70,6 +81,8 @@ def exit_code(error: Exception) -> int | None:
     if isinstance(error, ModuleNotFoundError) and error.name:
         return None
     if isinstance(error, FileNotFoundError | FileExistsError | PermissionError):
+        return FAULTY_INPUT
+    if isinstance(error, OSError) and (error.filename is not None or error.errno in _DISK):
         return FAULTY_INPUT
     return FAULTY_INPUT if isinstance(error, ValueError) and _raised_by_us(error) else None
 

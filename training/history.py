@@ -30,8 +30,11 @@ class History(Callback):
 
 def append(path: Path, row: Mapping[str, Any]) -> None:
     """Add a row, which has a "step", to a history."""
-    with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(row) + "\n")
+    try:
+        with path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
+    except OSError as error:  # a full disk is told without the file's name
+        raise OSError(error.errno, error.strerror, str(path)) from error
 
 
 def drop_after(path: Path, step: int) -> None:

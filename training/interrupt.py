@@ -1,11 +1,12 @@
-"""Ctrl-C that loses nothing: the first asks to stop, the second insists."""
+"""Ctrl-C and SIGTERM that lose nothing: the first asks to stop, a second Ctrl-C insists."""
 
 from __future__ import annotations
 
-import os
 import signal
 import sys
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType, TracebackType
 from typing import Any
 
@@ -20,7 +21,6 @@ class StopOnSignal:
     def __init__(self) -> None:
         self._asked = False
         self._before: dict[signal.Signals, Any] = {}
-        self._process = os.getpid()
 
     def __call__(self) -> bool:
         return self._asked
@@ -35,12 +35,6 @@ class StopOnSignal:
             signal.signal(which, handler)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        if os.getpid() != self._process:
-            # A forked loader worker: Ctrl-C reaches it too, but its batches are wanted until the step is done.
-            if number == signal.SIGTERM:
-                signal.signal(number, signal.SIG_DFL)
-                os.kill(os.getpid(), number)
-            return
         if self._asked and number == signal.SIGINT:
             raise KeyboardInterrupt
         self._asked = True
@@ -49,3 +43,20 @@ class StopOnSignal:
             file=sys.stderr,
             flush=True,
         )
+
+
+@contextmanager
+def sigterm_as_ctrl_c() -> Iterator[None]:
+    """While this is open, SIGTERM raises KeyboardInterrupt, so that what was begun is left as Ctrl-C leaves it.
+
+    Outside the main thread, and where whoever started us had SIGTERM ignored, it does nothing.
+    """
+    before = signal.getsignal(signal.SIGTERM)
+    if threading.current_thread() is not threading.main_thread() or before is signal.SIG_IGN:
+        yield
+        return
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

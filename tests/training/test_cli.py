@@ -1,9 +1,13 @@
 """What the command says, and how it ends."""
 
+import errno
 import importlib.metadata
+import os
 import re
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -190,10 +194,19 @@ def test_our_own_defects_keep_their_traceback_and_faulty_input_does_not() -> Non
     def pressed() -> None:
         raise KeyboardInterrupt
 
-    for command, code in ((ours, 2), (missing, 3), (pressed, 130)):
+    def asked() -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(30)
+
+    def full() -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "history.jsonl")
+
+    before = signal.getsignal(signal.SIGTERM)
+    for command, code in ((ours, 2), (missing, 3), (pressed, 130), (asked, 130), (full, 2)):
         with pytest.raises(SystemExit) as ended:
             training.cli.tells_errors(command)()
         assert ended.value.code == code
+    assert signal.getsignal(signal.SIGTERM) == before
     with pytest.raises(json.JSONDecodeError):
         training.cli.tells_errors(theirs)()
 

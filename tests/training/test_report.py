@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import csv
+import errno
 import io
 import json
 import math
+import os
 from pathlib import Path
 
 import pytest
@@ -121,5 +123,10 @@ def test_a_file_appears_whole_or_not_at_all(tmp_path: Path) -> None:
         write_json(path, {"a": object()})
     with pytest.raises(OSError, match="disk full"):
         _fail_half_way(path)
+    with (
+        pytest.raises(OSError, match=r"No space left on device: '.*/figures\.json'"),
+        replacing(path),
+    ):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))  # as writing to a file tells it
     assert json.loads(path.read_text()) == {"a": 1}
     assert list(tmp_path.iterdir()) == [path]
