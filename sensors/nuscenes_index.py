@@ -17,6 +17,7 @@ import json
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -36,6 +37,7 @@ TABLES = (
 OPTIONAL_TABLES = ("log", "map")  # not every data set in this format has them, and nothing here needs them
 # With the format: two versions of this library that share a data set must not remove each other's index in turns.
 _PREFIX = f".robustbev-index-{FORMAT}-"
+_BUILDING_SECONDS = 900.0  # the longest that another process is waited for; nuScenes trainval takes about 40 s
 # A data set keeps its id when the index learns to list it in another way: results measured on it are known by the id.
 _NOT_IN_ID = frozenset({"data_channel", "scene_start", "scene_data", "instance_token"})
 
@@ -218,7 +220,18 @@ def _writable(place: Path) -> bool:
 @contextlib.contextmanager
 def _lock(path: Path) -> Iterator[None]:
     with path.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+        until = time.monotonic() + _BUILDING_SECONDS
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > until:
+                    raise DataRootError(
+                        f"{path}: another process has been building the index of this data set for {_BUILDING_SECONDS:g} s; "
+                        "wait for it or end it, then run this again"
+                    ) from None
+            time.sleep(0.1)
         yield
 
 

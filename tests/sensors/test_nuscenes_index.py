@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import multiprocessing
 import shutil
@@ -11,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from sensors import nuscenes_tables
+from sensors import nuscenes_index, nuscenes_tables
 from sensors.errors import DataRootError, SensorDataError
 from sensors.nuscenes_config import DETECTION_CLASS_OF_CATEGORY, NuScenesConfig
 from sensors.nuscenes_index import build_index, open_index
@@ -77,6 +78,19 @@ def test_processes_that_ask_at_once_build_one_index(copied: NuScenesConfig) -> N
         paths = pool.map(build_index, [copied, copied])
     assert paths[0] == paths[1]
     assert len(list((copied.root / VERSION).glob(".robustbev-index-*"))) == 1
+
+
+def test_a_builder_that_does_not_come_to_an_end_is_named(
+    copied: NuScenesConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(nuscenes_index, "_BUILDING_SECONDS", 0.2)
+    with (copied.root / VERSION / ".robustbev-index.lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        with pytest.raises(
+            DataRootError, match=r"\.robustbev-index\.lock: another process has been building .* for 0\.2 s"
+        ):
+            build_index(copied)
+    build_index(copied)
 
 
 def test_a_read_only_data_root_is_left_alone(
