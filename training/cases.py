@@ -189,7 +189,7 @@ def _evaluate_group(
     progress: Progress | None,
 ) -> dict[Case, SubsetResult]:
     """Cases of one condition: one pass over the data, one encoding, then every subset scored."""
-    from training.data import build_loader
+    from training.loader import build_loader
 
     first, settings = group[0], config.evaluation
     corruption = None if first.corruption == CLEAN else Corruption(first.corruption, first.severity, seed)
@@ -207,9 +207,10 @@ def _evaluate_group(
     )
     subsets = [case.subset for case in group]
     expected = list(loader.reader.tokens)[: settings.limit]
-    predictions = predict_subsets(
-        model, loader.epoch(0), subsets, limit=settings.limit, progress=progress, total=len(expected)
-    )
+    with loader:
+        predictions = predict_subsets(
+            model, loader.epoch(0), subsets, limit=settings.limit, progress=progress, total=len(expected)
+        )
     if change is not None:
         change.check({case.name: case.subset for case in group})
     scoring = Scoring(

@@ -97,7 +97,7 @@ class RunConfig(StrictModel):
 # What may change when a run goes on: it decides where and how a run is worked on, not what comes out.
 FREE_TO_CHANGE: tuple[str, ...] = (
     "name", "runs_dir", "runner", "tracking", "evaluation", "step.precision",
-    "data.workers", "data.prefetch", "data.start_method", "data.pin_memory", "data.nuscenes.index_dir",
+    "data.workers", "data.prefetch", "data.timeout_s", "data.start_method", "data.pin_memory", "data.nuscenes.index_dir",
 )  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-"""From a data set to batches: the samples of a split, prepared, augmented and collated in worker processes.
+"""From a data set to batches: the samples of a split, prepared, augmented and collated.
 
 Letters: B samples, M boxes.
 """
@@ -6,7 +6,7 @@ Letters: B samples, M boxes.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
 from functools import lru_cache
 from typing import Annotated, Any, Literal
@@ -14,14 +14,14 @@ from typing import Annotated, Any, Literal
 import torch
 from pydantic import Field
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 import robustbev
 from bev.boxes import Boxes
 from robustbev import ModelConfig, RigConfig, StrictModel
 from sensors.absence import Absence, Lack
 from sensors.collate import collate
-from sensors.errors import SensorDataError, SensorDataWarning
+from sensors.errors import SensorDataWarning
 from sensors.frames import History, SensorFrame
 from sensors.images import DecodeSize
 from sensors.nuscenes import NuScenesReader
@@ -31,7 +31,7 @@ from sensors.prepare_points import DroppedPoints
 from training.augmentation import AugmentationConfig, change_boxes, draw_bev_change, draw_image_changes
 from training.batch import TrainingBatch
 from training.failures import fail
-from training.sampling import Balance, BatchPlan, SampleKey, repeat_factors, sample_random
+from training.sampling import Balance, SampleKey, sample_random
 
 # Changes a frame before it is prepared: a corruption, say. Travels to loader workers, so it must pickle where those are spawned.
 Alter = Callable[[SensorFrame, History], SensorFrame]
@@ -52,6 +52,7 @@ class DataConfig(StrictModel):
     keep_outside: bool = False  # True: points outside the grid go to the network, which will not use them
     workers: Annotated[int, Field(ge=0)] = 2  # processes a rank that load; 0: in the training process
     prefetch: Annotated[int, Field(ge=1)] = 2  # batches ahead a worker
+    timeout_s: Annotated[float, Field(gt=0)] = 300.0  # the longest that a batch is waited for
     start_method: Literal["fork", "spawn", "forkserver"] = "fork"
     pin_memory: bool | None = None  # None: where there is a GPU
 
@@ -239,114 +240,3 @@ def _stack_depth(samples: list[TrainingSample]) -> Tensor | None:
     if not known:
         return None
     return torch.stack([torch.zeros(known[0].shape) if depth is None else torch.from_numpy(depth) for depth in maps])
-
-
-class _Collate:
-    """Picklable, for workers that are spawned. A fault travels as a value: raised in a worker it would lose its wording."""
-
-    def __init__(self, dataset: NuScenesDataset) -> None:
-        self._preparation = dataset.preparation
-
-    def __call__(self, samples: list[TrainingSample | SensorDataError]) -> TrainingBatch | SensorDataError:
-        good = []
-        for sample in samples:
-            if isinstance(sample, SensorDataError):
-                return sample
-            good.append(sample)
-        return collate_samples(good, self._preparation)
-
-
-class _Faults(Dataset[TrainingSample | SensorDataError]):
-    """A data set that returns the faults in its data instead of raising them."""
-
-    def __init__(self, dataset: NuScenesDataset) -> None:
-        self._dataset = dataset
-
-    def __getitem__(self, key: SampleKey) -> TrainingSample | SensorDataError:
-        try:
-            return self._dataset[key]
-        except SensorDataError as fault:
-            return fault
-
-
-class SampleLoader:
-    """The batches of one rank. `epoch(e, start=n)` yields what is left of epoch e after n batches, always the same."""
-
-    def __init__(self, dataset: NuScenesDataset, plan: BatchPlan, config: DataConfig) -> None:
-        self.dataset, self.plan = dataset, plan
-        pin = torch.cuda.is_available() if config.pin_memory is None else config.pin_memory
-        workers: dict[str, Any] = {}
-        if config.workers:
-            workers = {
-                "multiprocessing_context": config.start_method,
-                "persistent_workers": True,
-                "prefetch_factor": config.prefetch,
-                "worker_init_fn": _one_thread,
-            }
-        self._loader: DataLoader[Any] = DataLoader(
-            _Faults(dataset),
-            batch_sampler=plan,
-            collate_fn=_Collate(dataset),
-            num_workers=config.workers,
-            pin_memory=pin,
-            generator=torch.Generator(),  # its own: a loader must not disturb the random numbers of the run
-            **workers,
-        )
-
-    @property
-    def reader(self) -> NuScenesReader:
-        return self.dataset.reader
-
-    def __len__(self) -> int:
-        """Batches an epoch on this rank."""
-        return len(self.plan)
-
-    def epoch(self, epoch: int, start: int = 0) -> Iterator[TrainingBatch]:
-        """Batches `start`, `start + 1`, ... of an epoch; SensorDataError where a file is broken."""
-        self.plan.place(epoch, start)
-        for batch in self._loader:
-            if isinstance(batch, SensorDataError):
-                raise batch
-            yield batch
-
-
-def build_loader(
-    config: DataConfig,
-    model: ModelConfig,
-    split: str,
-    *,
-    batch_size: int,
-    train: bool,
-    rank: int = 0,
-    world_size: int = 1,
-    seed: int = 0,
-    alter: Alter | None = None,
-    device: torch.device | str = "cpu",
-) -> SampleLoader:
-    """Batches of a split. Call `sensors.nuscenes_index.build_index` once before several ranks do this.
-
-    Args:
-        config: the data.
-        model: decides image size, grid, classes and which sensors are read.
-        split: a split's name, such as `config.nuscenes.train_split`.
-        batch_size: samples a batch, on this rank.
-        train: shuffle, balance, augment, filter truth, drop the rest that fills no batch. False: in order, every sample once
-            over all ranks, truth as annotated.
-        rank: of this process, 0..world_size - 1.
-        world_size: processes that share the split.
-        seed: of order and augmentation.
-        alter: applied to every frame before it is prepared.
-        device: where the batches will go. For the CPU the loader's workers make the lift tables, else the model does, there.
-    """
-    dataset = NuScenesDataset(config, model, split, train=train, seed=seed, alter=alter, device=device)
-    balance: Balance = config.balance if train else "none"
-    repeats = repeat_factors(dataset.reader.class_counts(), balance, config.repeat_threshold)
-    plan = BatchPlan(repeats, batch_size=batch_size, train=train, seed=seed, rank=rank, world_size=world_size)
-    return SampleLoader(dataset, plan, config)
-
-
-def _one_thread(worker: int) -> None:
-    """Workers share the cores; OpenCV would start threads of its own in each."""
-    import cv2
-
-    cv2.setNumThreads(0)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from sensors.extras import missing, remedy, require
 from training.doctor_machine import GIB, Answer, Machine
+from training.handover import shared_memory_fault
 
 if TYPE_CHECKING:
     from robustbev import ModelConfig
@@ -138,6 +139,9 @@ def _disk(run: RunConfig) -> Answer:
 
 def _workers(run: RunConfig, machine: Machine) -> Answer:
     """More processes than cores wait for each other, which is slow and no obstacle."""
+    fault = shared_memory_fault(machine.shared_memory_bytes) if run.data.workers else None
+    if fault is not None:
+        return Answer("workers", False, fault)
     ranks = max(1, run.runner.workers)
     processes = ranks * (1 + run.data.workers)
     said = f"{ranks} that train and {ranks * run.data.workers} that load, on {machine.cores} cores"

@@ -14,6 +14,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from training.handover import shared_memory_bytes, shared_memory_fault
+
 if TYPE_CHECKING:
     from robustbev.precision import Arithmetic
 
@@ -59,6 +61,7 @@ class Machine:
     gpus: tuple[Gpu, ...]
     compiler: Compiler
     providers: tuple[str, ...] | None  # of onnxruntime; None: it is not installed
+    shared_memory_bytes: int | None = None  # free in /dev/shm; None: the system does not work with one
 
     def lines(self) -> list[str]:
         """For the report."""
@@ -77,6 +80,10 @@ class Machine:
             lines[-1] = f"C++ compiler: {self.compiler.fault}"
         said = "not installed" if self.providers is None else ", ".join(self.providers) or "none"
         lines.append(f"onnxruntime's providers: {said}")
+        if self.shared_memory_bytes is not None:
+            lines.append(
+                shared_memory_fault(self.shared_memory_bytes) or f"{_gib(self.shared_memory_bytes)} free in /dev/shm"
+            )
         if self.memory_bytes < LITTLE_MEMORY_BYTES:
             lines.append("less than 8 GiB of memory: use data.workers=0 and a smaller batch_size")
         return lines
@@ -108,6 +115,7 @@ def look() -> Machine:
         gpus=_gpus(),
         compiler=_compiler(),
         providers=_providers(),
+        shared_memory_bytes=shared_memory_bytes(),
     )
 
 

@@ -237,7 +237,8 @@ def evaluate_checkpoint(
     """
     import robustbev
     from robustbev.checkpoints import step_of
-    from training.data import build_loader, with_rig
+    from training.data import with_rig
+    from training.loader import build_loader
     from training.model_card import card_of
     from training.pictures import subset_chart
     from training.sending import log_report
@@ -250,10 +251,10 @@ def evaluate_checkpoint(
         )
     model = load_model(checkpoint, config)
     settings, split = config.evaluation, config.data.nuscenes.val_split
-    loader = build_loader(
+    with build_loader(
         config.data, model.config, split, batch_size=settings.batch_size, train=False, device=model.nms_radius_m.device
-    )
-    results = evaluate_subsets(model, loader.epoch(0), loader.reader, out_dir, settings, progress)
+    ) as loader:
+        results = evaluate_subsets(model, loader.epoch(0), loader.reader, out_dir, settings, progress)
     subset_chart(out_dir / "subsets.png", results)
     if files is not None and not other:
         write_subsets(files.root / "subsets.json", results)

@@ -261,9 +261,9 @@ def measure_gap(
         CheckpointError: there is no such checkpoint.
         ValueError: the model has one modality only; or see `evaluation.resolve`.
     """
-    from training.data import build_loader
     from training.evaluation import load_model, resolve
     from training.gap_report import write_gap
+    from training.loader import build_loader
     from training.sending import log_report
 
     checkpoint, files, config, out_dir = resolve(checkpoint, config, out_dir, "gap")
@@ -273,13 +273,13 @@ def measure_gap(
             f"{checkpoint}: a gap lies between two modalities, and the model has only {model.config.modalities[0]}"
         )
     settings, split = config.evaluation, config.data.nuscenes.val_split
-    loader = build_loader(
+    with build_loader(
         config.data, model.config, split, batch_size=settings.batch_size, train=False, device=model.nms_radius_m.device
-    )
-    objects, cells, samples = collect(
-        model, loader.epoch(0), loader.reader, limit=settings.limit, min_points=config.data.min_points,
-        seed=config.seed, progress=progress,
-    )  # fmt: skip
+    ) as loader:
+        objects, cells, samples = collect(
+            model, loader.epoch(0), loader.reader, limit=settings.limit, min_points=config.data.min_points,
+            seed=config.seed, progress=progress,
+        )  # fmt: skip
     alignment = model.alignment
     trained = () if alignment is None else alignment.pairs
     report = GapReport(

@@ -16,14 +16,16 @@ import torch
 
 import robustbev
 from sensors.extras import require
+from sensors.processes import ProcessesError
 from training.batch import TrainingBatch
 from training.best import Measured, best_of, keep_best
 from training.callbacks import Callback
 from training.checkpoint import CheckpointWriteError
 from training.config import RunConfig
-from training.data import build_loader, open_reader, with_rig
+from training.data import open_reader, with_rig
 from training.evaluation import check_official_classes, figures_of, possible_subsets, predict_subsets, score_subsets
 from training.history import append, drop_after, read_history
+from training.loader import SampleLoader, build_loader
 from training.model_card import card_of
 from training.peers import Peers
 from training.progress import Bars
@@ -93,12 +95,12 @@ class Validation(Callback):
         return bool(self.peers.gather(done)[0])
 
     def _unless_stopped(self, work: Callable[[], Result]) -> Result | None:
-        """None where somebody asks to stop: signals reach loader workers and scoring processes, whose loss is no error then."""
+        """None where somebody asks to stop: signals reach scoring processes, whose loss is no error then."""
         try:
             return work()
         except _Stopped:
             return None
-        except RuntimeError:
+        except (RuntimeError, ProcessesError):
             if self.stop():
                 return None
             raise
@@ -107,18 +109,21 @@ class Validation(Callback):
         """What this rank's share of the samples shows."""
         evaluation = self.config.evaluation
         model = robustbev.load(checkpoint, self.device, precision=evaluation.precision)
-        rank, ranks = self.peers.rank, self.peers.world_size
-        loader = build_loader(
+        with build_loader(
             self.config.data,
             model.config,
             self._split,
             batch_size=evaluation.batch_size,
             train=False,
-            rank=rank,
-            world_size=ranks,
+            rank=self.peers.rank,
+            world_size=self.peers.world_size,
             device=self.device,
-        )
-        count = len(range(rank, len(loader.reader.tokens[: evaluation.limit]), ranks))
+        ) as loader:
+            return self._predict_batches(model, loader)
+
+    def _predict_batches(self, model: robustbev.PerceptionModel, loader: SampleLoader) -> dict[str, Predictions]:
+        tokens = loader.reader.tokens[: self.config.evaluation.limit]
+        count = len(range(self.peers.rank, len(tokens), self.peers.world_size))
 
         def batches() -> Iterator[TrainingBatch]:
             for batch in loader.epoch(0):

@@ -17,8 +17,9 @@ from sensors.vit_weights import load_vit_weights
 from training.callbacks import Callback
 from training.checkpoint import CheckpointStore, TrainingState
 from training.config import RunConfig
-from training.data import build_loader, with_rig
+from training.data import with_rig
 from training.history import History
+from training.loader import build_loader
 from training.loop import Forward, Outcome, Plan, train
 from training.memory import keep_freed_memory
 from training.model_card import card_of
@@ -77,23 +78,24 @@ def work(config: RunConfig, post: Post) -> Outcome:
         record_precision(files.precision, step.precision, goes_on=store.latest() is not None)
     scaler = gradient_scaler(step.precision, post.device)
     validation = _validation(config, files, post)
-    return train(
-        TrainingState(model, build_optimizer(model, config.optim), average, scaler=scaler),
-        post.wrap(step),
-        step.draw,
-        loader,
-        plan(config),
-        device=post.device,
-        store=store,
-        validate=validation,
-        callbacks=[
-            *([] if validation is None else [validation]),
-            *standard_callbacks(config, files, post.peers.rank),
-            *post.callbacks,
-        ],
-        peers=post.peers,
-        stop=post.stop,
-    )
+    with loader:
+        return train(
+            TrainingState(model, build_optimizer(model, config.optim), average, scaler=scaler),
+            post.wrap(step),
+            step.draw,
+            loader,
+            plan(config),
+            device=post.device,
+            store=store,
+            validate=validation,
+            callbacks=[
+                *([] if validation is None else [validation]),
+                *standard_callbacks(config, files, post.peers.rank),
+                *post.callbacks,
+            ],
+            peers=post.peers,
+            stop=post.stop,
+        )
 
 
 def plan(config: RunConfig) -> Plan:

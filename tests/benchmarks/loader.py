@@ -15,7 +15,7 @@ import torch
 
 from sensors.nuscenes_index import build_index
 from training.config import load_run_config
-from training.data import SampleLoader, build_loader
+from training.loader import SampleLoader, build_loader
 
 
 def main() -> None:

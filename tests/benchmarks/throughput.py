@@ -24,7 +24,7 @@ from training.batch import TrainingBatch
 from training.callbacks import Callback, StepRecord
 from training.checkpoint import TrainingState
 from training.config import RunConfig, load_run_config
-from training.data import build_loader
+from training.loader import build_loader
 from training.loop import Plan, train
 from training.memory import keep_freed_memory
 from training.optim import AveragedWeights, build_optimizer

@@ -70,7 +70,7 @@ def model() -> PerceptionModel:
 
 
 def test_clean_cases_are_the_official_evaluation(model: PerceptionModel, config: RunConfig, tmp_path: Path) -> None:
-    from training.data import build_loader
+    from training.loader import build_loader
 
     results = evaluate_cases(model, config, [Case("camera+lidar+radar"), Case("lidar")], tmp_path / "cases")
     loader = build_loader(config.data, model.config, "small_val", batch_size=2, train=False)

@@ -18,7 +18,8 @@ from sensors.nuscenes_config import NuScenesConfig
 from tests.small_nuscenes import SmallNuScenes
 from training.augmentation import AugmentationConfig
 from training.batch import TrainingBatch
-from training.data import DataConfig, build_loader, open_reader
+from training.data import DataConfig, open_reader
+from training.loader import build_loader
 from training.step import modality_present
 
 MODEL = ModelConfig(camera=CameraConfig(image_height_px=64, image_width_px=96), grid=GridConfig())

@@ -206,6 +206,20 @@ def test_more_processes_than_cores_are_slow_and_no_obstacle(config: Path) -> Non
     assert "on 4 cores: more than there are cores; data.workers=4 may be faster" in answer.said
 
 
+@pytest.mark.parametrize(
+    ("free", "workers", "able"), [(4096, 2, False), (4096, 0, True), (64 << 20, 2, True), (None, 2, True)]
+)
+def test_too_little_shared_memory_is_in_the_way_of_loader_processes_alone(
+    config: Path, free: int | None, workers: int, able: bool
+) -> None:
+    machine = replace(BARE, shared_memory_bytes=free)
+    answer = by_name(check_config(config, [f"data.workers={workers}"], machine))["workers"]
+    assert answer.able == able
+    assert able or "/dev/shm has 0.0 MiB free, and 1 MiB are needed" in answer.said
+    told = [line for line in machine.lines() if "/dev/shm" in line]
+    assert len(told) == (free is not None)
+
+
 def test_parameters_are_counted_without_making_them() -> None:
     import robustbev
 

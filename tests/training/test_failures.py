@@ -18,8 +18,9 @@ from tests.sensors.failing_rig import arrays, no_past, past_of, rig_frame
 from tests.small_nuscenes import SmallNuScenes
 from tests.training.test_data import assert_equal
 from training.augmentation import AugmentationConfig
-from training.data import DataConfig, NuScenesDataset, build_loader
+from training.data import DataConfig, NuScenesDataset
 from training.failures import FailureConfig, fail
+from training.loader import build_loader
 from training.sampling import SampleKey
 
 MODEL = ModelConfig(camera=CameraConfig(image_height_px=64, image_width_px=96), grid=GridConfig())

@@ -17,7 +17,7 @@ from training.batch import TrainingBatch
 from training.callbacks import Callback, StepRecord
 from training.checkpoint import TrainingState
 from training.config import RunConfig, load_run_config
-from training.data import build_loader
+from training.loader import build_loader
 from training.loop import Plan, train
 from training.optim import AveragedWeights, build_optimizer
 from training.recall import recall_by_class
