@@ -18,9 +18,9 @@ from sensors.extras import require
 from training.compare_jobs import JobResult, Stop, use_threads
 from training.compare_plan import Job
 from training.progress import Bars
+from training.ray_session import ray_session
 from training.run_files import RunError
 
-_OBJECT_STORE_BYTES = 256 * 2**20  # results are small
 _LOOK_SECONDS = 0.5
 _TAIL_BYTES = 4096
 _SHOWN_JOBS = 3  # beside the bar
@@ -109,37 +109,12 @@ def run_on_ray(
         MissingExtraError: Ray is not installed.
     """
     require("robustbev compare --jobs N (without Ray: --jobs 0)", "train", "ray")
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    import ray
-
-    owned = not ray.is_initialized()
-    if owned:
-        _connect(address)
-    stop_file.unlink(missing_ok=True)
-    try:
-        _run_all(work, jobs, stop, done, at_a_time, stop_file)
-    finally:
+    with ray_session(address, "--address"):
         stop_file.unlink(missing_ok=True)
-        if owned:
-            ray.shutdown()
-
-
-def _connect(address: str | None) -> None:
-    import ray
-
-    if address is None:
-        ray.init(
-            address="local",
-            include_dashboard=False,
-            object_store_memory=_OBJECT_STORE_BYTES,
-            log_to_driver=False,
-            logging_level="WARNING",
-        )
-        return
-    try:
-        ray.init(address=address, log_to_driver=False, logging_level="WARNING")
-    except (ConnectionError, ValueError) as error:
-        raise RunError(f"--address: no Ray cluster at {address!r} ({error})") from error
+        try:
+            _run_all(work, jobs, stop, done, at_a_time, stop_file)
+        finally:
+            stop_file.unlink(missing_ok=True)
 
 
 def _run_all(work: Work, jobs: Sequence[Job], stop: Stop, done: Done, at_a_time: int | None, stop_file: Path) -> None:

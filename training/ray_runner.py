@@ -28,10 +28,10 @@ from training.history import read_history
 from training.interrupt import StopOnSignal
 from training.loop import Forward, Outcome
 from training.progress import TrainingProgress
+from training.ray_session import ray_session
 from training.run_files import RunError, RunFiles
 from training.worker import Post
 
-_OBJECT_STORE_BYTES = 256 * 2**20  # nothing of ours travels through it, and by default it takes a third of the memory
 _SNAPSHOT = "checkpoint_manager_snapshot.json"  # Ray's list of checkpoints
 
 
@@ -55,18 +55,11 @@ def fit(work: Work, config: RunConfig, files: RunFiles, progress: TrainingProgre
         MissingExtraError: Ray is not installed.
     """
     require("runner.workers >= 1", "train", "ray")
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
-    import ray
-
-    owned = not ray.is_initialized()
-    if owned:
-        _connect(config)
-    try:
+    if config.runner.address is None:
+        os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # nobody takes this machine away
+    with ray_session(config.runner.address, "runner.address"):
         _fit_until_stopped(work, config, files, progress)
-    finally:
-        if owned:
-            ray.shutdown()
     done = files.progress()
     return Outcome(done["step"], done["total_steps"], not done["complete"], latest_checkpoint(files.checkpoints))
 
@@ -121,25 +114,6 @@ class ReportToRay(Callback):
             checkpoint=train.Checkpoint.from_directory(str(path)) if self._rank == 0 else None,
             checkpoint_upload_mode=train.CheckpointUploadMode.NO_UPLOAD,
         )
-
-
-def _connect(config: RunConfig) -> None:
-    import ray
-
-    if config.runner.address is not None:
-        try:
-            ray.init(address=config.runner.address, log_to_driver=False, logging_level="WARNING")
-        except (ConnectionError, ValueError) as error:
-            raise RunError(f"runner.address: no Ray cluster at {config.runner.address!r} ({error})") from error
-        return
-    os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # nobody takes this machine away
-    ray.init(
-        address="local",
-        include_dashboard=False,
-        object_store_memory=_OBJECT_STORE_BYTES,
-        log_to_driver=False,
-        logging_level="WARNING",
-    )
 
 
 def _fit_until_stopped(work: Work, config: RunConfig, files: RunFiles, progress: TrainingProgress) -> None:

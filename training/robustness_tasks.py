@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -27,11 +26,11 @@ from training.atomic import write_json
 from training.cases import Case, evaluate_cases, parse_case
 from training.code_digest import code_digest
 from training.config import RunConfig
+from training.ray_session import ray_session
 from training.report import SubsetResult
 from training.robustness_config import RobustnessConfig
 from training.scoring import Progress
 
-_OBJECT_STORE_BYTES = 128 * 2**20  # figures are small, and by default the store takes a third of the memory
 _NOT_IN_FIGURES = {"root", "index_dir", "train_split"}  # of the data's configuration
 
 
@@ -190,7 +189,8 @@ def run_tasks(
     Ray tasks, of `cpus_of_a_task` each. A task whose process or machine died is run again, `config.max_retries` times.
 
     Raises:
-        RobustnessError: a task died too often, or the cluster is not there.
+        RobustnessError: a task died too often.
+        RunError: the cluster is not there, or Ray cannot begin here.
         ValueError: what a task found wrong with data or configuration; such a task is not tried again.
     """
     if not tasks:
@@ -200,16 +200,8 @@ def run_tasks(
             done(key, work(task, progress))
         return
     require("robustness with jobs", "train", "ray")
-    import ray
-
-    owned = not ray.is_initialized()
-    if owned:
-        _connect(config)
-    try:
+    with ray_session(config.address, "address", num_cpus=None if config.use_cuda else config.jobs):
         _run_on_ray(tasks, config, done, work_alone)
-    finally:
-        if owned:
-            ray.shutdown()
 
 
 def _has_ray() -> bool:
@@ -218,34 +210,14 @@ def _has_ray() -> bool:
     return find_spec("ray") is not None
 
 
-def _connect(config: RobustnessConfig) -> None:
-    import ray
-
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    if config.address is not None:
-        try:
-            ray.init(address=config.address, log_to_driver=False, logging_level="WARNING")
-        except (ConnectionError, ValueError) as error:
-            raise RobustnessError(f"address: no Ray cluster at {config.address!r} ({error})") from error
-        if config.use_cuda and ray.cluster_resources().get("GPU", 0) < 1:
-            raise RobustnessError("device: cuda, but Ray found no GPU; expected one, or device=cpu")
-        return
-    ray.init(
-        address="local",
-        num_cpus=None if config.use_cuda else config.jobs,
-        include_dashboard=False,
-        object_store_memory=_OBJECT_STORE_BYTES,
-        log_to_driver=False,
-        logging_level="WARNING",
-    )
-
-
 def _run_on_ray(
     tasks: Mapping[str, Task], config: RobustnessConfig, done: Done, work: Callable[[Task], dict[str, Any]]
 ) -> None:
     import ray
     from ray.exceptions import RayError, RayTaskError
 
+    if config.use_cuda and ray.cluster_resources().get("GPU", 0) < 1:  # it would wait for one for ever
+        raise RobustnessError("device: cuda, but Ray found no GPU; expected one, or device=cpu")
     cpus = cpus_of_a_task(config)
     remote = ray.remote(
         num_cpus=cpus, num_gpus=1 / config.tasks_per_gpu if config.use_cuda else 0, max_retries=config.max_retries

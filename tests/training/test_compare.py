@@ -35,6 +35,7 @@ from training.evaluation import SUBSETS
 from training.history import read_history
 from training.loop import Outcome
 from training.progress import Bars
+from training.ray_session import ray_session
 from training.report import SubsetResult
 from training.run_files import RunBusyError, RunError, RunFiles
 from training.tracking import PARENT_TAG
@@ -202,14 +203,8 @@ def test_machines_are_shared_out() -> None:
 
 @pytest.fixture
 def ray_here() -> Iterator[None]:
-    import ray
-
-    ray.init(
-        address="local", num_cpus=2, include_dashboard=False, object_store_memory=100 * 2**20, log_to_driver=False,
-        logging_level="WARNING",
-    )  # fmt: skip
-    yield
-    ray.shutdown()
+    with ray_session(None, "address", num_cpus=2, object_store_memory=100 * 2**20):
+        yield
 
 
 @pytest.mark.slow

@@ -1,5 +1,6 @@
 """Two workers train as one: same weights, one history, checkpoints; stopped and lost workers go on."""
 
+import contextlib
 import multiprocessing
 import os
 import signal
@@ -23,6 +24,7 @@ from training.loop import NonFiniteLossError, Outcome, train
 from training.progress import Bars, TrainingProgress
 from training.random_state import step_generator
 from training.ray_runner import fit, work_on_ray
+from training.ray_session import ray_session
 from training.run_files import RunError, RunFiles
 from training.worker import Post, standard_callbacks
 
@@ -90,17 +92,10 @@ def run(folder: Path, name: str, epochs: int = 3) -> tuple[Outcome, RunFiles]:
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[None]:
     """One Ray for all tests of this file."""
-    import ray
-
-    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     os.environ["RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"] = "0.2"
     os.environ["RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"] = "0"
-    ray.init(
-        address="local", num_cpus=2, include_dashboard=False, object_store_memory=100 * 2**20, log_to_driver=False,
-        logging_level="WARNING",
-    )  # fmt: skip
-    yield
-    ray.shutdown()
+    with ray_session(None, "address", num_cpus=2, object_store_memory=100 * 2**20):
+        yield
 
 
 @pytest.mark.slow
@@ -117,15 +112,29 @@ def test_a_lost_worker_costs_nothing(tmp_path: Path) -> None:
     assert [row["loss"] for row in read_history(killed_files.history)] == losses
 
 
+def descendants(process: int) -> list[int]:
+    """Its children, their children, and so on."""
+    parents = {}
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):  # it has just ended
+            parents[int(stat.parent.name)] = int(stat.read_text().rpartition(")")[2].split()[1])
+    found = [process]
+    for parent in found:  # grows on the way
+        found += [child for child, of in parents.items() if of == parent]
+    return found[1:]
+
+
 @pytest.mark.slow
 @pytest.mark.usefixtures("cluster")
-def test_ctrl_c_stops_all_workers_at_one_step(tmp_path: Path) -> None:
+def test_sigterm_to_every_process_stops_all_workers_at_one_step(tmp_path: Path) -> None:
+    """Slurm sends it so: to this process, to Ray's and to the workers'."""
     files = RunFiles(tmp_path / "stopped")
 
     def press() -> None:
         while len(read_history(files.history)) < 2:
             time.sleep(0.1)
-        os.kill(os.getpid(), signal.SIGINT)
+        for process in [os.getpid(), *descendants(os.getpid())]:
+            os.kill(process, signal.SIGTERM)
 
     threading.Thread(target=press, daemon=True).start()
     stopped, _ = run(tmp_path, "stopped", epochs=40)

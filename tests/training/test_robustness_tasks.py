@@ -14,6 +14,7 @@ import training.robustness_tasks
 from tests.tiny_model import tiny_model
 from training.cases import Case
 from training.config import RunConfig
+from training.ray_session import ray_session
 from training.report import SubsetResult
 from training.robustness_config import RobustnessConfig
 from training.robustness_tasks import (
@@ -109,14 +110,9 @@ def work(task: Task) -> dict[str, Any]:
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[None]:
     """One Ray for all tests of this file."""
-    ray = pytest.importorskip("ray")
-    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
-    ray.init(
-        address="local", num_cpus=2, include_dashboard=False, object_store_memory=100 * 2**20, log_to_driver=False,
-        logging_level="WARNING",
-    )  # fmt: skip
-    yield
-    ray.shutdown()
+    pytest.importorskip("ray")
+    with ray_session(None, "address", num_cpus=2, object_store_memory=100 * 2**20):
+        yield
 
 
 @pytest.mark.slow
