@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import os
 import shutil
 import subprocess
 import sys
@@ -17,6 +18,9 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from robustbev import save
+from sensors.logs.write import write_log
+from tests.sensors.replay.drive import MemoryLog, drive
+from tests.test_pythons import requirements
 from tests.tiny_model import tiny_model
 
 pytestmark = pytest.mark.slow
@@ -58,8 +62,15 @@ print(*[name for name in ("numpy", "pydantic", "safetensors", "ray", "mlflow", "
 """
 
 
+def ended(*command: str | Path, cwd: Path) -> subprocess.CompletedProcess[str]:
+    """A command's end, without the sources that a PYTHONPATH (ROS sets one) would put before what is installed."""
+    clean = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    words = [str(part) for part in command]
+    return subprocess.run(words, cwd=cwd, env=clean, capture_output=True, text=True, check=False, timeout=600)
+
+
 def run(*command: str | Path, cwd: Path) -> str:
-    done = subprocess.run([str(part) for part in command], cwd=cwd, capture_output=True, text=True, check=False)
+    done = ended(*command, cwd=cwd)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
@@ -139,3 +150,21 @@ def test_with_the_base_dependencies_a_model_perceives(wheel: Path, tmp_path: Pat
     save(tiny_model(rig=rig), tmp_path / "model")
     assert run(python, "-I", "-c", PERCEIVE, cwd=tmp_path).split() == ["True", "True", "True"]
     assert run(python, "-I", "-c", NOT_THERE, cwd=tmp_path).split() == ["numpy", "pydantic", "safetensors"]
+
+
+def test_the_extras_replay_and_export_bring_what_their_commands_need(wheel: Path, tmp_path: Path) -> None:
+    """Neither nuscenes-devkit nor Ray and MLflow: as on a Python that cannot have the devkit."""
+    extras = [one.name for one in requirements("replay", "export")]
+    command = environment(tmp_path, wheel, [*BASE, *extras]).with_name("robustbev")
+    save(tiny_model(), tmp_path / "model")
+    write_log(MemoryLog(drive(0.3)), tmp_path / "drive.mcap", "foxglove")
+    outputs = ("--out", "seen.mcap", "--out", "seen.gif")
+    run(command, "replay", "drive.mcap", "--checkpoint", "model", *outputs, cwd=tmp_path)
+    assert {"seen.mcap", "seen.gif"} <= {file.name for file in tmp_path.iterdir()}
+    run(command, "export", "--checkpoint", "model", "--part", "fuser", "--out", "files", cwd=tmp_path)
+    assert (tmp_path / "files" / "fuser.onnx").is_file()
+    (tmp_path / "run.yaml").write_text("name: small\n")
+    for words in (["train", "--config", "run.yaml"], ["simulate"]):
+        done = ended(command, *words, cwd=tmp_path)
+        assert (done.returncode, len(done.stderr.splitlines())) == (3, 1), done.stderr
+        assert done.stderr.startswith(f"error: robustbev {words[0]} needs ")
