@@ -27,9 +27,9 @@ ifneq ($(shell cat $(STAMP) 2>/dev/null),$(CURDIR))
 .PHONY: $(STAMP)
 endif
 # PYTHON=... asks for another interpreter than the environment has.
-version := -c 'import sys; print(*sys.version_info[:2])'
+version := -c 'import sys; print(*sys.version_info[:2])' 2>/dev/null
 ifneq ($(chosen),)
-ifneq ($(shell $(chosen) $(version) 2>&1),$(shell $(BIN)/python $(version) 2>&1))
+ifneq ($(shell $(chosen) $(version)),$(shell $(BIN)/python $(version)))
 .PHONY: $(STAMP)
 remake := yes
 endif

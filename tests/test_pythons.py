@@ -158,6 +158,8 @@ def test_make_says_what_to_install_where_there_is_none(tmp_path: Path) -> None:
     done = make(tmp_path, path=path)
     assert done.returncode == 2
     assert "needs one of Python 3.12 3.11 with venv; got: none on the PATH" in done.stderr
+    asked = make(tmp_path, "PYTHON=python9", path=path)
+    assert asked.stderr.startswith("RobustBEV needs one of Python 3.12 3.11 with venv; got: python9\n")
     assert not (tmp_path / ".venv").exists()
 
 
