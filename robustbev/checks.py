@@ -6,10 +6,11 @@ h and w feature pixels, X and Y cells.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from bev.lift import LiftTable
 from robustbev.config import CameraConfig, ModelConfig
@@ -48,6 +49,28 @@ def check_batch(batch: SensorBatch, config: ModelConfig, device: torch.device) -
         _check_lidar(batch.lidar, _Axes(size, device))
     if batch.radar is not None:
         _check_radar(batch.radar, _Axes(size, device))
+
+
+def check_weights(model: nn.Module) -> None:
+    """ValueError where a parameter is not float32: geometry and decoding are computed in it, and so is what is prepared."""
+    if torch.compiler.is_compiling():
+        return
+    for name, parameter in model.named_parameters():
+        if parameter.dtype != torch.float32:
+            raise ValueError(
+                f"weights: expected float32, got {_name(parameter.dtype)} ({name}): call model.float(); in less than float32 a "
+                'model computes by robustbev.load(..., precision="bfloat16") or torch.autocast'
+            )
+
+
+def check_views(views: Sequence[Tensor], batch_size: int, modalities: Sequence[str]) -> None:
+    """ValueError where a view does not say of each sample and modality whether the fuser may see it."""
+    for view in views:
+        if tuple(view.shape) != (batch_size, len(modalities)) or view.dtype != torch.bool:
+            raise ValueError(
+                f"views: expected bool [{batch_size}, {len(modalities)}] (samples; {', '.join(modalities)}), got "
+                f"{_name(view.dtype)} {list(view.shape)}: draw one for each modality of the model, in this order"
+            )
 
 
 def _check_modality(part: Any, modality: str, config: ModelConfig) -> None:

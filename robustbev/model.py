@@ -16,7 +16,7 @@ from bev.heads import DetectionHead, DetectionLogits, HeatmapHead, decode
 from bev.merge import merge_boxes, no_boxes
 from bev.suppression import one_class_a_place
 from fusion import BEVFeatures, FusedBEV, Fuser, LateFusion, ObjectAlignment
-from robustbev.checks import check_batch
+from robustbev.checks import check_batch, check_views, check_weights
 from robustbev.config import ModelConfig, RigConfig
 from robustbev.detections import Detections
 from robustbev.inference import detect
@@ -153,7 +153,7 @@ class PerceptionModel(nn.Module):
 
         Raises:
             ValueError: a sensor that the rig does not have, more sweeps than it says, or arrays that do not fit; the model is in
-                training mode, or does not know its rig.
+                training mode, does not know its rig, or has weights that are not float32.
             CalibrationError: a calibration that is none.
         """
         check_frame(frame)
@@ -166,8 +166,9 @@ class PerceptionModel(nn.Module):
         """Each modality's grid [B, C, X, Y]; None where the batch has no such modality (nothing is computed).
 
         Raises:
-            ValueError: the batch does not fit the model, see `robustbev.checks.check_batch`.
+            ValueError: the batch does not fit the model, see `robustbev.checks.check_batch`, or the weights are not float32.
         """
+        check_weights(self)
         check_batch(batch, self.config, self.nms_radius_m.device)
         features: dict[str, BEVFeatures | None] = dict.fromkeys(self.config.modalities)
         with self._autocast():
@@ -228,7 +229,9 @@ class PerceptionModel(nn.Module):
         view hides has coverage 0, exactly as if it were absent, while its encoder goes on learning through its auxiliary head
         and the other views. The encoders run once, however many views there are. ValueError as of `encode`.
         """
+        check_weights(self)
         check_batch(batch, self.config, self.nms_radius_m.device)
+        check_views(views or (), batch.batch_size, self.config.modalities)
         features: dict[str, BEVFeatures | None] = dict.fromkeys(self.config.modalities)
         depth_logits = image = None
         if self.camera is not None and batch.cameras is not None:

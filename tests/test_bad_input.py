@@ -289,6 +289,42 @@ def test_what_is_sound_passes(whole: bool) -> None:
         MODEL.perceive(frame)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64], ids=str)
+def test_a_model_of_other_weights_says_so_at_once(dtype: torch.dtype) -> None:
+    """`.half()`, `.bfloat16()`, `.double()`, of the whole or of a part."""
+    for part in ("", "lidar.pillars"):
+        model = tiny_model(rig=RIG.model_dump())
+        model.get_submodule(part).to(dtype)
+        name = str(dtype).removeprefix("torch.")
+        said = rf"weights: expected float32, got {name} \({part}.*call model\.float\(\)"
+        calls: tuple[tuple[Callable[[Any], object], object], ...] = (
+            (model, BATCH),
+            (model.encode, BATCH),
+            (model.training_outputs, BATCH),
+            (model.perceive, FRAME),
+        )
+        for call, argument in calls:
+            with pytest.raises(ValueError, match=said):
+                call(argument)
+        assert model.float()(BATCH).perceived.all()
+
+
+@pytest.mark.parametrize(
+    "view",
+    [
+        torch.ones(2, 2, dtype=torch.bool),
+        torch.ones(1, 3, dtype=torch.bool),
+        torch.ones(3, dtype=torch.bool),
+        torch.ones(2, 3),
+    ],
+)
+def test_a_view_of_other_modalities_is_refused(view: Tensor) -> None:
+    with pytest.raises(
+        ValueError, match=r"views: expected bool \[2, 3\] \(samples; camera, lidar, radar\), got .*: draw one for"
+    ):
+        MODEL.training_outputs(BATCH, [torch.ones(2, 3, dtype=torch.bool), view])
+
+
 def test_a_graph_is_made_without_the_checks() -> None:
     """They look at values, which no graph can hold."""
 

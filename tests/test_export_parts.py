@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ from fusion import BEVFeatures, GatedFusion, MeanFusion
 from fusion.runtime import load as load_artifact
 from robustbev.export import ExportError, Kind, export, export_fuser
 from robustbev.export.check import compare, perception_outputs
+from robustbev.export.interface import OWN_GRID
 from sensors.errors import MissingExtraError
 from tests.exported import noise
 from tests.tiny_model import tiny_config, tiny_model
@@ -254,6 +256,9 @@ def test_a_fuser_of_sensors_of_ones_own_exports(kind: Kind, tmp_path: Path) -> N
     artifact = load_artifact(path)
     assert artifact.part == "fuser"
     assert artifact.manifest["modalities"] == ("thermal", "sonar", "depth")
+    grids = [spec for spec in (*artifact.inputs, *artifact.outputs) if spec.name != "present"]
+    assert {spec.frame for spec in grids} == {OWN_GRID}, "nobody has said which way X and Y point"
+    assert not re.search("forward|left|ahead", Path(f"{path}.json").read_text())
     draw = torch.Generator().manual_seed(0)
     inputs = {s.name: torch.rand([2 if d == "B" else int(d) for d in s.shape], generator=draw) for s in artifact.inputs}
     present = torch.tensor([[True, False, True], [True, True, False]])
@@ -278,8 +283,17 @@ def test_a_fuser_and_what_is_said_of_it_must_agree(tmp_path: Path) -> None:
         ),
         ({"channels": {"thermal": 4, "sonar": 5}}, r"thermal: expected features \[B, 3, X, Y\]"),
         ({"out_channels": 9}, "out_channels: expected 8, which the fuser gives, got 9"),
+        (
+            {"fuser": MeanFusion({"thermal": 3, "sonar": 5}, 8).half()},
+            r"weights: expected float32, got float16 \(tokens\.",
+        ),
     ]
+    named = MeanFusion({"roof.thermal": 3, "sonar": 5}, 8)
+    wrong.append(
+        ({"fuser": named, "channels": named.in_channels}, "expected names of letters, .* got 'roof.thermal': give")
+    )
     sound: dict[str, Any] = {
+        "fuser": fuser,
         "channels": {"thermal": 3, "sonar": 5},
         "out_channels": 8,
         "grid_shape": (7, 9),
@@ -287,7 +301,7 @@ def test_a_fuser_and_what_is_said_of_it_must_agree(tmp_path: Path) -> None:
     }
     for changes, says in wrong:
         with pytest.raises(ValueError, match=says):
-            export_fuser(fuser, tmp_path / "out", **sound | changes)
+            export_fuser(out=tmp_path / "out", **sound | changes)
     assert not (tmp_path / "out").exists()
 
 

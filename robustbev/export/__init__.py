@@ -9,6 +9,7 @@ each has a manifest beside it (`robust.onnx.json`). One artifact serves every su
 
 from __future__ import annotations
 
+import re
 import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -22,10 +23,19 @@ from torch import Tensor
 
 from fusion import BEVFeatures, Fuser
 from fusion.runtime.manifest import SUFFIXES
+from robustbev.checks import check_weights
 from robustbev.export.check import Difference, Tensors, compare, compare_tables, perception_outputs, runner
 from robustbev.export.example import fuser_inputs, masked, random_batch, rig_inputs
 from robustbev.export.graphs import FuserGraph, Graph, ModelGraph, RigGraph, model_inputs, own_copy
-from robustbev.export.interface import ExportError, Interface, fuser_interface, model_interface, rig_interface
+from robustbev.export.interface import (
+    GRID,
+    OWN_GRID,
+    ExportError,
+    Interface,
+    fuser_interface,
+    model_interface,
+    rig_interface,
+)
 from robustbev.export.manifest import Kind, Part, about_fuser, about_model, write_manifest
 from robustbev.export.write import OPSET, need_onnx, trace, write_program
 from robustbev.model import PerceptionModel
@@ -83,7 +93,7 @@ def export(
     about = about_model(copy.config)
     if part == "fuser":
         channels = dict.fromkeys(copy.config.modalities, copy.config.channels)
-        jobs = [_fuser_job(copy.fuser, channels, copy.config.channels, copy.grid.shape)]
+        jobs = [_fuser_job(copy.fuser, channels, copy.config.channels, copy.grid.shape, GRID)]
     else:
         jobs = _model_jobs(copy, *_counts(copy, cameras, lidars, radars))
     return _write_all(jobs, Path(out), name, kind, about)
@@ -122,8 +132,14 @@ def export_fuser(
         raise ValueError(
             f"channels: expected those of {', '.join(fuser.modalities)}, in this order, got {', '.join(channels) or 'none'}"
         )
+    if unfit := [modality for modality in channels if not re.fullmatch(r"[A-Za-z_]\w{0,79}", modality, re.ASCII)]:
+        raise ValueError(
+            f"channels: expected names of letters, digits and _, after which tensors are named, got {unfit[0]!r}: give this "
+            "modality another name"
+        )
+    check_weights(fuser)
     copy = deepcopy(fuser).eval().requires_grad_(False)
-    job = _fuser_job(copy, channels, out_channels, grid_shape)
+    job = _fuser_job(copy, channels, out_channels, grid_shape, OWN_GRID)
     return _write_all([job], Path(out), name, kind, about_fuser(fuser.modalities, grid_shape))
 
 
@@ -206,8 +222,8 @@ def _model_jobs(model: PerceptionModel, cameras: int, lidars: int, radars: int) 
 
 
 @torch.no_grad()
-def _fuser_job(fuser: Fuser, channels: Mapping[str, int], out_channels: int, grid: tuple[int, int]) -> _Job:
-    interface = fuser_interface(fuser, dict(channels), out_channels, grid)
+def _fuser_job(fuser: Fuser, channels: Mapping[str, int], out_channels: int, grid: tuple[int, int], frame: str) -> _Job:
+    interface = fuser_interface(fuser, dict(channels), out_channels, grid, frame)
     trial = fuser_inputs(channels, grid, seed=1, batch_size=3)
     trial["present"][1, -1] = False
     fused = fuser({

@@ -18,6 +18,7 @@ from sensors.frames import SECTORS
 Size = int | str
 REFERENCE = "reference: ego at the sample's time, x forward, y left, z up"
 GRID = "cells of the grid, X forward, Y left"
+OWN_GRID = "cells of the one grid of all modalities; which way X and Y point is the user's"
 
 
 class ExportError(ValueError):
@@ -58,13 +59,20 @@ def model_interface(model: PerceptionModel, cameras: int, lidars: int, radars: i
     return Interface(tuple(inputs), tuple(_model_outputs(model)))
 
 
-def fuser_interface(fuser: Fuser, channels: dict[str, int], out_channels: int, grid: tuple[int, int]) -> Interface:
-    """Of `FuserGraph`; `channels` of each modality by name."""
-    inputs = [spec for name, count in channels.items() for spec in _fuser_inputs(name, count, grid)]
+def fuser_interface(
+    fuser: Fuser, channels: dict[str, int], out_channels: int, grid: tuple[int, int], frame: str
+) -> Interface:
+    """Of `FuserGraph`; `channels` of each modality by name, `frame`: what is known of the grid's axes."""
+    inputs = [spec for name, count in channels.items() for spec in _fuser_inputs(name, count, grid, frame)]
     features = TensorSpec(
-        "features", "float32", ("B", out_channels, *grid), "", GRID, "the fused grid; no perception where coverage is 0"
+        "features",
+        "float32",
+        ("B", out_channels, *grid),
+        "",
+        frame,
+        "the fused grid; no perception where coverage is 0",
     )
-    outputs = (features, *_fused(fuser.modalities, grid))
+    outputs = (features, *_fused(fuser.modalities, grid, frame))
     return Interface((*inputs, _present(fuser.modalities)), outputs)
 
 
@@ -152,25 +160,25 @@ def _present(modalities: tuple[str, ...]) -> TensorSpec:
     )  # fmt: skip
 
 
-def _fuser_inputs(name: str, channels: int, grid: tuple[int, int]) -> Iterator[TensorSpec]:
-    yield TensorSpec(f"{name}_features", "float32", ("B", channels, *grid), "", GRID, f"what the {name} encoder says")
+def _fuser_inputs(name: str, channels: int, grid: tuple[int, int], frame: str) -> Iterator[TensorSpec]:
+    yield TensorSpec(f"{name}_features", "float32", ("B", channels, *grid), "", frame, f"what the {name} encoder says")
     yield TensorSpec(
         f"{name}_coverage",
         "float32",
         ("B", *grid),
         "0 to 1",
-        GRID,
+        frame,
         f"where {name} sees; features are not read where it is 0",
     )
 
 
-def _fused(modalities: tuple[str, ...], grid: tuple[int, int]) -> tuple[TensorSpec, TensorSpec]:
+def _fused(modalities: tuple[str, ...], grid: tuple[int, int], frame: str) -> tuple[TensorSpec, TensorSpec]:
     return (
         TensorSpec(
-            "attention", "float32", ("B", len(modalities), *grid), "0 to 1", GRID,
+            "attention", "float32", ("B", len(modalities), *grid), "0 to 1", frame,
             f"share of each modality: {', '.join(modalities)}",
         ),
-        TensorSpec("coverage", "float32", ("B", *grid), "0 to 1", GRID, "0 where no sensor sees"),
+        TensorSpec("coverage", "float32", ("B", *grid), "0 to 1", frame, "0 where no sensor sees"),
     )  # fmt: skip
 
 
@@ -188,4 +196,4 @@ def _model_outputs(model: PerceptionModel) -> Iterator[TensorSpec]:
     yield TensorSpec(
         "perceived", "bool", ("B",), "", "", "False: no sensor sees anything, which is not that nothing is there"
     )
-    yield from _fused(config.modalities, grid.shape)
+    yield from _fused(config.modalities, grid.shape, GRID)
