@@ -6,7 +6,7 @@ import os
 import signal
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from sensors.processes import deaf_children
@@ -82,11 +82,20 @@ def _begin(limits: dict[str, Any]) -> None:
 
 
 def _end() -> None:
-    """End Ray. Its processes here are deaf to SIGTERM, for which Ray would wait a second each before it kills them."""
+    """End Ray with all its processes here: deaf to SIGTERM, they would cost Ray a second each before it kills them."""
+    import psutil  # comes with Ray
     import ray
 
-    node = getattr(ray._private.worker, "_global_node", None)
-    for information in getattr(node, "all_processes", {}).values():
-        for each in information:
-            each.process.terminate = each.process.kill
+    node = getattr(
+        ray._private.worker, "_global_node", None
+    )  # None: another process has begun the cluster, or nobody has
+    begun = [each.process for group in getattr(node, "all_processes", {}).values() for each in group]
+    below = []
+    for process in begun:
+        process.terminate = process.kill
+        with suppress(psutil.Error):
+            below += psutil.Process(process.pid).children(recursive=True)
     ray.shutdown()
+    for child in below:  # agents of Ray's that would look for it for a minute more
+        with suppress(psutil.Error):
+            child.kill()
