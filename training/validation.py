@@ -6,7 +6,7 @@ Measured is what lies on the disk, read anew: the model that whoever loads the c
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
@@ -17,7 +17,6 @@ import torch
 import robustbev
 from sensors.extras import require
 from sensors.processes import ProcessesError
-from training.batch import TrainingBatch
 from training.best import Measured, best_of, keep_best
 from training.callbacks import Callback
 from training.checkpoint import CheckpointWriteError
@@ -100,7 +99,7 @@ class Validation(Callback):
             return work()
         except _Stopped:
             return None
-        except (RuntimeError, ProcessesError):
+        except ProcessesError:
             if self.stop():
                 return None
             raise
@@ -124,14 +123,7 @@ class Validation(Callback):
     def _predict_batches(self, model: robustbev.PerceptionModel, loader: SampleLoader) -> dict[str, Predictions]:
         tokens = loader.reader.tokens[: self.config.evaluation.limit]
         count = len(range(self.peers.rank, len(tokens), self.peers.world_size))
-
-        def batches() -> Iterator[TrainingBatch]:
-            for batch in loader.epoch(0):
-                if self.stop():
-                    raise _Stopped
-                yield batch
-
-        return predict_subsets(model, batches(), self._subsets, limit=count, progress=self._show, total=count)
+        return predict_subsets(model, loader.epoch(0), self._subsets, limit=count, progress=self._show, total=count)
 
     def _score(self, parts: Sequence[dict[str, Predictions]]) -> dict[str, SubsetResult]:
         merged = {subset: Predictions() for subset in self._subsets}
@@ -140,7 +132,8 @@ class Validation(Callback):
                 merged[subset].boxes.update(found.boxes)
                 merged[subset].no_perception.extend(found.no_perception)
         reader = open_reader(self.config.data, self.config.model, self._split)
-        return score_subsets(merged, self.config.model, reader, self.files.validation_files, self.config.evaluation)
+        folder, evaluation = self.files.validation_files, self.config.evaluation
+        return score_subsets(merged, self.config.model, reader, folder, evaluation, self._show)
 
     def _settle(self, checkpoint: Path, step: int, results: Results) -> None:
         """Keep the figures, and the model if it is the best one. The row that marks the step as measured comes last."""
@@ -184,5 +177,7 @@ class Validation(Callback):
         return True
 
     def _show(self, what: str, done: int, total: int | None) -> None:
-        if self.progress is not None and total is not None:
+        if self.stop():
+            raise _Stopped
+        if self.progress is not None and what == "perceive" and total is not None:
             self.progress("validate", min(done, total - 1), total)  # the last one is done when all are scored

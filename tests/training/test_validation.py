@@ -5,7 +5,6 @@ from __future__ import annotations
 import sqlite3
 import threading
 from collections.abc import Callable, Sequence
-from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ import robustbev
 import training.validation
 from robustbev.checkpoints import find_checkpoint
 from sensors.nuscenes_index import build_index
+from sensors.processes import ProcessesError
 from tests.small_nuscenes import SmallNuScenes
 from training.best import best_of
 from training.checkpoint import CheckpointWriteError
@@ -320,10 +320,10 @@ def test_scoring_that_a_signal_ended_is_done_again_and_what_else_ends_it_is_an_e
     def score(*_: Any) -> None:
         nonlocal asked
         asked = True
-        raise BrokenProcessPool("a process in the pool was terminated")
+        raise ProcessesError("a process was killed")
 
     monkeypatch.setattr(training.validation, "score_subsets", score)
     assert measure_with(run, path, [lambda: asked, never]) == [False, False]
     assert rows(run) == []
-    with pytest.raises(BrokenProcessPool):
+    with pytest.raises(ProcessesError):
         Validation(run, RunFiles(run.run_dir), Alone(), torch.device("cpu"), never)(path, 3)
