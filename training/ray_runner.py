@@ -151,9 +151,9 @@ def _trainer(work: Work, config: RunConfig, files: RunFiles) -> Any:
     # Ray's list names checkpoints that have been pruned since, and it then refuses to begin. `latest` is what counts.
     (files.root / _SNAPSHOT).unlink(missing_ok=True)
     runner, cuda = config.runner, config.runner.use_cuda
-    if cuda and ray.cluster_resources().get("GPU", 0) < 1:
-        raise RunError("runner.device: cuda, but Ray found no GPU; expected one, or runner.device=cpu")
-    cpus = runner.cpus_per_worker or ray.cluster_resources().get("CPU", 1.0) / runner.workers
+    there = ray.cluster_resources()
+    cpus = runner.cpus_per_worker or there.get("CPU", 1.0) / runner.workers
+    _check_room(config, cpus, there)
     settings = {"config": config.model_dump_json(), "threads": max(1, int(cpus)), "cuda": cuda, "work": work}
     return TorchTrainer(
         work_on_ray,
@@ -169,6 +169,20 @@ def _trainer(work: Work, config: RunConfig, files: RunFiles) -> Any:
             checkpoint_config=train.CheckpointConfig(num_to_keep=runner.checkpoint.keep),
         ),
     )
+
+
+def _check_room(config: RunConfig, cpus: float, there: Mapping[str, float]) -> None:
+    """RunError where Ray would wait for ever for what this machine does not have; a cluster may grow."""
+    runner = config.runner
+    if runner.use_cuda and there.get("GPU", 0) < 1:
+        raise RunError("runner.device: cuda, but Ray found no GPU; expected one, or runner.device=cpu")
+    wanted = {"CPU": cpus * runner.workers, "GPU": float(runner.workers if runner.use_cuda else 0)}
+    for what, count in wanted.items():
+        if runner.address is None and count > there.get(what, 0.0) + 1e-6:
+            raise RunError(
+                f"runner.workers={runner.workers}: together they want {count:g} {what}s, and this machine has "
+                f"{there.get(what, 0.0):g}; use fewer, or a smaller runner.cpus_per_worker"
+            )
 
 
 def work_on_ray(settings: Mapping[str, Any]) -> None:

@@ -7,6 +7,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -23,7 +24,7 @@ from training.history import read_history
 from training.loop import NonFiniteLossError, Outcome, train
 from training.progress import Bars, TrainingProgress
 from training.random_state import step_generator
-from training.ray_runner import fit, work_on_ray
+from training.ray_runner import _check_room, fit, work_on_ray
 from training.ray_session import ray_session
 from training.run_files import RunError, RunFiles
 from training.worker import Post, standard_callbacks
@@ -166,6 +167,33 @@ def test_ranks_that_lack_other_sensors_take_the_same_steps(tmp_path: Path) -> No
     for encoder in ("lidar.", "radar."):
         learned = [value.any() for name, value in first["gradients"].items() if name.startswith(encoder)]
         assert all(learned), f"{encoder} is on one rank alone"
+
+
+@pytest.mark.parametrize(
+    ("workers", "cpus", "device", "there", "said"),
+    [
+        (2, 0.5, "cpu", {"CPU": 1.0}, None),
+        (7, 2 / 7, "cpu", {"CPU": 2.0}, None),
+        (2, 2.0, "cpu", {"CPU": 2.0}, "runner.workers=2: together they want 4 CPUs, and this machine has 2"),
+        (2, 0.5, "cuda", {"CPU": 2.0}, "runner.device: cuda, but Ray found no GPU"),
+        (
+            3,
+            0.5,
+            "cuda",
+            {"CPU": 2.0, "GPU": 2.0},
+            "runner.workers=3: together they want 3 GPUs, and this machine has 2",
+        ),
+    ],
+)
+def test_workers_that_this_machine_cannot_hold_are_refused(
+    tmp_path: Path, workers: int, cpus: float, device: str, there: dict[str, float], said: str | None
+) -> None:
+    config = run_config(tmp_path, "large")
+    config = config.model_copy(
+        update={"runner": config.runner.model_copy(update={"workers": workers, "device": device})}
+    )
+    with nullcontext() if said is None else pytest.raises(RunError, match=said):
+        _check_room(config, cpus, there)
 
 
 def test_what_a_worker_finds_wrong_is_handed_on_and_not_tried_again(tmp_path: Path) -> None:
