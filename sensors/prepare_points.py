@@ -23,6 +23,7 @@ from sensors.frames import SECTORS, LidarSweep, RadarSweep, SensorFrame, azimuth
 if TYPE_CHECKING:
     from sensors.prepare import Preparation
 
+_NEAREST_M = 0.1  # nearer than any sensor sees lie only the zeros of a buffer that was not written
 Float32 = NDArray[np.float32]
 Mask = NDArray[np.bool_]
 
@@ -36,6 +37,7 @@ class DroppedPoints:
     lidar_outside: int = 0  # outside the grid or its height range; they travel along where `Preparation.keep_outside`
     radar_not_finite: int = 0
     radar_outside: int = 0
+    radar_near: int = 0  # at the radar itself
     lidar_dead_sector: int = 0  # in a sector that `SensorFrame.lidar_sectors` says delivers nothing
 
     def __add__(self, other: DroppedPoints) -> DroppedPoints:
@@ -131,7 +133,7 @@ def _cloud(sweep: LidarSweep, min_range_m: float, sectors: Mask | None) -> Cloud
     xyz, intensity = np.ascontiguousarray(sweep.points[:, :3].T), sweep.points[:, 3]
     with np.errstate(invalid="ignore", over="ignore"):
         finite = np.isfinite(xyz[0] + xyz[1] + xyz[2] + intensity)  # a sum finds NaN and infinity in any of them
-        far = xyz[0] ** 2 + xyz[1] ** 2 >= min_range_m**2
+        far = xyz[0] ** 2 + xyz[1] ** 2 >= max(min_range_m, _NEAREST_M) ** 2
     keep = np.flatnonzero(finite & far)
     bad = len(finite) - int(finite.sum())
     dropped = DroppedPoints(lidar_not_finite=bad, lidar_near=len(finite) - bad - len(keep))
@@ -224,17 +226,21 @@ def radar_poses(frame: SensorFrame, merged: Merged, preparation: Preparation, be
 def _radar_sweep(sweep: RadarSweep, now_us: int, preparation: Preparation, bev_change: FloatArray) -> _Sweep:
     transform = bev_change @ sweep.reference_T_radar
     with np.errstate(invalid="ignore", over="ignore"):
-        finite = sweep.points[np.isfinite(sweep.points.sum(axis=1))]
-    xyz = apply(transform, finite[:, :3])
+        is_finite = np.isfinite(sweep.points.sum(axis=1))
+        far = np.abs(sweep.points[:, :2]).max(axis=1, initial=0) >= _NEAREST_M
+    usable = sweep.points[is_finite & far]
+    xyz = apply(transform, usable[:, :3])
     inside = _inside(xyz.T, preparation, radar_heights_m(preparation.z_range_m))
     kept = np.arange(len(inside)) if preparation.keep_outside else np.flatnonzero(inside)
     points = np.empty((len(kept), 7), np.float32)
     points[:, :3] = xyz[kept]
-    points[:, 3] = finite[kept, 3]
-    points[:, 4:6] = finite[kept, 4:6] @ transform[:2, :2].T.astype(np.float32)  # a vector in the sensor's x-y plane
+    points[:, 3] = usable[kept, 3]
+    points[:, 4:6] = usable[kept, 4:6] @ transform[:2, :2].T.astype(np.float32)  # a vector in the sensor's x-y plane
     points[:, 6] = (now_us - sweep.time_us) * 1e-6
     dropped = DroppedPoints(
-        radar_not_finite=len(sweep.points) - len(finite), radar_outside=len(inside) - int(inside.sum())
+        radar_not_finite=int((~is_finite).sum()),
+        radar_near=int((is_finite & ~far).sum()),
+        radar_outside=len(inside) - int(inside.sum()),
     )
     return _Sweep(sweep.channel, points, len(sweep.points), dropped)
 

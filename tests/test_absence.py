@@ -45,9 +45,9 @@ _NO_NUMBER = st.sampled_from([np.nan, np.inf, -np.inf])
 
 
 @st.composite
-def unusable_points(draw: st.DrawFn, columns: int, near: bool) -> Cloud:
+def unusable_points(draw: st.DrawFn, columns: int, near_m: float) -> Cloud:
     """[P, columns] of which each is, in its own way, none that the tiny model's grid of 24.8 m could hold."""
-    ways = ["no number", "far", "millimetres", "high", *(["vehicle", "zero"] if near else [])]
+    ways = ["no number", "far", "millimetres", "high", "vehicle", "zero"]
     rows = []
     for way in draw(st.lists(st.sampled_from(ways), max_size=12)):
         row = [draw(_COORDINATE) for _ in range(columns)]
@@ -61,7 +61,7 @@ def unusable_points(draw: st.DrawFn, columns: int, near: bool) -> Cloud:
             case "high":
                 row[2] = draw(st.sampled_from([-1, 1])) * draw(st.floats(30, 1e5, width=32))
             case "vehicle":
-                row[:2] = [draw(st.floats(-0.5, 0.5, width=32)) for _ in range(2)]
+                row[:2] = [draw(st.floats(-near_m, near_m, width=32)) for _ in range(2)]
             case _:
                 row = [0.0] * columns
         rows.append(row)
@@ -70,7 +70,7 @@ def unusable_points(draw: st.DrawFn, columns: int, near: bool) -> Cloud:
 
 @st.composite
 def unusable_lidar(draw: st.DrawFn) -> tuple[LidarSweep, ...]:
-    clouds = draw(st.lists(unusable_points(5, near=True), max_size=3))
+    clouds = draw(st.lists(unusable_points(5, near_m=0.5), max_size=3))
     return tuple(LidarSweep("LIDAR_TOP", c, POSE, FRAME.time_us - 50_000 * i) for i, c in enumerate(clouds))
 
 
@@ -95,7 +95,7 @@ def test_a_lidar_without_a_usable_point_is_no_lidar(lidar: tuple[LidarSweep, ...
 
 
 @settings(deadline=None, max_examples=50)
-@given(clouds=st.lists(unusable_points(6, near=False), min_size=1, max_size=3))
+@given(clouds=st.lists(unusable_points(6, near_m=0.0625), min_size=1, max_size=3))
 def test_a_radar_without_a_usable_point_is_no_radar(clouds: list[Cloud]) -> None:
     assert FRAME.radar is not None
     others = tuple(sweep for sweep in FRAME.radar if sweep.channel != "RADAR_2")
@@ -111,6 +111,13 @@ def test_a_radar_without_a_usable_point_is_no_radar(clouds: list[Cloud]) -> None
 def test_no_picture_at_all_is_no_camera(cameras: tuple[None, ...]) -> None:
     prepared = assert_prepared_alike(replace(FRAME, cameras=cameras), replace(FRAME, cameras=None))
     assert list(prepared.absent) == list(CAMERA_CHANNELS)
+
+
+def test_zeros_are_no_points_whatever_the_least_range() -> None:
+    zeros = (LidarSweep("LIDAR_TOP", np.zeros((7, 5), np.float32), POSE, FRAME.time_us),)
+    prepared = prepare(replace(FRAME, lidar=zeros), replace(WANTED, lidar_min_range_m=0.0))
+    assert prepared.lidar is None
+    assert prepared.dropped.lidar_near == 7
 
 
 def test_one_usable_point_in_any_sweep_is_a_lidar() -> None:
