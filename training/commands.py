@@ -129,8 +129,12 @@ def train(config: ConfigFile, settings: Settings = None, fresh: Fresh = False) -
     from training.progress import Bars
     from training.run import run_training
     from training.run_files import RunFiles
+    from training.sending import send_rest
 
-    if not fresh and RunFiles(run.run_dir).is_complete(run):
+    files = RunFiles(run.run_dir)
+    if not fresh and files.is_complete(run):
+        if run.tracking.enabled:
+            send_rest(files.mlflow)
         print(f"{run.run_dir} is complete: nothing to do. To train again: --fresh, or another name=...")
         return
     with Bars() as bars:
@@ -143,7 +147,7 @@ def train(config: ConfigFile, settings: Settings = None, fresh: Fresh = False) -
         )
         raise typer.Exit(INTERRUPTED)
     print(f"trained {outcome.step} steps; the model is in {outcome.checkpoint}")
-    best = best_of(RunFiles(run.run_dir).checkpoints)
+    best = best_of(files.checkpoints)
     if best is not None:
         link, measured = best
         print(f"the best one, {measured} ({', '.join(measured.subsets)}), is {link}")

@@ -24,6 +24,10 @@ _OUTBOX_TAG = "robustbev.outbox"  # whose rows a run holds: one that was made an
 _NAME_LENGTH, _VALUE_LENGTH, _PARAMETERS_A_CALL = 250, 500, 100  # what MLflow takes
 
 
+class TrackingWarning(UserWarning):
+    """MLflow is away, or does not have something any more."""
+
+
 @dataclass(frozen=True)
 class RunPlan:
     """What a run in MLflow is made from."""
@@ -102,7 +106,7 @@ def send_rows(client: MlflowClient, run_id: str, rows: Sequence[Row], folder: Pa
             if path.is_file():
                 client.log_artifact(run_id, str(path), row["folder"])
             else:
-                warnings.warn(f"{path} is not there any more; MLflow does not get it", stacklevel=2)
+                warnings.warn(f"{path} is not there any more; MLflow does not get it", TrackingWarning, stacklevel=2)
         elif row.get("status") == "RUNNING":
             client.update_run(run_id, status="RUNNING")
         elif "status" in row:
@@ -131,6 +135,7 @@ def _experiment(client: MlflowClient, plan: RunPlan) -> str:
     if name != plan.experiment:
         warnings.warn(
             f"the experiment {plan.experiment} was deleted in MLflow; the run {plan.name} goes to the experiment {name}",
+            TrackingWarning,
             stacklevel=2,
         )
     if found is not None:

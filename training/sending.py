@@ -84,6 +84,7 @@ class Sending:
             warnings.warn(
                 f"MLflow ({self._run.uri}) takes nothing at the moment ({short(error)}); the work goes on, its figures are kept "
                 f"in {self._run.outbox.path} and sent later",
+                store.TrackingWarning,
                 stacklevel=2,
             )
         self._error = error
@@ -102,6 +103,13 @@ def send_now(run: MLflowRun, patience_s: float = 10.0) -> None:
             pass
     except MissingExtraError as error:
         _warn_of_left(run, str(error))
+
+
+def send_rest(run_file: Path) -> None:
+    """Send what MLflow has not taken of a run that `MLflowRun.start` noted in a file; nothing where there is none."""
+    run = MLflowRun.open(run_file)
+    if run is not None:
+        send_now(run)
 
 
 def log_report(
@@ -138,6 +146,7 @@ def _warn_of_left(run: MLflowRun, why: str) -> None:
         warnings.warn(
             f"MLflow ({run.uri}) has not taken {left} rows of figures and files yet: {why}. They are kept in "
             f"{run.outbox.path}, and the next command on this run (train, evaluate, show) sends them",
+            store.TrackingWarning,
             stacklevel=3,
         )
 
@@ -162,9 +171,8 @@ def deliver(run: MLflowRun, allow: Allow = lambda seconds: None) -> bool:
                 return True
             lost = run.run_id
             run.begin(client)
-            warnings.warn(
-                f"the run {lost} was deleted in MLflow ({run.uri}); {run.run_id} takes its place", stacklevel=2
-            )
+            message = f"the run {lost} was deleted in MLflow ({run.uri}); {run.run_id} takes its place"
+            warnings.warn(message, store.TrackingWarning, stacklevel=2)
 
 
 def _deliver_to(client: MlflowClient, run: MLflowRun, allow: Allow) -> bool:
@@ -193,7 +201,8 @@ def _send_each(client: MlflowClient, run_id: str, rows: Sequence[Row], folder: P
         except store.store_errors() as error:
             if not store.is_refused(error):
                 raise
-            warnings.warn(f"MLflow refuses a row, which is left out: {short(error)}; the row is {row}", stacklevel=2)
+            message = f"MLflow refuses a row, which is left out: {short(error)}; the row is {row}"
+            warnings.warn(message, store.TrackingWarning, stacklevel=2)
 
 
 def batches(pending: Sequence[tuple[int, Row]]) -> Iterator[tuple[int, list[Row]]]:

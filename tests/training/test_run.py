@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import save_file
+from typer.testing import CliRunner
 
 pytest.importorskip("mlflow")
 
@@ -21,9 +22,12 @@ from robustbev.checkpoints import find_checkpoint
 from sensors.nuscenes import NuScenesReader
 from sensors.nuscenes_index import build_index
 from tests.small_nuscenes import SmallNuScenes
+from tests.tracked import tracked
 from training.checkpoint import CheckpointWriteError
+from training.commands import app
 from training.config import RunConfig
 from training.history import read_history
+from training.mlflow_store import TrackingWarning
 from training.progress import Bars
 from training.run import absolute_paths, run_training
 from training.run_files import RunError, RunFiles
@@ -253,3 +257,12 @@ def test_paths_become_absolute_everywhere(monkeypatch: pytest.MonkeyPatch, tmp_p
     assert moved.init_from == tmp_path / "a"
     assert moved.data.nuscenes.root == tmp_path / "data" / "nuscenes"
     assert moved.data.nuscenes.index_dir is None
+
+
+def test_train_on_a_complete_run_sends_what_mlflow_has_not_taken(whole: RunConfig) -> None:
+    files = RunFiles(whole.run_dir)
+    with tracked(files) as outbox:
+        outbox.metrics({"loss": 1.0}, 1)
+        with pytest.warns(TrackingWarning, match=r"has not taken 1 rows .*refused"):
+            done = CliRunner().invoke(app, ["train", "--config", str(files.config), "tracking.enabled=true"])
+    assert "is complete" in done.output

@@ -23,6 +23,7 @@ from mlflow import MlflowClient
 from training import mlflow_store
 from training.callbacks import StepRecord
 from training.history import History
+from training.mlflow_store import TrackingWarning
 from training.outbox import Outbox
 from training.sending import Sending, deliver, send_now
 from training.tracking import MLflowRun, TrackingError, TrackSteps
@@ -145,7 +146,7 @@ def test_a_server_that_fails_is_said_once_and_asked_again(tmp_path: Path, server
     run = known_run(tmp_path / "run", server.uri)
     server.mode = mode
     with pytest.warns(
-        UserWarning, match=r"takes nothing at the moment .* kept in .*outbox\.jsonl and sent later"
+        TrackingWarning, match=r"takes nothing at the moment .* kept in .*outbox\.jsonl and sent later"
     ) as warned:
         work_while_it_mends(server, run)
     assert len(warned) == 1
@@ -158,7 +159,9 @@ def test_the_end_waits_for_a_hanging_server_no_longer_than_said_and_the_next_com
     run = known_run(tmp_path / "run", server.uri)
     server.mode = "hang"
     run.outbox.metrics({"loss": 1.0}, 1)
-    with pytest.warns(UserWarning, match=r"has not taken \d rows .* it does not answer.* the next command on this run"):
+    with pytest.warns(
+        TrackingWarning, match=r"has not taken \d rows .* it does not answer.* the next command on this run"
+    ):
         send_now(run, patience_s=0.2)
     server.mode = "answer"
     server.go_on.set()
@@ -207,7 +210,7 @@ def test_a_locked_database_holds_nothing_up(store: Path) -> None:
     with sqlite3.connect(store / "mlflow.db") as database:
         database.execute("begin exclusive")
         run.outbox.metrics({"loss": 1.0}, 1)
-        with pytest.warns(UserWarning, match="has not taken 1 rows"):
+        with pytest.warns(TrackingWarning, match="has not taken 1 rows"):
             send_now(run, patience_s=0.2)
     send_now(run)
     assert run.left() == []
@@ -222,7 +225,7 @@ def test_a_run_that_is_deleted_while_it_trains_begins_anew_with_everything(store
     client = mlflow_store.open_store(run.uri)
     client.delete_run(lost)
     run.outbox.metrics({"loss": 1.0}, 2)
-    with pytest.warns(UserWarning, match=f"the run {lost} was deleted in MLflow .*{run.uri}"):
+    with pytest.warns(TrackingWarning, match=f"the run {lost} was deleted in MLflow .*{run.uri}"):
         send_now(run)
     assert run.run_id != lost
     assert rows(store, "select step, value from metrics where run_uuid = ?", run.run_id) == [(1, 2.0), (2, 1.0)]
@@ -237,9 +240,14 @@ def test_an_experiment_that_was_deleted_stays_so_and_another_takes_its_place(sto
     (experiment,) = rows(store, "select experiment_id from experiments where name = 'gone'")
     client.delete_experiment(str(experiment[0]))
     run.outbox.metrics({"loss": 1.0}, 1)
-    with pytest.warns(UserWarning, match="the experiment gone was deleted in MLflow; .* goes to the experiment gone-2"):
+    with (
+        pytest.warns(TrackingWarning, match="the run .* was deleted in MLflow"),
+        pytest.warns(
+            TrackingWarning, match="the experiment gone was deleted in MLflow; .* goes to the experiment gone-2"
+        ),
+    ):
         send_now(run)
-    with pytest.warns(UserWarning, match="gone-2"):
+    with pytest.warns(TrackingWarning, match="gone-2"):
         other = start(store / "two", uri(store), experiment="gone")
     query = "select e.name from experiments e join runs r on e.experiment_id = r.experiment_id where run_uuid = ?"
     assert rows(store, query, run.run_id) == rows(store, query, other.run_id) == [("gone-2",)]
@@ -252,7 +260,7 @@ def test_what_mlflow_refuses_is_named_and_holds_up_nothing_behind_it(store: Path
     run.outbox.metrics({"../outside": 1.0}, 1)
     run.outbox.metrics({"after": 1.0, "class" * 100: 2.0}, 1)
     run.outbox.files([store / "refused" / "no such file"], "tables")
-    with pytest.warns(UserWarning, match="MLflow") as warned:
+    with pytest.warns(TrackingWarning, match="MLflow") as warned:
         send_now(run)
     said = [str(warning.message) for warning in warned]
     assert len(said) == 2

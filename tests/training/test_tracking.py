@@ -9,6 +9,7 @@ import pytest
 from sensors.errors import MissingExtraError
 from sensors.extras import require
 from training.callbacks import StepRecord
+from training.mlflow_store import TrackingWarning
 from training.sending import send_now
 from training.tracking import MLflowRun, TrackingError, TrackSteps, absolute_uri, default_uri, git_commit
 
@@ -84,7 +85,7 @@ def test_a_run_that_the_store_has_lost_begins_anew(store: Path) -> None:
     with sqlite3.connect(store / "mlflow.db") as database:
         for table in ("metrics", "latest_metrics", "params", "tags", "runs"):
             database.execute(f"delete from {table} where run_uuid = ?", (run.run_id,))
-    with pytest.warns(UserWarning, match=f"the run {lost} was deleted in MLflow .* takes its place"):
+    with pytest.warns(TrackingWarning, match=f"the run {lost} was deleted in MLflow .* takes its place"):
         send_now(start(store))
     assert run.run_id != lost
     assert rows(store, f"select key, value from metrics where run_uuid = '{run.run_id}' and key = 'a'") == [("a", 1.0)]
