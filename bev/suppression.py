@@ -104,7 +104,8 @@ def footprint_iou(a: Boxes, b: Boxes) -> Tensor:
         path = _clipped(path, axis, size_m / 2)
     (x, y), (next_x, next_y) = path.unbind(-1), path.roll(-1, dims=1).unbind(-1)
     intersection = (x * next_y - y * next_x).sum(-1).abs() / 2
-    return intersection / (a.size_m[:, :2].prod(-1) + b.size_m[:, :2].prod(-1) - intersection)
+    union = a.size_m[:, :2].prod(-1) + b.size_m[:, :2].prod(-1) - intersection
+    return (intersection / union).clamp(max=1.0)  # of equal outlines, rounding gives more
 
 
 def _clipped(path: Tensor, axis: int, half_m: Tensor) -> Tensor:

@@ -122,6 +122,14 @@ def test_overlap_is_that_of_the_outlines(a: tuple[float, ...], b: tuple[float, .
     assert footprint_iou(second, first).item() == pytest.approx(expected, abs=1e-3)
 
 
+def test_equal_outlines_overlap_by_no_more_than_all() -> None:
+    """Classes that peak in one cell have one box there; a limit of 1 keeps them all."""
+    boxes = random_boxes(1, 2000)[0]
+    overlap = footprint_iou(boxes, boxes)
+    assert (overlap <= 1).all()
+    torch.testing.assert_close(overlap, torch.ones(2000), atol=1e-3, rtol=0)
+
+
 def test_of_one_vehicle_found_as_three_kinds_the_best_stays() -> None:
     """As the head finds it: the cells of the peaks are neighbours, and what they regress is nearly one box."""
     of_it = [(20.0, 3.0, 2.9, 9.0, 0.3, 1), (20.6, 3.2, 2.8, 9.8, 0.33, 2), (19.5, 2.9, 2.9, 10.4, 0.28, 3)]
