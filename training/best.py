@@ -66,6 +66,10 @@ def keep_best(checkpoint: Path, measured: Measured, finish: Callable[[Path], obj
     """
     checkpoints = checkpoint.parent
     link, final = checkpoints / _LINK, checkpoints / f"{BEST_PREFIX}{measured.step:08d}"
+    if link.resolve() == final.resolve():  # the same weights, measured in another way
+        finish(final)
+        write_json(final / _NOTE, asdict(measured))
+        return link
     partial = checkpoints / f".partial-{final.name}"
     pointer = checkpoints / f".partial-{_LINK}"
     try:
@@ -76,8 +80,6 @@ def keep_best(checkpoint: Path, measured: Measured, finish: Callable[[Path], obj
         finish(partial)
         write_json(partial / _NOTE, asdict(measured))
         sync_folder(partial)
-        if link.resolve() == final.resolve():  # the same weights, measured in another way
-            link.unlink()
         shutil.rmtree(final, ignore_errors=True)
         partial.rename(final)
         pointer.unlink(missing_ok=True)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+import training.best
 from robustbev.checkpoints import find_checkpoint, step_of
 from training.best import Measured, best_of, keep_best
 from training.checkpoint import CheckpointStore
@@ -60,6 +61,21 @@ def test_a_better_one_takes_its_place_and_nothing_is_left_over(tmp_path: Path) -
     assert sorted(path.name for path in tmp_path.glob("*best*")) == ["best", "best-00000004"]
     again = keep_best(tmp_path / "step-00000004", measured(4, 0.7, samples=9), lambda copy: None)
     assert best_of(tmp_path) == (again, measured(4, 0.7, samples=9))
+
+
+def test_the_same_model_measured_anew_is_there_all_the_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    link = keep(tmp_path, 2)
+
+    def moved(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(training.best, "write_json", lambda path, content: path.write_text(json.dumps(content)))
+        for name in ("unlink", "rename", "replace"):
+            patch.setattr(Path, name, moved)
+        keep_best(tmp_path / "step-00000002", measured(2, 0.7, samples=9), lambda copy: None)
+    assert best_of(tmp_path) == (link, measured(2, 0.7, samples=9))
+    assert (link / "model.safetensors").read_text() == "weights of step 2"
 
 
 def test_what_cannot_be_written_leaves_the_one_before(tmp_path: Path) -> None:
