@@ -188,13 +188,15 @@ def _key(job: Job, checkpoint: Path) -> dict[str, Any]:
     """What the figures depend on, beside the run's configuration: while it stays the same they are not computed again."""
     settings = job.config.evaluation.model_dump(mode="json", exclude={"processes", "batch_size"})
     device = "cuda" if job.config.runner.use_cuda else "cpu"
+    # Who shares jobs out to a cluster may have no GPU: what its workers take is not known there, and they look again.
+    known = device == "cpu" or torch.cuda.is_available()
     return {
         "checkpoint": checkpoint.name,
         "written": (checkpoint / "model.safetensors").stat().st_mtime_ns,
         "data_id": open_index(job.config.data.nuscenes).meta.data_id,
         "evaluation": settings,
         "code": code_digest(),
-        "precision": robustbev.choose_precision(settings["precision"], device).name,
+        "precision": robustbev.choose_precision(settings["precision"], device).name if known else None,
     }
 
 

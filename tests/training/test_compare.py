@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 
 pytest.importorskip("mlflow")
@@ -179,6 +180,17 @@ def test_a_job_waits_for_what_a_dead_one_left_running(files: list[Path], monkeyp
     monkeypatch.setattr(training.compare_jobs, "_BUSY_SECONDS", -1.0)
     tries.clear()
     assert "another process works" in run_job(job, Bars(), lambda: False).message
+
+
+def test_who_shares_out_jobs_for_gpus_needs_none(
+    files: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (job, *_) = plan_jobs(read_entries(files, ["runner.device=cuda"]), (0,), "c")
+    (tmp_path / "model.safetensors").touch()
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    key = training.compare_jobs._key(job, tmp_path)
+    assert key["precision"] is None
+    assert key["evaluation"]["precision"] == "auto"
 
 
 def test_a_faulty_data_set_is_told_before_any_job(files: list[Path], tmp_path: Path) -> None:
