@@ -75,10 +75,12 @@ def test_its_processes_end_with_a_trainer_that_is_killed(
     monkeypatch.setattr(torch_worker, "MP_STATUS_CHECK_INTERVAL", 0.2)  # how often they look; 5 s otherwise
     trainer = os.fork()
     if not trainer:
-        begun = loader(small_nuscenes)
-        next(begun.epoch(0))
-        (tmp_path / "pids").write_text(" ".join(str(process.pid) for process in begun._processes))
-        os.kill(os.getpid(), signal.SIGKILL)
+        try:
+            begun = loader(small_nuscenes, timeout_s=30)
+            next(begun.epoch(0))
+            (tmp_path / "pids").write_text(" ".join(str(process.pid) for process in begun._processes))
+        finally:  # whatever happens, this copy of the test's process must not go on
+            os.kill(os.getpid(), signal.SIGKILL)
     os.waitpid(trainer, 0)
     workers = [Path(f"/proc/{pid}") for pid in (tmp_path / "pids").read_text().split()]
     assert len(workers) == 2
