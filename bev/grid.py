@@ -87,9 +87,8 @@ class BEVGrid:
         inside = (x_m >= self.x_min_m) & (x_m < self.x_max_m) & (y_m >= self.y_min_m) & (y_m < self.y_max_m)
         ix = ((x_m - self.x_min_m) / self.cell_m).floor().clamp(0, x_cells - 1)
         iy = ((y_m - self.y_min_m) / self.cell_m).floor().clamp(0, y_cells - 1)
-        return torch.where(
-            inside, ix * y_cells + iy, self.num_cells
-        ).long()  # NaN is outside, and never becomes a number
+        # NaN is outside, and so never becomes an integer.
+        return torch.where(inside, ix * y_cells + iy, self.num_cells).long()
 
     def centers_m(self, device: torch.device | None = None) -> Tensor:
         """[X, Y, 2] float32, the cell centres in metres."""

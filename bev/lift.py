@@ -278,9 +278,7 @@ def lift_splat(context: Tensor, depth: Tensor, table: LiftTable) -> Tensor:
     samples, _, x_cells, y_cells = table.visible.shape
     channels, bins = context.shape[-1], depth.shape[-1]
     pixels, probabilities = context.reshape(-1, channels).float(), depth.reshape(-1).float()
-    if (
-        torch.compiler.is_compiling()
-    ):  # which sees through embedding_bag, but not through a backward pass written by hand
+    if torch.compiler.is_compiling():  # which sees through embedding_bag, but not through a backward pass of our own
         canvas = _weighted_sums(pixels, table.entry // bins, table.offsets, probabilities.index_select(0, table.entry))
     else:
         canvas = _Splat.apply(pixels, probabilities, bins, table)  # type: ignore[no-untyped-call]

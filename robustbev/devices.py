@@ -18,12 +18,8 @@ def usable_device(device: str | torch.device) -> torch.device:
     try:
         found = torch.device(device)
         torch.zeros(1, device=found)
-    except (
-        RuntimeError,
-        AssertionError,
-        TypeError,
-        ValueError,
-    ) as error:  # torch has one of them for each kind of device
+    # torch has one of them for each kind of device
+    except (RuntimeError, AssertionError, TypeError, ValueError) as error:
         reason = str(error).partition("\n")[0].rstrip(".")
         here = ", ".join(["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))])
         raise DeviceError(

@@ -25,6 +25,5 @@ class TrainingBatch(TensorBatch):
     tokens: tuple[str, ...]  # B sample tokens
     indices: tuple[int, ...]  # B positions in the reader's split
     dropped: DroppedPoints  # what the network cannot use, summed over the batch
-    views: Tensor | None = (
-        None  # [V, B, M] bool: the modalities that the fuser may see, once `TrainingStep.draw` has said
-    )
+    views: Tensor | None = None
+    """[V, B, M] bool, the modalities that the fuser may see; `TrainingStep.draw` adds them."""

@@ -14,12 +14,11 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from sensors.extras import remedy
 from training.handover import shared_memory_bytes, shared_memory_fault
 
 if TYPE_CHECKING:
     from robustbev.precision import Arithmetic
-
-from sensors.extras import remedy
 
 GIB = 2**30
 LITTLE_MEMORY_BYTES = 8 * GIB  # caution, not a measurement: several processes hold torch and a batch each

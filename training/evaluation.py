@@ -263,9 +263,7 @@ def evaluate_checkpoint(
         robustbev.write_card(folder, with_rig(model.config, config.data), card)
         kept = {"evaluation": [out_dir / name for name in ("subsets.json", "table.md", "table.csv", "subsets.png")]}
         # Submissions of all subsets of nuScenes' validation split are gigabytes, and lie in the run's folder anyway.
-        names = (
-            ("metrics_summary.json", "results_nusc.json") if config.tracking.submissions else ("metrics_summary.json",)
-        )
+        names = ["metrics_summary.json", *(["results_nusc.json"] if config.tracking.submissions else [])]
         for subset in results:
             kept[f"evaluation/{subset}"] = [out_dir / subset / name for name in names]
         tags = {"evaluation.precision": str(model.precision)}

@@ -12,9 +12,7 @@ from typing import Any
 from sensors.processes import deaf_children
 from training.run_files import RunError
 
-_OBJECT_STORE_BYTES = (
-    256 * 2**20
-)  # nothing large of ours travels through it, and by default it takes a third of the memory
+_OBJECT_STORE_BYTES = 256 * 2**20  # nothing large of ours is in it, and by default it takes a third of the memory
 
 
 @contextmanager
@@ -86,9 +84,8 @@ def _end() -> None:
     import psutil  # comes with Ray
     import ray
 
-    node = getattr(
-        ray._private.worker, "_global_node", None
-    )  # None: another process has begun the cluster, or nobody has
+    # None: another process has begun the cluster, or nobody has.
+    node = getattr(ray._private.worker, "_global_node", None)
     begun = [each.process for group in getattr(node, "all_processes", {}).values() for each in group]
     below = []
     for process in begun:

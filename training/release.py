@@ -25,8 +25,7 @@ def release(checkpoint: Path, out: Path) -> Path:
         out: a folder that does not hold a checkpoint of a run.
 
     Raises:
-        CheckpointError: there is no such checkpoint.
-        CheckpointError: it cannot be read.
+        CheckpointError: there is no such checkpoint, or it cannot be read.
         ValueError: `out` is a checkpoint of a run.
     """
     found = find_checkpoint(checkpoint)
@@ -47,8 +46,7 @@ def load_with_rig(checkpoint: Path) -> tuple[PerceptionModel, RunConfig | None]:
     """The model of a checkpoint and its run's configuration, if it lies in one, which also tells an older model its rig.
 
     Raises:
-        CheckpointError: there is no such checkpoint.
-        CheckpointError: it cannot be read.
+        CheckpointError: there is no such checkpoint, or it cannot be read.
     """
     found = find_checkpoint(checkpoint)
     model, files = robustbev.load(found), run_of(found)

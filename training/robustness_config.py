@@ -50,9 +50,8 @@ class RobustnessConfig(StrictModel):
     data: DataChoice = DataChoice()
 
     out: Path | None = None  # null: `robustness` in the run's folder
-    jobs: Annotated[int, Field(ge=0)] | None = (
-        None  # Ray tasks at a time; null: one a CPU, or tasks_per_gpu a GPU; 0: without Ray
-    )
+    jobs: Annotated[int, Field(ge=0)] | None = None
+    """Ray tasks at a time; null: one a CPU, or `tasks_per_gpu` a GPU; 0: without Ray."""
     address: str | None = None  # of a Ray cluster, as `ray.init` takes it; null: Ray on this machine alone
     max_retries: Annotated[int, Field(ge=0)] = 3  # how often a task whose process or machine died is run again
     device: Literal["auto", "cpu", "cuda"] = "auto"  # auto: CUDA where this machine has it

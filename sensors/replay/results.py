@@ -27,9 +27,7 @@ class SensorState(StrEnum):
     FLAGGED = "flagged"  # fresh, but the health monitor or a calibration check doubts it (report only)
     LATE = "late"  # its measurement of this tick came after the time-out
     STALE = "stale"  # the newest measurement is older than the tolerance
-    MISSING = (
-        "missing"  # nothing came since the beginning or for longer than `missing_after_s`, or sweeps without a return
-    )
+    MISSING = "missing"  # nothing came, at all or for longer than `missing_after_s`, or sweeps without a return
     MALFORMED = "malformed"  # its newest message cannot be read, or holds nothing that can be used
     UNCALIBRATED = "uncalibrated"  # no transform or intrinsics for it, or such as cannot be
     SICK = "sick"  # the health monitor says so, and may act
