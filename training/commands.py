@@ -426,7 +426,7 @@ def _config_of(checkpoint: Path, config: Path | None, settings: list[str]) -> Ru
     """The configuration to look at a checkpoint with: the file given, else its run's; None where there is neither."""
     from robustbev.checkpoints import find_checkpoint
     from training.config import load_run_config
-    from training.evaluation import run_of
+    from training.run_files import run_of
 
     if config is not None:
         return load_run_config(config, settings)

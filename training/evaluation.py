@@ -241,6 +241,7 @@ def evaluate_checkpoint(
     from training.loader import build_loader
     from training.model_card import card_of
     from training.pictures import subset_chart
+    from training.run_files import resolve
     from training.sending import log_report
 
     said, (checkpoint, files, config, out_dir) = out_dir, resolve(checkpoint, config, out_dir, "evaluation")
@@ -295,45 +296,6 @@ def _other_data(files: RunFiles, config: RunConfig) -> str:
     return ", ".join(
         f"data.nuscenes.{key} is {new}, and {old} in the run" for key, (old, new) in places.items() if old != new
     )
-
-
-def resolve(
-    checkpoint: Path, config: RunConfig | None, out_dir: Path | None, folder: str
-) -> tuple[Path, RunFiles | None, RunConfig, Path]:
-    """What a command that looks at a checkpoint means: -> the checkpoint, its run, the configuration, where to write.
-
-    Args:
-        checkpoint: a checkpoint, or a run's folder (its newest one).
-        config: None: the one of its run.
-        out_dir: None: `folder` in its run.
-        folder: see `out_dir`.
-
-    Raises:
-        CheckpointError: there is no such checkpoint.
-        ValueError: it belongs to no run, and `config` or `out_dir` is not given.
-    """
-    from robustbev.checkpoints import find_checkpoint
-    from training.config import load_run_config
-
-    checkpoint = find_checkpoint(checkpoint)
-    files = run_of(checkpoint)
-    if files is not None:
-        return checkpoint, files, config or load_run_config(files.config), out_dir or files.root / folder
-    if config is None or out_dir is None:
-        raise ValueError(
-            f"{checkpoint}: lies in no run's folder (with its config.yaml); say with --config what to evaluate on, and with "
-            "--out where to write"
-        )
-    return checkpoint, None, config, out_dir
-
-
-def run_of(checkpoint: Path) -> RunFiles | None:
-    """The run that a checkpoint (`<run>/checkpoints/step-...`, or a file in it) belongs to, None where it lies elsewhere."""
-    from training.run_files import RunFiles
-
-    folder = checkpoint.absolute() if checkpoint.is_dir() else checkpoint.absolute().parent
-    files = RunFiles(folder.parents[1])
-    return files if files.config.is_file() and files.checkpoints == folder.parent else None
 
 
 def figures_of(results: Results, prefix: str = "val") -> dict[str, float]:

@@ -259,11 +259,12 @@ def measure_gap(
 
     Raises:
         CheckpointError: there is no such checkpoint.
-        ValueError: the model has one modality only; or see `evaluation.resolve`.
+        ValueError: the model has one modality only; or see `run_files.resolve`.
     """
-    from training.evaluation import load_model, resolve
+    from training.evaluation import load_model
     from training.gap_report import write_gap
     from training.loader import build_loader
+    from training.run_files import resolve
     from training.sending import log_report
 
     checkpoint, files, config, out_dir = resolve(checkpoint, config, out_dir, "gap")

@@ -10,8 +10,8 @@ from robustbev.checkpoints import find_checkpoint, step_of
 from training.atomic import write_text
 from training.config import RunConfig, load_run_config
 from training.data import with_rig
-from training.evaluation import run_of
 from training.model_card import card_of
+from training.run_files import run_of
 
 
 def release(checkpoint: Path, out: Path) -> Path:

@@ -186,7 +186,7 @@ def _scripts(request: ReplayRequest) -> tuple[FaultScript, ...]:
 
 def _prepare(request: ReplayRequest, say: Callable[[str], None]) -> _Setting:
     from training.config import load_run_config
-    from training.evaluation import run_of
+    from training.run_files import run_of
 
     checkpoint = find_checkpoint(request.checkpoint)
     model = load(checkpoint, request.device)

@@ -19,14 +19,14 @@ from training.atomic import write_text
 from training.cases import CLEAN, Case, grouped
 from training.config import RunConfig, load_run_config
 from training.config_file import to_yaml
-from training.evaluation import run_of, subset_name
+from training.evaluation import subset_name
 from training.progress import Bars
 from training.report import SubsetResult
 from training.robustness_config import RobustnessConfig
 from training.robustness_metrics import Matrix
 from training.robustness_tasks import RobustnessError, Store, Task, fingerprint, run_tasks
 from training.run import absolute_paths
-from training.run_files import RunFiles
+from training.run_files import RunFiles, run_of
 
 Figures = Mapping[Case, SubsetResult]
 

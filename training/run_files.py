@@ -14,10 +14,11 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from robustbev.checkpoints import find_checkpoint
 from sensors.nuscenes_index import data_id
 from training.atomic import write_json, write_text
 from training.callbacks import Callback
-from training.config import FREE_TO_CHANGE, RunConfig
+from training.config import FREE_TO_CHANGE, RunConfig, load_run_config
 from training.config_file import ConfigError, parse_yaml, to_yaml
 from training.settings import differences
 from training.tracking import outbox_of, sent_of
@@ -205,3 +206,37 @@ class Status(Callback):
     def on_end(self, step: int, complete: bool) -> None:
         progress = {"step": step, "total_steps": self._total, "steps_per_epoch": self._per_epoch, "complete": complete}
         write_json(self._file, progress)
+
+
+def resolve(
+    checkpoint: Path, config: RunConfig | None, out_dir: Path | None, folder: str
+) -> tuple[Path, RunFiles | None, RunConfig, Path]:
+    """What a command that looks at a checkpoint means: -> the checkpoint, its run, the configuration, where to write.
+
+    Args:
+        checkpoint: a checkpoint, or a run's folder (its newest one).
+        config: None: the one of its run.
+        out_dir: None: `folder` in its run.
+        folder: see `out_dir`.
+
+    Raises:
+        CheckpointError: there is no such checkpoint.
+        ValueError: it belongs to no run, and `config` or `out_dir` is not given.
+    """
+    checkpoint = find_checkpoint(checkpoint)
+    files = run_of(checkpoint)
+    if files is not None:
+        return checkpoint, files, config or load_run_config(files.config), out_dir or files.root / folder
+    if config is None or out_dir is None:
+        raise ValueError(
+            f"{checkpoint}: lies in no run's folder (with its config.yaml); say with --config what to evaluate on, and with "
+            "--out where to write"
+        )
+    return checkpoint, None, config, out_dir
+
+
+def run_of(checkpoint: Path) -> RunFiles | None:
+    """The run that a checkpoint (`<run>/checkpoints/step-...`, or a file in it) belongs to, None where it lies elsewhere."""
+    folder = checkpoint.absolute() if checkpoint.is_dir() else checkpoint.absolute().parent
+    files = RunFiles(folder.parent.parent)
+    return files if files.config.is_file() and files.checkpoints == folder.parent else None

@@ -21,7 +21,7 @@ from training.config_file import to_yaml
 from training.data import DataConfig
 from training.evaluation import SUBSETS, evaluate_checkpoint
 from training.release import release
-from training.run_files import RunFiles
+from training.run_files import RunFiles, run_of
 from training.show import show, show_run
 
 MODEL = {
@@ -53,6 +53,10 @@ def run(small_nuscenes: SmallNuScenes, tmp_path_factory: pytest.TempPathFactory)
     files.config.write_text(to_yaml(config))
     files.history.write_text(json.dumps({"step": 1, "loss": 1.0, "parts": {"heatmap": 0.5}, "lr": 1e-3}) + "\n")
     return files
+
+
+def test_a_checkpoint_at_the_root_of_a_container_lies_in_no_run() -> None:
+    assert run_of(Path("/model.safetensors")) is None
 
 
 def test_evaluate_finds_the_run_of_a_checkpoint_and_leaves_all_its_files(run: RunFiles) -> None:
