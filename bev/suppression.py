@@ -74,7 +74,7 @@ def _settled_suppression(close: Tensor) -> Tensor:
     return while_loop(goes_on, round_, start)[1]
 
 
-def one_class_a_place(boxes: Boxes, max_iou: float) -> Boxes:
+def cross_class_nms(boxes: Boxes, max_iou: float) -> Boxes:
     """Those of the boxes [T], sorted by score, that no better kept box of another class covers.
 
     Two boxes cover each other where their footprints' intersection over union exceeds `max_iou`. Over the union, so that a

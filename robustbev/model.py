@@ -14,7 +14,7 @@ from bev.backbone import BEVBackbone
 from bev.boxes import Boxes
 from bev.heads import DetectionHead, DetectionLogits, HeatmapHead, decode
 from bev.merge import merge_boxes, no_boxes
-from bev.suppression import one_class_a_place
+from bev.suppression import cross_class_nms
 from fusion import BEVFeatures, FusedBEV, Fuser, LateFusion, ObjectAlignment
 from robustbev.checks import check_batch, check_views, check_weights
 from robustbev.config import ModelConfig, RigConfig
@@ -56,7 +56,7 @@ class Perception:
 
         For people and robots. Evaluations rank every class by itself, and measure `found`.
         """
-        return one_class_a_place(self.found(sample), self.cross_class_iou)
+        return cross_class_nms(self.found(sample), self.cross_class_iou)
 
     def to(self, device: torch.device | str) -> Perception:
         fused = FusedBEV(*(t.to(device) for t in (self.fused.features, self.fused.attention, self.fused.coverage)))

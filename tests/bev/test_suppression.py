@@ -12,7 +12,7 @@ from shapely.geometry import Polygon
 from torch import Tensor
 
 from bev.boxes import Boxes
-from bev.suppression import circle_nms, footprint_iou, one_class_a_place
+from bev.suppression import circle_nms, cross_class_nms, footprint_iou
 from tests.tiny_model import random_boxes
 
 # Usual sizes of nuScenes' classes: width and length in metres.
@@ -134,14 +134,14 @@ def test_of_one_vehicle_found_as_three_kinds_the_best_stays() -> None:
     """As the head finds it: the cells of the peaks are neighbours, and what they regress is nearly one box."""
     of_it = [(20.0, 3.0, 2.9, 9.0, 0.3, 1), (20.6, 3.2, 2.8, 9.8, 0.33, 2), (19.5, 2.9, 2.9, 10.4, 0.28, 3)]
     car = (8.0, 3.0, 1.9, 4.6, 0.0, 0)
-    found = one_class_a_place(boxes_of(*of_it, car), 0.3)
+    found = cross_class_nms(boxes_of(*of_it, car), 0.3)
     assert found.label.tolist() == [1, 0]
     torch.testing.assert_close(found.center_m[0, 0].item(), 20.0)
-    assert one_class_a_place(boxes_of(*of_it, car), 1.0).label.tolist() == [1, 2, 3, 0]
+    assert cross_class_nms(boxes_of(*of_it, car), 1.0).label.tolist() == [1, 2, 3, 0]
 
 
 def test_boxes_of_one_class_are_left_to_their_own_suppression() -> None:
-    assert len(one_class_a_place(boxes_of(*[(0, 0, 2, 4, 0, 5)] * 3), 0.0)) == 3
+    assert len(cross_class_nms(boxes_of(*[(0, 0, 2, 4, 0, 5)] * 3), 0.0)) == 3
 
 
 @settings(deadline=None)
@@ -156,7 +156,7 @@ def test_whoever_is_at_a_vehicle_stays(
     """Wherever they stand, and were it within its box, which may be drawn too wide."""
     width, length = FOOTPRINT_M[vehicle]
     rows = [(0, 0, width, length, 0, 0), (ahead * length / 2, left * width / 2, *FOOTPRINT_M[small], yaw, 1)]
-    assert len(one_class_a_place(boxes_of(*(rows if first else rows[::-1])), 0.3)) == 2
+    assert len(cross_class_nms(boxes_of(*(rows if first else rows[::-1])), 0.3)) == 2
 
 
 def test_a_trailer_behind_its_truck_stays_also_at_an_angle() -> None:
@@ -164,7 +164,7 @@ def test_a_trailer_behind_its_truck_stays_also_at_an_angle() -> None:
     for yaw in (0.0, 0.4, 1.2):
         hitch = -truck[1] / 2
         middle = (hitch - trailer[1] / 2 * math.cos(yaw), -trailer[1] / 2 * math.sin(yaw))
-        assert len(one_class_a_place(boxes_of((*middle, *trailer, yaw, 3), (0, 0, *truck, 0, 1)), 0.3)) == 2
+        assert len(cross_class_nms(boxes_of((*middle, *trailer, yaw, 3), (0, 0, *truck, 0, 1)), 0.3)) == 2
 
 
 @settings(deadline=None)
@@ -173,7 +173,7 @@ def test_what_is_left_does_not_overlap_and_what_went_was_covered_by_something_be
     rows: list[tuple[float, ...]],
 ) -> None:
     boxes = boxes_of(*rows)
-    left = one_class_a_place(boxes, 0.4)
+    left = cross_class_nms(boxes, 0.4)
     kept = torch.isin(boxes.score, left.score)
     assert torch.equal(boxes[kept].center_m, left.center_m)
     for i in range(len(boxes)):
