@@ -26,8 +26,8 @@ class ProcessesError(ValueError):
 
 
 @contextmanager
-def deaf_children() -> Iterator[None]:
-    """Processes that are started while this is open hear neither SIGINT nor SIGTERM.
+def stop_signals_blocked() -> Iterator[None]:
+    """SIGINT and SIGTERM wait while this is open; processes that are started in it never get them.
 
     Ctrl-C, Slurm and Kubernetes send them to every process at once, but what a loader reads is wanted until the step is done.
     The signals are blocked and not handled, because a new process inherits that from its first instant on. They do not go lost
@@ -68,7 +68,7 @@ def run_each(
     others = set(multiprocessing.active_children())
     children: set[BaseProcess] = set()
     try:
-        with deaf_children():
+        with stop_signals_blocked():
             waiting: dict[Future[Result], int] = {pool.submit(_do, function, job): i for i, job in enumerate(jobs)}
             children = set(multiprocessing.active_children()) - others
         while waiting:

@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, Dataset, get_worker_info
 from robustbev import ModelConfig
 from sensors.errors import SensorDataError
 from sensors.nuscenes import NuScenesReader
-from sensors.processes import deaf_children
+from sensors.processes import stop_signals_blocked
 from training.batch import TrainingBatch
 from training.data import Alter, DataConfig, NuScenesDataset, TrainingSample, collate_samples
 from training.handover import Parcel, memory_files_work, shared_memory_bytes, shared_memory_fault
@@ -42,7 +42,7 @@ def _kill(processes: set[BaseProcess]) -> None:
             process.join(_END_SECONDS)
 
 
-# Python ends its children by SIGTERM, to which these are deaf, and would wait for them. What is registered later comes earlier.
+# Python ends its children by SIGTERM, which these block, and would wait for them. What is registered later comes earlier.
 atexit.register(_kill, _begun)
 
 
@@ -148,7 +148,7 @@ class SampleLoader:
             raise LoaderError(f"data.workers={self._config.workers}: {fault}")
         others = set(multiprocessing.active_children()) - self._processes
         try:
-            with deaf_children():
+            with stop_signals_blocked():
                 self._batches = iter(self._loader)
         except OSError as error:  # no semaphore, no memory for another process
             raise LoaderError(

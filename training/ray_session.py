@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
-from sensors.processes import deaf_children
+from sensors.processes import stop_signals_blocked
 from training.run_files import RunError
 
 _OBJECT_STORE_BYTES = 256 * 2**20  # nothing large of ours is in it, and by default it takes a third of the memory
@@ -61,7 +61,7 @@ def _begin(limits: dict[str, Any]) -> None:
     import ray
 
     try:
-        with deaf_children():
+        with stop_signals_blocked():
             ray.init(
                 address="local",
                 include_dashboard=False,
@@ -80,7 +80,7 @@ def _begin(limits: dict[str, Any]) -> None:
 
 
 def _end() -> None:
-    """End Ray with all its processes here: deaf to SIGTERM, they would cost Ray a second each before it kills them."""
+    """End Ray with all its processes here: they block SIGTERM, and would cost Ray a second each before it kills them."""
     import psutil  # comes with Ray
     import ray
 

@@ -21,7 +21,7 @@ from training.loop import Outcome
 from training.peers import Alone
 from training.progress import Bars, TrainingProgress
 from training.run_files import RunFiles
-from training.run_precision import tell_precision
+from training.run_precision import report_precision
 from training.sending import Sending
 from training.tracking import MLflowRun, absolute_uri, default_uri, git_commit
 from training.worker import Post, work
@@ -125,7 +125,7 @@ def _start_tracking(config: RunConfig, files: RunFiles, more: Mapping[str, str])
 
 def _began(files: RunFiles, tracker: MLflowRun | None) -> None:
     """Say what the workers, which train by now, compute in."""
-    said = tell_precision(files.precision)
+    said = report_precision(files.precision)
     if tracker is not None:
         tracker.outbox.tag("precision", said)
 

@@ -35,7 +35,7 @@ def record_precision(file: Path, precision: Precision, *, goes_on: bool) -> None
     write_json(file, {**asdict(precision), "before": before})
 
 
-def tell_precision(file: Path) -> str:
+def report_precision(file: Path) -> str:
     """Print what `record_precision` wrote, and return it; a warning becomes one."""
     known = _read(file)
     before = f"; until now it was {known['before']}" if known["before"] else ""

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from sensors.processes import ProcessesError, deaf_children, run_each
+from sensors.processes import ProcessesError, run_each, stop_signals_blocked
 
 
 def work(folder: Path, what: str) -> str:
@@ -61,8 +61,8 @@ def test_an_interrupted_caller_leaves_no_process_and_nothing_half_written(tmp_pa
     assert list(tmp_path.iterdir()) == []
 
 
-def test_deaf_children_hear_no_signal_that_the_whole_group_gets() -> None:
-    with deaf_children():
+def test_children_of_blocked_signals_get_none_that_the_whole_group_gets() -> None:
+    with stop_signals_blocked():
         child = multiprocessing.get_context("fork").Process(target=time.sleep, args=(60,))
         child.start()
     assert child.pid is not None
