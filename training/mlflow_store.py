@@ -102,20 +102,32 @@ def send_rows(client: MlflowClient, run_id: str, rows: Sequence[Row], folder: Pa
         if "tag" in row:
             client.set_tag(run_id, row["tag"], row["value"])
         elif "file" in row:
-            path = folder / row["file"]
-            if path.is_file():
-                client.log_artifact(run_id, str(path), row["folder"])
-            else:
-                warnings.warn(f"{path} is not there any more; MLflow does not get it", TrackingWarning, stacklevel=2)
+            _send_file(client, run_id, folder / row["file"], row["folder"])
         elif row.get("status") == "RUNNING":
             client.update_run(run_id, status="RUNNING")
         elif "status" in row:
             client.set_terminated(run_id, status=row["status"], end_time=row["time_ms"])
 
 
+def _send_file(client: MlflowClient, run_id: str, path: Path, folder: str | None) -> None:
+    """What stands in the way of a file alone (it is gone, or its store wants a library or credentials) is a warning."""
+    fault = "it is not there any more"
+    if path.is_file():
+        try:
+            client.log_artifact(run_id, str(path), folder)
+            return
+        except store_errors():
+            raise
+        except Exception as error:  # of boto3 and its like, which speak to an artifact store of its own
+            fault = f"{type(error).__name__}: {' '.join(str(error).split())}"
+    warnings.warn(f"MLflow does not get {path}: {fault}", TrackingWarning, stacklevel=2)
+
+
 def is_refused(error: Exception) -> bool:
     """Whether a store that works has understood a request and does not take it: the same would come again."""
-    return getattr(error, "error_code", None) in ("INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST", "BAD_REQUEST")
+    too_large = getattr(getattr(error, "response", None), "status_code", None) == 413  # what a proxy says of a file
+    known = ("INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST", "BAD_REQUEST")
+    return too_large or getattr(error, "error_code", None) in known
 
 
 def store_errors() -> tuple[type[Exception], ...]:

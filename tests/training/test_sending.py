@@ -6,6 +6,7 @@ import json
 import shutil
 import socket
 import sqlite3
+import sys
 import threading
 import time
 from collections import Counter
@@ -18,6 +19,7 @@ import pytest
 
 pytest.importorskip("mlflow")
 
+import requests
 from mlflow import MlflowClient
 
 from training import mlflow_store
@@ -266,9 +268,40 @@ def test_what_mlflow_refuses_is_named_and_holds_up_nothing_behind_it(store: Path
     assert len(said) == 2
     assert "MLflow refuses a row" in said[0]
     assert "../outside" in said[0]
-    assert "no such file is not there any more" in said[1]
+    assert "no such file: it is not there any more" in said[1]
     names = [name for (name,) in rows(store, "select key from metrics where run_uuid = ? order by key", run.run_id)]
     assert names == ["after", "before", ("class" * 100)[:250]]
+
+
+def test_an_artifact_store_that_cannot_be_used_here_holds_up_no_figure(
+    store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "boto3", None)  # as where it is not installed
+    mlflow_store.open_store(uri(store)).create_experiment("s3", artifact_location="s3://bucket/folder")
+    run = start(store / "s3", uri(store), experiment="s3")
+    run.outbox.files([run.outbox.path])
+    run.outbox.metrics({"loss": 1.0}, 1)
+    with pytest.warns(UserWarning, match=r"MLflow does not get .*mlflow_outbox\.jsonl: ModuleNotFoundError: .*boto3"):
+        send_now(run)
+    assert run.left() == []
+    assert rows(store, "select count(*) from metrics where run_uuid = ?", run.run_id) == [(1,)]
+
+
+def test_a_file_that_is_too_large_for_a_proxy_holds_up_no_figure(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    response = requests.Response()
+    response.status_code = 413
+
+    def too_large(*_: object) -> None:
+        raise requests.HTTPError("413 Client Error: Request Entity Too Large", response=response)
+
+    monkeypatch.setattr(MlflowClient, "log_artifact", too_large)
+    run = start(store / "large", uri(store))
+    run.outbox.files([run.outbox.path])
+    run.outbox.metrics({"loss": 1.0}, 1)
+    with pytest.warns(UserWarning, match="MLflow refuses a row, which is left out: 413"):
+        send_now(run)
+    assert run.left() == []
+    assert rows(store, "select count(*) from metrics where run_uuid = ?", run.run_id) == [(1,)]
 
 
 # --- kill -9 ----------------------------------------------------------------------------------------------------------
