@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from robustbev import PerceptionModel, RigConfig, perceive_frame, preparation
+from robustbev import Detections, PerceptionModel, RigConfig, perceive_frame, preparation
 from robustbev.ticks import tick_result
 from sensors.absence import Lack
 from sensors.calibration import transforms
@@ -146,17 +146,7 @@ def test_it_is_told_by_name_with_counts_and_is_no_perception(
         seen = model.perceive(replace(FRAME, lidar=sweeps), min_score=0)
     assert seen.absent == {"LIDAR_TOP": reason}
     expected = model.perceive(replace(FRAME, lidar=None), min_score=0)
-    for name in (
-        "center_m",
-        "size_m",
-        "yaw_rad",
-        "velocity_mps",
-        "label",
-        "attribute",
-        "score",
-        "attention",
-        "coverage",
-    ):
+    for name in {f.name for f in fields(Detections)} - {"absent"}:
         np.testing.assert_array_equal(getattr(seen, name), getattr(expected, name), err_msg=name)
     with pytest.warns(SensorDataWarning):
         alone = model.perceive(replace(FRAME, cameras=(), radar=(), lidar=sweeps))
