@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import sqlite3
 import subprocess
@@ -239,9 +240,11 @@ def parents(runs: Path) -> dict[str, str | None]:
 
 @pytest.mark.slow
 def test_two_configurations_with_two_seeds_are_trained_measured_and_not_again(
-    files: list[Path], small_nuscenes: SmallNuScenes, monkeypatch: pytest.MonkeyPatch
+    files: list[Path], mlflow_database: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = files[0].parent
+    (folder / "runs").mkdir(exist_ok=True)
+    shutil.copy(mlflow_database, folder / "runs" / "mlflow.db")
     for file in files:
         content = yaml.safe_load(file.read_text())
         file.write_text(yaml.safe_dump(content | {"tracking": {"enabled": True}}))
@@ -283,7 +286,8 @@ def test_two_configurations_with_two_seeds_are_trained_measured_and_not_again(
 
 
 @pytest.mark.slow
-def test_two_processes_log_into_one_database_at_once(tmp_path: Path) -> None:
+def test_two_processes_log_into_one_database_at_once(mlflow_database: Path, tmp_path: Path) -> None:
+    shutil.copy(mlflow_database, tmp_path / "mlflow.db")
     code = (
         "import sys; from pathlib import Path; from training.tracking import MLflowRun, default_uri\n"
         "from training.sending import send_now\n"
@@ -302,9 +306,8 @@ def test_two_processes_log_into_one_database_at_once(tmp_path: Path) -> None:
         _, said = process.communicate(timeout=120)
         assert process.returncode == 0, said
 
-    end(start("parent", 1))  # makes the database, as a comparison does before its jobs
     for process in [start("a", 40), start("b", 40)]:
         end(process)
     with sqlite3.connect(tmp_path / "mlflow.db") as database:
         counts = database.execute("select count(*) from metrics group by run_uuid order by 1").fetchall()
-    assert counts == [(30,), (1200,), (1200,)]
+    assert counts == [(1200,), (1200,)]
