@@ -11,7 +11,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from training.atomic import write_text
+from training.atomic import names_file, write_text
 from training.callbacks import Callback, StepRecord
 
 
@@ -30,11 +30,8 @@ class History(Callback):
 
 def append(path: Path, row: Mapping[str, Any]) -> None:
     """Add a row, which has a "step", to a history."""
-    try:
-        with path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(row) + "\n")
-    except OSError as error:  # a full disk is told without the file's name
-        raise OSError(error.errno, error.strerror, str(path)) from error
+    with names_file(path), path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(row) + "\n")
 
 
 def drop_after(path: Path, step: int) -> None:

@@ -17,6 +17,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
+from training.atomic import names_file
+
 Status = Literal["RUNNING", "FINISHED", "FAILED", "KILLED"]
 Row = dict[str, Any]  # with one of the keys "metrics", "tag", "file", "status", "outbox"
 
@@ -107,8 +109,9 @@ class Outbox:
 
     def _append(self, file: BinaryIO, row: Row) -> None:
         line = json.dumps(row).encode() + b"\n"
-        if file.write(line) != len(line):
-            raise OSError(f"{self.path}: the disk took only part of a line; make room on it")
+        with names_file(self.path):
+            if file.write(line) != len(line):
+                raise OSError(f"{self.path}: the disk took only part of a line; make room on it")
         self._learn()
 
     def _learn(self) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -68,7 +69,8 @@ def run_training(
                 try:
                     outcome = _train(config, files, bars, stop, tracker)
                 except BaseException:
-                    _hand_over(tracker, files, None)
+                    with suppress(OSError):  # a full disk has been told by what it ended
+                        _hand_over(tracker, files, None)
                     raise
                 _hand_over(tracker, files, outcome)
         store.prune()

@@ -75,6 +75,15 @@ def test_files_of_the_run_are_named_from_its_folder(tmp_path: Path) -> None:
     assert [row["file"] for _, row in outbox.rows()] == ["a/table.md", str(tmp_path / "other.md")]
 
 
+def test_a_full_disk_is_told_with_the_file(tmp_path: Path) -> None:
+    class Full:
+        def write(self, content: bytes) -> int:
+            raise OSError(28, "No space left on device")
+
+    with pytest.raises(OSError, match=r"No space left on device: '.*outbox\.jsonl'"):
+        Outbox(tmp_path / "outbox.jsonl")._append(Full(), {})  # type: ignore[arg-type]
+
+
 def test_a_disk_that_takes_half_a_line_is_an_error(tmp_path: Path) -> None:
     class HalfFull:
         def write(self, content: bytes) -> int:

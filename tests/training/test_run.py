@@ -17,17 +17,19 @@ pytest.importorskip("mlflow")
 
 import robustbev
 import training.checkpoint
+import training.run
 from robustbev import choose_precision
 from robustbev.checkpoints import find_checkpoint
 from sensors.nuscenes import NuScenesReader
 from sensors.nuscenes_index import build_index
 from tests.small_nuscenes import SmallNuScenes
-from tests.tracked import tracked
+from tests.tracked import AWAY, tracked
 from training.checkpoint import CheckpointWriteError
 from training.commands import app
 from training.config import RunConfig
 from training.history import read_history
 from training.mlflow_store import TrackingWarning
+from training.outbox import Outbox
 from training.progress import Bars
 from training.run import absolute_paths, run_training
 from training.run_files import RunError, RunFiles
@@ -117,6 +119,26 @@ def test_a_full_disk_ends_the_run_and_the_same_command_goes_on(
             run_training(run, Bars())
     run_training(run, Bars())
     assert losses(run) == losses(whole)
+
+
+def test_a_full_disk_is_told_by_the_checkpoint_that_it_costs_though_the_outbox_is_on_it_too(
+    small_nuscenes: SmallNuScenes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = config(small_nuscenes, tmp_path, "full")
+    run = run.model_copy(update={"tracking": run.tracking.model_copy(update={"enabled": True, "uri": AWAY})})
+    files = RunFiles(run.run_dir)
+
+    def full(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    def train(*_: Any) -> None:
+        monkeypatch.setattr(Outbox, "_append", full)
+        raise CheckpointWriteError("step-00000003 is intact")
+
+    monkeypatch.setattr(training.run, "_train", train)
+    files.root.mkdir(parents=True)
+    with tracked(files), pytest.raises(CheckpointWriteError), pytest.warns(TrackingWarning, match="has not taken"):
+        run_training(run, Bars())
 
 
 def test_another_configuration_is_another_run(small_nuscenes: SmallNuScenes, whole: RunConfig) -> None:
