@@ -57,7 +57,10 @@ def open_store(uri: str) -> MlflowClient:
 
     if uri.startswith("sqlite:///"):
         Path(uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
-    return MlflowClient(tracking_uri=uri)
+    try:
+        return MlflowClient(tracking_uri=uri)
+    except ImportError as error:  # of the database's driver
+        raise OSError(str(error)) from error
 
 
 def begin_run(client: MlflowClient, plan: RunPlan, outbox: str) -> str:

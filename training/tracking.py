@@ -250,8 +250,10 @@ def summary(window: list[StepRecord]) -> dict[str, float]:
 def short(error: BaseException) -> str:
     """The message of an error on one line, from its cause on where it names one."""
     message = " ".join(str(error).split())
-    _, _, cause = message.rpartition("(Caused by ")
-    return (cause.rstrip("\"')") or message)[:300] or type(error).__name__
+    _, caused, cause = message.rpartition("(Caused by ")
+    if caused:
+        message = cause.rpartition("): ")[2].rstrip("\"')")  # without which connection of which pool it was
+    return message[:300] or type(error).__name__
 
 
 def _within(seconds: float, call: Callable[[], Result]) -> Result:

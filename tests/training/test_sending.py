@@ -184,6 +184,19 @@ def test_a_run_that_cannot_begin_says_so_within_the_time(tmp_path: Path, server:
         assert MLflowRun.open(tmp_path / mode / "mlflow_run.json") is None
     with pytest.raises(TrackingError, match=r"http://127\.0\.0\.1:9 cannot be used: .*refused"):
         start(tmp_path / "refused", "http://127.0.0.1:9")
+    with pytest.raises(TrackingError, match=r"tracking\.uri: nowhere://a cannot be used"):
+        start(tmp_path / "nowhere", "nowhere://a")
+
+
+def test_a_database_whose_driver_is_not_installed_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def lacks_driver(tracking_uri: str) -> None:
+        raise ModuleNotFoundError("No module named 'psycopg2'", name="psycopg2")
+
+    monkeypatch.setattr("mlflow.MlflowClient", lacks_driver)
+    with pytest.raises(
+        TrackingError, match=r"tracking\.uri: postgresql://a/b cannot be used: No module named 'psycopg2'"
+    ):
+        start(tmp_path / "driver", "postgresql://a/b")
 
 
 # --- a real store -----------------------------------------------------------------------------------------------------
