@@ -83,7 +83,7 @@ class BEVGrid:
         a point just below `x_max_m` up to cell X.
         """
         x_cells, y_cells = self.shape
-        x_m, y_m = xy_m.unbind(-1)
+        x_m, y_m = xy_m.to(torch.promote_types(xy_m.dtype, torch.float32)).unbind(-1)  # a half cannot number the cells
         inside = (x_m >= self.x_min_m) & (x_m < self.x_max_m) & (y_m >= self.y_min_m) & (y_m < self.y_max_m)
         ix = ((x_m - self.x_min_m) / self.cell_m).floor().clamp(0, x_cells - 1)
         iy = ((y_m - self.y_min_m) / self.cell_m).floor().clamp(0, y_cells - 1)

@@ -273,7 +273,7 @@ def _subject(name: str, path: Path, config: RobustnessConfig, model: Subject | N
     data = trained.data.model_copy(update={"nuscenes": nuscenes})
     measured = absolute_paths(trained.model_copy(update={"data": data, "evaluation": evaluation}))
     data_id = open_index(measured.data.nuscenes).meta.data_id
-    precision = _precision(config, measured)
+    precision, _, _ = _precision(config, measured).partition(":")  # figures are of what is computed in, not of why
     print_ = fingerprint(checkpoint, measured, data_id, seed=config.seed, precision=precision, monitor=_monitor(config))
     subject = Subject(name, checkpoint, files, measured, print_, trained.model.modalities)
     if model is not None and name != "baseline" and not set(name.split("+")) <= set(subject.modalities):

@@ -67,7 +67,7 @@ class Sending:
             last = self._ending.wait(pause_s)
             try:
                 done = deliver(self._run, self._allow)
-            except store.store_errors() as error:
+            except Exception as error:  # of any kind: what a store does must not end the sending, nor go untold
                 self._fails(error)
                 if last:
                     return

@@ -68,6 +68,13 @@ def test_a_point_lies_between_the_edges_of_its_cell(grid: BEVGrid, shares: list[
             assert iy - 1e-3 <= y < iy + 1 + 1e-3
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_a_half_falls_into_the_cell_of_the_same_number(dtype: torch.dtype) -> None:
+    grid = BEVGrid(-54, 54, -54, 54, 0.6)
+    points = (torch.rand(1000, 2, generator=torch.Generator().manual_seed(0)) * 120 - 60).to(dtype)
+    assert torch.equal(grid.flat_index(points), grid.flat_index(points.float()))
+
+
 @given(grids(), st.tuples(*[st.floats(width=32, allow_nan=True, allow_infinity=True)] * 2))
 def test_any_float_at_all_gets_an_index_of_a_canvas_with_a_sentinel(grid: BEVGrid, point: tuple[float, float]) -> None:
     assert 0 <= index_of(grid, *point) <= grid.num_cells

@@ -155,6 +155,23 @@ def test_a_server_that_fails_is_said_once_and_asked_again(tmp_path: Path, server
     assert server.steps() == [1, 2, 3, 4]
 
 
+def test_an_error_of_no_known_kind_is_said_and_ends_nothing(
+    tmp_path: Path, server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, failures = known_run(tmp_path / "run", server.uri), iter([KeyError("a plug-in's")])
+
+    def deliver_in_the_end(*arguments: Any) -> bool:
+        for failure in failures:
+            raise failure
+        return deliver(*arguments)
+
+    monkeypatch.setattr("training.sending.deliver", deliver_in_the_end)
+    run.outbox.metrics({"loss": 1.0}, 1)
+    with pytest.warns(TrackingWarning, match=r"takes nothing at the moment .*a plug-in's"), Sending(run, poll_s=0.01):
+        wait_for(lambda: server.steps() == [1])
+    assert run.left() == []
+
+
 def test_the_end_waits_for_a_hanging_server_no_longer_than_said_and_the_next_command_sends_the_rest(
     tmp_path: Path, server: Server
 ) -> None:
