@@ -115,9 +115,7 @@ def test_a_difference_is_seen_wherever_it_is(tmp_path: Path) -> None:
 
 def test_missing_libraries_are_told_with_what_brings_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     find_spec = importlib.util.find_spec
-    monkeypatch.setattr(
-        robustbev.export.write, "find_spec", lambda name: None if name == "onnxscript" else find_spec(name)
-    )
+    monkeypatch.setattr("sensors.extras.find_spec", lambda name: None if name == "onnxscript" else find_spec(name))
     with pytest.raises(
         MissingExtraError, match=r"onnxscript, which is not installed: pip install .robustbev\[export\]"
     ):
