@@ -105,11 +105,11 @@ def with_gradients(function: Callable[..., Tensor | tuple[Tensor, ...]], *inputs
 
 
 def _place(frames: Sequence[traceback.FrameSummary]) -> str:
-    """The innermost line of ours in a stack."""
+    """The innermost line of ours in a stack; an environment in the checkout is not ours."""
     here = Path(__file__).parent
     for frame in reversed(frames):
         file = Path(frame.filename)
-        if ROOT in file.parents and here not in file.parents:
+        if ROOT in file.parents and here not in file.parents and "site-packages" not in file.parts:
             return f"{file.relative_to(ROOT)}:{frame.lineno}"
     return "outside of the repository"
 
