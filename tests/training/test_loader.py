@@ -34,6 +34,7 @@ def loader(data: SmallNuScenes, alter: Callable[..., SensorFrame] | None = None,
 
 
 def test_a_loader_that_hangs_is_an_error_and_leaves_no_process(small_nuscenes: SmallNuScenes) -> None:
+    before = set(multiprocessing.active_children())
     with (
         pytest.raises(
             LoaderError, match=r"data\.timeout_s: no batch came from 2 loader processes in 0\.5 s.*workers=0"
@@ -41,10 +42,12 @@ def test_a_loader_that_hangs_is_an_error_and_leaves_no_process(small_nuscenes: S
         loader(small_nuscenes, Hang(), timeout_s=0.5) as hanging,
     ):
         next(hanging.epoch(0))
-    assert multiprocessing.active_children() == []
+    assert set(multiprocessing.active_children()) <= before
 
 
 def test_a_loader_process_that_was_killed_is_an_error_wherever_the_training_is(small_nuscenes: SmallNuScenes) -> None:
+    before = set(multiprocessing.active_children())
+
     def train() -> None:
         with loader(small_nuscenes) as one:
             next(one.epoch(0))
@@ -53,7 +56,7 @@ def test_a_loader_process_that_was_killed_is_an_error_wherever_the_training_is(s
 
     with pytest.raises(LoaderError, match=r"data\.workers=2: .*killed.*fewer data\.workers"):
         train()
-    assert multiprocessing.active_children() == []
+    assert set(multiprocessing.active_children()) <= before
 
 
 def test_without_shared_memory_it_is_refused_before_a_process_begins(
