@@ -1,4 +1,4 @@
-"""In what numbers a model computes: bfloat16 where the device has it, float32 where it would be emulated.
+"""In what numbers a model computes: bfloat16 where the device gains by it, float32 where it would be emulated or slower.
 
 Weights stay float32; what is chosen here is the dtype of torch's autocast. Geometry, softmax and sums are float32 in any case.
 """
@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 import torch
@@ -19,12 +21,13 @@ PrecisionSetting = Literal["auto", "float32", "bfloat16", "float16"]
 _BFLOAT16_CAPABILITY = (8, 0)  # of GPUs, from NVIDIA's Ampere on
 # What ONEDNN_MAX_CPU_ISA may name that has no bfloat16 arithmetic; torch's own answer takes all AVX-512 for native.
 _ISA_WITHOUT_BFLOAT16 = ("SSE41", "AVX", "AVX2", "AVX2_VNNI", "AVX2_VNNI_2", "AVX512_CORE", "AVX512_CORE_VNNI")
-# `tests.benchmarks.throughput`
-_COST = "; on two cores with AVX2 configs/tiny.yaml trained at 0.6 samples/s in it, and at 6.6 in float32"
+# `tests.benchmarks.throughput`, on two cores
+_EMULATED = "; with AVX2 configs/tiny.yaml trained at 0.6 samples/s in it, and at 6.6 in float32"
+_WITHOUT_AMX = "; on an Intel Xeon without AMX configs/tiny.yaml trained at 6.6 samples/s in it, and at 8.7 in float32"
 
 
 class PrecisionWarning(UserWarning):
-    """A precision was asked for that the device has to emulate."""
+    """A precision was asked for that the device has to emulate, or is slower in."""
 
 
 @dataclass(frozen=True)
@@ -52,12 +55,13 @@ _LIMITS = ("ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA")
 
 @dataclass(frozen=True)
 class Arithmetic:
-    """Which short floats a device computes natively."""
+    """Which short floats a device computes natively, and gains by."""
 
     kind: str  # torch's device type
     bfloat16: bool
     float16: bool
     reason: str  # how this is known, with the device in front
+    bfloat16_cost: str = _EMULATED  # of a CPU that does not gain by it
 
     def choose(self, setting: PrecisionSetting, *, training: bool) -> Precision:
         """The precision for a setting; see `choose_precision`."""
@@ -65,8 +69,8 @@ class Arithmetic:
         if setting != "auto":
             warning = None
             if not native[setting]:
-                cost = _COST if self.kind == "cpu" and setting == "bfloat16" else ""
-                warning = f"{setting} is emulated here and slow ({self.reason}{cost}): set the precision to auto"
+                cost = self.bfloat16_cost if self.kind == "cpu" and setting == "bfloat16" else ""
+                warning = f"{setting} is slow here ({self.reason}{cost}): set the precision to auto"
             return Precision(setting, "as configured", warning)
         if self.kind == "cpu" and not training:
             # One frame at a time, converting weights costs more than bfloat16 saves: the tiny model took 197 against 147 ms
@@ -83,9 +87,9 @@ def choose_precision(setting: PrecisionSetting, device: torch.device | str, *, t
     """What to compute in on a device.
 
     Args:
-        setting: auto is bfloat16 where the device computes it natively (a GPU of compute capability 8.0 or more; a CPU with
-            AVX-512 BF16, AMX or ARM's BF16 instructions), float16 on older GPUs, float32 elsewhere; for inference float32 on
-            every CPU. Anything else is taken as it is, with a warning in the result where the device emulates it.
+        setting: auto is bfloat16 where the device gains by it (a GPU of compute capability 8.0 or more; a CPU with AMX, with
+            ARM's BF16 instructions, or with AVX-512 BF16 where that is not Intel's), float16 on older GPUs, float32 elsewhere;
+            for inference float32 on every CPU. Anything else is taken as it is, with a warning in the result where it is slow.
         device: where the model is.
         training: whether it is to be trained. Training in float16 needs a gradient scaler.
     """
@@ -93,7 +97,7 @@ def choose_precision(setting: PrecisionSetting, device: torch.device | str, *, t
 
 
 def arithmetic_of(device: torch.device | str) -> Arithmetic:
-    """What a device of this machine computes natively."""
+    """What a device of this machine computes natively and gains by."""
     device = torch.device(device)
     if device.type == "cuda":
         if torch.version.hip is not None:
@@ -123,13 +127,29 @@ def _cpu_arithmetic() -> Arithmetic:
     allowed = vectors.startswith("AVX512") and _onednn_has("bf16") and isa not in _ISA_WITHOUT_BFLOAT16
     features = {"AVX-512 BF16": "avx512_bf16", "AMX": "amx_tile"}
     names = [name for name, feature in features.items() if _cpu_has(feature)]
+    fp16 = allowed and _onednn_has("fp16")
+    if names == ["AVX-512 BF16"] and allowed and _vendor() == "GenuineIntel":
+        # Its bfloat16 products are made for AMX, which virtual machines often hide; without, a convolution takes 1.9 times as
+        # long as in float32.
+        reason = "this Intel CPU has AVX-512 BF16 without AMX, which is slower than float32"
+        return Arithmetic("cpu", False, fp16, reason, _WITHOUT_AMX)
     if names and not allowed:
         reason = f"this CPU has {' and '.join(names)}, but torch may not use it: {', '.join(limits) or vectors}"
     elif names:
         reason = f"this CPU has {' and '.join(names)}"
     else:
         reason = f"this CPU ({vectors}) has neither AVX-512 BF16 nor AMX"
-    return Arithmetic("cpu", bool(names) and allowed, allowed and _onednn_has("fp16"), reason)
+    return Arithmetic("cpu", bool(names) and allowed, fp16, reason)
+
+
+def _vendor() -> str:
+    """Who made an x86 processor, as it calls itself; "" where the system does not tell."""
+    try:
+        cpuinfo = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""
+    vendor = re.search(r"^vendor_id\s*:\s*(\S+)", cpuinfo, re.MULTILINE)
+    return vendor[1] if vendor else ""
 
 
 def _cpu_has(feature: str) -> bool:

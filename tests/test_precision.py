@@ -24,12 +24,15 @@ AVX2 = {"ONEDNN_MAX_CPU_ISA": "AVX2", "ATEN_CPU_CAPABILITY": "avx2"}
 @pytest.fixture
 def processor(monkeypatch: pytest.MonkeyPatch) -> dict[str, object]:
     """A processor of the test's own: instructions that it has, vectors that torch uses, dtypes that oneDNN does not emulate."""
-    has: dict[str, object] = {"machine": "x86_64", "features": set(), "vectors": "AVX512", "onednn": {"bf16", "fp16"}}
+    has: dict[str, object] = {
+        "machine": "x86_64", "features": set(), "vectors": "AVX512", "onednn": {"bf16", "fp16"}, "vendor": "AuthenticAMD",
+    }  # fmt: skip
     for name in robustbev.precision._LIMITS:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr("platform.machine", lambda: has["machine"])
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: has["vectors"])
     monkeypatch.setattr(robustbev.precision, "_cpu_has", lambda name: name in has["features"])  # type: ignore[operator]
+    monkeypatch.setattr(robustbev.precision, "_vendor", lambda: has["vendor"])
     monkeypatch.setattr(robustbev.precision, "_onednn_has", lambda name: name in has["onednn"])  # type: ignore[operator]
     return has
 
@@ -38,7 +41,13 @@ def processor(monkeypatch: pytest.MonkeyPatch) -> dict[str, object]:
     ("processor_has", "expected", "words"),
     [
         ({"features": {"avx512_bf16"}}, "bfloat16", "has AVX-512 BF16"),
-        ({"features": {"amx_tile", "avx512_bf16"}}, "bfloat16", "has AVX-512 BF16 and AMX"),
+        ({"features": {"amx_tile", "avx512_bf16"}, "vendor": "GenuineIntel"}, "bfloat16", "has AVX-512 BF16 and AMX"),
+        (
+            {"features": {"avx512_bf16"}, "vendor": "GenuineIntel"},
+            "float32",
+            "AVX-512 BF16 without AMX, which is slower",
+        ),
+        ({"features": {"avx512_bf16"}, "vendor": ""}, "bfloat16", "has AVX-512 BF16"),
         # Skylake: oneDNN calls bfloat16 supported with any AVX-512, and computes it in float32.
         ({"features": set()}, "float32", "neither AVX-512 BF16 nor AMX"),
         ({"features": set(), "vectors": "AVX2", "onednn": set()}, "float32", "(AVX2) has neither"),
@@ -46,7 +55,7 @@ def processor(monkeypatch: pytest.MonkeyPatch) -> dict[str, object]:
         ({"machine": "aarch64", "vectors": "DEFAULT", "onednn": set()}, "float32", "lacks ARM's BF16"),
     ],
 )
-def test_auto_trains_in_bfloat16_where_the_cpu_has_it(
+def test_auto_trains_in_bfloat16_where_the_cpu_gains_by_it(
     processor: dict[str, object], processor_has: dict[str, object], expected: str, words: str
 ) -> None:
     processor |= processor_has
@@ -54,6 +63,16 @@ def test_auto_trains_in_bfloat16_where_the_cpu_has_it(
     assert (chosen.name, chosen.warning) == (expected, None)
     assert words in chosen.reason
     assert choose_precision("auto", "cpu").name == "float32"  # inference: nothing to gain there
+
+
+def test_bfloat16_asked_for_where_it_is_native_and_slower_is_warned_of_with_its_own_cost(
+    processor: dict[str, object],
+) -> None:
+    processor |= {"features": {"avx512_bf16"}, "vendor": "GenuineIntel"}
+    warning = str(choose_precision("bfloat16", "cpu", training=True).warning)
+    assert "bfloat16 is slow here" in warning
+    assert "6.6 samples/s in it, and at 8.7 in float32" in warning
+    assert "0.6 samples/s" not in warning
 
 
 @pytest.mark.parametrize("name", ["ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA"])

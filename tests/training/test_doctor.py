@@ -187,7 +187,7 @@ def test_what_a_configuration_lacks_is_said_with_what_to_do(
     ("settings", "machine", "words"),
     [
         ([], BARE, "in float32: this CPU is old"),
-        (["step.precision=bfloat16"], BARE, "in bfloat16: as configured; bfloat16 is emulated here and slow"),
+        (["step.precision=bfloat16"], BARE, "in bfloat16: as configured; bfloat16 is slow here"),
         (["runner.device=cuda"], replace(BARE, gpus=(GPU,)), "1 of 1 GPUs, in bfloat16: Some GPU"),
         (["runner.device=cuda"], replace(BARE, gpus=(GPU, replace(GPU, arithmetic=OLD_GPU))), "in float16: Old GPU"),
     ],
