@@ -117,8 +117,9 @@ class PillarEncoder(nn.Module):
     """Points [B, P, F] to a canvas [B, C, X, Y]: per-point linear layer, maximum per cell, zero where a cell is empty.
 
     The first three features of a point are x, y and z in metres. Offsets to the cell's centre (2) and to the mean of the cell's
-    points (3) are added, in metres. `scale` [F] brings the given features to a size of about one. The last channel of the
-    canvas is log(1 + points in the cell), which a maximum cannot tell.
+    points (3) are added, in metres, and a constant: LayerNorm(W a p) is LayerNorm(W p) for every a > 0, and without one the
+    features of a point would be known up to a common factor. `scale` [F] brings the given features to a size of about one. The
+    last channel of the canvas is log(1 + points in the cell), which a maximum cannot tell.
     """
 
     scale: Tensor
@@ -128,7 +129,7 @@ class PillarEncoder(nn.Module):
         self.grid = grid
         self.z_range_m = z_range_m
         self.register_buffer("scale", torch.tensor(scale), persistent=False)
-        self.linear = nn.Linear(len(scale) + 5, channels - 1, bias=False)
+        self.linear = nn.Linear(len(scale) + 6, channels - 1, bias=False)
         self.norm = nn.LayerNorm(channels - 1)
 
     def forward(self, points: Tensor, count: Tensor, valid: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -158,4 +159,4 @@ class PillarEncoder(nn.Module):
         per_row = torch.zeros(num_rows, device=flat.device).index_add(0, rows, ones)
         sums = torch.zeros(num_rows, 3, device=flat.device).index_add(0, rows, xyz_m)
         mean_m = (sums / per_row.clamp(min=1.0)[:, None]).index_select(0, rows)
-        return torch.cat([flat * self.scale, to_center_m, xyz_m - mean_m], dim=1), per_row
+        return torch.cat([flat * self.scale, to_center_m, xyz_m - mean_m, ones[:, None]], dim=1), per_row

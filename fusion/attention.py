@@ -19,7 +19,7 @@ from .kernels.cells import cell_attention
 from .kernels.neighbours import neighbour_attention
 from .kernels.windows import window_attention
 from .named import NamedParameters
-from .nulls import Absent, ModalityTokens, present_mean
+from .nulls import Absent, ModalityTokens, present_mean, trusted_mean
 
 
 def _cheap_products(device: torch.device) -> bool:
@@ -70,9 +70,11 @@ def placed(position: nn.Linear, grid_shape: tuple[int, int]) -> Tensor:
 class CrossAttentionFusion(Fuser):
     """At each cell a query attends to the modality tokens of its neighbourhood.
 
-    The query is the mean of what is present, plus a learned query, plus a position embedding. Every token carries an
-    embedding of its modality. An absent modality is a learned null token (`absent="null"`, or `"null_cell"`: one for each
-    cell), a zero token (`"zeros"`) or not attended to (`"mask"`).
+    The query is the mean of what is present, plus a learned query, plus a position embedding. Every token carries an embedding
+    of its modality. What the query draws from them is added to the mean of what is present, each modality weighed by its share
+    of the attention: a weak or new sensor dilutes a strong one only as far as the cell listens to it. An absent modality is a
+    learned null token (`absent="null"`, or `"null_cell"`: one for each cell), a zero token (`"zeros"`) or not attended to
+    (`"mask"`).
 
     Args:
         channels: channels of each modality by name; any number of modalities, any names.
@@ -131,11 +133,10 @@ class CrossAttentionFusion(Fuser):
     ) -> FusedBEV:
         """As `Fuser.forward`; `attention` is the weight of a modality's tokens, mean over heads, summed over neighbours."""
         tokens, coverage = self.tokens(features, grid_shape, batch_size)  # [M, B, X, Y, C], [M, B, X, Y]
-        mean = present_mean(tokens, coverage)
         place = placed(self.position, (tokens.shape[2], tokens.shape[3]))
-        asking = self.query_norm(mean + self.learned_query + place)
+        asking = self.query_norm(present_mean(tokens, coverage) + self.learned_query + place)
         attended, share = self._attend(asking, tokens, coverage > 0 if self.absent == "mask" else None)
-        fused = mean + attended
+        fused = trusted_mean(tokens, coverage, share) + attended
         fused = fused + self.feed_forward(fused)
         return FusedBEV(features=fused.permute(0, 3, 1, 2), attention=share, coverage=coverage.amax(0))
 

@@ -71,7 +71,7 @@ class ConcatFusion(Fuser):
 
 
 class MeanFusion(Fuser):
-    """The mean of the modalities' tokens, normalised. With `absent="mask"` of the present ones only.
+    """The mean of the modalities' tokens. With `absent="mask"` of the present ones only.
 
     The plainest way to be indifferent to what is missing, as the averaging of hetero-modal networks (HeMIS: Havaei et al.,
     MICCAI 2016).
@@ -99,7 +99,6 @@ class MeanFusion(Fuser):
         self.modalities, self.in_channels = self.tokens.modalities, self.tokens.in_channels
         self.out_channels = out_channels
         self.absent = absent
-        self.norm = nn.LayerNorm(out_channels)
 
     def forward(
         self,
@@ -111,7 +110,7 @@ class MeanFusion(Fuser):
         """As `Fuser.forward`; `attention` is the share of coverage."""
         tokens, coverage = self.tokens(features, grid_shape, batch_size)
         mean = present_mean(tokens, coverage) if self.absent == "mask" else tokens.mean(0)
-        return FusedBEV(self.norm(mean).permute(0, 3, 1, 2), coverage_share(coverage), coverage.amax(0))
+        return FusedBEV(mean.permute(0, 3, 1, 2), coverage_share(coverage), coverage.amax(0))
 
 
 class ChannelWeightFusion(Fuser):
@@ -145,7 +144,6 @@ class ChannelWeightFusion(Fuser):
         self.out_channels = out_channels
         self.absent = absent
         self.weight = NamedParameters(self.modalities, torch.zeros(len(channels), out_channels))
-        self.norm = nn.LayerNorm(out_channels)
 
     def forward(
         self,
@@ -161,5 +159,5 @@ class ChannelWeightFusion(Fuser):
         share = (weight - weight.detach().amax(0)).exp()  # before it is normalised
         present = seen[..., None] * share[:, None, None, None]  # [M, B, X, Y, C]
         weight = present / present.sum(0).clamp(min=1e-30)
-        fused = self.norm((weight.to(tokens.dtype) * tokens).sum(0))
+        fused = (weight.to(tokens.dtype) * tokens).sum(0)
         return FusedBEV(fused.permute(0, 3, 1, 2), weight.mean(-1).transpose(0, 1), coverage.amax(0))

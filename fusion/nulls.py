@@ -140,6 +140,17 @@ def present_mean(tokens: Tensor, coverage: Tensor) -> Tensor:
     return (tokens * present).sum(0) / present.sum(0).clamp(min=1)
 
 
+def trusted_mean(tokens: Tensor, coverage: Tensor, share: Tensor) -> Tensor:
+    """[M, B, X, Y, C], [M, B, X, Y], [B, M, X, Y] -> [B, X, Y, C]: `present_mean`, each modality weighing its `share`.
+
+    So a sensor to which a cell does not listen does not dilute what the others say there. What stands for an absent sensor
+    has a share of the attention and none of the mean.
+    """
+    weight = torch.where(coverage > 0, share.transpose(0, 1).clamp(min=1e-6), 0.0)
+    weight = weight / weight.sum(0).clamp(min=1e-6)
+    return (weight[..., None].to(tokens.dtype) * tokens).sum(0)
+
+
 def sound_coverage(coverage: Tensor) -> Tensor:
     """[B, X, Y] float32 in 0..1 whatever is given: NaN is 0, what lies outside goes to the nearer bound.
 

@@ -22,16 +22,19 @@ from sensors.extras import remedy
 
 
 class SubmanifoldBlock(nn.Module):
-    """The parameters of one stage: a 3 x 3 convolution without bias, LayerNorm over channels, then ReLU.
+    """The parameters of one stage: a 3 x 3 convolution, LayerNorm over channels, then ReLU.
 
-    The norm looks at one cell at a time, so that no cell depends on how many others are occupied.
+    The norm looks at one cell at a time, so that no cell depends on how many others are occupied. Without the bias it would
+    forget by what factor all that goes in was scaled.
     """
 
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.empty(channels, channels, 3, 3))  # out, in, X, Y: the layout of nn.Conv2d
+        self.bias = nn.Parameter(torch.empty(channels))
         self.norm = nn.LayerNorm(channels)
         nn.init.kaiming_normal_(self.weight, nonlinearity="relu")
+        nn.init.uniform_(self.bias, -0.5, 0.5)  # beside sums of about one
 
 
 class DenseStages(nn.Module):
@@ -57,7 +60,7 @@ class DenseStages(nn.Module):
         with torch.autocast(canvas.device.type, enabled=False):
             canvas = canvas.float().masked_fill(empty, 0.0)
             for block in self.stages():
-                canvas = F.conv2d(canvas, block.weight, padding=1)
+                canvas = F.conv2d(canvas, block.weight, block.bias, padding=1)
                 canvas = F.relu(block.norm(canvas.permute(0, 2, 3, 1)).permute(0, 3, 1, 2))
                 canvas = canvas.masked_fill(empty, 0.0)
         return canvas
@@ -107,7 +110,7 @@ class SparseStages(DenseStages):
             cells = _import_spconv().SparseConvTensor(features.contiguous(), rows, list(self.grid_shape), samples)
             for block in self.stages():
                 cells = self._convolve(cells, block.weight)
-                cells = cells.replace_feature(F.relu(block.norm(cells.features)))
+                cells = cells.replace_feature(F.relu(block.norm(cells.features + block.bias)))
             dense = features.new_zeros(samples, *self.grid_shape, self.channels)
             dense = dense.index_put((b, x, y), cells.features)
         return dense.permute(0, 3, 1, 2)

@@ -51,7 +51,8 @@ def naive(pillars: PillarEncoder, points: Tensor, count: Tensor) -> Tensor:
                     continue
                 to_center_m = here[:, :2] - (low + GRID.cell_m / 2)
                 to_mean_m = here[:, :3] - here[:, :3].mean(0)
-                decorated = torch.cat([here * torch.tensor(SCALE), to_center_m, to_mean_m], dim=1)
+                constant = torch.ones(len(here), 1)
+                decorated = torch.cat([here * torch.tensor(SCALE), to_center_m, to_mean_m, constant], dim=1)
                 encoded = F.relu(pillars.norm(pillars.linear(decorated)))
                 canvas[b, :-1, ix, iy] = encoded.amax(0)
                 canvas[b, -1, ix, iy] = math.log1p(len(here))
@@ -66,6 +67,22 @@ def test_pillars_agree_with_a_loop_over_cells() -> None:
     assert torch.equal(occupied, expected[:, -1] > 0)
     assert occupied.any()
     assert not occupied.all()
+
+
+def features_of(pillars: PillarEncoder, point: list[float]) -> Tensor:
+    """[C] of the cell of a point that is alone in the world, without the number of points."""
+    canvas, occupied = pillars(torch.tensor([[point]]), torch.tensor([1]))
+    return canvas.detach().permute(0, 2, 3, 1)[occupied][0, :-1]
+
+
+def test_every_feature_of_a_point_alone_and_all_of_them_scaled_change_what_is_said() -> None:
+    """LayerNorm takes away the common factor of all that goes in. The points are in the middles of cells, where offsets are 0."""
+    pillars, first = encoder(64), [0.25, 0.25, 0.3, 0.1]
+    others = [[0.75, 0.25, 0.3, 0.1], [0.25, 0.75, 0.3, 0.1], [0.25, 0.25, 0.9, 0.1], [0.25, 0.25, 0.3, 0.3]]
+    scaled = [[factor * value for value in first] for factor in (3, 5)]
+    said = features_of(pillars, first)
+    for other in others + scaled:
+        assert (features_of(pillars, other) - said).norm() > 0.03 * said.norm(), other
 
 
 def test_gradients_agree_with_a_loop_over_cells() -> None:

@@ -12,6 +12,7 @@ from fusion import BEVFeatures, CrossAttentionFusion, attention
 from fusion.attention import position_embedding
 from fusion.kernels import devices
 from fusion.kernels.blocks import BlockAttention
+from fusion.nulls import trusted_mean
 from tests.fusion.grids import CHANNELS, SHAPE, random_features
 from tests.fusion.kinds import FUSERS
 
@@ -40,6 +41,34 @@ def test_attention_of_the_fuser_sums_to_one_over_modalities(neighbourhood: int, 
     nobody = {"lidar": BEVFeatures(lidar.features, torch.zeros(2, *SHAPE))}
     total = fuser(nobody).attention.sum(1)
     torch.testing.assert_close(total, torch.zeros(2, *SHAPE) if absent == "mask" else torch.ones(2, *SHAPE))
+
+
+@pytest.mark.parametrize("neighbourhood", [1, 3])
+@pytest.mark.parametrize("absent", ["null", "mask"])
+def test_what_a_sensor_says_weighs_as_much_as_the_cell_listens_to_it(neighbourhood: int, absent: str) -> None:
+    """With what is attended to and the feed-forward silenced, the mean by shares of those present is left."""
+    torch.manual_seed(0)
+    fuser = CrossAttentionFusion(CHANNELS, 8, heads=2, neighbourhood=neighbourhood, absent=absent)  # type: ignore[arg-type]
+    for parameter in (*fuser.out.parameters(), *fuser.feed_forward[-1].parameters()):
+        torch.nn.init.zeros_(parameter)
+    features = random_features() | {"camera": None}
+    fused = fuser(features)
+    tokens, coverage = fuser.tokens(features)
+    expected = torch.zeros_like(fused.features)
+    for b, x, y in torch.cartesian_prod(torch.arange(2), torch.arange(SHAPE[0]), torch.arange(SHAPE[1])).tolist():
+        present = [m for m in (1, 2) if coverage[m, b, x, y] > 0]
+        share = fused.attention[b, present, x, y]
+        expected[b, :, x, y] = (share / share.sum()) @ tokens[present, b, x, y]
+    torch.testing.assert_close(fused.features, expected)
+
+
+def test_a_sensor_that_a_cell_ignores_adds_nothing_to_it_and_a_lone_one_all() -> None:
+    tokens = torch.randn(2, 1, 1, 1, 8, generator=torch.Generator().manual_seed(0))
+    share = torch.tensor([1.0, 1e-9]).view(1, 2, 1, 1)
+    both, second = torch.ones(2, 1, 1, 1), torch.tensor([0.0, 1.0]).view(2, 1, 1, 1)
+    torch.testing.assert_close(trusted_mean(tokens, both, share), tokens[0], rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(trusted_mean(tokens, second, share), tokens[1])
+    assert not trusted_mean(tokens, torch.zeros(2, 1, 1, 1), share).any()
 
 
 def test_a_masked_modality_is_given_no_attention() -> None:

@@ -114,4 +114,4 @@ def test_with_any_of_four_invented_sensors_missing_the_error_stays_near_the_leas
     assert error_with_all(spoilt, world) < 0.05
     with_dropout, without = beyond_the_least(hardy, world), beyond_the_least(spoilt, world)
     assert max(with_dropout.values()) < 0.05, with_dropout
-    assert min(without.values()) > 0.3, without
+    assert min(without.values()) > 0.1, without
