@@ -40,7 +40,7 @@ class LidarEncoder(nn.Module):
         super().__init__()
         self.grid = grid
         fine = BEVGrid(grid.x_min_m, grid.x_max_m, grid.y_min_m, grid.y_max_m, grid.cell_m / 2)
-        self.pillars = PillarEncoder(_SCALE, pillar_channels, fine, z_range_m)
+        self.pillars = PillarEncoder(_SCALE, pillar_channels, fine, z_range_m, age=4)
         self.stages = stages
         self.bev = nn.Sequential(
             ConvBlock(pillar_channels, channels, stride=2),
