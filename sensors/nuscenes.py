@@ -212,13 +212,44 @@ class NuScenesReader:
         return -1 if column is None else int(self.index.arrays.keyframe[self.samples[i], column])
 
     def _chain(self, i: int, channel: str, sweeps: int) -> list[int]:
-        """Rows of sample_data from the keyframe back in time, at most `sweeps`."""
-        rows: list[int] = []
-        row = self._keyframe(i, channel)
+        """Rows of sample_data from the keyframe back in time, at most `sweeps`, up to the first gap that is too long."""
+        arrays, rows, row = self.index.arrays, [], self._keyframe(i, channel)
         while row >= 0 and len(rows) < sweeps:
             rows.append(row)
-            row = int(self.index.arrays.data_prev[row])
+            row = int(arrays.data_prev[row])
+            if row >= 0 and self._too_old(arrays.data_time_us[rows[-1]] - arrays.data_time_us[row]):
+                break
         return rows
+
+    def _too_old(self, gap_us: Any) -> Any:
+        limit_s = self.config.max_sweep_gap_s
+        return gap_us > (np.inf if limit_s is None else limit_s * 1e6)
+
+    def left_out_sweeps(self) -> list[str]:
+        """One line for each modality of whose sweeps some are left out because of their age; none where all are used."""
+        lines, config, arrays = [], self.config, self.index.arrays
+        for modality, sweeps in (("lidar", config.lidar_sweeps), ("radar", config.radar_sweeps)):
+            used, wanted, gaps_us = 0, 0, []
+            for channel in config.channels()[modality]:
+                column = self._columns.get(channel)
+                rows = arrays.keyframe[self.samples, column] if column is not None else np.zeros(0, np.int32)
+                rows = rows[rows >= 0]
+                used, wanted = used + len(rows), wanted + len(rows)
+                for _ in range(sweeps - 1):
+                    before = arrays.data_prev[rows]
+                    rows, before = rows[before >= 0], before[before >= 0]
+                    gap_us = arrays.data_time_us[rows] - arrays.data_time_us[before]
+                    old = self._too_old(gap_us)
+                    gaps_us.append(gap_us[old])
+                    used, wanted, rows = used + int((~old).sum()), wanted + len(rows), before[~old]
+            if used < wanted:
+                gap_s = float(np.median(np.concatenate(gaps_us))) * 1e-6
+                lines.append(
+                    f"{modality}_sweeps={sweeps}: only {used / max(1, wanted):.0%} of the sweeps are near enough in time; those "
+                    f"before them are {gap_s:.2f} s older (median) and left out, as data.nuscenes.max_sweep_gap_s="
+                    f"{config.max_sweep_gap_s:g} has it (null takes them)"
+                )
+        return lines
 
     def _reference_T_sensor(self, rows: list[int], global_T_reference: Float64) -> dict[int, Float64]:  # noqa: N802
         """Row of sample_data -> [4, 4], all at once: a sample has dozens."""

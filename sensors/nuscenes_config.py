@@ -70,6 +70,9 @@ class NuScenesConfig(StrictModel):
     reference_channel: str = "LIDAR_TOP"
     lidar_sweeps: Annotated[int, Field(ge=1)] = 10  # the keyframe and those before it
     radar_sweeps: Annotated[int, Field(ge=1)] = 6
+    max_sweep_gap_s: Annotated[float, Field(gt=0)] | None = 0.3
+    """A sweep so much older than the next, and all before it, are left out: in a data set without sweeps between its keyframes
+    the sweep before is that of the keyframe before. null takes what is there."""
     radar_filter: RadarFilter = RadarFilter()
 
     class_map: dict[str, str] = Field(default_factory=lambda: dict(DETECTION_CLASS_OF_CATEGORY))

@@ -50,6 +50,7 @@ def _libraries(run: RunConfig) -> Answer:
 def _data(run: RunConfig) -> list[Answer]:
     """Data set, index, channels and splits, as far as can be known: the first that is not there ends it."""
     from sensors.errors import DataRootError
+    from sensors.nuscenes import NuScenesReader
     from sensors.nuscenes_channels import check_channels
     from sensors.nuscenes_index import check_root, find_index, open_index
 
@@ -66,10 +67,11 @@ def _data(run: RunConfig) -> list[Answer]:
         index = open_index(config)
         check_channels(config, index)
         counts = {split: len(index.samples_of_split(split)) for split in (config.train_split, config.val_split)}
+        old = NuScenesReader(config, config.train_split).left_out_sweeps()
     except DataRootError as error:
         return [data, Answer("index", False, str(error))]
     said = ", ".join(f"{count} keyframes in {split}" for split, count in counts.items())
-    return [data, Answer("index", True, f"{said}; {found}")]
+    return [data, Answer("index", True, f"{said}; {found}"), *(Answer("sweeps", True, line) for line in old)]
 
 
 def _model(run: RunConfig) -> Answer:

@@ -17,6 +17,7 @@ from sensors.nuscenes_index import build_index
 from sensors.nuscenes_summary import describe
 from training.checkpoint import CheckpointStore
 from training.config import RunConfig
+from training.data import open_reader
 from training.interrupt import StopOnSignal
 from training.loop import Outcome
 from training.peers import Alone
@@ -58,6 +59,8 @@ def run_training(
         if fresh:
             files.clear()
         build_index(config.data.nuscenes)  # once, before workers would all do it
+        for line in open_reader(config.data, config.model, config.data.nuscenes.train_split).left_out_sweeps():
+            print(line, flush=True)
         files.begin(config)
         store = CheckpointStore(files.checkpoints, robustbev.save, config.runner.checkpoint.keep)
         store.prune()

@@ -76,6 +76,20 @@ def test_sweeps_come_newest_first_and_no_more_than_there_are(reader: NuScenesRea
     assert len(first) == 1
 
 
+@pytest.mark.parametrize(("gap_s", "sweeps"), [(0.1, 1), (0.3, 3), (None, 3)])
+def test_sweeps_of_another_time_are_left_out_and_told_once(
+    small_nuscenes: SmallNuScenes, gap_s: float | None, sweeps: int
+) -> None:
+    """They are a sixth of a second apart here; without sweeps between the keyframes it would be half a second."""
+    reader = NuScenesReader(small_nuscenes.config.model_copy(update={"max_sweep_gap_s": gap_s}), "small_train")
+    frame = reader.frame(2)
+    assert frame.radar is not None
+    assert len(frame.radar) == sweeps
+    lines = reader.left_out_sweeps()
+    assert [line.partition(":")[0] for line in lines] == (["lidar_sweeps=3", "radar_sweeps=3"] if sweeps == 1 else [])
+    assert all("0.17 s older" in line and "max_sweep_gap_s=0.1 " in line for line in lines)
+
+
 def test_sweeps_merge_as_the_devkit_merges_them(reader: NuScenesReader, devkit: NuScenes) -> None:
     cloud, ages = LidarPointCloud.from_file_multisweep(
         devkit, devkit.get("sample", "sample-0-2"), "LIDAR_TOP", "LIDAR_TOP", nsweeps=3, min_distance=0.0
