@@ -98,6 +98,8 @@ class OfficialEvaluation:
         with contextlib.redirect_stderr(io.StringIO()):  # the devkit's own progress bar
             self._truth = load_gt_of_sample_tokens(nusc, list(self.tokens), DetectionBox)
         self._truth = self._filtered(self._truth)
+        there = {box.detection_name for box in self._truth.all}
+        self.classes_without_truth = tuple(name for name in self.config.class_names if name not in there)
 
     def _check_tokens(self, reference_channel: str) -> None:
         if not self.tokens:
@@ -148,6 +150,7 @@ class OfficialEvaluation:
             "ranges": self.note,
             "samples": len(self.tokens),
             "no_perception": list(blind),
+            "classes_without_truth": list(self.classes_without_truth),
         }
         write_json(result_path.with_name("metrics_summary.json"), summary)
         return subset_result(subset, summary)
@@ -164,5 +167,6 @@ def subset_result(subset: str, summary: Mapping[str, Any]) -> SubsetResult:
         ranges=str(summary["ranges"]),
         samples=int(summary["samples"]),
         no_perception=tuple(summary["no_perception"]),
+        classes_without_truth=tuple(summary.get("classes_without_truth", ())),
         class_errors={name: dict(errors) for name, errors in summary["label_tp_errors"].items()},
     )

@@ -43,6 +43,13 @@ class SubsetResult:
     boxes: int = 0
     no_perception: tuple[str, ...] = ()  # tokens of samples in which every sensor of the subset was absent
     class_errors: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    classes_without_truth: tuple[str, ...] = ()  # of which no box lies in range; their AP is 0, whatever was found
+
+    @property
+    def mean_ap_of_truth(self) -> float:
+        """The mean AP of the classes of which there is truth; NaN where there is none."""
+        values = [value for name, value in self.class_ap.items() if name not in self.classes_without_truth]
+        return sum(values) / len(values) if values else math.nan
 
     def to_json(self) -> dict[str, Any]:
         """A JSON object; what is not defined is null, because NaN is no JSON."""
@@ -55,6 +62,7 @@ class SubsetResult:
             "samples": self.samples,
             "boxes": self.boxes,
             "no_perception": list(self.no_perception),
+            "classes_without_truth": list(self.classes_without_truth),
         }
 
     @staticmethod
@@ -70,6 +78,7 @@ class SubsetResult:
             samples=int(content.get("samples", 0)),
             boxes=int(content.get("boxes", 0)),
             no_perception=tuple(content.get("no_perception", ())),
+            classes_without_truth=tuple(content.get("classes_without_truth", ())),
         )
 
 
@@ -117,7 +126,7 @@ def retention(result: SubsetResult, results: Results) -> float:
 
 
 def caption(results: Results) -> str:
-    """One line that says what the figures hold for: ranges, samples, and samples that nobody perceived."""
+    """What the figures hold for: ranges, samples, samples that nobody perceived, classes that are not there to be found."""
     if not results:
         return "nothing was evaluated"
     first = next(iter(results.values()))
@@ -126,6 +135,9 @@ def caption(results: Results) -> str:
     if blind:
         text += "; no perception (all sensors of the subset absent): "
         text += ", ".join(f"{subset} {count} samples" for subset, count in blind.items())
+    if first.classes_without_truth:
+        text += f"; no truth of {', '.join(first.classes_without_truth)}, whose AP is 0; mean AP of the other classes: "
+        text += ", ".join(f"{subset} {_figure(r.mean_ap_of_truth, 3)}" for subset, r in results.items())
     return text
 
 
@@ -153,8 +165,8 @@ def rows(results: Results) -> list[list[str]]:
     return table
 
 
-def _figure(value: float) -> str:
-    return "-" if math.isnan(value) else f"{value:.2f}"
+def _figure(value: float, digits: int = 2) -> str:
+    return "-" if math.isnan(value) else f"{value:.{digits}f}"
 
 
 def markdown(results: Results) -> str:

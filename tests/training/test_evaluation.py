@@ -253,6 +253,7 @@ def test_files_of_an_evaluation(oracle_results: Any, reader: NuScenesReader) -> 
         summary = json.loads((out / subset / "metrics_summary.json").read_text())
         assert summary["ranges"] == "ranges: official"
         assert summary["mean_ap"] == results[subset].mean_ap
+        assert summary["classes_without_truth"] == []
         assert set(summary["label_tp_errors"]) == set(NUSCENES_CLASSES)
     assert read_subsets(out / "subsets.json")["lidar"].mean_ap == results["lidar"].mean_ap
     assert "| camera + lidar + radar | 1.000 | 100% |" in (out / "table.md").read_text()

@@ -8,6 +8,7 @@ import io
 import json
 import math
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -76,6 +77,16 @@ def test_retention_needs_a_row_that_holds_all_the_others(results: dict[str, Subs
 def test_samples_without_perception_are_in_the_caption() -> None:
     assert "no perception" in markdown({"radar": _result("radar", 0.1, ("token",))})
     assert "radar 1 samples" in markdown({"radar": _result("radar", 0.1, ("token",))})
+
+
+def test_classes_of_which_there_is_no_truth_are_named_and_left_out_of_a_mean_beside_the_official_one() -> None:
+    some = replace(_result("radar", 0.1), classes_without_truth=("traffic_cone",))
+    assert some.mean_ap_of_truth == pytest.approx(0.1)
+    text = markdown({"radar": some})
+    assert "no truth of traffic_cone, whose AP is 0; mean AP of the other classes: radar 0.100" in text
+    assert "no truth" not in markdown({"radar": _result("radar", 0.1)})
+    assert math.isnan(replace(some, classes_without_truth=("car", "traffic_cone")).mean_ap_of_truth)
+    assert SubsetResult.from_json("radar", some.to_json()).classes_without_truth == ("traffic_cone",)
 
 
 def test_subsets_json_is_strict_json_and_reads_back(results: dict[str, SubsetResult], tmp_path: Path) -> None:
