@@ -6,6 +6,7 @@ intrinsics (as in BEVDet, Huang et al. 2021). Letters: N cameras, M boxes.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Annotated
 
 import numpy as np
@@ -15,6 +16,7 @@ from pydantic import Field, model_validator
 
 from bev.boxes import Boxes
 from robustbev import StrictModel
+from sensors.frames import LidarSweep, SensorFrame
 from sensors.images import ImageChange
 from training.failures import FailureConfig
 
@@ -69,6 +71,15 @@ class AugmentationConfig(StrictModel):
     bev: BEVAugmentation | None = BEVAugmentation()
     image: ImageAugmentation | None = ImageAugmentation()
     failures: FailureConfig | None = None  # parts of sensors that fail in training; null: none
+    intensity: tuple[float, float] | None = None
+    """Factor on the intensity of all LiDAR points of a sample, log-uniform between these; null: none. LiDARs, and simulations,
+    differ in what they call 1."""
+
+    @model_validator(mode="after")
+    def _check(self) -> AugmentationConfig:
+        if self.intensity is not None:
+            _check_range("intensity", self.intensity, above=0.0)
+        return self
 
 
 def draw_bev_change(config: BEVAugmentation, random: np.random.Generator) -> NDArray[np.float64]:
@@ -107,6 +118,18 @@ def _colour_matrix(config: ImageAugmentation, random: np.random.Generator) -> ND
     matrix[:, :3] = brightness * contrast * (saturation * np.eye(3) + (1 - saturation) * _GREY)
     matrix[:, 3] = brightness * (1 - contrast) * 127.5
     return matrix.astype(np.float32)
+
+
+def change_intensity(frame: SensorFrame, config: tuple[float, float], random: np.random.Generator) -> SensorFrame:
+    """The frame with the intensity of its LiDAR points times one factor, at most 255."""
+    factor = np.exp(random.uniform(*np.log(config)))
+
+    def changed(sweep: LidarSweep) -> LidarSweep:
+        points = sweep.points.copy()
+        points[:, 3] = np.minimum(points[:, 3] * factor, 255.0)
+        return replace(sweep, points=points)
+
+    return replace(frame, lidar=None if frame.lidar is None else tuple(changed(sweep) for sweep in frame.lidar))
 
 
 def change_boxes(boxes: Boxes, change: NDArray[np.float64]) -> Boxes:

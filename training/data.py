@@ -28,7 +28,13 @@ from sensors.nuscenes import NuScenesReader
 from sensors.nuscenes_config import NuScenesConfig
 from sensors.prepare import Preparation, PreparedFrame, prepare
 from sensors.prepare_points import DroppedPoints
-from training.augmentation import AugmentationConfig, change_boxes, draw_bev_change, draw_image_changes
+from training.augmentation import (
+    AugmentationConfig,
+    change_boxes,
+    change_intensity,
+    draw_bev_change,
+    draw_image_changes,
+)
 from training.batch import TrainingBatch
 from training.failures import fail
 from training.sampling import Balance, SampleKey, sample_random
@@ -148,6 +154,9 @@ class NuScenesDataset(Dataset[TrainingSample]):
             if augmentation.failures is not None:
                 (apart,) = random.spawn(1)  # failures leave the draws of augmentation as they are
                 frame, depth_from = fail(frame, augmentation.failures, apart, key.epoch, self.history(key.index))
+            if augmentation.intensity is not None:
+                (apart,) = random.spawn(1)
+                frame = change_intensity(frame, augmentation.intensity, apart)
             if augmentation.bev is not None:
                 bev_change = draw_bev_change(augmentation.bev, random)
             if augmentation.image is not None and frame.cameras is not None:

@@ -16,9 +16,11 @@ from sensors.images import ImageChange, fit_image
 from sensors.prepare import prepare
 from tests.sensors.test_prepare import CAMERA_POSE, INTRINSICS, PREPARATION, RADAR_POSE, camera, frame
 from training.augmentation import (
+    AugmentationConfig,
     BEVAugmentation,
     ImageAugmentation,
     change_boxes,
+    change_intensity,
     draw_bev_change,
     draw_image_changes,
 )
@@ -161,3 +163,25 @@ def test_a_camera_that_is_not_changed_is_cut_as_in_evaluation() -> None:
     assert plain.intrinsics is not None
     np.testing.assert_array_equal(plain.images[0], fitted)
     np.testing.assert_allclose(plain.intrinsics[0], intrinsics, rtol=1e-6)
+
+
+@given(seeds, st.floats(0.2, 1.0), st.floats(1.0, 4.0))
+def test_the_intensity_of_a_samples_points_changes_by_one_factor_and_stays_in_its_range(
+    seed: int, low: float, high: float
+) -> None:
+    before = frame()
+    after = change_intensity(before, (low, high), np.random.default_rng(seed))
+    assert before.lidar is not None
+    assert after.lidar is not None
+    old, new = (np.concatenate([s.points for s in f.lidar or ()]) for f in (before, after))
+    factor = (new[:, 3] / np.maximum(old[:, 3], 1e-9))[(old[:, 3] > 0) & (new[:, 3] < 255)]
+    assert np.ptp(factor) < 1e-5
+    assert ((factor > low - 1e-5) & (factor < high + 1e-5)).all()
+    assert new[:, 3].max() <= 255
+    np.testing.assert_array_equal(np.delete(new, 3, 1), np.delete(old, 3, 1))
+
+
+@pytest.mark.parametrize("factors", [(0.0, 1.0), (2.0, 1.0)])
+def test_a_factor_of_intensity_is_positive_and_a_range(factors: tuple[float, float]) -> None:
+    with pytest.raises(ValueError, match="intensity: expected low <= high, both > 0"):
+        AugmentationConfig(intensity=factors)
