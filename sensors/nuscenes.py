@@ -213,7 +213,8 @@ class NuScenesReader:
 
     def _chain(self, i: int, channel: str, sweeps: int) -> list[int]:
         """Rows of sample_data from the keyframe back in time, at most `sweeps`, up to the first gap that is too long."""
-        arrays, rows, row = self.index.arrays, [], self._keyframe(i, channel)
+        arrays, row = self.index.arrays, self._keyframe(i, channel)
+        rows: list[int] = []
         while row >= 0 and len(rows) < sweeps:
             rows.append(row)
             row = int(arrays.data_prev[row])

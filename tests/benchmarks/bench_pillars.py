@@ -56,7 +56,8 @@ def unique_pillars(encoder: PillarEncoder, points: Tensor, count: Tensor, **uniq
     sums = torch.zeros(len(pillar), 3).index_add(0, inverse, points[:, :3])
     mean_m = sums / counts[:, None]
     to_center_m = (position - cell - 0.5) * GRID.cell_m
-    decorated = torch.cat([points * encoder.scale, to_center_m, points[:, :3] - mean_m[inverse]], dim=1)
+    offsets = [to_center_m, points[:, :3] - mean_m[inverse]]
+    decorated = torch.cat([points * encoder.scale, *offsets, torch.ones(len(points), 1)], dim=1)
     encoded = F.relu(encoder.norm(encoder.linear(decorated)))
     index = inverse[:, None].expand_as(encoded)
     pillars = encoded.new_zeros(len(pillar), encoded.shape[1]).scatter_reduce(
