@@ -17,9 +17,14 @@ from .grid import BEVGrid
 from .layers import ConvBlock
 from .suppression import circle_nms
 
-# Regressed at the cell of the centre: offset in the cell (2, cells), height of the centre (1, m), log size (3: w, l, h in m),
-# sin and cos of yaw (2), velocity (2, in units of VELOCITY_UNIT_MPS).
-REGRESSION_CHANNELS = 10
+# Regressed at the cell of the centre: offset in the cell (cells), height of the centre (m), log size (w, l, h in m), the axis
+# along which the box lies (sin and cos of twice the yaw), which way along it (sin and cos of the yaw, of any length: on which
+# side of the axis they lie counts alone), velocity (in units of VELOCITY_UNIT_MPS). Where front and back look alike, sin and
+# cos of the yaw average out to nothing; the axis does not.
+OFFSET, HEIGHT, SIZE, AXIS, HEADING, VELOCITY = (
+    slice(0, 2), slice(2, 3), slice(3, 6), slice(6, 8), slice(8, 10), slice(10, 12)
+)  # fmt: skip
+REGRESSION_CHANNELS = 12
 # Speeds in m/s are ten times as large as the other values, and short trainings never got there: they said "stands still".
 VELOCITY_UNIT_MPS = 5.0
 _PRIOR = (
@@ -32,7 +37,7 @@ class DetectionLogits:
     """What the head says of every cell."""
 
     heatmap: Tensor  # [B, K, X, Y] logits
-    regression: Tensor  # [B, 10, X, Y]
+    regression: Tensor  # [B, 12, X, Y]
     attributes: Tensor  # [B, A, X, Y] logits
 
     def chunk(self, count: int) -> tuple[DetectionLogits, ...]:
@@ -42,14 +47,17 @@ class DetectionLogits:
 
 
 class DetectionHead(nn.Module):
-    """[B, C, X, Y] features -> `DetectionLogits`."""
+    """[B, C, X, Y] features -> `DetectionLogits`. Which way a box looks and moves has a 3 x 3 branch of its own."""
 
     def __init__(self, channels: int, num_classes: int, num_attributes: int) -> None:
         super().__init__()
         self.shared = ConvBlock(channels, channels)
         self.heatmap = nn.Sequential(ConvBlock(channels, channels, kernel=1), nn.Conv2d(channels, num_classes, 1))
         self.boxes = nn.Sequential(
-            ConvBlock(channels, channels, kernel=1), nn.Conv2d(channels, REGRESSION_CHANNELS + num_attributes, 1)
+            ConvBlock(channels, channels, kernel=1), nn.Conv2d(channels, SIZE.stop + num_attributes, 1)
+        )
+        self.motion = nn.Sequential(
+            ConvBlock(channels, channels), nn.Conv2d(channels, REGRESSION_CHANNELS - SIZE.stop, 1)
         )
         _start_at_prior(self.heatmap[-1])
 
@@ -58,8 +66,8 @@ class DetectionHead(nn.Module):
         boxes = self.boxes(shared)
         return DetectionLogits(
             heatmap=self.heatmap(shared),
-            regression=boxes[:, :REGRESSION_CHANNELS],
-            attributes=boxes[:, REGRESSION_CHANNELS:],
+            regression=torch.cat([boxes[:, : SIZE.stop], self.motion(shared)], dim=1),
+            attributes=boxes[:, SIZE.stop :],
         )
 
 
@@ -125,19 +133,27 @@ def boxes_at(
 ) -> Boxes:
     """The boxes regressed at the flat cells [B, T]; `allowed` as of `decode`."""
     y_cells = grid.shape[1]
-    values = at_cells(logits.regression.float(), cell)  # [B, T, 10]
+    values = at_cells(logits.regression.float(), cell)  # [B, T, 12]
     corner = torch.stack([cell // y_cells, cell % y_cells], dim=-1).float()
     low_m = values.new_tensor([grid.x_min_m, grid.y_min_m])
-    xy_m = low_m + (corner + values[..., :2]) * grid.cell_m
+    xy_m = low_m + (corner + values[..., OFFSET]) * grid.cell_m
     return Boxes(
-        center_m=torch.cat([xy_m, values[..., 2:3]], dim=-1),
-        size_m=values[..., 3:6].clamp(-4.0, 4.0).exp(),
-        yaw_rad=torch.atan2(values[..., 6], values[..., 7]),
-        velocity_mps=values[..., 8:10] * VELOCITY_UNIT_MPS,
+        center_m=torch.cat([xy_m, values[..., HEIGHT]], dim=-1),
+        size_m=values[..., SIZE].clamp(-4.0, 4.0).exp(),
+        yaw_rad=_yaw_rad(values[..., AXIS], values[..., HEADING]),
+        velocity_mps=values[..., VELOCITY] * VELOCITY_UNIT_MPS,
         label=label,
         attribute=_attribute(at_cells(logits.attributes.float(), cell), label, allowed),
         score=score,
     )
+
+
+def _yaw_rad(axis: Tensor, heading: Tensor) -> Tensor:
+    """[..., 2] twice -> [...] in -pi..pi: of the two directions of the axis the one that is nearer to the heading."""
+    half_rad = torch.atan2(axis[..., 0], axis[..., 1]) / 2
+    sine, cosine = half_rad.sin(), half_rad.cos()
+    sign = torch.where(heading[..., 0] * sine + heading[..., 1] * cosine < 0, -1.0, 1.0)
+    return torch.atan2(sign * sine, sign * cosine)
 
 
 def _attribute(logits: Tensor, label: Tensor, allowed: Tensor | None) -> Tensor:

@@ -28,8 +28,8 @@ class DetectionTargets:
     heatmap: Tensor  # [B, K, X, Y] 0..1, 1 at the cell of a centre
     cell: Tensor  # [B, M] int64 flat cell of each box, 0 where not valid
     valid: Tensor  # [B, M] bool: a box whose centre lies in the grid
-    regression: Tensor  # [B, M, 10] in the layout of `bev.heads`
-    known: Tensor  # [B, M, 10] float32 0 where a value is not known (velocity NaN)
+    regression: Tensor  # [B, M, 12] in the layout of `bev.heads`
+    known: Tensor  # [B, M, 12] float32 0 where a value is not known (velocity NaN)
     attribute: Tensor  # [B, M] int64, -1 none
 
 
@@ -60,6 +60,8 @@ def make_targets(
             position - corner,
             boxes.center_m[..., 2:3],
             boxes.size_m.clamp(min=0.01).log(),
+            (2 * boxes.yaw_rad).sin()[..., None],
+            (2 * boxes.yaw_rad).cos()[..., None],
             boxes.yaw_rad.sin()[..., None],
             boxes.yaw_rad.cos()[..., None],
             boxes.velocity_mps / VELOCITY_UNIT_MPS,

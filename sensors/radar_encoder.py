@@ -16,8 +16,8 @@ from bev.pillars import PillarEncoder
 from fusion.features import BEVFeatures
 from sensors.batch import RadarBatch, radar_heights_m
 
-# x and y in 50 m, z in 2 m, RCS in 20 dBsm, velocity in 10 m/s, age in 0.2 s
-_SCALE = (0.02, 0.02, 0.5, 0.05, 0.1, 0.1, 5.0)
+# x and y in 50 m, z in 2 m, RCS in 20 dBsm, velocity in 3.3 m/s, age in 0.2 s
+_SCALE = (0.02, 0.02, 0.5, 0.05, 0.3, 0.3, 5.0)
 
 
 class RadarEncoder(nn.Module):

@@ -8,17 +8,26 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor
 
-from bev.heads import DetectionLogits, at_cells
+from bev.heads import AXIS, HEADING, HEIGHT, OFFSET, SIZE, VELOCITY, DetectionLogits, at_cells
 from bev.lift import DepthBins
 from bev.targets import DetectionTargets
 
+_HEADING_SHARPNESS = 4.0  # so that predictions of about one, as all others are, can be sure
+
 
 def focal_loss(
-    logits: Tensor, target: Tensor, use: Tensor | None = None, *, alpha: float = 2.0, beta: float = 4.0
+    logits: Tensor,
+    target: Tensor,
+    use: Tensor | None = None,
+    *,
+    alpha: float = 2.0,
+    beta: float = 4.0,
+    balance: float = 0.0,
 ) -> Tensor:
     """Penalty-reduced focal loss of CornerNet (Law and Deng, ECCV 2018): [B, K, X, Y] twice -> scalar per true centre.
 
-    `use` [B] bool leaves samples out.
+    `use` [B] bool leaves samples out. With n_k centres of class k among them, what is said of class k weighs n_k^-balance, on
+    the mean of all centres 1: with 0 every object counts the same, with 1 every class.
     """
     logits = logits.float()
     probability = logits.sigmoid()
@@ -28,24 +37,31 @@ def focal_loss(
     if use is not None:
         weight = use.float()[:, None, None, None]
         positive, negative, center = positive * weight, negative * weight, center * weight
-    return -(positive.sum() + negative.sum()) / center.sum().clamp(min=1.0)
+    of_class = (positive + negative).sum((0, 2, 3))  # [K]
+    count = center.sum((0, 2, 3))
+    of_class_weight = count.clamp(min=1.0) ** -balance
+    return -(of_class_weight * of_class).sum() / (of_class_weight * count).sum().clamp(min=1.0)
 
 
 def regression_losses(logits: DetectionLogits, targets: DetectionTargets) -> dict[str, Tensor]:
-    """L1 at the cells of true centres by part, and cross-entropy of the attributes; each a mean over known values."""
-    found = at_cells(logits.regression.float(), targets.cell)  # [B, M, 10]
+    """L1 at the cells of true centres by part, and cross-entropy of headings and attributes; each a mean over known values."""
+    found = at_cells(logits.regression.float(), targets.cell)  # [B, M, 12]
     error = (found - targets.regression).abs() * targets.known
     count = targets.known.sum((0, 1)).clamp(min=1.0)
     per_channel = error.sum((0, 1)) / count
+    # The one true direction against its opposite: a sigmoid of how far the prediction points that way.
+    ahead = (found[..., HEADING] * targets.regression[..., HEADING]).sum(-1)
+    turned = (F.softplus(-_HEADING_SHARPNESS * ahead) * targets.known[..., HEADING.start]).sum() / count[HEADING.start]
     attribute_logits = at_cells(logits.attributes.float(), targets.cell).flatten(0, 1)
     attribute = targets.attribute.flatten()
     entropy = F.cross_entropy(attribute_logits, attribute, ignore_index=-1, reduction="none")
     return {
-        "offset": per_channel[0:2].sum(),
-        "height": per_channel[2],
-        "size": per_channel[3:6].sum(),
-        "yaw": per_channel[6:8].sum(),
-        "velocity": per_channel[8:10].sum(),
+        "offset": per_channel[OFFSET].sum(),
+        "height": per_channel[HEIGHT].sum(),
+        "size": per_channel[SIZE].sum(),
+        "yaw": per_channel[AXIS].sum(),
+        "heading": turned,
+        "velocity": per_channel[VELOCITY].sum(),
         "attribute": entropy.sum() / (attribute >= 0).sum().clamp(min=1),
     }
 

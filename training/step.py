@@ -55,7 +55,8 @@ class LossWeights(StrictModel):
     offset: Weight = 0.25
     height: Weight = 0.25
     size: Weight = 0.25
-    yaw: Weight = 0.25
+    yaw: Weight = 0.25  # of the axis along which a box lies
+    heading: Weight = 0.25  # which way along it
     velocity: Weight = 0.25
     attribute: Weight = 0.1
     auxiliary: Weight = 0.3  # heatmap of each modality by itself
@@ -72,6 +73,8 @@ class StepConfig(StrictModel):
     """encoders: by their auxiliary heads, depth and pictures alone, the first of two stages; the second freezes them."""
     dropout: DropoutConfig = DropoutConfig()
     weights: LossWeights = LossWeights()
+    class_balance: Annotated[float, Field(ge=0, le=1)] = 0.5
+    """How far rare classes weigh as much as frequent ones in every heatmap: 0, every object counts the same; 1, every class."""
     precision: PrecisionSetting = "auto"
     """Of everything but geometry, softmax and accumulators. auto: bfloat16 where the device computes it natively, float16 on
     older GPUs, float32 elsewhere; see `robustbev.choose_precision`."""
@@ -132,7 +135,8 @@ class TrainingStep(nn.Module):
         targets = make_targets(batch.boxes, batch.box_valid, model.grid, len(model.config.classes))
         with self.precision.autocast(batch.box_valid.device.type):
             outputs = model.training_outputs(sensors, None if self.config.stage == "encoders" else batch.views.unbind())
-        parts = _mean([_detection_losses(logits, targets) for logits in outputs.detection])
+        balance = self.config.class_balance
+        parts = _mean([_detection_losses(logits, targets, balance) for logits in outputs.detection])
         if weights.distillation > 0 and len(outputs.detection) > 1:
             *students, teacher = (logits.heatmap for logits in outputs.detection)
             taught = [distillation_loss(student, teacher, targets.heatmap) for student in students]
@@ -141,7 +145,7 @@ class TrainingStep(nn.Module):
         for i, name in enumerate(model.config.modalities):
             if name in outputs.auxiliary:
                 logits = outputs.auxiliary[name]
-                parts[f"auxiliary_{name}"] = focal_loss(logits, targets.heatmap, available[:, i])
+                parts[f"auxiliary_{name}"] = focal_loss(logits, targets.heatmap, available[:, i], balance=balance)
         if outputs.depth_logits is not None and batch.depth_m is not None and model.camera is not None:
             assert sensors.cameras is not None
             parts["depth"] = depth_loss(outputs.depth_logits, batch.depth_m, model.camera.bins, sensors.cameras.present)
@@ -159,7 +163,8 @@ class TrainingStep(nn.Module):
             batch.boxes, batch.box_valid, cameras.intrinsics, cameras.reference_T_camera, cameras.present,
             logits.shape[2], image_size=encoder.image_size, stride=encoder.stride_px,
         )  # fmt: skip
-        return focal_loss(logits.flatten(0, 1), target.flatten(0, 1), cameras.present.flatten())
+        use, balance = cameras.present.flatten(), self.config.class_balance
+        return focal_loss(logits.flatten(0, 1), target.flatten(0, 1), use, balance=balance)
 
     def _views(self, available: Tensor, generator: torch.Generator) -> list[Tensor]:
         """[B, M] bool of what the samples have -> which of it the fuser may see in each view, [B, M] bool."""
@@ -179,8 +184,9 @@ class TrainingStep(nn.Module):
         return views
 
 
-def _detection_losses(logits: DetectionLogits, targets: DetectionTargets) -> dict[str, Tensor]:
-    return {"heatmap": focal_loss(logits.heatmap, targets.heatmap), **regression_losses(logits, targets)}
+def _detection_losses(logits: DetectionLogits, targets: DetectionTargets, balance: float) -> dict[str, Tensor]:
+    heatmap = focal_loss(logits.heatmap, targets.heatmap, balance=balance)
+    return {"heatmap": heatmap, **regression_losses(logits, targets)}
 
 
 def _mean(rows: list[dict[str, Tensor]]) -> dict[str, Tensor]:

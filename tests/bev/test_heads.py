@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -9,7 +11,7 @@ from hypothesis import strategies as st
 
 from bev.boxes import Boxes
 from bev.grid import BEVGrid
-from bev.heads import REGRESSION_CHANNELS, DetectionHead, DetectionLogits, HeatmapHead, boxes_at, decode
+from bev.heads import AXIS, HEADING, REGRESSION_CHANNELS, DetectionHead, DetectionLogits, HeatmapHead, boxes_at, decode
 from bev.targets import make_targets
 from tests.tiny_model import random_boxes
 
@@ -44,8 +46,10 @@ def perfect_logits(boxes: Boxes) -> DetectionLogits:
     """What a head that has learned the targets by heart would say."""
     samples, count = boxes.label.shape
     targets = make_targets(boxes, torch.ones(samples, count, dtype=torch.bool), GRID, CLASSES)
-    regression = torch.zeros(samples, 10, GRID.num_cells)
-    regression.scatter_(2, targets.cell[:, None].expand(-1, 10, -1), targets.regression.transpose(1, 2))
+    regression = torch.zeros(samples, REGRESSION_CHANNELS, GRID.num_cells)
+    regression.scatter_(
+        2, targets.cell[:, None].expand(-1, REGRESSION_CHANNELS, -1), targets.regression.transpose(1, 2)
+    )
     attributes = torch.zeros(samples, ATTRIBUTES, GRID.num_cells)
     for b in range(samples):
         attributes[b, boxes.attribute[b], targets.cell[b]] = 5.0
@@ -74,6 +78,21 @@ def test_decoding_the_targets_returns_the_boxes(boxes: Boxes) -> None:
     assert torch.equal(sure.attribute, boxes.attribute[0])
 
 
+@given(angles, st.floats(0.1, 5.0), st.floats(-1.2, 1.2), st.booleans())
+def test_the_yaw_is_that_end_of_the_axis_that_is_nearer_to_the_heading(
+    yaw_rad: float, length: float, off_rad: float, turned: bool
+) -> None:
+    """However long the heading is and however badly it fits: off by less than a right angle changes nothing."""
+    seen_rad = yaw_rad + off_rad + (math.pi if turned else 0.0)
+    regression = torch.zeros(1, REGRESSION_CHANNELS, *GRID.shape)
+    regression[0, AXIS] = torch.tensor([math.sin(2 * yaw_rad), math.cos(2 * yaw_rad)])[:, None, None]
+    regression[0, HEADING] = length * torch.tensor([math.sin(seen_rad), math.cos(seen_rad)])[:, None, None]
+    logits = DetectionLogits(torch.zeros(1, 1, *GRID.shape), regression, torch.zeros(1, 0, *GRID.shape))
+    cell = torch.tensor([[3]])
+    found_rad = boxes_at(logits, cell, GRID, label=cell * 0, score=torch.ones(1, 1)).yaw_rad.item()
+    assert math.cos(found_rad - yaw_rad) == pytest.approx(-1.0 if turned else 1.0, abs=1e-4)
+
+
 def test_suppressed_boxes_come_last_with_score_zero() -> None:
     boxes = random_boxes(1, 2, classes=1, attributes=ATTRIBUTES)
     boxes.center_m[0, :, :2] = torch.tensor([[0.2, 0.2], [1.7, 0.2]])  # three cells apart
@@ -93,7 +112,7 @@ def test_every_field_follows_the_order_of_scores_after_suppression() -> None:
     generator = torch.Generator().manual_seed(0)
     logits = DetectionLogits(
         torch.randn(2, CLASSES, *GRID.shape, generator=generator),
-        torch.randn(2, 10, *GRID.shape, generator=generator),
+        torch.randn(2, REGRESSION_CHANNELS, *GRID.shape, generator=generator),
         torch.randn(2, ATTRIBUTES, *GRID.shape, generator=generator),
     )
     plain = decode(logits, GRID, max_boxes=50)
@@ -109,12 +128,14 @@ def test_every_field_follows_the_order_of_scores_after_suppression() -> None:
 
 def test_more_boxes_asked_for_than_cells_gives_every_cell() -> None:
     grid = BEVGrid(0, 2, 0, 2, 1)
-    logits = DetectionLogits(torch.zeros(1, 2, 2, 2), torch.zeros(1, 10, 2, 2), torch.zeros(1, 1, 2, 2))
+    logits = DetectionLogits(
+        torch.zeros(1, 2, 2, 2), torch.zeros(1, REGRESSION_CHANNELS, 2, 2), torch.zeros(1, 1, 2, 2)
+    )
     assert len(decode(logits, grid, max_boxes=100)) == 8
 
 
 def test_a_wild_size_stays_finite_and_no_attributes_is_none() -> None:
-    regression = torch.full((1, 10, *GRID.shape), 1e6)
+    regression = torch.full((1, REGRESSION_CHANNELS, *GRID.shape), 1e6)
     logits = DetectionLogits(torch.zeros(1, 1, *GRID.shape), regression, torch.zeros(1, 0, *GRID.shape))
     cell = torch.tensor([[0, 5]])
     boxes = boxes_at(logits, cell, GRID, label=cell * 0, score=torch.ones(1, 2))
@@ -128,7 +149,7 @@ def test_the_heads_give_their_shapes_and_start_doubtful(attributes: int) -> None
     features = torch.randn(2, 8, 6, 5)
     logits = DetectionHead(8, CLASSES, attributes)(features)
     assert logits.heatmap.shape == (2, CLASSES, 6, 5)
-    assert logits.regression.shape == (2, 10, 6, 5)
+    assert logits.regression.shape == (2, REGRESSION_CHANNELS, 6, 5)
     assert logits.attributes.shape == (2, attributes, 6, 5)
     auxiliary = HeatmapHead(8, CLASSES)(features)
     assert auxiliary.shape == (2, CLASSES, 6, 5)

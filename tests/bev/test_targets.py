@@ -14,7 +14,7 @@ from torch import Tensor
 
 from bev.boxes import Boxes
 from bev.grid import BEVGrid
-from bev.heads import VELOCITY_UNIT_MPS
+from bev.heads import AXIS, HEADING, VELOCITY, VELOCITY_UNIT_MPS
 from bev.targets import gaussian_radius_cells, make_image_targets, make_targets
 from sensors.batch import CameraBatch
 from tests.tiny_model import IMAGE_SIZE, random_boxes, random_cameras
@@ -94,8 +94,10 @@ def test_regression_says_where_in_its_cell_the_box_is_and_what_it_is_like() -> N
         assert ((values[:2] >= 0) & (values[:2] <= 1)).all()
         assert values[2] == boxes.center_m[b, m, 2]
         torch.testing.assert_close(values[3:6].exp(), boxes.size_m[b, m])
-        torch.testing.assert_close(torch.atan2(values[6], values[7]), boxes.yaw_rad[b, m])
-        torch.testing.assert_close(values[8:] * VELOCITY_UNIT_MPS, boxes.velocity_mps[b, m])
+        twice_rad = 2 * boxes.yaw_rad[b, m]
+        torch.testing.assert_close(values[AXIS], torch.stack([twice_rad.sin(), twice_rad.cos()]))
+        torch.testing.assert_close(torch.atan2(*values[HEADING]), boxes.yaw_rad[b, m])
+        torch.testing.assert_close(values[VELOCITY] * VELOCITY_UNIT_MPS, boxes.velocity_mps[b, m])
         assert targets.attribute[b, m] == boxes.attribute[b, m]
 
 
@@ -128,7 +130,7 @@ def test_a_velocity_that_is_not_known_is_masked_and_nothing_else() -> None:
     boxes.center_m[..., :2] = 1.0
     boxes.velocity_mps[0, 0] = math.nan
     targets = make_targets(boxes, torch.ones(1, 2, dtype=torch.bool), GRID, CLASSES)
-    assert targets.known[0].tolist() == [[1.0] * 8 + [0.0] * 2, [1.0] * 10]
+    assert targets.known[0].tolist() == [[1.0] * VELOCITY.start + [0.0] * 2, [1.0] * VELOCITY.stop]
     assert targets.regression.isfinite().all()
 
 

@@ -40,6 +40,17 @@ def test_focal_loss_agrees_with_a_loop() -> None:
     assert focal_loss(logits, target).item() == pytest.approx(naive_focal(logits, target, [0, 1, 2]), rel=1e-4)
 
 
+@pytest.mark.parametrize("balance", [0.0, 0.5, 1.0])
+def test_a_rare_class_weighs_more_by_the_power_of_its_count(balance: float) -> None:
+    logits, target = random_heatmaps()
+    weight = [2.0**-balance, 1.0]  # two centres of the first class, one of the second
+    of_class = [naive_focal(logits[:, k : k + 1], target[:, k : k + 1], [0, 1, 2]) for k in range(2)]
+    expected = (weight[0] * 2 * of_class[0] + weight[1] * of_class[1]) / (weight[0] * 2 + weight[1])
+    assert focal_loss(logits, target, balance=balance).item() == pytest.approx(expected, rel=1e-4)
+    nobody = torch.zeros_like(target)
+    assert focal_loss(logits, nobody, balance=balance).item() == pytest.approx(naive_focal(logits, nobody, [0, 1, 2]))
+
+
 def test_focal_loss_leaves_samples_out() -> None:
     logits, target = random_heatmaps()
     use = torch.tensor([True, False, True])
@@ -72,16 +83,16 @@ def test_focal_loss_is_near_zero_for_the_right_answer() -> None:
 
 def two_boxes() -> tuple[DetectionLogits, DetectionTargets]:
     """A 2 x 3 grid; boxes in cells 1 and 4, and a row of padding at cell 0, where the head says nonsense."""
-    regression = torch.full((1, 10, 2, 3), 1e9)
-    regression[0, :, 0, 1] = torch.arange(10.0)
+    regression = torch.full((1, 12, 2, 3), 1e9)
+    regression[0, :, 0, 1] = torch.arange(12.0)
     regression[0, :, 1, 1] = 0.0
     attributes = torch.zeros(1, 2, 2, 3)
     attributes[0, 0, 0, 1] = math.log(3)
-    target = torch.zeros(1, 3, 10)
+    target = torch.zeros(1, 3, 12)
     target[0, 0] = 1.0
-    target[0, 1] = torch.tensor([0.5, 0.25, 2.0, 1.0, 2.0, 3.0, 0.5, -0.5, 7.0, 7.0])
-    known = torch.ones(1, 3, 10)
-    known[0, 1, 8:] = 0  # the second box's velocity is not known
+    target[0, 1] = torch.tensor([0.5, 0.25, 2.0, 1.0, 2.0, 3.0, 0.5, -0.5, 0.6, -0.8, 7.0, 7.0])
+    known = torch.ones(1, 3, 12)
+    known[0, 1, 10:] = 0  # the second box's velocity is not known
     known[0, 2] = 0
     return (
         DetectionLogits(torch.zeros(1, 1, 2, 3), regression, attributes),
@@ -98,12 +109,14 @@ def two_boxes() -> tuple[DetectionLogits, DetectionTargets]:
 
 def test_regression_losses_by_hand() -> None:
     losses = regression_losses(*two_boxes())
-    # First box: |0..9 - 1| = 1 0 1 2 3 4 5 6 7 8. Second box: the absolute targets. The mean of both, but for velocity.
+    # First box: |0..11 - 1| = 1 0 1 2 3 4 5 6 7 8 9 10. Second box: the absolute targets. The mean of both, but for velocity.
     assert losses["offset"].item() == pytest.approx((1 + 0.5) / 2 + (0 + 0.25) / 2)
     assert losses["height"].item() == pytest.approx((1 + 2) / 2)
     assert losses["size"].item() == pytest.approx((2 + 1 + 3 + 2 + 4 + 3) / 2)
     assert losses["yaw"].item() == pytest.approx((5 + 0.5 + 6 + 0.5) / 2)
-    assert losses["velocity"].item() == pytest.approx(7 + 8)
+    # A heading that points nowhere is as likely right as wrong; the first box's, (8, 9) along (1, 1), is right beyond doubt.
+    assert losses["heading"].item() == pytest.approx(math.log(2) / 2)
+    assert losses["velocity"].item() == pytest.approx(9 + 10)
     # Softmax of (log 3, 0) is 3/4 for the first box's attribute, of (0, 0) a half for the second's.
     assert losses["attribute"].item() == pytest.approx((math.log(4 / 3) + math.log(2)) / 2)
 
@@ -116,7 +129,7 @@ def test_gradients_go_to_the_cells_of_known_values_alone() -> None:
     assert gradient is not None
     used = gradient[0].flatten(1) != 0
     assert used.any(0).tolist() == [False, True, False, False, True, False]
-    assert not used[8:, 4].any(), "a velocity that is not known teaches nothing"
+    assert not used[10:, 4].any(), "a velocity that is not known teaches nothing"
 
 
 def test_no_boxes_and_no_attributes_lose_nothing() -> None:

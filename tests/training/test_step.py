@@ -21,7 +21,7 @@ from training.step import DropoutConfig, LossWeights, StepConfig, StepOutput, Tr
 
 NO_DROPOUT = DropoutConfig(camera=0, lidar=0, radar=0, single_camera=0)
 PARTS = {
-    "heatmap", "offset", "height", "size", "yaw", "velocity", "attribute",
+    "heatmap", "offset", "height", "size", "yaw", "heading", "velocity", "attribute",
     "auxiliary_camera", "auxiliary_lidar", "auxiliary_radar", "depth", "image",
 }  # fmt: skip
 
@@ -151,7 +151,8 @@ def test_a_whole_view_stands_beside_the_one_with_dropout() -> None:
 
 def step_of_view(model: PerceptionModel, batch: TrainingBatch, view: torch.Tensor) -> torch.Tensor:
     targets = make_targets(batch.boxes, batch.box_valid, model.grid, len(model.config.classes))
-    return focal_loss(model.training_outputs(batch.sensors, [view]).detection[0].heatmap, targets.heatmap).detach()
+    logits = model.training_outputs(batch.sensors, [view]).detection[0].heatmap
+    return focal_loss(logits, targets.heatmap, balance=StepConfig().class_balance).detach()
 
 
 def test_split_shows_a_part_and_the_rest_of_it() -> None:
