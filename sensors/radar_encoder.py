@@ -36,7 +36,7 @@ class RadarEncoder(nn.Module):
         super().__init__()
         self.grid = grid
         self.half_view_rad = half_view_rad
-        self.pillars = PillarEncoder(_SCALE, width, grid, radar_heights_m(z_range_m))
+        self.pillars = PillarEncoder(_SCALE, width, grid, radar_heights_m(z_range_m), velocity=(4, 5))
         self.bev = nn.Sequential(
             ConvBlock(width, width),
             *(ResidualBlock(width) for _ in range(blocks)),

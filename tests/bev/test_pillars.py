@@ -134,7 +134,21 @@ def test_the_drift_stands_last_on_the_canvas_in_occupied_cells_alone() -> None:
     canvas, occupied = pillars(points, torch.tensor([80]))
     assert canvas.shape == (1, 9, *GRID.shape)
     drift = canvas[:, -2:].masked_select(occupied[:, None]).view(2, -1)
-    torch.testing.assert_close(drift, torch.tensor([[0.2], [-0.1]]).expand_as(drift), atol=1e-3, rtol=1e-3)
+    expected = torch.tensor([[1.0 / (1 + 1 / 4)], [-0.5 / (1 + 0.5 / 4)]])
+    torch.testing.assert_close(drift, expected.expand_as(drift), atol=3e-3, rtol=3e-3)
+    assert not canvas.masked_select(~occupied[:, None]).any()
+
+
+def test_the_mean_velocity_of_a_cells_points_stands_on_the_canvas() -> None:
+    pillars = PillarEncoder((*SCALE, 0.3, 0.3), 9, GRID, Z_RANGE_M, velocity=(4, 5))
+    points = torch.tensor(
+        [[[0.2, 0.2, 0.0, 1.0, 2.0, -8.0], [0.3, 0.4, 0.0, 1.0, 6.0, 8.0], [2.2, 0.2, 0.0, 1.0, -4.0, 1.0]]]
+    )
+    canvas, occupied = pillars(points, torch.tensor([3]))
+    assert canvas.shape == (1, 9, *GRID.shape)
+    assert int(occupied.sum()) == 2
+    assert canvas[0, -2:, 8, 6].tolist() == [4.0 / (1 + 4 / 4), 0.0]
+    assert canvas[0, -2:, 12, 6].tolist() == pytest.approx([-2.0, 1.0 / (1 + 1 / 4)])
     assert not canvas.masked_select(~occupied[:, None]).any()
 
 
