@@ -149,11 +149,17 @@ def boxes_at(
 
 
 def _yaw_rad(axis: Tensor, heading: Tensor) -> Tensor:
-    """[..., 2] twice -> [...] in -pi..pi: of the two directions of the axis the one that is nearer to the heading."""
+    """[..., 2] twice -> [...] in -pi..pi: of the two directions of the axis the one that is nearer to the heading.
+
+    An axis shorter than 1 is one that the head is unsure of, as of a pedestrian; so much less it counts beside the heading.
+    """
     half_rad = torch.atan2(axis[..., 0], axis[..., 1]) / 2
-    sine, cosine = half_rad.sin(), half_rad.cos()
-    sign = torch.where(heading[..., 0] * sine + heading[..., 1] * cosine < 0, -1.0, 1.0)
-    return torch.atan2(sign * sine, sign * cosine)
+    along = torch.stack([half_rad.sin(), half_rad.cos()], dim=-1)
+    sign = torch.where((heading * along).sum(-1, keepdim=True) < 0, -1.0, 1.0)
+    sure = axis.norm(dim=-1, keepdim=True).clamp(max=1.0)
+    towards = heading / heading.norm(dim=-1, keepdim=True).clamp(min=1e-6)
+    sine, cosine = (sure * sign * along + (1 - sure) * towards).unbind(-1)
+    return torch.atan2(sine, cosine)
 
 
 def _attribute(logits: Tensor, label: Tensor, allowed: Tensor | None) -> Tensor:

@@ -5,13 +5,15 @@ Letters: B samples, K classes, M boxes, N cameras, D depth bins, h and w feature
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from bev.heads import AXIS, HEADING, HEIGHT, OFFSET, SIZE, VELOCITY, DetectionLogits, at_cells
+from bev.heads import AXIS, HEADING, HEIGHT, OFFSET, SIZE, VELOCITY, VELOCITY_UNIT_MPS, DetectionLogits, at_cells
 from bev.lift import DepthBins
 from bev.targets import DetectionTargets
 
+_SLOW_MPS = 1.0  # below this error the loss of a velocity is quadratic
 _HEADING_SHARPNESS = 4.0  # so that predictions of about one, as all others are, can be sure
 
 
@@ -44,9 +46,17 @@ def focal_loss(
 
 
 def regression_losses(logits: DetectionLogits, targets: DetectionTargets) -> dict[str, Tensor]:
-    """L1 at the cells of true centres by part, and cross-entropy of headings and attributes; each a mean over known values."""
+    """At the cells of true centres, by part: L1, of velocities Huber's loss, cross-entropy of headings and attributes.
+
+    Each is a mean over what is known.
+    """
     found = at_cells(logits.regression.float(), targets.cell)  # [B, M, 12]
-    error = (found - targets.regression).abs() * targets.known
+    error = (found - targets.regression).abs()
+    # Most things stand still. Under L1 they hold the head to "nothing moves" until it can tell them from what does, for half of a
+    # short training or for good; under Huber's loss a small error costs little.
+    slow = error[..., VELOCITY]
+    huber = F.smooth_l1_loss(slow, torch.zeros_like(slow), beta=_SLOW_MPS / VELOCITY_UNIT_MPS, reduction="none")
+    error = torch.cat([error[..., : VELOCITY.start], huber], dim=-1) * targets.known
     count = targets.known.sum((0, 1)).clamp(min=1.0)
     per_channel = error.sum((0, 1)) / count
     # The one true direction against its opposite: a sigmoid of how far the prediction points that way.

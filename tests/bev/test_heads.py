@@ -93,6 +93,17 @@ def test_the_yaw_is_that_end_of_the_axis_that_is_nearer_to_the_heading(
     assert math.cos(found_rad - yaw_rad) == pytest.approx(-1.0 if turned else 1.0, abs=1e-4)
 
 
+@given(angles, angles, st.floats(0.1, 5.0))
+def test_without_an_axis_the_yaw_is_the_heading(axis_rad: float, heading_rad: float, length: float) -> None:
+    regression = torch.zeros(1, REGRESSION_CHANNELS, *GRID.shape)
+    regression[0, AXIS] = 1e-6 * torch.tensor([math.sin(axis_rad), math.cos(axis_rad)])[:, None, None]
+    regression[0, HEADING] = length * torch.tensor([math.sin(heading_rad), math.cos(heading_rad)])[:, None, None]
+    logits = DetectionLogits(torch.zeros(1, 1, *GRID.shape), regression, torch.zeros(1, 0, *GRID.shape))
+    cell = torch.tensor([[3]])
+    found_rad = boxes_at(logits, cell, GRID, label=cell * 0, score=torch.ones(1, 1)).yaw_rad.item()
+    assert math.cos(found_rad - heading_rad) == pytest.approx(1.0, abs=1e-4)
+
+
 def test_suppressed_boxes_come_last_with_score_zero() -> None:
     boxes = random_boxes(1, 2, classes=1, attributes=ATTRIBUTES)
     boxes.center_m[0, :, :2] = torch.tensor([[0.2, 0.2], [1.7, 0.2]])  # three cells apart
