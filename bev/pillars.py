@@ -139,6 +139,18 @@ def drift_mps(points: Tensor, age_s: Tensor, rows: Tensor, shape: tuple[int, int
     )
 
 
+MOTION_CHANNELS = 4
+
+
+def motion_lanes(motion: Tensor, stride: int) -> Tensor:
+    """Motion [B, 2, X, Y] of a canvas -> [B, 4, X / stride, Y / stride]: how fast forward, left, back, right, each 0 or more.
+
+    So it passes every ReLU on its way to the head. Of the cells that become one the fastest counts.
+    """
+    lanes = torch.cat([motion, -motion], dim=1).relu()
+    return lanes if stride == 1 else F.max_pool2d(lanes, stride)
+
+
 class PillarEncoder(nn.Module):
     """Points [B, P, F] to a canvas [B, C, X, Y]: per-point linear layer, maximum per cell, zero where a cell is empty.
 
@@ -148,7 +160,7 @@ class PillarEncoder(nn.Module):
 
     The last channels of the canvas are what a maximum cannot tell: log(1 + points in the cell); where `velocity` says which two
     features are a point's velocity in m/s, the mean of it; where `age` says which is a point's age in seconds, the `drift_mps`
-    of the points. Motion stands there by itself, because among so many channels a head took half a short training to find it.
+    of the points.
     """
 
     scale: Tensor
