@@ -24,8 +24,8 @@ class LidarEncoder(nn.Module):
     """`LidarBatch` -> `BEVFeatures`. A cell is covered as its azimuth sector is by the LiDAR that covers most of it.
 
     The last four channels are `motion_lanes` as they are: of what goes through the network a head that looks for motion finds
-    nothing for half of a short training. Pillars stand on cells of half the grid's length. `stages` (optional) are sparse stages on
-    that canvas, see `sensors.sparse_pillars`; then a stride of two leads to the grid.
+    nothing for half of a short training. Pillars stand on cells of half the length of those of the grid. `stages` (optional) are
+    sparse stages on that canvas, see `sensors.sparse_pillars`; then a stride of two leads to the grid.
     """
 
     def __init__(
