@@ -2,8 +2,10 @@
 
     python -m tests.benchmarks.motion --checkpoint runs/demo
 
-On the validation split of the run, with all sensors: boxes with a score of at least 0.1, matched as the devkit does within 2 m. The
-ratio is that of least squares through the origin, along and across the line of sight; moving is faster than 0.5 m/s.
+On the validation split of the run, with all sensors: boxes with a score of at least 0.1, matched as the devkit does within 2 m.
+The ratio is that of least squares through the origin, along and across the line of sight; moving is faster than 0.5 m/s.
+
+Letters: N boxes.
 """
 
 from __future__ import annotations
@@ -25,7 +27,7 @@ MIN_SCORE, DISTANCE_M, MOVING_MPS = 0.1, 2.0, 0.5
 
 @torch.inference_mode()
 def matched(checkpoint: Path, root: Path | None) -> dict[str, Tensor]:
-    """Class -> [N, 5] of its found boxes: predicted and true speed along the line of sight, the same across, error of yaw (rad)."""
+    """Class -> [N, 5] of its found boxes: predicted and true speed along the line of sight, both across, error of yaw (rad)."""
     model, config = load_with_rig(checkpoint)
     if config is None:
         raise SystemExit(f"{checkpoint} lies in no run's folder, whose data would be used")
