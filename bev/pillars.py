@@ -113,76 +113,24 @@ def normalised_linear(points: Tensor, linear: nn.Linear, norm: nn.LayerNorm) -> 
     return points * scale, weight * norm.weight[:, None], norm.bias
 
 
-_SOFT_MPS = 4.0  # slower speeds stand on the canvas nearly as they are, faster ones bent towards this
-_LEAST_AGE_SPREAD_S = 0.01  # sweeps nearer in time tell noise
-
-
-def drift_mps(points: Tensor, age_s: Tensor, rows: Tensor, shape: tuple[int, int, int]) -> Tensor:
-    """How points move: [P, 3 or more], [P], [P] row of each point as of `point_cells` -> velocity [B, 2, X, Y] over the ground.
-
-    Least squares of place over age among the points of a cell and the eight around it, each point weighing its height in 0..1 m:
-    the ground is met where the beams go, however things move. Exact for what is smaller than that and moves evenly, 0 where there
-    is nothing or all of one age. `shape` is (B, X, Y).
-    """
-    samples, x_cells, y_cells = shape
-    x_m, y_m, z_m = points[:, :3].unbind(1)
-    weight = z_m.clamp(0.0, 1.0)
-    columns = torch.stack([torch.ones_like(x_m), age_s, age_s * age_s, x_m, y_m, x_m * age_s, y_m * age_s], dim=1)
-    sums = torch.zeros(samples * (x_cells * y_cells + 1), 7, device=points.device)
-    sums = sums.index_add(0, rows, columns * weight[:, None]).view(samples, -1, 7)[:, :-1]
-    around = F.avg_pool2d(sums.transpose(1, 2).reshape(samples, 7, x_cells, y_cells), 3, stride=1, padding=1)
-    total = around[:, :1].clamp(min=1e-6)
-    age, age_age, place, place_age = (around[:, 1:] / total).split([1, 1, 2, 2], dim=1)
-    spread = age_age - age * age
-    return torch.where(
-        spread > _LEAST_AGE_SPREAD_S**2, (place * age - place_age) / spread.clamp(min=_LEAST_AGE_SPREAD_S**2), 0.0
-    )
-
-
-MOTION_CHANNELS = 4
-
-
-def motion_lanes(motion: Tensor, stride: int) -> Tensor:
-    """Motion [B, 2, X, Y] of a canvas -> [B, 4, X / stride, Y / stride]: how fast forward, left, back, right, each 0 or more.
-
-    So it passes every ReLU on its way to the head. Of the cells that become one the fastest counts.
-    """
-    lanes = torch.cat([motion, -motion], dim=1).relu()
-    return lanes if stride == 1 else F.max_pool2d(lanes, stride)
-
-
 class PillarEncoder(nn.Module):
     """Points [B, P, F] to a canvas [B, C, X, Y]: per-point linear layer, maximum per cell, zero where a cell is empty.
 
     The first three features of a point are x, y and z in metres. Offsets to the cell's centre (2) and to the mean of the cell's
     points (3) are added, in metres, and a constant: LayerNorm(W a p) is LayerNorm(W p) for every a > 0, and without one the
-    features of a point would be known up to a common factor. `scale` [F] brings the given features to a size of about one.
-
-    The last channels of the canvas are what a maximum cannot tell: log(1 + points in the cell); where `velocity` says which two
-    features are a point's velocity in m/s, the mean of it; where `age` says which is a point's age in seconds, the `drift_mps`
-    of the points.
+    features of a point would be known up to a common factor. `scale` [F] brings the given features to a size of about one. The
+    last channel of the canvas is log(1 + points in the cell), which a maximum cannot tell.
     """
 
     scale: Tensor
 
-    def __init__(
-        self,
-        scale: tuple[float, ...],
-        channels: int,
-        grid: BEVGrid,
-        z_range_m: tuple[float, float],
-        *,
-        age: int | None = None,
-        velocity: tuple[int, int] | None = None,
-    ) -> None:
+    def __init__(self, scale: tuple[float, ...], channels: int, grid: BEVGrid, z_range_m: tuple[float, float]) -> None:
         super().__init__()
         self.grid = grid
         self.z_range_m = z_range_m
-        self.age, self.velocity = age, velocity
-        learned = channels - 1 - 2 * sum(given is not None for given in (age, velocity))
         self.register_buffer("scale", torch.tensor(scale), persistent=False)
-        self.linear = nn.Linear(len(scale) + 6, learned, bias=False)
-        self.norm = nn.LayerNorm(learned)
+        self.linear = nn.Linear(len(scale) + 6, channels - 1, bias=False)
+        self.norm = nn.LayerNorm(channels - 1)
 
     def forward(self, points: Tensor, count: Tensor, valid: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """-> canvas [B, C, X, Y] float32, occupied [B, X, Y] bool. Points that are not `valid` [B, P] are left out."""
@@ -198,23 +146,10 @@ class PillarEncoder(nn.Module):
         decorated, per_row = self._decorate(flat, rows, num_rows)
         with torch.autocast(points.device.type, enabled=False):
             normalised = normalised_linear(decorated, self.linear, self.norm)
-            motion = self._motion(flat, rows, per_row, samples)
         canvas = torch.cat([linear_max(*normalised, rows, num_rows), per_row.log1p()[:, None]], dim=1)
         canvas = canvas.view(samples, -1, canvas.shape[1])[:, :-1].reshape(samples, x_cells, y_cells, -1)
         occupied = per_row.view(samples, -1)[:, :-1].reshape(samples, x_cells, y_cells) > 0
-        motion = [torch.where(occupied[:, None], mps / (1 + mps.abs() / _SOFT_MPS), 0.0) for mps in motion]
-        return torch.cat([canvas.permute(0, 3, 1, 2), *motion], dim=1), occupied
-
-    def _motion(self, flat: Tensor, rows: Tensor, per_row: Tensor, samples: int) -> list[Tensor]:
-        """Each [B, 2, X, Y] m/s."""
-        motion, shape = [], (samples, *self.grid.shape)
-        if self.velocity is not None:
-            sums = torch.zeros(len(per_row), 2, device=flat.device).index_add(0, rows, flat[:, list(self.velocity)])
-            mean = (sums / per_row.clamp(min=1.0)[:, None]).view(samples, -1, 2)[:, :-1]
-            motion.append(mean.transpose(1, 2).reshape(samples, 2, *self.grid.shape))
-        if self.age is not None:
-            motion.append(drift_mps(flat, flat[:, self.age], rows, shape))
-        return motion
+        return canvas.permute(0, 3, 1, 2), occupied
 
     def _decorate(self, flat: Tensor, rows: Tensor, num_rows: int) -> tuple[Tensor, Tensor]:
         xyz_m = flat[:, :3]

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from bev.grid import BEVGrid
 from bev.layers import ConvBlock, ResidualBlock
-from bev.pillars import MOTION_CHANNELS, PillarEncoder, motion_lanes
+from bev.pillars import PillarEncoder
 from fusion.features import BEVFeatures
 from sensors.batch import LidarBatch
 
@@ -23,9 +23,8 @@ _SCALE = (0.02, 0.02, 0.5, 1.0, 5.0)
 class LidarEncoder(nn.Module):
     """`LidarBatch` -> `BEVFeatures`. A cell is covered as its azimuth sector is by the LiDAR that covers most of it.
 
-    The last four channels are `motion_lanes` as they are: of what goes through the network a head that looks for motion finds
-    nothing for half of a short training. Pillars stand on cells of half the length of those of the grid. `stages` (optional) are
-    sparse stages on that canvas, see `sensors.sparse_pillars`; then a stride of two leads to the grid.
+    Pillars stand on cells of half the grid's length. `stages` (optional) are sparse stages on that canvas, see
+    `sensors.sparse_pillars`; then a stride of two leads to the grid.
     """
 
     def __init__(
@@ -41,12 +40,11 @@ class LidarEncoder(nn.Module):
         super().__init__()
         self.grid = grid
         fine = BEVGrid(grid.x_min_m, grid.x_max_m, grid.y_min_m, grid.y_max_m, grid.cell_m / 2)
-        self.pillars = PillarEncoder(_SCALE, pillar_channels, fine, z_range_m, age=4)
+        self.pillars = PillarEncoder(_SCALE, pillar_channels, fine, z_range_m)
         self.stages = stages
-        learned = channels - MOTION_CHANNELS
         self.bev = nn.Sequential(
-            ConvBlock(pillar_channels, learned, stride=2),
-            *(ResidualBlock(learned) for _ in range(blocks)),
+            ConvBlock(pillar_channels, channels, stride=2),
+            *(ResidualBlock(channels) for _ in range(blocks)),
         )
 
     def forward(self, batch: LidarBatch) -> BEVFeatures:
@@ -55,12 +53,10 @@ class LidarEncoder(nn.Module):
         count = torch.where(batch.present.any(1), batch.count, 0)
         covered = torch.where(batch.present[..., None], batch.sectors.float(), 0.0).amax(1)  # [B, S] by any LiDAR
         canvas, occupied = self.pillars(batch.points, count, _in_sectors(batch.points, covered))
-        lanes = motion_lanes(canvas[:, -2:], 2)
         if self.stages is not None:
             canvas = self.stages(canvas, occupied)
-        features = self.bev(canvas.contiguous(memory_format=torch.channels_last))
         sector = azimuth_sectors(self.grid, covered.shape[1], covered.device)
-        return BEVFeatures(torch.cat([features, lanes.to(features.dtype)], dim=1), covered[:, sector])
+        return BEVFeatures(self.bev(canvas.contiguous(memory_format=torch.channels_last)), covered[:, sector])
 
 
 def _in_sectors(points: Tensor, covered: Tensor) -> Tensor:

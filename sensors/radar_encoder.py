@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from bev.grid import BEVGrid
 from bev.layers import ConvBlock, ResidualBlock
-from bev.pillars import MOTION_CHANNELS, PillarEncoder, motion_lanes
+from bev.pillars import PillarEncoder
 from fusion.features import BEVFeatures
 from sensors.batch import RadarBatch, radar_heights_m
 
@@ -21,10 +21,7 @@ _SCALE = (0.02, 0.02, 0.5, 0.05, 0.3, 0.3, 5.0)
 
 
 class RadarEncoder(nn.Module):
-    """`RadarBatch` -> `BEVFeatures`. A cell is covered if it lies in the field of view of a radar that is present.
-
-    The last four channels are `motion_lanes` of the mean Doppler velocity, in the places of the LiDAR's.
-    """
+    """`RadarBatch` -> `BEVFeatures`. A cell is covered if it lies in the field of view of a radar that is present."""
 
     def __init__(
         self,
@@ -39,11 +36,11 @@ class RadarEncoder(nn.Module):
         super().__init__()
         self.grid = grid
         self.half_view_rad = half_view_rad
-        self.pillars = PillarEncoder(_SCALE, width, grid, radar_heights_m(z_range_m), velocity=(4, 5))
+        self.pillars = PillarEncoder(_SCALE, width, grid, radar_heights_m(z_range_m))
         self.bev = nn.Sequential(
             ConvBlock(width, width),
             *(ResidualBlock(width) for _ in range(blocks)),
-            ConvBlock(width, channels - MOTION_CHANNELS, kernel=1),
+            ConvBlock(width, channels, kernel=1),
         )
 
     def forward(self, batch: RadarBatch) -> BEVFeatures:
@@ -54,9 +51,7 @@ class RadarEncoder(nn.Module):
         matrix = batch.present[:, :, None, None]
         mount = torch.where(matrix, batch.reference_T_radar, torch.eye(4, device=canvas.device)).float()
         coverage = radar_view(mount, self.grid, self.half_view_rad) & matrix
-        features = self.bev(canvas.contiguous(memory_format=torch.channels_last))
-        lanes = motion_lanes(canvas[:, -2:], 1).to(features.dtype)
-        return BEVFeatures(torch.cat([features, lanes], dim=1), coverage.any(1).float())
+        return BEVFeatures(self.bev(canvas.contiguous(memory_format=torch.channels_last)), coverage.any(1).float())
 
 
 def radar_view(reference_T_radar: Tensor, grid: BEVGrid, half_view_rad: float) -> Tensor:

@@ -7,12 +7,10 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given
-from hypothesis import strategies as st
 from torch import Tensor
 
 from bev.grid import BEVGrid
-from bev.pillars import PillarEncoder, drift_mps, point_cells, scatter_max, scatter_max_reference
+from bev.pillars import PillarEncoder, point_cells, scatter_max, scatter_max_reference
 
 GRID = BEVGrid(-4, 4, -3, 3, 0.5)
 Z_RANGE_M = (-1.0, 2.0)
@@ -85,71 +83,6 @@ def test_every_feature_of_a_point_alone_and_all_of_them_scaled_change_what_is_sa
     said = features_of(pillars, first)
     for other in others + scaled:
         assert (features_of(pillars, other) - said).norm() > 0.03 * said.norm(), other
-
-
-def moving(velocity_mps: tuple[float, float], ages_s: list[float], *, low_m: float = 0.3) -> Tensor:
-    """[1, P, 4] points of a thing of 0.4 x 0.4 x 1 m around (1, 1), seen at these ages; the last feature is the age."""
-    shape = torch.rand(40, 3, generator=torch.Generator().manual_seed(0)) * torch.tensor([0.4, 0.4, 1.0])
-    shape += torch.tensor([0.8, 0.8, low_m])
-    sweeps = []
-    for age in ages_s:
-        here = shape.clone()
-        here[:, :2] -= torch.tensor(velocity_mps) * age
-        sweeps.append(torch.cat([here, torch.full((40, 1), age)], dim=1))
-    return torch.cat(sweeps)[None]
-
-
-def drift_at(points: Tensor, x_m: float, y_m: float) -> Tensor:
-    """[2] m/s in the cell of a place."""
-    count = torch.tensor([points.shape[1]])
-    rows = point_cells(points[..., :3], count, GRID, Z_RANGE_M)
-    drift = drift_mps(points[0], points[0, :, 3], rows, (1, *GRID.shape))
-    assert drift.isfinite().all()
-    return drift[0].flatten(1)[:, GRID.flat_index(torch.tensor([x_m, y_m]))]
-
-
-speeds = st.floats(-1.0, 1.0)
-
-
-@given(speeds, speeds, st.lists(st.integers(0, 10), min_size=2, max_size=6, unique=True))
-def test_the_drift_of_a_small_thing_is_its_velocity(x_mps: float, y_mps: float, ages: list[int]) -> None:
-    points = moving((x_mps, y_mps), [age * 0.025 for age in ages])
-    torch.testing.assert_close(drift_at(points, 1.0, 1.0), torch.tensor([x_mps, y_mps]), atol=2e-3, rtol=2e-3)
-
-
-@pytest.mark.parametrize("ages", [[0.0], [0.25], [0.0, 0.002]])
-def test_there_is_no_drift_where_all_is_of_one_age(ages: list[float]) -> None:
-    assert not drift_at(moving((1.0, 0.5), ages), 1.0, 1.0).any()
-
-
-def test_the_ground_and_what_is_not_there_drift_nowhere() -> None:
-    assert not drift_at(moving((1.0, 0.5), [0.0, 0.25], low_m=-1.0), 1.0, 1.0).any()
-    assert not drift_at(moving((1.0, 0.5), [0.0, 0.25]), -3.0, -2.0).any()
-    assert not drift_at(torch.zeros(1, 0, 4), 1.0, 1.0).any()
-
-
-def test_the_drift_stands_last_on_the_canvas_in_occupied_cells_alone() -> None:
-    pillars = PillarEncoder(SCALE, 9, GRID, Z_RANGE_M, age=3)
-    points = moving((1.0, -0.5), [0.0, 0.25])
-    canvas, occupied = pillars(points, torch.tensor([80]))
-    assert canvas.shape == (1, 9, *GRID.shape)
-    drift = canvas[:, -2:].masked_select(occupied[:, None]).view(2, -1)
-    expected = torch.tensor([[1.0 / (1 + 1 / 4)], [-0.5 / (1 + 0.5 / 4)]])
-    torch.testing.assert_close(drift, expected.expand_as(drift), atol=3e-3, rtol=3e-3)
-    assert not canvas.masked_select(~occupied[:, None]).any()
-
-
-def test_the_mean_velocity_of_a_cells_points_stands_on_the_canvas() -> None:
-    pillars = PillarEncoder((*SCALE, 0.3, 0.3), 9, GRID, Z_RANGE_M, velocity=(4, 5))
-    points = torch.tensor(
-        [[[0.2, 0.2, 0.0, 1.0, 2.0, -8.0], [0.3, 0.4, 0.0, 1.0, 6.0, 8.0], [2.2, 0.2, 0.0, 1.0, -4.0, 1.0]]]
-    )
-    canvas, occupied = pillars(points, torch.tensor([3]))
-    assert canvas.shape == (1, 9, *GRID.shape)
-    assert int(occupied.sum()) == 2
-    assert canvas[0, -2:, 8, 6].tolist() == [4.0 / (1 + 4 / 4), 0.0]
-    assert canvas[0, -2:, 12, 6].tolist() == pytest.approx([-2.0, 1.0 / (1 + 1 / 4)])
-    assert not canvas.masked_select(~occupied[:, None]).any()
 
 
 def test_gradients_agree_with_a_loop_over_cells() -> None:
