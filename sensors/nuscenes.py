@@ -230,25 +230,25 @@ class NuScenesReader:
         """One line for each modality of whose sweeps some are left out because of their age; none where all are used."""
         lines, config, arrays = [], self.config, self.index.arrays
         for modality, sweeps in (("lidar", config.lidar_sweeps), ("radar", config.radar_sweeps)):
-            used, wanted, gaps_us = 0, 0, []
+            keyframes, gaps_us = 0, [np.zeros(0)]
             for channel in config.channels()[modality]:
                 column = self._columns.get(channel)
                 rows = arrays.keyframe[self.samples, column] if column is not None else np.zeros(0, np.int32)
                 rows = rows[rows >= 0]
-                used, wanted = used + len(rows), wanted + len(rows)
+                keyframes += len(rows)
                 for _ in range(sweeps - 1):
                     before = arrays.data_prev[rows]
                     rows, before = rows[before >= 0], before[before >= 0]
                     gap_us = arrays.data_time_us[rows] - arrays.data_time_us[before]
                     old = self._too_old(gap_us)
                     gaps_us.append(gap_us[old])
-                    used, wanted, rows = used + int((~old).sum()), wanted + len(rows), before[~old]
-            if used < wanted:
-                gap_s = float(np.median(np.concatenate(gaps_us))) * 1e-6
+                    rows = before[~old]
+            cut_us = np.concatenate(gaps_us)
+            if len(cut_us):
                 lines.append(
-                    f"{modality}_sweeps={sweeps}: only {used / max(1, wanted):.0%} of the sweeps are near enough in time; those "
-                    f"before them are {gap_s:.2f} s older (median) and left out, as data.nuscenes.max_sweep_gap_s="
-                    f"{config.max_sweep_gap_s:g} has it (null takes them)"
+                    f"{modality}_sweeps={sweeps}: at {len(cut_us) / keyframes:.0%} of the keyframes a sweep is "
+                    f"{np.median(cut_us) * 1e-6:.2f} s older (median) than the next; it and those before it are left out, as "
+                    f"data.nuscenes.max_sweep_gap_s={config.max_sweep_gap_s:g} has it (null takes them)"
                 )
         return lines
 
