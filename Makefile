@@ -61,6 +61,8 @@ lint: $(STAMP)
 
 test: export OMP_NUM_THREADS ?= $(TEST_THREADS)
 test: export RAY_USAGE_STATS_ENABLED ?= 0
+# Ray's workers are nice to other processes by default, and those beside them are the other half of the tests.
+test: export RAY_worker_niceness ?= 0
 test: export MLFLOW_DISABLE_TELEMETRY ?= true
 test: lint
 	$(BIN)/python -m pytest --numprocesses=$(TEST_WORKERS) --dist=loadfile --no-loadscope-reorder
