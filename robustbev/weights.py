@@ -170,7 +170,8 @@ def _check_fit(
     if faults:
         shown = "; ".join(faults[:4]) + (f"; and {len(faults) - 4} more" if len(faults) > 4 else "")
         raise CheckpointError(
-            f"{source}: weights of another architecture: {shown}. Use the config that they were trained with"
+            f"{source}: weights of another architecture: {shown}. Use the config that they were trained with; "
+            "those of an earlier version may not fit any (CHANGELOG.md)"
         )
     return state
 
