@@ -129,5 +129,15 @@ def inverse_rigid(transform: FloatArray) -> Float64:
 
 def apply(transform: FloatArray, xyz_m: FloatArray) -> FloatArray:
     """Points [P, 3] through an affine [4, 4], in the precision of the points."""
-    matrix = transform.astype(xyz_m.dtype, copy=False)
-    return xyz_m @ matrix[:3, :3].T + matrix[:3, 3]
+    return apply_columns(transform[:3], xyz_m.T).T
+
+
+def apply_columns(rows: FloatArray, xyz_m: FloatArray) -> FloatArray:
+    """Points [3, P] through K rows [K, 4] of an affine or projective map -> [K, P], in the precision of the points.
+
+    Not by BLAS: its threads, one a core, would wake for each sweep and keep every core busy for a while after it.
+    """
+    matrix = rows.astype(xyz_m.dtype, copy=False)
+    moved: FloatArray = np.einsum("kj,jp->kp", matrix[:, :3], xyz_m)
+    moved += matrix[:, 3:]
+    return moved

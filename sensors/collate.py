@@ -14,6 +14,7 @@ from torch import Tensor
 from bev.lift import LiftTable, build_lift_table
 from sensors.batch import CameraBatch, LidarBatch, RadarBatch, SensorBatch
 from sensors.frames import SECTORS
+from sensors.images import split_colours
 from sensors.prepare import Float32, Preparation, PreparedFrame
 
 _LIDAR_ROUND_UP, _RADAR_ROUND_UP = 1024, 64
@@ -42,7 +43,8 @@ def _collate_cameras(frames: Sequence[PreparedFrame], preparation: Preparation) 
     present = np.zeros((len(frames), count), bool)
     for b, frame in enumerate(frames):
         if frame.images is not None:
-            images[b] = frame.images.transpose(0, 3, 1, 2)
+            for image, planes in zip(frame.images, images[b], strict=True):
+                split_colours(image, planes)
             intrinsics[b], poses[b], present[b] = frame.intrinsics, frame.reference_T_camera, frame.camera_present
     matrices, transforms, here = torch.from_numpy(intrinsics), torch.from_numpy(poses), torch.from_numpy(present)
     return CameraBatch(

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sensors.calibration import FloatArray, inverse_rigid
+from sensors.calibration import FloatArray, apply_columns, inverse_rigid
 
 _NEAREST_M = 0.5  # nearer than that stands only the vehicle itself
 
@@ -38,7 +38,7 @@ def depth_targets(
     height, width = image_size_px[0] // stride_px, image_size_px[1] // stride_px
     matrix = pixels_T_points.astype(np.float32)
     matrix[:, :2] += 0.5 * matrix[:, 2:]  # pixel centres are at whole numbers; now pixel i spans i..i + 1
-    ud, vd, depth_m = (matrix[:, row, :3] @ points_m + matrix[:, row, 3:] for row in range(3))  # [N, P] each
+    ud, vd, depth_m = (apply_columns(matrix[:, row], points_m) for row in range(3))  # [N, P] each
     # Compared before the division, which only the few points in sight then need.
     seen = (depth_m > _NEAREST_M) & (ud >= 0) & (ud < width * stride_px * depth_m)
     seen &= (vd >= 0) & (vd < height * stride_px * depth_m)

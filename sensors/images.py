@@ -125,13 +125,32 @@ def fit_image(
     moved = np.array([[1, 0, -left], [0, 1, -top], [0, 0, 1]]) @ intrinsics
     matrix = scaled_intrinsics(moved, width / window_w, height / window_h)
     if change.mirror:
-        fitted = fitted[:, ::-1]
+        fitted = _mirrored(fitted)
         matrix = np.array([[-1, 0, width - 1], [0, 1, 0], [0, 0, 1]]) @ matrix
     if change.colour is not None:
         import cv2
 
-        fitted = cv2.transform(np.ascontiguousarray(fitted), change.colour)
+        fitted = cv2.transform(fitted, change.colour)
     return fitted, matrix
+
+
+def _mirrored(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    try:
+        import cv2
+    except ImportError:
+        return np.ascontiguousarray(image[:, ::-1])
+    mirrored: NDArray[np.uint8] = cv2.flip(image, 1)  # numpy takes fifty times as long
+    return mirrored
+
+
+def split_colours(image: NDArray[np.uint8], planes: NDArray[np.uint8]) -> None:
+    """Write the picture [H, W, 3] to `planes` [3, H, W], a contiguous array."""
+    try:
+        import cv2
+    except ImportError:
+        planes[:] = image.transpose(2, 0, 1)
+    else:
+        cv2.split(image, list(planes))  # numpy takes ten times as long
 
 
 def resize(image: NDArray[np.uint8], size_px: tuple[int, int]) -> NDArray[np.uint8]:

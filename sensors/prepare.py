@@ -162,7 +162,7 @@ def _depth(frame: SensorFrame, clouds: list[Cloud], intrinsics: Float32, prepara
                 pixels_T_lidar[n] = intrinsics[n] @ camera_T_lidar[:3]
         maps.append(
             depth_targets(
-                cloud.xyz_m,
+                cloud.xyz_m.compress(cloud.usable, axis=1),
                 pixels_T_lidar,
                 image_size_px=preparation.image_size_px,
                 stride_px=preparation.feature_stride_px,
@@ -178,13 +178,15 @@ def _pictured(
 ) -> NDArray[np.bool_]:
     """[N, h, w] whether the middle of a feature pixel shows the camera's picture, and not the black around a window too large."""
     pictured = np.zeros(shape, bool)
-    rows, columns = ((np.arange(count) + 0.5) * stride_px - 0.5 for count in shape[1:])
     for n, camera in enumerate(cameras):
         if camera is not None:
-            height, width = camera.image.shape[:2]
-            # Old pixel to new pixel. Cuts, scales and mirrors keep rows and columns apart.
-            change = intrinsics[n].astype(np.float64) @ np.linalg.inv(camera.intrinsics)
-            left, right = sorted(change[0, 0] * np.array([-0.5, width - 0.5]) + change[0, 2])
-            top, bottom = sorted(change[1, 1] * np.array([-0.5, height - 0.5]) + change[1, 2])
-            pictured[n] = ((rows > top) & (rows < bottom))[:, None] & ((columns > left) & (columns < right))
+            shown = []
+            for axis, size_px, count in zip((1, 0), camera.image.shape[:2], shape[1:], strict=True):
+                # Old pixel to new pixel. Cuts, scales and mirrors keep rows and columns apart.
+                new, old = intrinsics[n, axis].astype(np.float64), camera.intrinsics[axis]
+                scale = new[axis] / old[axis]
+                first, last = sorted(scale * (np.array([-0.5, size_px - 0.5]) - old[2]) + new[2])
+                middle = (np.arange(count) + 0.5) * stride_px - 0.5
+                shown.append((middle > first) & (middle < last))
+            pictured[n] = shown[0][:, None] & shown[1]
     return pictured

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from sensors.absence import NOT_GIVEN, Absence, Lack
 from sensors.batch import radar_heights_m
-from sensors.calibration import FloatArray, apply
+from sensors.calibration import FloatArray, apply, apply_columns
 from sensors.frames import SECTORS, LidarSweep, RadarSweep, SensorFrame, azimuth_sector
 
 if TYPE_CHECKING:
@@ -60,11 +60,11 @@ _WORDS = {
 
 @dataclass(frozen=True)
 class Cloud:
-    """The points of one LiDAR sweep that are points, as columns: they are worked on one coordinate at a time."""
+    """The points of one LiDAR sweep as columns: they are worked on one coordinate at a time."""
 
     sweep: LidarSweep
     xyz_m: Float32  # [3, P] sensor frame
-    intensity: Float32  # [P]
+    usable: Mask  # [P]
     dropped: DroppedPoints
 
 
@@ -125,26 +125,24 @@ def _absence(sweeps: int, delivered: int, dropped: DroppedPoints) -> Absence | N
 
 
 def lidar_clouds(frame: SensorFrame, preparation: Preparation) -> list[Cloud]:
-    """Every LiDAR sweep without what is not finite, what is the vehicle itself and what lies in a dead sector."""
+    """Every LiDAR sweep; not usable is what is not finite, what is the vehicle itself and what lies in a dead sector."""
     return [_cloud(sweep, preparation.lidar_min_range_m, frame.lidar_sectors) for sweep in frame.lidar or ()]
 
 
 def _cloud(sweep: LidarSweep, min_range_m: float, sectors: Mask | None) -> Cloud:
-    xyz, intensity = np.ascontiguousarray(sweep.points[:, :3].T), sweep.points[:, 3]
+    xyz = np.ascontiguousarray(sweep.points[:, :3].T)
     with np.errstate(invalid="ignore", over="ignore"):
-        finite = np.isfinite(xyz[0] + xyz[1] + xyz[2] + intensity)  # a sum finds NaN and infinity in any of them
-        far = xyz[0] ** 2 + xyz[1] ** 2 >= max(min_range_m, _NEAREST_M) ** 2
-    keep = np.flatnonzero(finite & far)
-    bad = len(finite) - int(finite.sum())
-    dropped = DroppedPoints(lidar_not_finite=bad, lidar_near=len(finite) - bad - len(keep))
+        # A sum finds NaN and infinity in any of them.
+        finite = np.isfinite(xyz[0] + xyz[1] + xyz[2] + sweep.points[:, 3])
+        usable = finite & (xyz[0] ** 2 + xyz[1] ** 2 >= max(min_range_m, _NEAREST_M) ** 2)
+    bad, left = len(finite) - np.count_nonzero(finite), np.count_nonzero(usable)
+    dropped = DroppedPoints(lidar_not_finite=bad, lidar_near=len(finite) - bad - left)
     if sectors is not None and not sectors.all():
+        keep = np.flatnonzero(usable)
         x_m, y_m, _ = apply(sweep.reference_T_lidar, np.ascontiguousarray(xyz[:, keep].T)).T
-        works = sectors[azimuth_sector(x_m, y_m)]
-        dropped = dropped + DroppedPoints(lidar_dead_sector=len(keep) - int(works.sum()))
-        keep = keep[works]
-    if len(keep) == len(finite):
-        return Cloud(sweep, xyz, intensity, dropped)
-    return Cloud(sweep, xyz[:, keep], intensity[keep], dropped)
+        usable[keep] = sectors[azimuth_sector(x_m, y_m)]
+        dropped = dropped + DroppedPoints(lidar_dead_sector=left - np.count_nonzero(usable))
+    return Cloud(sweep, xyz, usable, dropped)
 
 
 def merge_lidar(
@@ -163,16 +161,16 @@ def merge_lidar(
 
 
 def _lidar_sweep(cloud: Cloud, now_us: int, preparation: Preparation, bev_change: FloatArray) -> _Sweep:
-    transform = (bev_change @ cloud.sweep.reference_T_lidar).astype(np.float32)
-    xyz = transform[:3, :3] @ cloud.xyz_m + transform[:3, 3:]
-    inside = _inside(xyz, preparation, preparation.z_range_m)
-    kept = np.arange(len(inside)) if preparation.keep_outside else np.flatnonzero(inside)
+    xyz = apply_columns((bev_change @ cloud.sweep.reference_T_lidar)[:3], cloud.xyz_m)
+    inside = _inside(xyz, preparation, preparation.z_range_m) & cloud.usable
+    kept = np.flatnonzero(cloud.usable if preparation.keep_outside else inside)
     points = np.empty((len(kept), 5), np.float32)
     for axis in range(3):
         points[:, axis] = xyz[axis][kept]
-    points[:, 3] = cloud.intensity[kept] / 255
+    points[:, 3] = cloud.sweep.points[:, 3][kept] / 255
     points[:, 4] = (now_us - cloud.sweep.time_us) * 1e-6
-    dropped = cloud.dropped + DroppedPoints(lidar_outside=len(inside) - int(inside.sum()))
+    outside = np.count_nonzero(cloud.usable) - np.count_nonzero(inside)
+    dropped = cloud.dropped + DroppedPoints(lidar_outside=outside)
     return _Sweep(cloud.sweep.channel, points, len(cloud.sweep.points), dropped)
 
 

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Collection, Generator, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from multiprocessing.process import BaseProcess
 from types import FrameType
 from typing import Any, Literal, TypeVar
@@ -23,6 +23,22 @@ _LONGEST_JOB_SECONDS = 3600.0
 
 class ProcessesError(ValueError):
     """Processes that work for this one have died, or do not come to an end."""
+
+
+def use_one_thread() -> None:
+    """For a process beside others, one a core: torch, OpenCV and numpy's BLAS would each use all cores.
+
+    BLAS would for an inverse of 3 x 3, and its threads keep their cores busy for a while after it.
+    """
+    import cv2
+    import torch
+
+    torch.set_num_threads(1)
+    cv2.setNumThreads(0)
+    with suppress(ImportError):  # comes with the devkit, through scikit-learn
+        from threadpoolctl import threadpool_limits
+
+        threadpool_limits(1, "blas")
 
 
 @contextmanager

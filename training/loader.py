@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, Dataset, get_worker_info
 from robustbev import ModelConfig
 from sensors.errors import SensorDataError
 from sensors.nuscenes import NuScenesReader
-from sensors.processes import stop_signals_blocked
+from sensors.processes import stop_signals_blocked, use_one_thread
 from training.batch import TrainingBatch
 from training.data import Alter, DataConfig, NuScenesDataset, TrainingSample, collate_samples
 from training.handover import Parcel, memory_files_work, shared_memory_bytes, shared_memory_fault
@@ -90,7 +90,7 @@ class SampleLoader:
                 "multiprocessing_context": config.start_method,
                 "persistent_workers": True,
                 "prefetch_factor": config.prefetch,
-                "worker_init_fn": _one_thread,
+                "worker_init_fn": _begin_worker,
                 "timeout": config.timeout_s,
             }
         self._loader: DataLoader[Any] | None = DataLoader(
@@ -206,8 +206,5 @@ def build_loader(
     return SampleLoader(dataset, plan, config)
 
 
-def _one_thread(worker: int) -> None:
-    """Workers share the cores; OpenCV would start threads of its own in each."""
-    import cv2
-
-    cv2.setNumThreads(0)
+def _begin_worker(worker: int) -> None:
+    use_one_thread()

@@ -15,13 +15,12 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, Protocol
 
-import torch
-
 import robustbev
 from robustbev import PerceptionModel
 from robustbev.precision import PrecisionSetting
 from sensors.extras import require
 from sensors.health import HealthMode
+from sensors.processes import use_one_thread
 from training.atomic import write_json
 from training.cases import Case, evaluate_cases, parse_case
 from training.code_digest import code_digest
@@ -84,13 +83,10 @@ def measure(task: Task, progress: Progress | None = None) -> dict[str, Any]:
 
 def measure_alone(task: Task) -> dict[str, Any]:
     """`measure` in a process of its own: no threads, because its CPUs are its loader's workers'."""
-    import cv2
-
     from training.memory import keep_freed_memory
 
     keep_freed_memory()
-    torch.set_num_threads(1)
-    cv2.setNumThreads(0)
+    use_one_thread()
     return measure(task)
 
 

@@ -1,54 +1,155 @@
-"""What a sample costs the data loader: `python -m tests.benchmarks.loader --config configs/nuscenes.yaml data.nuscenes.root=...`.
+"""What a sample costs the data loader, by part: `python -m tests.benchmarks.loader data.nuscenes.root=...`.
 
-Every sample of the training split is read, prepared and collated in this process, on one thread: as for a GPU, where the
-model makes the lift table, and in turn as for the CPU, where the loader does.
+Every sample of the training split is read, prepared, collated and handed over in this process, on one thread: as for a GPU,
+where the model makes the lift table, or with `--device cpu`, where the loader does. `--memory 10000` tells instead what memory
+a worker holds while it loads so many samples.
 """
 
 from __future__ import annotations
 
 import argparse
+import multiprocessing
+import os
+import pickle
 import statistics
 import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from itertools import count
 from pathlib import Path
+from pkgutil import resolve_name
+from typing import Any
+from unittest.mock import patch
 
+import cv2
 import torch
 
+import tests.benchmarks.loader
 from sensors.nuscenes_index import build_index
-from training.config import load_run_config
+from training.config import RunConfig, load_run_config
+from training.handover import Parcel
 from training.loader import SampleLoader, build_loader
+from training.memory import keep_freed_memory
+
+PARTS = {
+    "JPEG files to pixels": ("sensors.nuscenes.read_jpeg",),
+    "cut, resize, mirror, colour": ("sensors.prepare.fit_image",),
+    "LiDAR files": ("sensors.nuscenes.read_lidar_file",),
+    "LiDAR points": ("sensors.prepare.lidar_clouds", "sensors.prepare.merge_lidar"),
+    "radar files": ("sensors.nuscenes.read_radar_file",),
+    "radar points": ("sensors.prepare.merge_radar",),
+    "depth targets": ("sensors.prepare._depth",),
+    "batch of tensors": ("training.loader.collate_samples",),
+    "lift table": ("sensors.collate.build_lift_table",),
+    "handed over": ("tests.benchmarks.loader.hand_over",),
+}
+OTHERS = "all others"
+
+
+class Clock:
+    """Processor seconds by part; those of a part within another count for itself alone."""
+
+    def __init__(self) -> None:
+        self.seconds: defaultdict[str, float] = defaultdict(float)
+        self._within: list[float] = []
+
+    def timed(self, part: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        def run(*args: Any, **kwargs: Any) -> Any:
+            self._within.append(0.0)
+            started = time.process_time()
+            try:
+                return function(*args, **kwargs)
+            finally:
+                taken = time.process_time() - started
+                self.seconds[part] += taken - self._within.pop()
+                if self._within:
+                    self._within[-1] += taken
+
+        return run
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """All parts are timed."""
+        with ExitStack() as stack:
+            for part, names in PARTS.items():
+                for name in names:
+                    stack.enter_context(patch(name, self.timed(part, resolve_name(name))))
+            yield
+
+
+def hand_over(batch: object) -> object:
+    """Both ends: what a worker writes, and what the trainer opens."""
+    return pickle.loads(pickle.dumps(Parcel(batch)))
+
+
+def loader_of(config: RunConfig, workers: int, device: str) -> SampleLoader:
+    data = config.data.model_copy(update={"workers": workers})
+    build_index(data.nuscenes)
+    return build_loader(
+        data, config.model, data.nuscenes.train_split, batch_size=config.batch_size, train=True, seed=config.seed,
+        device=device,
+    )  # fmt: skip
+
+
+def parts(loader: SampleLoader, rounds: int) -> list[dict[str, float]]:
+    """Milliseconds a sample by part, of every pass over the split but the first."""
+    passes = []
+    for epoch in range(rounds):
+        clock, samples, started = Clock(), 0, time.process_time()
+        with clock.running():
+            for batch in loader.epoch(epoch):
+                tests.benchmarks.loader.hand_over(batch)
+                samples += batch.sensors.batch_size
+        clock.seconds[OTHERS] = time.process_time() - started - sum(clock.seconds.values())
+        passes.append({part: seconds / samples * 1e3 for part, seconds in clock.seconds.items()})
+    return passes[1:]
+
+
+def memory(loader: SampleLoader, samples: int) -> Iterator[tuple[int, float]]:
+    """(samples so far, MiB of the worker) twenty times."""
+    done, told = 0, 0
+    for epoch in count():
+        for batch in loader.epoch(epoch):
+            done += batch.sensors.batch_size
+            if done >= (told + 1) * samples / 20:
+                told += 1
+                (worker,) = multiprocessing.active_children()
+                pages = int(Path(f"/proc/{worker.pid}/statm").read_text("ascii").split()[1])
+                yield done, pages * os.sysconf("SC_PAGE_SIZE") / 2**20
+            if done >= samples:
+                return
 
 
 def main() -> None:
-    """Print processor milliseconds a sample."""
+    """Print processor milliseconds a sample, or a worker's memory."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", type=Path, default=Path("configs/nuscenes.yaml"))
     parser.add_argument("--rounds", type=int, default=5, help="passes over the split; the first warms up")
+    parser.add_argument("--device", default="cuda", help="where the batches would go; none is needed here")
+    parser.add_argument("--memory", type=int, metavar="SAMPLES", help="a worker's memory over so many samples")
     parser.add_argument("settings", nargs="*", metavar="key=value")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
+    cv2.setNumThreads(0)
+    keep_freed_memory()  # as the trainer does before it starts its workers
     config = load_run_config(arguments.config, arguments.settings)
-    data = config.data.model_copy(update={"workers": 0})
-    build_index(data.nuscenes)
-    loaders: dict[str, SampleLoader] = {
-        where: build_loader(
-            data, config.model, data.nuscenes.train_split, batch_size=config.batch_size, train=True, seed=config.seed,
-            device=device,
-        )
-        for where, device in (("table on the GPU", "cuda"), ("table on the CPU", "cpu"))
-    }  # fmt: skip
-    costs: dict[str, list[float]] = {where: [] for where in loaders}
-    for number in range(arguments.rounds):
-        for where, loader in loaders.items():
-            started = time.process_time()
-            samples = sum(batch.sensors.batch_size for batch in loader.epoch(number))
-            if number > 0:
-                costs[where].append((time.process_time() - started) / samples * 1e3)
-    for where, milliseconds in costs.items():
-        print(
-            f"{arguments.config}, {where}: {statistics.median(milliseconds):.0f} ms a sample "
-            f"({min(milliseconds):.0f} to {max(milliseconds):.0f} in {len(milliseconds)} rounds), "
-            f"torch {torch.__version__}, {torch.backends.cpu.get_cpu_capability()}"
-        )
+    if arguments.memory:
+        with loader_of(config, 1, arguments.device) as loader:
+            for done, mebibytes in memory(loader, arguments.memory):
+                print(f"{done:>8} samples {mebibytes:>8.0f} MiB", flush=True)
+        return
+    with loader_of(config, 0, arguments.device) as loader:
+        passes = parts(loader, arguments.rounds)
+    for part in (*PARTS, OTHERS):
+        if any(part in found for found in passes):
+            print(f"{part:<30} {statistics.median(found[part] for found in passes):>6.1f} ms")
+    totals = [sum(found.values()) for found in passes]
+    print(
+        f"{arguments.config}, for {arguments.device}: {statistics.median(totals):.0f} ms a sample "
+        f"({min(totals):.0f} to {max(totals):.0f} in {len(totals)} rounds), "
+        f"torch {torch.__version__}, {torch.backends.cpu.get_cpu_capability()}"
+    )
 
 
 if __name__ == "__main__":

@@ -5,7 +5,11 @@ Augmented geometry is checked where `training.augmentation` draws it, in `tests/
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,10 +28,11 @@ from sensors.prepare import Preparation, prepare
 from sensors.prepare_points import DroppedPoints
 
 GRID = BEVGrid(-20.0, 20.0, -20.0, 20.0, 1.0)
+SIZE_PX = (64, 176)
 PREPARATION = Preparation(
     grid=GRID,
     z_range_m=(-2.0, 4.0),
-    image_size_px=(64, 176),
+    image_size_px=SIZE_PX,
     camera_channels=("CAM_FRONT", "CAM_BACK"),
     lidar_channels=("LIDAR_TOP",),
     radar_channels=("RADAR_FRONT", "RADAR_BACK"),
@@ -134,6 +139,42 @@ def test_a_picture_keeps_its_bottom_and_loses_its_sky() -> None:
     fitted, _ = fit_image(image, INTRINSICS, (64, 176), ImageChange())
     assert fitted[-1].min() > 0
     assert fitted[:-2].max() == 0
+
+
+def test_a_batch_is_the_same_without_opencv(monkeypatch: pytest.MonkeyPatch) -> None:
+    one = frame(cameras=(camera(*SIZE_PX), camera(*SIZE_PX)))  # of the network's size: nothing is resized
+    changes = (ImageChange(mirror=True), ImageChange())
+
+    def images() -> torch.Tensor:
+        cameras = collate([prepare(one, PREPARATION, image_changes=changes)], PREPARATION).cameras
+        assert cameras is not None
+        return cameras.images
+
+    expected = images()
+    assert one.cameras is not None
+    assert one.cameras[0] is not None
+    np.testing.assert_array_equal(expected[0, 0].numpy().transpose(1, 2, 0), one.cameras[0].image[:, ::-1])
+    monkeypatch.setitem(sys.modules, "cv2", None)
+    assert torch.equal(images(), expected)
+
+
+THREADS_OF_A_FORK = """
+import os, sys
+import numpy as np
+from tests.sensors.test_prepare import PREPARATION, frame, lidar, prepare
+points = np.random.default_rng(0).normal(size=(35_000, 5)) * 10
+if os.fork() == 0:  # BLAS starts its threads anew in a process that was forked, once one is needed
+    prepare(frame(lidar=(lidar(points), lidar(points))), PREPARATION)
+    os._exit(len(os.listdir("/proc/self/task")))
+sys.exit(os.waitstatus_to_exitcode(os.wait()[1]))
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="threads are counted in /proc")
+def test_preparing_a_full_size_frame_wakes_no_other_core() -> None:
+    variables = os.environ | dict.fromkeys(("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS"), "4")
+    done = subprocess.run([sys.executable, "-c", THREADS_OF_A_FORK], env=variables, timeout=120)
+    assert done.returncode == 1
 
 
 def test_absent_cameras_are_zeros_that_say_so_and_can_be_inverted() -> None:

@@ -3,12 +3,15 @@
 import multiprocessing
 import os
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from sensors.processes import ProcessesError, run_each, stop_signals_blocked
+from sensors.processes import ProcessesError, run_each, stop_signals_blocked, use_one_thread
 
 
 def work(folder: Path, what: str) -> str:
@@ -26,6 +29,29 @@ def work(folder: Path, what: str) -> str:
     finally:
         half.unlink()
     return what.upper()
+
+
+def threads_of_an_inverse(limited: bool) -> int:
+    if limited:
+        use_one_thread()
+    np.linalg.inv(np.eye(3))
+    return sum(1 for _ in Path("/proc/self/task").iterdir())
+
+
+ONE_THREAD = """
+from sensors.processes import run_each
+from tests.sensors.test_processes import threads_of_an_inverse
+free, limited = (next(run_each(threads_of_an_inverse, [(how,)], 1, "fork"))[1] for how in (False, True))
+print(free - limited)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="threads are counted in /proc")
+def test_a_process_beside_others_has_one_thread_for_arithmetic() -> None:
+    variables = os.environ | dict.fromkeys(("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS"), "4")
+    command = [sys.executable, "-c", ONE_THREAD]
+    done = subprocess.run(command, env=variables, timeout=120, capture_output=True, text=True, check=True)
+    assert int(done.stdout) in (0, 3)  # 0: numpy's BLAS is one that starts no threads for this
 
 
 @pytest.mark.parametrize("processes", [1, 3])
