@@ -26,7 +26,7 @@ from training.scoring import Progress, Scoring
 if TYPE_CHECKING:
     from sensors.nuscenes import NuScenesReader
     from training.config import RunConfig
-    from training.official import OfficialEvaluation
+    from training.official import Metrics, OfficialEvaluation
 
 CLEAN = "clean"
 ALL = "all"  # the sensors that the model has
@@ -214,7 +214,7 @@ def _evaluate_group(
     if change is not None:
         change.check({case.name: case.subset for case in group})
     scoring = Scoring(
-        _official(loader.reader, tuple(expected), model.config.grid.bev().radius_m),
+        _official(loader.reader, tuple(expected), model.config.grid.bev().radius_m, settings.metrics),
         {token: loader.reader.global_T_reference(i) for i, token in enumerate(loader.reader.tokens)},
         predictions,
         out_dir / first.condition,
@@ -227,18 +227,19 @@ def _evaluate_group(
     return {case: found[case.subset] for case in group}
 
 
-def _official(reader: NuScenesReader, tokens: tuple[str, ...], radius_m: float) -> OfficialEvaluation:
+def _official(reader: NuScenesReader, tokens: tuple[str, ...], radius_m: float, metrics: Metrics) -> OfficialEvaluation:
     config = reader.config
-    return _shared_official(reader.root, config.version, tokens, radius_m, config.reference_channel)
+    many = "fast" if metrics == "devkit" else metrics
+    return _shared_official(reader.root, config.version, tokens, radius_m, config.reference_channel, many)
 
 
 @lru_cache(maxsize=2)  # the devkit takes seconds to load its tables, and many cases share them
 def _shared_official(
-    root: Path, version: str, tokens: tuple[str, ...], radius_m: float, reference_channel: str
+    root: Path, version: str, tokens: tuple[str, ...], radius_m: float, reference_channel: str, metrics: Metrics
 ) -> OfficialEvaluation:
     from training.official import OfficialEvaluation, open_tables
 
-    return OfficialEvaluation(open_tables(root, version), tokens, radius_m, reference_channel)
+    return OfficialEvaluation(open_tables(root, version), tokens, radius_m, reference_channel, metrics)
 
 
 @dataclass

@@ -47,6 +47,9 @@ class EvaluationConfig(StrictModel):
     limit: Annotated[int, Field(ge=1)] | None = None  # only the first so many samples of the split
     processes: Annotated[int, Field(ge=1)] = 2  # subsets are scored in so many processes at a time
     precision: PrecisionSetting = "auto"  # what the model computes in; auto: see `robustbev.choose_precision`
+    metrics: Literal["devkit", "fast", "both"] = "devkit"
+    """Who computes the figures: nuScenes' devkit; or, the same to the last bit, `training.detection_metrics`; or both, with an
+    error where they differ. The robustness matrix takes the fast one instead of the devkit."""
 
     @field_validator("subsets", "watch")
     @classmethod
@@ -198,7 +201,9 @@ def score_subsets(
             "loader that drops none and with one rank"
         )
     nusc = open_tables(reader.root, reader.config.version)
-    official = OfficialEvaluation(nusc, tokens, model.grid.bev().radius_m, reader.config.reference_channel)
+    official = OfficialEvaluation(
+        nusc, tokens, model.grid.bev().radius_m, reader.config.reference_channel, config.metrics
+    )
     poses = {token: reader.global_T_reference(i) for i, token in enumerate(reader.tokens)}
     scoring = Scoring(
         official,

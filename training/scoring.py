@@ -63,8 +63,9 @@ class Scoring:
             )
             for token in self.official.tokens
         }
-        write_json(path, submission(rows, subset.split("+")), indent=None)
-        result = self.official.evaluate(subset, path, found.no_perception)
+        content = submission(rows, subset.split("+"))
+        write_json(path, content, indent=None)
+        result = self.official.evaluate(subset, path, found.no_perception, content)
         return replace(result, boxes=sum(len(boxes) for boxes in rows.values()))
 
     def run(self, subsets: Sequence[str], processes: int, progress: Progress | None) -> dict[str, SubsetResult]:

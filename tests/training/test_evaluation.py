@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import json
 import math
+import os
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
@@ -27,8 +29,9 @@ from robustbev import NUSCENES_ATTRIBUTES, NUSCENES_CLASSES, ModelConfig, Percep
 from sensors.batch import SensorBatch
 from sensors.nuscenes import NuScenesReader
 from sensors.nuscenes_config import NuScenesConfig
+from training.detection_metrics import FastMetrics
 from training.evaluation import SUBSETS, EvaluationConfig, evaluate_subsets, predict_subsets, subset_name
-from training.official import OfficialEvaluation, detection_config, range_note
+from training.official import Metrics, OfficialEvaluation, detection_config, range_note
 from training.recall import match, recall_by_class
 from training.report import read_subsets
 from training.submission import submission, submission_boxes
@@ -302,6 +305,102 @@ def test_shared_ground_truth_gives_the_figures_of_a_plain_detection_eval(
         for key in ("label_aps", "mean_ap", "tp_errors", "nd_score", "cfg"):
             assert ours[key] == theirs[key]
         np.testing.assert_equal(ours["label_tp_errors"], theirs["label_tp_errors"])
+
+
+def _harder(path: Path, seed: int) -> Path:
+    """The submission with tilted, turned, tied and unnormalised boxes among its own."""
+    rng, content = np.random.default_rng(seed), json.loads(path.read_text())
+    for rows in content["results"].values():
+        for row in rows:
+            match rng.integers(4):
+                case 0:
+                    row["rotation"] = (rng.normal(size=4) * rng.choice([1e-3, 1, 7])).tolist()
+                case 1:
+                    row["rotation"] = [[1, 0, 0, 0], [0, 0, 0, 1], [0.0, 0.0, 0.0, -1.0], [0, 1, 0, 0]][rng.integers(4)]
+                case 2:
+                    row["detection_score"] = 0.5
+        rows.extend(rows[: len(rows) // 3])  # the same place and score twice
+    path.write_text(json.dumps(content))
+    return path
+
+
+@pytest.mark.parametrize("radius_m", [25.6, 51.2])
+def test_the_fast_metrics_are_the_devkits_to_the_last_bit(
+    reader: NuScenesReader, nusc: NuScenes, tmp_path: Path, radius_m: float
+) -> None:
+    racked = copy.deepcopy(nusc)
+    for row in racked.sample_annotation:
+        if row["category_name"] == "human.pedestrian.adult":  # bicycles and motorcycles in what was there do not count
+            row |= {"category_name": "static_object.bicycle_rack", "size": [30.0, 30.0, 30.0]}
+    for tables in (nusc, racked):
+        both = OfficialEvaluation(tables, reader.tokens, radius_m, metrics="both")
+        fast = OfficialEvaluation(tables, reader.tokens, radius_m, metrics="fast")
+        for seed in range(4):
+            path = _harder(_noisy_submission(reader, tmp_path / "noisy.json", seed), seed)
+            figures, meta = both.measure(path)  # raises where they differ
+            again, _ = fast.measure(path)
+            assert figures.mean_ap == again.mean_ap > 0.02
+            assert meta["use_lidar"]
+        nothing = tmp_path / "nothing.json"
+        nothing.write_text(json.dumps(submission({token: [] for token in reader.tokens}, ("lidar",))))
+        assert both.measure(nothing)[0].mean_ap == 0
+
+
+AS_THE_DEVKIT = """
+import numpy as np
+from nuscenes.eval.common.utils import quaternion_yaw
+from pyquaternion import Quaternion
+from training.detection_metrics import _norm, _yaw_rad
+random = np.random.default_rng(0)
+rotation, vectors = random.normal(size=(500, 4)), random.normal(size=(500, 2))
+assert _yaw_rad(rotation).tolist() == [quaternion_yaw(Quaternion(row)) for row in rotation]
+assert _norm(vectors).tolist() == [np.linalg.norm(row) for row in vectors]
+"""
+
+
+@pytest.mark.skipif(torch.backends.cpu.get_cpu_capability() not in ("AVX2", "AVX512"), reason="of one kernel each")
+@pytest.mark.parametrize("kernel", ["Prescott", "Haswell"])
+def test_the_fast_metrics_round_as_the_devkit_whatever_blas_does(kernel: str) -> None:
+    """With fused products BLAS rounds otherwise than numpy does: that of this machine may be without."""
+    variables = os.environ | {"OPENBLAS_CORETYPE": kernel}
+    subprocess.run([sys.executable, "-c", AS_THE_DEVKIT], env=variables, timeout=120, check=True)
+
+
+def test_metrics_that_differ_are_an_error(
+    reader: NuScenesReader, nusc: NuScenes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    both = OfficialEvaluation(nusc, reader.tokens, 51.2, metrics="both")
+    path = _noisy_submission(reader, tmp_path / "noisy.json", 1)
+    measure = FastMetrics.measure
+
+    def a_bit_off(self: FastMetrics, results: Any) -> Any:
+        metrics = measure(self, results)
+        metrics.add_label_ap("car", 1.0, math.nextafter(metrics.get_label_ap("car", 1.0), 1))
+        return metrics
+
+    monkeypatch.setattr(FastMetrics, "measure", a_bit_off)
+    with pytest.raises(ValueError, match=r"noisy\.json: the devkit computes"):
+        both.measure(path)
+
+
+@pytest.mark.parametrize("metrics", ["devkit", "fast"])
+@pytest.mark.parametrize("what", ["a sample less", "another class", "too many boxes"])
+def test_what_is_no_submission_is_refused(
+    reader: NuScenesReader, nusc: NuScenes, tmp_path: Path, metrics: Metrics, what: str
+) -> None:
+    path = _noisy_submission(reader, tmp_path / "noisy.json", 1)
+    content = json.loads(path.read_text())
+    rows = content["results"][reader.tokens[1]]
+    match what:
+        case "a sample less":
+            del content["results"][reader.tokens[1]]
+        case "another class":
+            rows[0]["detection_name"] = "tram"
+        case "too many boxes":
+            rows.extend(rows[:1] * 500)
+    path.write_text(json.dumps(content))
+    with pytest.raises(ValueError, match="not a nuScenes submission for these samples"):
+        OfficialEvaluation(nusc, reader.tokens, 51.2, metrics=metrics).measure(path)
 
 
 def test_class_ranges_shrink_to_the_grid_and_say_so(reader: NuScenesReader, tmp_path: Path) -> None:
