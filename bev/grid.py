@@ -74,7 +74,8 @@ class BEVGrid:
         """[..., 2] metres -> [..., 2] position in cells, fractional: cell i spans [i, i + 1)."""
         x_m, y_m = xy_m.unbind(-1)
         # Plain numbers, no tensor made of them: on a GPU that would be a copy to wait for.
-        return torch.stack([(x_m - self.x_min_m) / self.cell_m, (y_m - self.y_min_m) / self.cell_m], dim=-1)
+        cell_m = self._divisor_m(x_m)
+        return torch.stack([(x_m - self.x_min_m) / cell_m, (y_m - self.y_min_m) / cell_m], dim=-1)
 
     def flat_index(self, xy_m: Tensor) -> Tensor:
         """[..., 2] metres -> [...] int64 flat cell index, `num_cells` for points outside the grid and for NaN.
@@ -85,10 +86,15 @@ class BEVGrid:
         x_cells, y_cells = self.shape
         x_m, y_m = xy_m.to(torch.promote_types(xy_m.dtype, torch.float32)).unbind(-1)  # a half cannot number the cells
         inside = (x_m >= self.x_min_m) & (x_m < self.x_max_m) & (y_m >= self.y_min_m) & (y_m < self.y_max_m)
-        ix = ((x_m - self.x_min_m) / self.cell_m).floor().clamp(0, x_cells - 1)
-        iy = ((y_m - self.y_min_m) / self.cell_m).floor().clamp(0, y_cells - 1)
+        cell_m = self._divisor_m(x_m)
+        ix = ((x_m - self.x_min_m) / cell_m).floor().clamp(0, x_cells - 1)
+        iy = ((y_m - self.y_min_m) / cell_m).floor().clamp(0, y_cells - 1)
         # NaN is outside, and so never becomes an integer.
         return torch.where(inside, ix * y_cells + iy, self.num_cells).long()
+
+    def _divisor_m(self, like: Tensor) -> Tensor | float:
+        """`cell_m`, such that a point lies in the same cell on every device: CUDA multiplies by the inverse of a plain number."""
+        return like.new_full((), self.cell_m) if like.device.type == "cuda" else self.cell_m
 
     def centers_m(self, device: torch.device | None = None) -> Tensor:
         """[X, Y, 2] float32, the cell centres in metres."""

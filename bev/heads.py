@@ -135,10 +135,11 @@ def boxes_at(
     y_cells = grid.shape[1]
     values = at_cells(logits.regression.float(), cell)  # [B, T, 12]
     corner = torch.stack([cell // y_cells, cell % y_cells], dim=-1).float()
-    low_m = values.new_tensor([grid.x_min_m, grid.y_min_m])
-    xy_m = low_m + (corner + values[..., OFFSET]) * grid.cell_m
+    x_m, y_m = ((corner + values[..., OFFSET]) * grid.cell_m).unbind(-1)
     return Boxes(
-        center_m=torch.cat([xy_m, values[..., HEIGHT]], dim=-1),
+        center_m=torch.cat(
+            [torch.stack([grid.x_min_m + x_m, grid.y_min_m + y_m], dim=-1), values[..., HEIGHT]], dim=-1
+        ),
         size_m=values[..., SIZE].clamp(-4.0, 4.0).exp(),
         yaw_rad=_yaw_rad(values[..., AXIS], values[..., HEADING]),
         velocity_mps=values[..., VELOCITY] * VELOCITY_UNIT_MPS,

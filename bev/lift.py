@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .grid import BEVGrid
+from .kernels import in_triton
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,9 @@ class LiftTable:
     flat cell b * X * Y + cell are `entry[offsets[i]:offsets[i + 1]]`. `visible` is where a camera looks at all.
     The backward pass goes through the same entries by pixel: those of pixel p are at pixel_offsets[p]:pixel_offsets[p + 1] of
     `pixel_entry`, and fall into the cells `pixel_cell`.
+
+    On a GPU E is that of all points of all frustums, for how many of them fall into the grid depends on the calibration, and the
+    host would have to wait for it: those that fall nowhere lie beyond the last of `offsets`, and have the `pixel_cell` B * X * Y.
     """
 
     entry: Tensor  # [E] int32
@@ -111,18 +115,25 @@ def frustum_cells(
     `samples` (across, along): a feature pixel is looked at in `across` columns that share its width, a depth bin at `along`
     depths that share its length.
     """
-    device, (across, along) = intrinsics.device, samples
-    columns_px = ((torch.arange(across, device=device) + 0.5) / across - 0.5) * stride
+    device, along = intrinsics.device, samples[1]
     steps_m = ((torch.arange(along, device=device) + 0.5) / along - 0.5) * bins.width_m
-    u, v, one = feature_pixels(image_size, stride, device).flatten(0, 1)[:, None].unbind(-1)
-    pixels = torch.stack(torch.broadcast_tensors(u + columns_px, v, one)).flatten(1)  # [3, h * w * across]
     depths_m = (bins.centers_m(device)[:, None] + steps_m).flatten()
-    linear, origin = reference_T_camera[..., :3, :3].float(), reference_T_camera[..., :3, 3, None, None].float()
-    rays = linear @ (inverse(intrinsics.float()) @ pixels)
+    origin = reference_T_camera[..., :3, 3, None, None].float()
+    rays = _rays(intrinsics, reference_T_camera, image_size=image_size, stride=stride, across=samples[0])
     # A plane for each coordinate, depth last: all that follows runs along it.
     points_m = origin + rays[..., None] * depths_m  # [B, N, 3, h * w * across, D * along]
     z_m, cells = points_m[:, :, 2], grid.flat_index(points_m[:, :, :2].movedim(2, -1))
     return torch.where((z_m >= z_range_m[0]) & (z_m < z_range_m[1]), cells, grid.num_cells)
+
+
+def _rays(
+    intrinsics: Tensor, reference_T_camera: Tensor, *, image_size: tuple[int, int], stride: int, across: int
+) -> Tensor:
+    """[B, N, 3, h * w * across] in the reference frame, a metre of depth long."""
+    columns_px = ((torch.arange(across, device=intrinsics.device) + 0.5) / across - 0.5) * stride
+    u, v, one = feature_pixels(image_size, stride, intrinsics.device).flatten(0, 1)[:, None].unbind(-1)
+    pixels = torch.stack(torch.broadcast_tensors(u + columns_px, v, one)).flatten(1)  # [3, h * w * across]
+    return reference_T_camera[..., :3, :3].float() @ (inverse(intrinsics.float()) @ pixels)
 
 
 def visible_cells(
@@ -170,6 +181,30 @@ def lift_points(
     samples: tuple[int, int],
 ) -> LiftPoints:
     """What a lift looks up, of B rigs of N cameras; for the arguments see `build_lift_table`. Exports."""
+    cells, inside, visible = _frustums(
+        intrinsics, reference_T_camera, present, image_size=image_size, stride=stride, bins=bins, grid=grid,
+        z_range_m=z_range_m, samples=samples,
+    )  # fmt: skip
+    first_cell = torch.arange(cells.shape[0], device=cells.device).view(-1, 1, 1, 1) * grid.num_cells
+    point = inside.flatten().nonzero().squeeze(1)
+    cell = (cells + first_cell).flatten()[point]
+    entry = _entries(inside.numel(), bins, samples, cells.device)[point]
+    return LiftPoints(entry, cell, visible)
+
+
+def _frustums(
+    intrinsics: Tensor,
+    reference_T_camera: Tensor,
+    present: Tensor | None,
+    *,
+    image_size: tuple[int, int],
+    stride: int,
+    bins: DepthBins,
+    grid: BEVGrid,
+    z_range_m: tuple[float, float],
+    samples: tuple[int, int],
+) -> tuple[Tensor, Tensor, Tensor]:
+    """`frustum_cells`, which of them are in the grid (bool), and `visible_cells`: an absent camera has none of either."""
     if present is not None:
         # An absent camera's calibration may hold anything, a singular matrix too.
         matrix = present[:, :, None, None]
@@ -184,13 +219,13 @@ def lift_points(
     if present is not None:
         inside = inside & present[:, :, None, None]
         visible = visible & present[:, :, None, None]
-    first_cell = torch.arange(cells.shape[0], device=cells.device).view(-1, 1, 1, 1) * grid.num_cells
-    point = inside.flatten().nonzero().squeeze(1)
-    cell = (cells + first_cell).flatten()[point]
-    # Points lie as pixel, column within it, depth bin, depth within it.
-    entries = torch.arange(inside.numel() // (samples[0] * samples[1]), device=cells.device).view(-1, 1, bins.count, 1)
-    entry = entries.expand(-1, samples[0], -1, samples[1]).reshape(-1)[point]
-    return LiftPoints(entry, cell, visible)
+    return cells, inside, visible
+
+
+def _entries(points: int, bins: DepthBins, samples: tuple[int, int], device: torch.device) -> Tensor:
+    """[points] int64, the depth bin of each: they lie as pixel, column within it, depth bin, depth within it."""
+    entries = torch.arange(points // (samples[0] * samples[1]), device=device).view(-1, 1, bins.count, 1)
+    return entries.expand(-1, samples[0], -1, samples[1]).reshape(-1)
 
 
 @torch.no_grad()
@@ -216,7 +251,8 @@ def build_lift_table(
     cells shorter than a bin or a far pixel is wide stay empty in a moire pattern (a third of all cells that cameras
     see, with the tiny model's 1 m bins and 0.8 m cells).
 
-    `by_camera`: a camera at a time, which stays in the cache of a processor, or all at once; None chooses by the device.
+    `by_camera`: a camera at a time, which stays in the cache of a processor, or all at once, in sizes that do not depend on data
+    (see `LiftTable`); None chooses by the device.
 
     Raises:
         ValueError: the batch has more depth bins or cells than int32 can number.
@@ -238,10 +274,12 @@ def build_lift_table(
         first = (b.start * cameras + n.start) * pixels_each * bins.count
         return LiftPoints((points.entry + first).int(), (points.cell + b.start * grid.num_cells).int(), points.visible)
 
-    if intrinsics.device.type == "cpu" if by_camera is None else by_camera:
-        samples_of = [[points_of(slice(b, b + 1), slice(n, n + 1)) for n in range(cameras)] for b in range(batch_size)]
-    else:
-        samples_of = [[points_of(slice(0, batch_size), slice(0, cameras))]]
+    if not (intrinsics.device.type == "cpu" if by_camera is None else by_camera):
+        return _padded_table(
+            intrinsics, reference_T_camera, present, image_size=image_size, stride=stride, bins=bins, grid=grid,
+            z_range_m=z_range_m, samples=samples,
+        )  # fmt: skip
+    samples_of = [[points_of(slice(b, b + 1), slice(n, n + 1)) for n in range(cameras)] for b in range(batch_size)]
     entry, cell, by_cell, sorted_cells = [], [], [], []
     for parts in samples_of:
         entry.append(torch.cat([part.entry for part in parts]))
@@ -264,30 +302,105 @@ def build_lift_table(
     )
 
 
+def _padded_table(
+    intrinsics: Tensor,
+    reference_T_camera: Tensor,
+    present: Tensor | None,
+    *,
+    image_size: tuple[int, int],
+    stride: int,
+    bins: DepthBins,
+    grid: BEVGrid,
+    z_range_m: tuple[float, float],
+    samples: tuple[int, int],
+) -> LiftTable:
+    """`build_lift_table` in sizes that do not depend on the calibration: points that fall nowhere stay."""
+    batch_size = intrinsics.shape[0]
+    device, rows = intrinsics.device, batch_size * grid.num_cells
+    if in_triton(device):
+        cell, entry = _placed_points(
+            intrinsics, reference_T_camera, present, image_size=image_size, stride=stride, bins=bins, grid=grid,
+            z_range_m=z_range_m, samples=samples,
+        )  # fmt: skip
+        visible = visible_cells(intrinsics, reference_T_camera, image_size=image_size, grid=grid)
+        visible = visible if present is None else visible & present[:, :, None, None]
+    else:
+        cells, inside, visible = _frustums(
+            intrinsics, reference_T_camera, present, image_size=image_size, stride=stride, bins=bins, grid=grid,
+            z_range_m=z_range_m, samples=samples,
+        )  # fmt: skip
+        first_cell = torch.arange(batch_size, device=device).view(-1, 1, 1, 1) * grid.num_cells
+        cell = torch.where(inside, cells + first_cell, rows).flatten().int()
+        entry = _entries(inside.numel(), bins, samples, device).int()
+    in_order, order = torch.sort(cell, stable=True)
+    of_each = samples[0] * bins.count * samples[1]  # points of a pixel
+    return LiftTable(
+        entry=entry[order],
+        offsets=torch.searchsorted(in_order, torch.arange(rows + 1, device=device, dtype=torch.int32), out_int32=True),
+        visible=visible,
+        pixel_entry=entry,
+        pixel_cell=cell,
+        pixel_offsets=torch.arange(0, len(cell) + 1, of_each, device=device, dtype=torch.int32),
+    )
+
+
+def _placed_points(
+    intrinsics: Tensor,
+    reference_T_camera: Tensor,
+    present: Tensor | None,
+    *,
+    image_size: tuple[int, int],
+    stride: int,
+    bins: DepthBins,
+    grid: BEVGrid,
+    z_range_m: tuple[float, float],
+    samples: tuple[int, int],
+) -> tuple[Tensor, Tensor]:
+    """Cell and depth bin of every point of every frustum, int32, by a kernel."""
+    from .kernels.lift import place_points
+
+    return place_points(
+        _rays(intrinsics, reference_T_camera, image_size=image_size, stride=stride, across=samples[0]),
+        reference_T_camera[..., :3, 3].float(),
+        torch.ones_like(intrinsics[..., 0, 0], dtype=torch.bool) if present is None else present,
+        cell_m=grid.cell_m, low_m=(grid.x_min_m, grid.y_min_m), shape=grid.shape, z_range_m=z_range_m,
+        depth_min_m=bins.min_m, depth_step_m=bins.width_m / samples[1], bins=bins.count, samples=samples,
+    )  # fmt: skip
+
+
 def cells_of(table: LiftTable) -> Tensor:
-    """[E] int64, b * X * Y + cell of each of `table.entry`."""
-    lengths = table.offsets[1:] - table.offsets[:-1]
-    return torch.repeat_interleave(torch.arange(len(lengths), device=lengths.device), lengths)
+    """[E] int64, b * X * Y + cell of each of `table.entry`, and the number of cells of what is none."""
+    each = torch.arange(table.entry.numel(), device=table.entry.device, dtype=torch.int32)
+    return torch.searchsorted(table.offsets, each, right=True) - 1
 
 
 def lift_splat(context: Tensor, depth: Tensor, table: LiftTable) -> Tensor:
     """Sum context x depth probability into the grid: [B, N, h, w, C], [B, N, h, w, D] -> [B, C, X, Y] float32.
 
-    Never forms the [.., D, C] frustum: each cell is one bag of a weighted `embedding_bag` over the feature pixels.
+    Never forms the [.., D, C] frustum: each cell is one bag of a weighted `embedding_bag` over the feature pixels, or on a GPU
+    the sum of one program.
     """
     samples, _, x_cells, y_cells = table.visible.shape
     channels, bins = context.shape[-1], depth.shape[-1]
     pixels, probabilities = context.reshape(-1, channels).float(), depth.reshape(-1).float()
-    if torch.compiler.is_compiling():  # which sees through embedding_bag, but not through a backward pass of our own
-        canvas = _weighted_sums(pixels, table.entry // bins, table.offsets, probabilities.index_select(0, table.entry))
+    if in_triton(context.device):
+        from .kernels.lift import TritonSplat
+
+        canvas = TritonSplat.apply(  # type: ignore[no-untyped-call]
+            pixels, probabilities, table.entry, table.offsets, table.pixel_entry, table.pixel_cell, table.pixel_offsets
+        )
+    elif torch.compiler.is_compiling():  # which sees through embedding_bag, but not through a backward pass of our own
+        weight = probabilities.index_select(0, table.entry)
+        canvas = _weighted_sums(pixels, table.entry // bins, table.offsets, weight)
     else:
         canvas = _Splat.apply(pixels, probabilities, bins, table)  # type: ignore[no-untyped-call]
     return canvas.view(samples, x_cells, y_cells, channels).permute(0, 3, 1, 2)
 
 
 def _weighted_sums(rows: Tensor, index: Tensor, offsets: Tensor, weight: Tensor) -> Tensor:
-    """Bag i is the sum of `rows[index] * weight` over offsets[i]:offsets[i + 1]."""
-    return F.embedding_bag(index, rows, offsets, mode="sum", per_sample_weights=weight, include_last_offset=True)
+    """Bag i is the sum of `rows[index] * weight` over offsets[i]:offsets[i + 1]; what lies beyond the last offset is none."""
+    ends = F.pad(offsets, (0, 1), value=index.numel())  # one more bag, of what is none
+    return F.embedding_bag(index, rows, ends, mode="sum", per_sample_weights=weight, include_last_offset=True)[:-1]
 
 
 class _Splat(torch.autograd.Function):
@@ -305,7 +418,8 @@ class _Splat(torch.autograd.Function):
         table: LiftTable = ctx.table
         with torch.enable_grad():
             weight = depth.index_select(0, table.pixel_entry).detach().requires_grad_()
-            grad_context = _weighted_sums(grads[0].contiguous(), table.pixel_cell, table.pixel_offsets, weight)
+            of_cells = F.pad(grads[0], (0, 0, 0, 1))  # and of what falls nowhere
+            grad_context = _weighted_sums(of_cells, table.pixel_cell, table.pixel_offsets, weight)
             # <context of the pixel, gradient of the cell> is just what this sum's own weights would get for `context`.
             (grad_weight,) = torch.autograd.grad(grad_context, weight, context)
         grad_depth = torch.zeros_like(depth).index_add_(0, table.pixel_entry, grad_weight)
@@ -317,5 +431,5 @@ def lift_splat_reference(context: Tensor, depth: Tensor, table: LiftTable) -> Te
     samples, _, x_cells, y_cells = table.visible.shape
     channels, bins = context.shape[-1], depth.shape[-1]
     weighted = context.reshape(-1, channels).float()[table.entry // bins] * depth.reshape(-1, 1).float()[table.entry]
-    canvas = weighted.new_zeros(samples * x_cells * y_cells, channels).index_add(0, cells_of(table), weighted)
-    return canvas.view(samples, x_cells, y_cells, channels).permute(0, 3, 1, 2)
+    canvas = weighted.new_zeros(samples * x_cells * y_cells + 1, channels).index_add(0, cells_of(table), weighted)
+    return canvas[:-1].view(samples, x_cells, y_cells, channels).permute(0, 3, 1, 2)

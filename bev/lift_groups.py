@@ -49,7 +49,9 @@ def lift_groups(
 
 def groups_of(table: LiftTable) -> LiftGroups:
     """The same table in groups."""
-    return _grouped(table.entry.long(), cells_of(table), table.visible)
+    cell = cells_of(table)
+    there = cell < len(table.offsets) - 1
+    return _grouped(table.entry[there].long(), cell[there], table.visible)
 
 
 def _grouped(entry: Tensor, cell: Tensor, visible: Tensor) -> LiftGroups:

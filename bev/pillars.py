@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .grid import BEVGrid
+from .kernels import in_triton
 
 
 def point_cells(
@@ -52,12 +53,19 @@ def scatter_max_reference(features: Tensor, rows: Tensor, num_rows: int) -> Tens
 def linear_max(points: Tensor, weight: Tensor, bias: Tensor, rows: Tensor, num_rows: int) -> Tensor:
     """max(0, maximum of `weight @ point + bias`) over each row's points: [P, F], [C, F], [C], [P] -> [num_rows, C] float32.
 
-    Equals `linear_max_reference`, but goes through the points in pieces that stay in the cache and keeps no [P, C] tensor for
-    the backward pass, which computes the pieces again. Ties share the gradient evenly. Export takes the reference.
+    Equals `linear_max_reference`, but keeps no [P, C] tensor for the backward pass, which computes it again: on a CPU in pieces
+    that stay in the cache, on a GPU by a kernel. Ties share the gradient evenly. Export takes the reference.
     """
-    if torch.compiler.is_compiling():
-        return linear_max_reference(points, weight, bias, rows, num_rows)
-    result: Tensor = _LinearMax.apply(points.float(), weight.float(), bias.float(), rows, num_rows)  # type: ignore[no-untyped-call]
+    given = points.float(), weight.float(), bias.float(), rows, num_rows
+    result: Tensor
+    if in_triton(points.device):
+        from .kernels.pillars import TritonLinearMax
+
+        result = TritonLinearMax.apply(*given)  # type: ignore[no-untyped-call]
+    elif points.device.type == "cpu" and not torch.compiler.is_compiling():
+        result = _LinearMax.apply(*given)  # type: ignore[no-untyped-call]
+    else:
+        result = linear_max_reference(*given)
     return result
 
 

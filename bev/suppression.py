@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from .boxes import Boxes
+from .kernels import in_triton
 
 
 def circle_nms(boxes: Boxes, radius_m: Tensor) -> Tensor:
@@ -46,6 +47,15 @@ def greedy_suppression(close: Tensor) -> Tensor:
     """[B, T, T] bool, who is close to whom, best first -> [B, T] bool: those that no better kept one is close to."""
     if torch.compiler.is_exporting():
         return _settled_suppression(close)
+    if in_triton(close.device):
+        from .kernels.suppression import suppress
+
+        return suppress(close)
+    return greedy_suppression_reference(close)
+
+
+def greedy_suppression_reference(close: Tensor) -> Tensor:
+    """`greedy_suppression`, box after box."""
     kept = torch.ones(close.shape[:-1], dtype=torch.bool, device=close.device)
     for i in range(1, kept.shape[1]):
         beaten = (close[:, i, :i] & kept[:, :i]).any(dim=1)

@@ -16,18 +16,20 @@ from .coarse import check_heads
 from .features import BEVFeatures, FusedBEV, Fuser
 from .kernels import devices
 from .kernels.cells import cell_attention
-from .kernels.neighbours import neighbour_attention
+from .kernels.neighbours import by_triton, neighbour_attention
+from .kernels.norms import same_dtype_norm
 from .kernels.windows import window_attention
 from .named import NamedParameters
 from .nulls import Absent, ModalityTokens, present_mean, trusted_mean
 
 
-def _cheap_products(device: torch.device) -> bool:
+def _cheap_products(query: Tensor) -> bool:
     """Whether keys and values cost less to form than `cell_attention`'s small products of each cell, which avoid them.
 
-    So it is on a CPU in bfloat16: 15 against 6 ms a sample of 64 x 64 cells, forward and backward on one core.
+    So it is on a CPU in bfloat16: 15 against 6 ms a sample of 64 x 64 cells, forward and backward on one core. And so it is on a
+    GPU where a kernel reads them: `cell_attention` takes 0.8 ms there for 180 x 180 cells, and a kernel a tenth of that.
     """
-    return devices.in_blocks(device) and devices.autocasts(device)
+    return by_triton(query) or (devices.in_blocks(query.device) and devices.autocasts(query.device))
 
 
 def _only_inference(*tensors: Tensor) -> bool:
@@ -37,14 +39,6 @@ def _only_inference(*tensors: Tensor) -> bool:
     return all(
         devices.in_blocks(t.device) and not devices.autocasts(t.device) and t.dtype == torch.float32 for t in tensors
     )
-
-
-def same_dtype_norm(norm: nn.LayerNorm, x: Tensor) -> Tensor:
-    """`norm` with its result in the dtype of `x`, summed in float32. On a CPU autocast would widen and narrow every token."""
-    if not devices.in_blocks(x.device):
-        return norm(x)
-    with torch.autocast("cpu", enabled=False):
-        return norm(x)
 
 
 def position_embedding(grid_shape: tuple[int, int], channels: int, device: torch.device | None = None) -> Tensor:
@@ -134,11 +128,21 @@ class CrossAttentionFusion(Fuser):
         """As `Fuser.forward`; `attention` is the weight of a modality's tokens, mean over heads, summed over neighbours."""
         tokens, coverage = self.tokens(features, grid_shape, batch_size)  # [M, B, X, Y, C], [M, B, X, Y]
         place = placed(self.position, (tokens.shape[2], tokens.shape[3]))
-        asking = self.query_norm(present_mean(tokens, coverage) + self.learned_query + place)
+        asking = same_dtype_norm(self.query_norm, present_mean(tokens, coverage) + self.learned_query + place)
         attended, share = self._attend(asking, tokens, coverage > 0 if self.absent == "mask" else None)
         fused = trusted_mean(tokens, coverage, share) + attended
-        fused = fused + self.feed_forward(fused)
+        fused = fused + self._fed_forward(fused)
         return FusedBEV(features=fused.permute(0, 3, 1, 2), attention=share, coverage=coverage.amax(0))
+
+    def _fed_forward(self, fused: Tensor) -> Tensor:
+        if devices.in_blocks(fused.device):
+            return self.feed_forward(fused)
+        norm, *layers = self.feed_forward
+        assert isinstance(norm, nn.LayerNorm)
+        x = same_dtype_norm(norm, fused)
+        for layer in layers:
+            x = layer(x)
+        return x
 
     def _attend(self, asking: Tensor, tokens: Tensor, seen: Tensor | None) -> tuple[Tensor, Tensor]:
         """[B, X, Y, C], [M, B, X, Y, C], [M, B, X, Y] -> what each cell draws from tokens [B, X, Y, C], and the shares."""
@@ -146,7 +150,7 @@ class CrossAttentionFusion(Fuser):
             normed = self.token_norm(tokens) + self.modality.stacked()[:, None, None, None]
             return window_attention(asking, normed, seen, self.heads, self.query, self.key_value, self.out)
         query = self.query(asking).unflatten(-1, (self.heads, -1))
-        if self.neighbourhood == 1 and not _cheap_products(tokens.device):
+        if self.neighbourhood == 1 and not _cheap_products(query):
             normed = self.token_norm(tokens) + self.modality.stacked()[:, None, None, None]
             attended, share = cell_attention(query, normed, seen, self.key_value)
         else:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from .features import BEVFeatures
-from .kernels.devices import autocasts, widened
+from .kernels.devices import autocasts, no_autocast, widened
 from .named import NamedModule, NamedModules, NamedParameters
 
 Absent = Literal["null", "null_cell", "zeros", "mask"]
@@ -136,8 +136,8 @@ class ModalityTokens(NamedModule):
 
 def present_mean(tokens: Tensor, coverage: Tensor) -> Tensor:
     """[M, B, X, Y, C], [M, B, X, Y] -> [B, X, Y, C], mean of the modalities that cover the cell; 0 where none does."""
-    present = (coverage > 0)[..., None].to(tokens.dtype)
-    return (tokens * present).sum(0) / present.sum(0).clamp(min=1)
+    present = (coverage > 0).to(tokens.dtype)
+    return weighted_sum(tokens, present) / present.sum(0).clamp(min=1)[..., None].to(tokens.dtype)
 
 
 def trusted_mean(tokens: Tensor, coverage: Tensor, share: Tensor) -> Tensor:
@@ -148,7 +148,16 @@ def trusted_mean(tokens: Tensor, coverage: Tensor, share: Tensor) -> Tensor:
     """
     weight = torch.where(coverage > 0, share.transpose(0, 1).clamp(min=1e-6), 0.0)
     weight = weight / weight.sum(0).clamp(min=1e-6)
-    return (weight[..., None].to(tokens.dtype) * tokens).sum(0)
+    return weighted_sum(tokens, weight)
+
+
+def weighted_sum(tokens: Tensor, weight: Tensor) -> Tensor:
+    """[M, B, X, Y, C], [M, B, X, Y] -> [B, X, Y, C] in the tokens' dtype.
+
+    Sums are in float32 whatever they are of. On CUDA autocast would make a float32 copy of all tokens to begin with.
+    """
+    with no_autocast(tokens.device):
+        return (weight[..., None].to(tokens.dtype) * tokens).sum(0)
 
 
 def sound_coverage(coverage: Tensor) -> Tensor:

@@ -95,7 +95,7 @@ class CameraEncoder(nn.Module):
         with torch.autocast(images.device.type, enabled=False):
             probabilities = depth_logits.float().softmax(-1)
             if isinstance(table, LiftTable):
-                canvas = lift_splat(context.float(), probabilities, table)
+                canvas = lift_splat(context, probabilities, table)
             else:
                 canvas = lift_splat_groups(context.float(), probabilities, table)
         coverage = (table.visible & cameras[:, :, None, None]).any(1).float()

@@ -12,6 +12,9 @@ from sensors.nuscenes_config import NuScenesConfig
 from tests.shared import use_folder
 from tests.small_nuscenes import SmallNuScenes, write_small_nuscenes
 
+# Kernels for GPUs run on a CPU by Triton's interpreter, which has to be asked for before anybody imports Triton.
+os.environ.setdefault("TRITON_INTERPRET", "1")
+
 # How long an example takes depends on what else the machine does; what it shows does not.
 settings.register_profile("no-deadline", deadline=None)
 settings.load_profile("no-deadline")

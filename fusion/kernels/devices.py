@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
+from functools import cache
+from importlib.util import find_spec
 
 import torch
 from torch import Tensor, nn
@@ -16,15 +18,27 @@ def in_blocks(device: torch.device) -> bool:
     return device.type == "cpu" and not torch.compiler.is_compiling()
 
 
+def in_triton(device: torch.device) -> bool:
+    """Whether kernels written in Triton may be taken.
+
+    CUDA builds of torch for Linux bring Triton. A graph makes kernels of its own.
+    """
+    return device.type == "cuda" and _has_triton() and not torch.compiler.is_compiling()
+
+
+@cache
+def _has_triton() -> bool:
+    return find_spec("triton") is not None
+
+
 def autocasts(device: torch.device) -> bool:
     """Whether autocast chooses dtypes now."""
     return torch.amp.is_autocast_available(device.type) and torch.is_autocast_enabled(device.type)
 
 
 def no_autocast(device: torch.device) -> AbstractContextManager[object]:
-    """No autocast, where the device knows of it."""
-    available = torch.amp.is_autocast_available(device.type)
-    return torch.autocast(device.type, enabled=False) if available else nullcontext()
+    """No autocast."""
+    return torch.autocast(device.type, enabled=False) if autocasts(device) else nullcontext()
 
 
 def widened(x: Tensor) -> Tensor:

@@ -30,16 +30,30 @@ def neighbour_attention(
         [B, X, Y, H, c] float32 (float64 of float64) and the attention share of each modality [B, M, X, Y], mean over heads.
         Where nothing may be attended to, both are 0. Cells outside the grid are never attended to.
     """
+    if by_triton(query):
+        from .triton_neighbours import TritonAttention
+
+        attended, share = TritonAttention.apply(query, key, value, seen, neighbourhood)  # type: ignore[no-untyped-call]
+        return attended, share
     if devices.in_blocks(query.device) and query.dtype != torch.float64:
         attended, share = BlockAttention.apply(query, key, value, seen, neighbourhood)  # type: ignore[no-untyped-call]
         return attended, share
     return shifted_attention(query, key, value, seen, neighbourhood)
 
 
+def by_triton(query: Tensor) -> bool:
+    """Whether `neighbour_attention` of queries [B, X, Y, H, c] is done by a GPU's own kernels."""
+    if not devices.in_triton(query.device):
+        return False
+    from .triton_neighbours import fits  # not at the top: only machines with a GPU need have Triton
+
+    return fits(query)
+
+
 def shifted_attention(
     query: Tensor, key: Tensor, value: Tensor, seen: Tensor | None, neighbourhood: int
 ) -> tuple[Tensor, Tensor]:
-    """`neighbour_attention` of all cells at once, by grids of keys and values moved by each offset: for GPUs and graphs."""
+    """`neighbour_attention` of all cells at once, by grids of keys and values moved by each offset: for graphs, on any device."""
     query = devices.widened(query) / math.sqrt(query.shape[-1])
     reach = neighbourhood // 2
     offsets = [(i, j) for i in range(-reach, reach + 1) for j in range(-reach, reach + 1)]
@@ -68,8 +82,8 @@ def neighbour_attention_reference(
     """`neighbour_attention` one cell at a time."""
     samples, x_cells, y_cells, _, width = query.shape
     modalities, reach = key.shape[0], neighbourhood // 2
-    out = torch.zeros(query.shape)
-    share = torch.zeros(samples, modalities, x_cells, y_cells)
+    out = torch.zeros(query.shape, device=query.device)
+    share = torch.zeros(samples, modalities, x_cells, y_cells, device=query.device)
     for b in range(samples):
         for x in range(x_cells):
             for y in range(y_cells):

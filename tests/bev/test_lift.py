@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import pytest
@@ -196,14 +197,43 @@ def test_nobody_present_lifts_to_zero_with_gradients_of_zero() -> None:
 
 @pytest.mark.parametrize("samples", [(1, 1), (2, 3)])
 def test_the_table_is_the_same_made_camera_by_camera_or_at_once(samples: tuple[int, int]) -> None:
-    """A GPU's way and a processor's: every field, to the order of the entries."""
+    """A GPU's way and a processor's: every field, to the order of the entries, but for what falls nowhere."""
     rig = random_rig()
     present = torch.tensor([[True, False, True], [True, True, True]])
     one, other = (table_of(rig, present, samples, by_camera=by_camera) for by_camera in (True, False))
-    for name in LiftTable.__dataclass_fields__:
-        mine, theirs = getattr(one, name), getattr(other, name)
-        assert mine.dtype == theirs.dtype == (torch.bool if name == "visible" else torch.int32)
+    assert_same_entries(one, other)
+    frustums = 2 * 3 * 3 * 5 * samples[0] * BINS.count * samples[1]
+    assert len(other.entry) == len(other.pixel_entry) == len(other.pixel_cell) == frustums > len(one.entry)
+
+
+def assert_same_entries(compact: LiftTable, padded: LiftTable) -> None:
+    inside = padded.pixel_cell < len(padded.offsets) - 1
+    counts = torch.nn.functional.pad(inside.cumsum(0), (1, 0))[padded.pixel_offsets.long()]
+    expected = {
+        "entry": padded.entry[: len(compact.entry)], "offsets": padded.offsets, "visible": padded.visible,
+        "pixel_entry": padded.pixel_entry[inside], "pixel_cell": padded.pixel_cell[inside], "pixel_offsets": counts.int(),
+    }  # fmt: skip
+    for name, theirs in expected.items():
+        mine = getattr(compact, name)
+        assert mine.dtype == getattr(padded, name).dtype == (torch.bool if name == "visible" else torch.int32)
         assert torch.equal(mine, theirs), name
+
+
+@pytest.mark.parametrize("lift", [lift_splat, lift_splat_reference])
+def test_what_a_padded_table_goes_on_with_changes_nothing(lift: Callable[..., Tensor]) -> None:
+    rig = random_rig()
+    tables = [table_of(rig, samples=(2, 2), by_camera=by_camera) for by_camera in (True, False)]
+    results = []
+    for table in tables:
+        draw = torch.Generator().manual_seed(0)
+        context = torch.randn(2, 3, 3, 5, 4, generator=draw).requires_grad_()
+        depth = torch.rand(2, 3, 3, 5, BINS.count, generator=draw).requires_grad_()
+        canvas = lift(context, depth, table)
+        (canvas * torch.linspace(-1, 1, canvas.numel()).view_as(canvas)).sum().backward()
+        results.append((canvas.detach(), context.grad, depth.grad))
+    for mine, theirs in zip(*results, strict=True):
+        assert mine is not None
+        torch.testing.assert_close(mine, theirs, rtol=1e-6, atol=1e-6)
 
 
 def test_a_batch_whose_entries_int32_cannot_number_is_refused() -> None:

@@ -1,0 +1,162 @@
+"""The kernels for GPUs promise what their plain twins do, by Triton's interpreter, which runs them on a CPU.
+
+Letters: P points, F features of a point, C channels, T boxes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from types import ModuleType
+
+import pytest
+import torch
+from torch import Tensor
+
+from bev import lift, pillars, suppression
+from bev.lift import LiftTable, lift_splat, lift_splat_reference
+from bev.pillars import linear_max, linear_max_reference
+from bev.suppression import greedy_suppression, greedy_suppression_reference
+from tests.bev.test_fast_gradients import gradients
+from tests.bev.test_lift import BINS, Rig, assert_same_entries, random_rig, table_of
+
+pytest.importorskip("triton", reason="Triton is for Linux on x86-64")
+from bev.kernels import lift as lift_kernel
+from bev.kernels import pillars as pillar_kernel
+from bev.kernels import suppression as suppression_kernel
+
+
+@pytest.fixture(autouse=True)
+def _as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Memory that nothing was written to holds NaN, so that a cell left out shows."""
+
+    def poisoned(*size: int, dtype: torch.dtype = torch.float32, **_: object) -> Tensor:
+        return torch.full(size, 7 if dtype == torch.int32 else float("nan"), dtype=dtype)
+
+    def poisoned_like(tensor: Tensor) -> Tensor:
+        return poisoned(*tensor.shape, dtype=tensor.dtype)
+
+    for module in (lift, pillars, suppression):
+        monkeypatch.setattr(module, "in_triton", lambda _: True)
+    for kernel in (lift_kernel, pillar_kernel, suppression_kernel):
+        monkeypatch.setattr(kernel, "torch", _Torch(empty=poisoned, empty_like=poisoned_like))
+
+
+class _Torch(ModuleType):
+    """torch with a few functions of one's own."""
+
+    def __init__(self, **changes: object) -> None:
+        super().__init__("torch")
+        self.__dict__.update(torch.__dict__ | changes)
+
+
+@pytest.fixture(params=[True, False], ids=["compact", "padded"])
+def table(request: pytest.FixtureRequest) -> LiftTable:
+    present = torch.tensor([[True, False, True], [True, True, True]])
+    return table_of(random_rig(), present, (2, 2), by_camera=request.param)
+
+
+def lift_inputs(channels: int) -> tuple[Tensor, Tensor]:
+    draw = torch.Generator().manual_seed(0)
+    return torch.randn(2, 3, 3, 5, channels, generator=draw), torch.rand(2, 3, 3, 5, BINS.count, generator=draw)
+
+
+@pytest.mark.parametrize("samples", [(1, 1), (2, 3)])
+def test_the_table_of_the_lift(samples: tuple[int, int]) -> None:
+    rig = random_rig(samples=1, cameras=2)
+    present = torch.tensor([[True, False]])
+    for here in (None, present):
+        assert_same_entries(table_of(rig, here, samples, by_camera=True), table_of(rig, here, samples, by_camera=False))
+
+
+def test_an_absent_cameras_calibration_may_hold_anything() -> None:
+    rig = random_rig(samples=1, cameras=2)
+    rig.intrinsics[0, 1], rig.reference_T_camera[0, 1] = float("nan"), float("inf")
+    table = table_of(rig, torch.tensor([[True, False]]), by_camera=False)
+    alone = table_of(Rig(rig.intrinsics[:, :1], rig.reference_T_camera[:, :1]), by_camera=False)
+    assert torch.equal(table.offsets, alone.offsets)
+    assert not table.visible[0, 1].any()
+
+
+@pytest.mark.parametrize("channels", [5, 16, 40])
+def test_the_lift_and_its_gradients(table: LiftTable, channels: int) -> None:
+    context, depth = lift_inputs(channels)
+    fast = gradients(lambda c, d: lift_splat(c, d, table), context, depth)
+    plain = gradients(lambda c, d: lift_splat_reference(c, d, table), context, depth)
+    for got, expected in zip(fast, plain, strict=True):
+        torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("entries", [4, 16])
+def test_the_lift_in_pieces_of_any_size(table: LiftTable, entries: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    for tile in ("CELL", "PIXEL"):
+        monkeypatch.setattr(lift_kernel, tile, replace(getattr(lift_kernel, tile), entries=entries))
+    assert (table.offsets[1:] - table.offsets[:-1]).max() > 16, "a cell in several pieces"
+    test_the_lift_and_its_gradients(table, 5)
+
+
+def test_the_lift_takes_bfloat16_and_sums_in_float32(table: LiftTable) -> None:
+    context, depth = lift_inputs(8)
+    got = gradients(lambda c, d: lift_splat(c, d, table), context.bfloat16(), depth)
+    expected = gradients(lambda c, d: lift_splat_reference(c, d, table), context.bfloat16().float(), depth)
+    assert [t.dtype for t in got] == [torch.float32, torch.bfloat16, torch.float32]
+    torch.testing.assert_close(got[0], expected[0], rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(got[1].float(), expected[1], rtol=1e-2, atol=1e-2)
+    torch.testing.assert_close(got[2], expected[2], rtol=1e-5, atol=1e-5)
+
+
+def crowded_points(count: int, features: int, rows: int) -> tuple[Tensor, Tensor]:
+    """Points with ties, rows without points and rows whose points are all below zero."""
+    draw = torch.Generator().manual_seed(1)
+    points = torch.randn(count, features, generator=draw)
+    row = torch.randint(0, rows - 3, (count,), generator=draw)
+    tied = count // 4
+    points[tied : 2 * tied], row[tied : 2 * tied] = points[:tied], row[:tied]
+    return points, row
+
+
+@pytest.mark.parametrize(("count", "features", "channels"), [(150, 11, 63), (33, 5, 6), (64, 3, 16), (1, 2, 1)])
+def test_the_maximum_of_pillars_and_its_gradients(count: int, features: int, channels: int) -> None:
+    points, rows = crowded_points(count, features, 12)
+    draw = torch.Generator().manual_seed(2)
+    weight, bias = torch.randn(channels, features, generator=draw), torch.randn(channels, generator=draw) - 1
+    fast = gradients(lambda p, w, b: linear_max(p, w, b, rows, 12), points, weight, bias)
+    plain = gradients(lambda p, w, b: linear_max_reference(p, w, b, rows, 12), points, weight, bias)
+    for got, expected in zip(fast, plain, strict=True):
+        torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-5)
+    assert not fast[0][9:].any(), "rows without points"
+
+
+def test_a_program_goes_through_several_blocks_of_points(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pillar_kernel, "_PROGRAMS", 2)
+    test_the_maximum_of_pillars_and_its_gradients(150, 11, 63)
+
+
+def test_no_point_at_all_is_an_empty_canvas() -> None:
+    rows = torch.zeros(0, dtype=torch.long)
+    inputs = torch.zeros(0, 3), torch.ones(2, 3), torch.ones(2)
+    got = gradients(lambda p, w, b: linear_max(p, w, b, rows, 4), *inputs)
+    assert [tuple(t.shape) for t in got] == [(4, 2), (0, 3), (2, 3), (2,)]
+    assert not any(t.any() for t in got)
+
+
+@pytest.mark.parametrize("boxes", [1, 7, 60])
+@pytest.mark.parametrize("share", [0.0, 0.05, 0.5, 1.0])
+def test_suppression(boxes: int, share: float) -> None:
+    draw = torch.Generator().manual_seed(boxes)
+    close = torch.rand(3, boxes, boxes, generator=draw) < share
+    for matrix in (close, close | close.transpose(1, 2)):
+        assert torch.equal(greedy_suppression(matrix), greedy_suppression_reference(matrix))
+
+
+def test_no_box_at_all_is_none() -> None:
+    assert greedy_suppression(torch.zeros(2, 0, 0, dtype=torch.bool)).shape == (2, 0)
+    assert greedy_suppression(torch.zeros(0, 5, 5, dtype=torch.bool)).shape == (0, 5)
+
+
+def test_a_cpu_never_asks_for_triton(monkeypatch: pytest.MonkeyPatch) -> None:
+    from bev.kernels import in_triton
+
+    assert not in_triton(torch.device("cpu"))
+    assert in_triton(torch.device("cuda")), "installed here, see pyproject.toml"
+    monkeypatch.setattr("torch.compiler.is_compiling", lambda: True)
+    assert not in_triton(torch.device("cuda"))

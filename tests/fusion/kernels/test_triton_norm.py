@@ -1,0 +1,89 @@
+"""LayerNorm by a kernel promises to be torch's, by Triton's interpreter."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fusion.kernels import devices
+from fusion.kernels.norms import kept_relu_norm, same_dtype_norm
+
+pytest.importorskip("triton", reason="Triton is for Linux on x86-64")
+from fusion.kernels import triton_norm
+from fusion.kernels.triton_norm import TritonLayerNorm
+
+
+def both(x: Tensor, norm: nn.LayerNorm) -> list[list[Tensor]]:
+    """Of the kernel and of torch: the result and the gradients of x, weight and bias, in float32."""
+    results = []
+    for kernel in (True, False):
+        leaves = [t.detach().clone().requires_grad_() for t in (x, norm.weight, norm.bias)]
+        if kernel:
+            y = TritonLayerNorm.apply(*leaves, norm.eps)  # type: ignore[no-untyped-call]
+        else:
+            y = F.layer_norm(leaves[0].float(), norm.normalized_shape, leaves[1], leaves[2], norm.eps)
+        assert y.dtype == (x.dtype if kernel else torch.float32)
+        upward = torch.linspace(-1, 1, y.numel()).view_as(y).to(y.dtype)
+        results.append([y.detach().float(), *(g.float() for g in torch.autograd.grad(y, leaves, upward))])
+    return results
+
+
+def random_norm(channels: int) -> nn.LayerNorm:
+    draw, norm = torch.Generator().manual_seed(0), nn.LayerNorm(channels)
+    nn.init.normal_(norm.weight, generator=draw)
+    nn.init.normal_(norm.bias, generator=draw)
+    return norm
+
+
+@pytest.mark.parametrize("shape", [(70, 64), (2, 5, 6, 24), (1, 1), (3, 256), (0, 8)])
+def test_it_is_torchs_and_so_are_the_gradients(shape: tuple[int, ...]) -> None:
+    x = 3 * torch.randn(shape, generator=torch.Generator().manual_seed(1)) + 2
+    for got, expected in zip(*both(x, random_norm(shape[-1])), strict=True):
+        torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_a_program_goes_through_several_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(triton_norm, "_PROGRAMS", 2)
+    monkeypatch.setattr(triton_norm, "_NUMBERS", 128)
+    test_it_is_torchs_and_so_are_the_gradients((70, 24))
+
+
+def test_bfloat16_stays_bfloat16_and_is_summed_in_float32() -> None:
+    x = torch.randn(40, 32, generator=torch.Generator().manual_seed(1)).bfloat16()
+    for got, expected in zip(*both(x, random_norm(32)), strict=True):
+        torch.testing.assert_close(got, expected, rtol=2e-2, atol=2e-2)
+
+
+def test_rows_that_do_not_follow_each_other_in_memory() -> None:
+    x = torch.randn(2, 16, 5, 7, generator=torch.Generator().manual_seed(1)).permute(0, 2, 3, 1)
+    for got, expected in zip(*both(x, random_norm(16)), strict=True):
+        torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_a_gpu_takes_it_for_narrow_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(devices, "in_blocks", lambda _: False)
+    monkeypatch.setattr(devices, "in_triton", lambda _: True)
+    for channels, taken in ((32, True), (512, False)):
+        x, norm = torch.randn(4, channels), random_norm(channels)
+        got = same_dtype_norm(norm, x)
+        assert ("TritonLayerNorm" in got.grad_fn.name()) == taken  # type: ignore[union-attr]
+        torch.testing.assert_close(got, norm(x), rtol=1e-4, atol=1e-4)
+
+
+def test_with_rows_that_are_kept_a_relu_follows(monkeypatch: pytest.MonkeyPatch) -> None:
+    x, norm = torch.randn(2, 30, 24, generator=torch.Generator().manual_seed(1)), random_norm(24)
+    kept = torch.rand(2, 30, generator=torch.Generator().manual_seed(2)) < 0.6
+    results = []
+    for by_kernel in (True, False):
+        monkeypatch.setattr(devices, "in_triton", lambda _, by_kernel=by_kernel: by_kernel)
+        norm.zero_grad()
+        leaf = x.clone().requires_grad_()
+        y = kept_relu_norm(norm, leaf, kept)
+        (y * torch.linspace(-1, 1, y.numel()).view_as(y)).sum().backward()
+        results.append([y.detach(), leaf.grad, norm.weight.grad, norm.bias.grad])
+    for got, expected in zip(*results, strict=True):
+        assert got is not None
+        torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-5)
+    assert not results[0][0][~kept].any()  # type: ignore[index]
