@@ -10,7 +10,7 @@ Letters: B samples, C channels, K occupied cells of the whole batch, X and Y cel
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from types import ModuleType
 from typing import Any, cast
 
@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fusion.kernels.norms import kept_relu_norm
 from sensors.extras import remedy
 
 
@@ -50,19 +51,18 @@ class DenseStages(nn.Module):
         self.blocks = nn.ModuleList(SubmanifoldBlock(channels) for _ in range(num_blocks))
 
     def forward(self, canvas: Tensor, occupied: Tensor) -> Tensor:
-        """[B, C, X, Y], [B, X, Y] bool -> [B, C, X, Y] float32, zero where not occupied.
+        """[B, C, X, Y], [B, X, Y] bool -> [B, C, X, Y], zero where not occupied; float32 but for autocast on a GPU.
 
         What the canvas holds in cells that are not occupied is not read.
         """
         self._check(canvas, occupied)
-        empty = ~occupied[:, None]
-        # Half precision is left to what follows: spconv has none on CPU, and both backends shall agree.
-        with torch.autocast(canvas.device.type, enabled=False):
-            canvas = canvas.float().masked_fill(empty, 0.0)
+        on_cpu = canvas.device.type == "cpu"
+        # On a CPU half precision is left to what follows: spconv has none there, and both backends shall agree.
+        with torch.autocast("cpu", enabled=False) if on_cpu else nullcontext():
+            canvas = canvas.float().masked_fill(~occupied[:, None], 0.0)
             for block in self.stages():
                 canvas = F.conv2d(canvas, block.weight, block.bias, padding=1)
-                canvas = F.relu(block.norm(canvas.permute(0, 2, 3, 1)).permute(0, 3, 1, 2))
-                canvas = canvas.masked_fill(empty, 0.0)
+                canvas = kept_relu_norm(block.norm, canvas.permute(0, 2, 3, 1), occupied).permute(0, 3, 1, 2)
         return canvas
 
     def stages(self) -> list[SubmanifoldBlock]:
