@@ -18,6 +18,7 @@ from bev.suppression import cross_class_nms
 from fusion import BEVFeatures, FusedBEV, Fuser, LateFusion, ObjectAlignment
 from robustbev.checks import check_batch, check_views, check_weights
 from robustbev.config import ModelConfig, RigConfig
+from robustbev.cuda_graphs import CudaGraphs
 from robustbev.detections import Detections
 from robustbev.inference import detect
 from robustbev.precision import FLOAT32, Precision
@@ -82,6 +83,8 @@ class PerceptionModel(nn.Module):
 
     nms_radius_m: Tensor  # [K], NaN: by the boxes' own size
     allowed_attributes: Tensor  # [K, A] bool
+    graphs: CudaGraphs
+    """By which `perceive` answers on a GPU."""
     precision: Precision
     """What inference computes in; `robustbev.load` chooses it. Training has its own, `training.step.TrainingStep.precision`."""
 
@@ -102,6 +105,7 @@ class PerceptionModel(nn.Module):
         super().__init__()
         self.config = config
         self.precision = FLOAT32
+        self.graphs = CudaGraphs()
         self.frozen: tuple[str, ...] = ()
         self.grid = config.grid.bev()
         self.camera, self.lidar, self.radar = camera, lidar, radar

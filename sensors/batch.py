@@ -37,6 +37,21 @@ class TensorBatch:
         """The same batch on `device`; `non_blocking` helps where it comes from pinned memory."""
         return _changed(self, lambda tensor: tensor.to(device, non_blocking=non_blocking))
 
+    def copied(self) -> Self:
+        """The same batch in memory of its own."""
+        return _changed(self, torch.clone)
+
+    def tensors(self) -> list[Tensor]:
+        """All tensors in it, in the order of the fields; of two batches that have the same parts, in the same order."""
+        tensors: list[Tensor] = []
+
+        def kept(tensor: Tensor) -> Tensor:
+            tensors.append(tensor)
+            return tensor
+
+        _changed(self, kept)
+        return tensors
+
     def pin_memory(self) -> Self:
         """The same batch in page-locked memory, from where a GPU copies while the host goes on; a DataLoader asks for it."""
         return _changed(self, lambda tensor: tensor.pin_memory())

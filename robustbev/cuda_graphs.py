@@ -1,0 +1,205 @@
+"""A model's answers on a GPU by CUDA graphs: a frame's some thousand launches recorded once, and replayed as one.
+
+A graph is of one set of shapes: which modalities there are, how many samples, cameras, LiDARs and radars, and how many points at
+most. Points are padded to a few lengths, so that a drive needs a few graphs. What is recorded is a copy of the model, in which
+all is done beforehand that depends on the weights alone; the encoders, of which none waits for another, run side by side.
+"""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Mapping
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from threading import Lock
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+from bev.boxes import Boxes
+from bev.pillars import PillarEncoder
+from fusion import FusedBEV
+from sensors.batch import SensorBatch
+
+if TYPE_CHECKING:
+    from robustbev.model import Perception, PerceptionModel
+
+_MOST_GRAPHS = 16  # of one model; those of 7 subsets and two lengths of points
+_WARMUPS = 3  # runs before a graph is recorded: kernels are compiled, and libraries choose theirs and take their memory
+
+
+class GraphWarning(UserWarning):
+    """A model cannot be recorded as a CUDA graph; it answers all the same, each launch by itself."""
+
+
+@dataclass(frozen=True)
+class _Recorded:
+    batch: SensorBatch  # where the graph reads
+    seen: Perception  # where it writes
+    play: Callable[[], None]
+
+
+class CudaGraphs:
+    """`graphs(model, batch)` is `model(batch)`, replayed. For a model in evaluation mode; holds its graphs, not the model."""
+
+    def __init__(self) -> None:
+        self._recorded: OrderedDict[Hashable, _Recorded] = OrderedDict()
+        self._weights: tuple[tuple[int, int], ...] = ()
+        self._folded: tuple[str, PerceptionModel] | None = None  # with the precision that it is for
+        self._pool: object | None = None
+        self._lock = Lock()
+        self._refused = False
+
+    def __deepcopy__(self, memo: object) -> CudaGraphs:
+        return CudaGraphs()
+
+    def __getstate__(self) -> dict[str, object]:
+        return {}  # graphs are of this process
+
+    def __setstate__(self, state: object) -> None:
+        self.__init__()  # type: ignore[misc]
+
+    @torch.inference_mode()
+    def __call__(self, model: PerceptionModel, batch: SensorBatch) -> Perception:
+        """What `model` sees, on its device, in memory that the next call leaves alone. `batch` may lie on the CPU.
+
+        Warns:
+            GraphWarning: the model cannot be recorded; says why, once.
+        """
+        device = model.nms_radius_m.device
+        batch = _padded(batch)
+        if self._refused:
+            return model(batch.to(device))
+        with self._lock:
+            weights = tuple(map(_version, (*model.parameters(), *model.buffers())))
+            if weights != self._weights:  # a graph has the weights that it was recorded with
+                self._recorded.clear()
+                self._weights, self._folded = weights, None
+            key = (_shapes(batch), model.precision.name, model.training)
+            recorded = self._recorded.get(key)
+            if recorded is None:
+                try:
+                    recorded = self._record(model, batch.to(device))
+                except RuntimeError as error:
+                    self._refused = True
+                    reason = str(error).splitlines()[0]
+                    warnings.warn(
+                        f"this model cannot be recorded as a CUDA graph and answers launch by launch, which is slower: {reason}",
+                        GraphWarning,
+                        stacklevel=2,
+                    )
+                    return model(batch.to(device))
+                self._recorded[key] = recorded
+                if len(self._recorded) > _MOST_GRAPHS:
+                    self._recorded.popitem(last=False)
+            self._recorded.move_to_end(key)
+            for target, source in zip(recorded.batch.tensors(), batch.tensors(), strict=True):
+                target.copy_(source, non_blocking=True)
+            recorded.play()
+            return _copied(recorded.seen)
+
+    def _record(self, model: PerceptionModel, batch: SensorBatch) -> _Recorded:
+        batch = batch.copied()  # the caller's own memory must not become what the graph reads
+        if self._folded is None or self._folded[0] != model.precision.name:
+            self._folded = model.precision.name, folded(model)
+        model = self._folded[1]
+        stream = torch.cuda.Stream(model.nms_radius_m.device)
+        beside = {name: torch.cuda.Stream(stream.device) for name in model.config.modalities[1:]}
+        stream.wait_stream(torch.cuda.current_stream(stream.device))
+        with torch.cuda.stream(stream):
+            for _ in range(_WARMUPS):
+                _answer(model, batch, beside)
+        torch.cuda.current_stream(stream.device).wait_stream(stream)
+        if self._pool is None:
+            self._pool = torch.cuda.graph_pool_handle()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, pool=self._pool, stream=stream):  # type: ignore[arg-type]  # its stub lacks the handle's type
+            seen = _answer(model, batch, beside)
+        return _Recorded(batch, seen, graph.replay)
+
+
+def _answer(model: PerceptionModel, batch: SensorBatch, beside: Mapping[str, torch.cuda.Stream]) -> Perception:
+    """`model(batch)`, with the encoders of some modalities on streams of their own."""
+    here = torch.cuda.current_stream(model.nms_radius_m.device)
+    features = {}
+    for name in reversed(
+        model.config.modalities
+    ):  # the first, on this stream, comes last, and so runs beside the others
+        stream = beside.get(name, here)
+        stream.wait_stream(here)
+        with torch.cuda.stream(stream):
+            features[name] = model.encode(batch.only((name,)))[name]
+    for stream in beside.values():
+        here.wait_stream(stream)
+    return model.perceive_features(features, batch.batch_size)
+
+
+def folded(model: PerceptionModel) -> PerceptionModel:
+    """A copy that answers the same in evaluation mode, but for rounding, with less to do for each frame.
+
+    Batch normalisation goes into the convolution before it, and the weights of layers that autocast runs in half precision are
+    made narrow once, and not for every frame.
+    """
+    model = copy.deepcopy(model)
+    for block in model.modules():
+        if isinstance(block, nn.Sequential):
+            for i, (layer, norm) in enumerate(pairwise(block)):
+                if isinstance(layer, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
+                    block[i], block[i + 1] = fuse_conv_bn_eval(layer, norm), nn.Identity()
+    if model.precision.name == "float32":
+        return model
+    wide = {
+        id(module.linear) for module in model.modules() if isinstance(module, PillarEncoder)
+    }  # no layer, but a weight
+    for module in model.modules():
+        if isinstance(module, nn.Linear | nn.Conv2d | nn.ConvTranspose2d) and id(module) not in wide:
+            for name in ("weight", "bias"):
+                parameter = module._parameters.pop(name)
+                # A plain attribute: a parameter of a model is float32, see `robustbev.checks.check_weights`.
+                setattr(module, name, None if parameter is None else parameter.to(getattr(torch, model.precision.name)))
+    return model
+
+
+def _version(tensor: Tensor) -> tuple[int, int]:
+    """Where its numbers are, and how often they were changed there."""
+    return tensor.data_ptr(), 0 if tensor.is_inference() else tensor._version
+
+
+def _shapes(batch: SensorBatch) -> Hashable:
+    parts = (batch.cameras, batch.lidar, batch.radar)
+    lift = batch.cameras is not None and batch.cameras.lift is not None
+    shapes = tuple((tuple(tensor.shape), tensor.dtype) for tensor in batch.tensors())
+    return batch.batch_size, tuple(part is not None for part in parts), lift, shapes
+
+
+def _padded(batch: SensorBatch) -> SensorBatch:
+    """The batch with its points padded to one of four lengths for each doubling."""
+    lidar, radar = batch.lidar, batch.radar
+    if lidar is not None:
+        lidar = replace(lidar, points=_longer(lidar.points))
+    if radar is not None:
+        radar = replace(radar, points=_longer(radar.points))
+    return replace(batch, lidar=lidar, radar=radar)
+
+
+def _longer(points: Tensor) -> Tensor:
+    """[B, P, F] with rows of zeros behind."""
+    count = points.shape[1]
+    step = 1 << max(count.bit_length() - 3, 0)
+    return F.pad(points, (0, 0, 0, -count % step))
+
+
+def _copied(seen: Perception) -> Perception:
+    """In memory of its own: the next replay writes where `seen` lies."""
+    boxes, fused = seen.boxes, seen.fused
+    return replace(
+        seen,
+        boxes=Boxes(**{name: getattr(boxes, name).clone() for name in Boxes.__dataclass_fields__}),
+        fused=FusedBEV(fused.features.clone(), fused.attention.clone(), fused.coverage.clone()),
+        perceived=seen.perceived.clone(),
+    )
