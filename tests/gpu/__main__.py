@@ -46,6 +46,7 @@ def parts(device: torch.device, config: ModelConfig, *, small: bool, compile_mod
 
     for dtype in dtypes:
         add(f"lift_{_name(dtype)}", partial(ops.lift_case, config, device, dtype))
+    found["lift_table"] = partial(ops.lift_table, config, device)
     for crowded in (False, True):
         name = "pillars_crowded" if crowded else "pillars"
         add(name, partial(ops.pillars_case, config, device, points, crowded=crowded))
@@ -53,6 +54,7 @@ def parts(device: torch.device, config: ModelConfig, *, small: bool, compile_mod
     for side in (1, 3):
         for dtype in dtypes:
             add(f"attention_{side}x{side}_{_name(dtype)}", partial(ops.attention_case, config, device, dtype, side))
+    found["suppression"] = partial(ops.suppression, config, device)
     for dtype in dtypes:
         found[f"fuser_{_name(dtype)}"] = partial(ops.fuser_ms, config, device, dtype)
     precisions = ("float32",) if device.type == "cpu" else ("float32", "bfloat16")
@@ -60,7 +62,12 @@ def parts(device: torch.device, config: ModelConfig, *, small: bool, compile_mod
         found[f"training_step_{precision}"] = partial(
             whole.training, config, device, precision, batch_size=batch_size, points=points
         )
-    found["perceive"] = partial(whole.perceive, config, device, points=points, compile_model=compile_model)
+    found["perceive"] = partial(whole.perceive, config, device, points=points)
+    for more, compiled in () if device.type == "cpu" else ((16, False), (16, True), (32, True)):
+        if compile_model or not compiled:
+            found[f"training_step_bfloat16_batch_{more}" + "_compiled" * compiled] = partial(
+                whole.training, config, device, "bfloat16", batch_size=more, points=points, rounds=6, compiled=compiled
+            )
     return found
 
 
@@ -96,7 +103,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, default=Path("gpu.json"))
     parser.add_argument("--only", nargs="*", default=[], help="parts whose names start so")
     parser.add_argument("--minutes", type=float, default=8, help="no part starts after so long")
-    parser.add_argument("--no-compile", action="store_true", help="do without torch.compile, which takes 90 s")
+    parser.add_argument("--no-compile", action="store_true", help="do without torch.compile, which takes half a minute")
     parser.add_argument("--real", type=Path, help="a nuScenes data root: trains on it by `robustbev train`")
     parser.add_argument("--version", default="v1.0-mini", help="of --real")
     parser.add_argument("--split", default="mini_train", help="of --real; a custom split stands in VERSION/splits.json")

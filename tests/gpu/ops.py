@@ -6,7 +6,7 @@ Letters: N cameras, h and w feature pixels, D depth bins, C channels.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -15,12 +15,13 @@ from torch import Tensor, nn
 import robustbev
 from bev.lift import LiftTable, lift_splat, lift_splat_reference
 from bev.pillars import linear_max, linear_max_reference
+from bev.suppression import greedy_suppression, greedy_suppression_reference
 from fusion import BEVFeatures, CrossAttentionFusion
 from fusion.kernels.cells import cell_attention
 from fusion.kernels.neighbours import neighbour_attention, neighbour_attention_reference
 from robustbev import ModelConfig
 from robustbev.export.example import random_batch
-from tests.gpu.measure import milliseconds, peak_mib, relative_error, shares, with_gradients
+from tests.gpu.measure import device_ms, peak_mib, relative_error, shares, with_gradients
 
 # Relative error that rounding explains: a sum of some hundred float32 values in another order; a bfloat16 has eight bits.
 LIMITS = {torch.float32: 2e-5, torch.bfloat16: 2e-2}
@@ -55,8 +56,8 @@ def check(case: Case, device: torch.device) -> dict[str, Any]:
     figures: dict[str, Any] = {"errors": errors}
     for name, op in [("", case.fast), *([] if case.equal_on else [("plain_", case.plain)])]:
         with torch.no_grad():
-            figures[f"{name}forward_ms"] = milliseconds(lambda op=op: op(*case.inputs), device)  # type: ignore[misc]
-        figures[f"{name}both_ways_ms"] = milliseconds(lambda op=op: with_gradients(op, *case.inputs), device)  # type: ignore[misc]
+            figures[f"{name}forward_ms"] = device_ms(lambda op=op: op(*case.inputs), device)  # type: ignore[misc]
+        figures[f"{name}both_ways_ms"] = device_ms(lambda op=op: with_gradients(op, *case.inputs), device)  # type: ignore[misc]
         figures[f"{name}both_ways_peak_mib"] = peak_mib(lambda op=op: with_gradients(op, *case.inputs), device)  # type: ignore[misc]
     return figures | shares(figures["forward_ms"], case.num_bytes, case.operations, device, dtype)
 
@@ -65,11 +66,12 @@ def lift_case(config: ModelConfig, device: torch.device, dtype: torch.dtype) -> 
     """The lift of one sample of six cameras."""
     assert config.camera is not None
     table, context, depth = lift_inputs(config, device)
-    channels, entries = context.shape[-1], table.entry.numel()
+    channels, entries = context.shape[-1], int(table.offsets[-1])
     cells = table.visible.shape[0] * config.grid.bev().num_cells
+    inside = replace(table, entry=table.entry[:entries])  # the twin would add up what falls nowhere, too
     return Case(
         lambda c, d: lift_splat(c, d, table),
-        lambda c, d: lift_splat_reference(c, d, table),
+        lambda c, d: lift_splat_reference(c, d, inside),
         (context.to(dtype), depth.to(dtype)),
         num_bytes=4 * (entries + table.offsets.numel() + context.numel() + depth.numel() + cells * channels),
         operations=2 * entries * channels,
@@ -87,6 +89,47 @@ def lift_inputs(config: ModelConfig, device: torch.device) -> tuple[LiftTable, T
     height, width = (side // config.camera.feature_stride_px for side in config.camera.image_size)
     context = torch.randn(1, 6, height, width, config.camera.context_channels, device=device)
     return table, context, torch.randn(1, 6, height, width, config.camera.depth_bins.count, device=device).softmax(-1)
+
+
+def lift_table(config: ModelConfig, device: torch.device) -> dict[str, Any]:
+    """How long the table of one sample of six cameras takes on the device, equal to a CPU's.
+
+    Raises:
+        ValueError: another number of entries than rounding at the edges of cells explains.
+    """
+    model = robustbev.build(config)
+    cameras, encoder = random_batch(model, cameras=6, radars=1, batch_size=1).cameras, model.camera
+    assert encoder is not None
+    assert cameras is not None
+    given = cameras.intrinsics, cameras.reference_T_camera, cameras.present
+    moved = tuple(tensor.to(device) for tensor in given)
+    table = encoder.table(*moved)
+    entries, expected = int(table.offsets[-1]), int(encoder.table(*given).offsets[-1])
+    if not abs(entries - expected) <= 1e-4 * expected:
+        raise ValueError(f"expected a table of {expected} entries, as on the CPU, got {entries}")
+    fullest = int((table.offsets[1:] - table.offsets[:-1]).max())
+    return {
+        "forward_ms": device_ms(lambda: encoder.table(*moved), device),
+        "entries": entries,
+        "of_the_fullest_cell": fullest,
+    }
+
+
+def suppression(config: ModelConfig, device: torch.device) -> dict[str, Any]:
+    """Greedy suppression of one sample's boxes on the device against the loop over boxes.
+
+    Raises:
+        ValueError: another box stays.
+    """
+    count = config.decode.max_boxes
+    draw = torch.Generator().manual_seed(0)
+    close = (torch.rand(1, count, count, generator=draw) < 3 / count).to(device)
+    if not torch.equal(greedy_suppression(close), greedy_suppression_reference(close)):
+        raise ValueError("expected those boxes to stay that a loop over them leaves")
+    return {
+        "forward_ms": device_ms(lambda: greedy_suppression(close), device),
+        "plain_forward_ms": device_ms(lambda: greedy_suppression_reference(close), device),
+    }
 
 
 def pillars_case(config: ModelConfig, device: torch.device, points: int, *, crowded: bool) -> Case:
@@ -185,7 +228,7 @@ def fuser_ms(config: ModelConfig, device: torch.device, dtype: torch.dtype) -> d
 
         name = f"{neighbourhood}x{neighbourhood}"
         with torch.no_grad(), torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-            figures[f"{name}_forward_ms"] = milliseconds(lambda fuser=fuser: fuser(features), device)  # type: ignore[misc]
-        figures[f"{name}_both_ways_ms"] = milliseconds(both_ways, device)
+            figures[f"{name}_forward_ms"] = device_ms(lambda fuser=fuser: fuser(features), device)  # type: ignore[misc]
+        figures[f"{name}_both_ways_ms"] = device_ms(both_ways, device)
         figures[f"{name}_both_ways_peak_mib"] = peak_mib(both_ways, device)
     return figures

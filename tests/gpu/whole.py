@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
 import statistics
 import subprocess
 import sys
 import time
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +21,10 @@ from torch import Tensor, nn
 
 import robustbev
 from bev.boxes import Boxes
-from robustbev import ModelConfig, PerceptionModel
+from robustbev import ModelConfig, PerceptionModel, choose_precision
+from robustbev.cuda_graphs import CudaGraphs, GraphWarning
 from robustbev.export.example import random_batch
-from sensors.batch import SensorBatch
+from sensors.batch import MODALITIES, SensorBatch
 from sensors.prepare_points import DroppedPoints
 from tests.gpu.measure import ROOT, host_waits, milliseconds, peak_mib, relative_error, synchronise
 from training.batch import TrainingBatch
@@ -66,7 +70,14 @@ def training_batch(model: PerceptionModel, batch_size: int, points: int, boxes: 
 
 
 def training(
-    config: ModelConfig, device: torch.device, precision: str, *, batch_size: int, points: int, rounds: int = 12
+    config: ModelConfig,
+    device: torch.device,
+    precision: str,
+    *,
+    batch_size: int,
+    points: int,
+    rounds: int = 12,
+    compiled: bool | None = None,
 ) -> dict[str, Any]:
     """Steps on one synthetic batch: equal loss to the CPU's, samples a second, by part, waits, kernels that take the time.
 
@@ -76,25 +87,13 @@ def training(
     torch.manual_seed(0)
     model = robustbev.build(config)
     batch = training_batch(model, batch_size, points)
-    draw = torch.Generator()
-
-    def loss_of(model: PerceptionModel, precision: str, where: torch.device) -> float:
-        step = TrainingStep(model.to(where), StepConfig.model_validate({"precision": precision}))
-        moved = step.draw(batch, draw.manual_seed(1)).to(where)
-        with torch.no_grad():
-            return float(step(moved).loss)
-
-    one = _first(batch, 1) if device.type == "cuda" else batch  # a full-size sample takes the CPU a minute
-    batch, whole = one, batch
-    expected, got = loss_of(model, "float32", torch.device("cpu")), loss_of(model, precision, device)
-    batch = whole
-    limit = 1e-3 if precision == "float32" else 3e-2  # bfloat16 has eight bits, and a loss sums errors of either sign
-    if not abs(got - expected) <= limit * abs(expected):
-        raise ValueError(f"expected a loss of {expected:.5f}, as on the CPU in float32, got {got:.5f} in {precision}")
-
-    step = TrainingStep(model.to(device), StepConfig.model_validate({"precision": precision}))
+    figures: dict[str, Any] = _compared(model, batch, device, precision) if compiled is None else {}
+    torch.backends.cudnn.allow_tf32 = True  # as torch has it, and so `robustbev train`
+    step = TrainingStep(
+        model.to(device), StepConfig.model_validate({"precision": precision, "compile": bool(compiled)})
+    )
     optimizer = torch.optim.AdamW(model.parameters(), 1e-4, fused=True)
-    moved = step.draw(batch, draw.manual_seed(1)).to(device)
+    moved = step.draw(batch, torch.Generator().manual_seed(1)).to(device)
     losses: list[Tensor] = []
 
     def take() -> None:
@@ -105,11 +104,9 @@ def training(
         losses.append(loss.detach())
 
     ms = milliseconds(take, device, rounds=rounds)
-    figures: dict[str, Any] = {
+    figures |= {
         "batch_size": batch_size,
         "parameters_million": sum(p.numel() for p in model.parameters()) / 1e6,
-        "loss_on_cpu": expected,
-        "loss_here": got,
         "step_ms": ms,
         "samples_per_s": batch_size / ms * 1e3,
         "peak_mib": peak_mib(take, device),
@@ -125,6 +122,23 @@ def training(
     figures["parts_ms"] = parts
     figures |= _kernels(take, device)
     return figures
+
+
+def _compared(model: PerceptionModel, batch: TrainingBatch, device: torch.device, precision: str) -> dict[str, Any]:
+    """The loss of this device and that of the CPU in float32."""
+    batch = _first(batch, 1) if device.type == "cuda" else batch  # a full-size sample takes the CPU seconds
+
+    def loss_of(precision: str, where: torch.device) -> float:
+        step = TrainingStep(model.to(where), StepConfig.model_validate({"precision": precision}))
+        moved = step.draw(batch, torch.Generator().manual_seed(1)).to(where)
+        with torch.no_grad():
+            return float(step(moved).loss)
+
+    expected, got = loss_of("float32", torch.device("cpu")), loss_of(precision, device)
+    limit = 1e-3 if precision == "float32" else 3e-2  # bfloat16 has eight bits, and a loss sums errors of either sign
+    if not abs(got - expected) <= limit * abs(expected):
+        raise ValueError(f"expected a loss of {expected:.5f}, as on the CPU in float32, got {got:.5f} in {precision}")
+    return {"loss_on_cpu": expected, "loss_here": got}
 
 
 def _first(batch: TrainingBatch, count: int) -> TrainingBatch:
@@ -188,8 +202,8 @@ def _kernels(work: Any, device: torch.device) -> dict[str, Any]:
     }
 
 
-def perceive(config: ModelConfig, device: torch.device, *, points: int, compile_model: bool) -> dict[str, Any]:
-    """Tensors to boxes, one sample: equal to the CPU's; eager, compiled and as a CUDA graph; waits; by part.
+def perceive(config: ModelConfig, device: torch.device, *, points: int) -> dict[str, Any]:
+    """Tensors to boxes, one sample: equal to the CPU's; eager and by CUDA graphs; waits; by part.
 
     Raises:
         ValueError: what is seen differs from the CPU's by more than rounding.
@@ -198,20 +212,29 @@ def perceive(config: ModelConfig, device: torch.device, *, points: int, compile_
     model = robustbev.build(config).eval()
     batch = sensors(model, 1, points)
     figures: dict[str, Any] = {}
+    torch.backends.cudnn.allow_tf32 = False  # for the comparison
     with torch.inference_mode():
-        expected = model(batch).fused.features
-        model, batch = model.to(device), batch.to(device)
-        error = relative_error(model(batch).fused.features, expected)
-        if not error <= 1e-3:  # float32, TF32 off: hundreds of layers of rounding
-            raise ValueError(f"expected the fused grid of the CPU within 1e-3, got an error of {error:.2e}")
-        figures["error"] = error
         assert model.camera is not None
         assert batch.cameras is not None
         cameras = batch.cameras
         table = model.camera.table(cameras.intrinsics, cameras.reference_T_camera, cameras.present)
+        # The CPU's table on both: rounding moves points at the edge of a cell into the next.
+        same = replace(batch, cameras=replace(cameras, lift=table))
+        expected, encoded = model(same).fused.features, model.encode(same)
+        model, batch, same = model.to(device), batch.to(device), same.to(device)
+        figures["errors_of"] = {
+            name: relative_error(mine.features, theirs.features)
+            for name, mine in model.encode(same).items()
+            if mine is not None and (theirs := encoded[name]) is not None
+        }
+        error = relative_error(model(same).fused.features, expected)
+        if not error <= 1e-3:  # float32, TF32 off: hundreds of layers of rounding
+            raise ValueError(
+                f"expected the fused grid of the CPU within 1e-3, got an error of {error:.2e}; encoders: {figures['errors_of']}"
+            )
+        figures["error"] = error
+        torch.backends.cudnn.allow_tf32 = True
         figures["eager_float32_ms"] = milliseconds(lambda: model(batch), device)
-        batch = replace(batch, cameras=replace(cameras, lift=table))
-        figures["eager_float32_table_ready_ms"] = milliseconds(lambda: model(batch), device)
         with host_waits(device) as waits:
             model(batch)
         figures["host_waits"] = sum(waits.values())
@@ -220,38 +243,49 @@ def perceive(config: ModelConfig, device: torch.device, *, points: int, compile_
             model(batch)
         figures["parts_ms"] = parts
         if device.type == "cuda":
-            with torch.autocast("cuda", torch.bfloat16):
-                figures["eager_bfloat16_table_ready_ms"] = milliseconds(lambda: model(batch), device)
-            figures |= _graph_ms(model, batch, device)
-        if compile_model:
-            compiled = torch.compile(model, dynamic=False)
-            with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
-                figures["compiled_ms"] = milliseconds(lambda: compiled(batch), device)
+            model.precision = choose_precision("bfloat16", device)
+            figures["eager_bfloat16_ms"] = milliseconds(lambda: model(batch), device)
+            figures |= _replayed(model, batch, device)
     return figures
 
 
-def _graph_ms(model: PerceptionModel, batch: SensorBatch, device: torch.device) -> dict[str, Any]:
-    """As one CUDA graph in bfloat16, or why it cannot be captured."""
-    graph, stream = torch.cuda.CUDAGraph(), torch.cuda.Stream()
-    try:
-        with torch.autocast("cuda", torch.bfloat16):
-            stream.wait_stream(torch.cuda.current_stream())
-            with torch.cuda.stream(stream):
-                for _ in range(3):
-                    model(batch)
-            torch.cuda.current_stream().wait_stream(stream)
-            with torch.cuda.graph(graph):
-                model(batch)
-    except RuntimeError as error:
-        return {"cuda_graph_error": str(error).splitlines()[0][:300]}
-    return {"cuda_graph_bfloat16_ms": milliseconds(graph.replay, device)}
+def _replayed(model: PerceptionModel, batch: SensorBatch, device: torch.device) -> dict[str, Any]:
+    """By CUDA graphs, for every part of the sensors: equal to what is computed launch by launch, and how fast.
+
+    Raises:
+        ValueError: a replayed answer is another one.
+    """
+    figures: dict[str, Any] = {"replayed_ms_of": {}}
+    graphs = CudaGraphs()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", GraphWarning)
+        for count in (3, 2, 1):
+            for names in combinations(MODALITIES, count):
+                part = batch.only(names)
+                expected, got = model(part), graphs(model, part)
+                error = relative_error(got.fused.features, expected.fused.features)
+                apart = float((got.boxes.score - expected.boxes.score).abs().mean())
+                if not (error <= 2e-2 and apart <= 2e-2):
+                    raise ValueError(
+                        f"{names}: expected the answer of each launch by itself, got errors of {error}, {apart}"
+                    )
+                figures["replayed_ms_of"]["+".join(names)] = milliseconds(
+                    lambda part=part: graphs(model, part).boxes.to("cpu"),  # type: ignore[misc]
+                    device,
+                )
+                figures["replayed_error"] = max(error, figures.get("replayed_error", 0.0))
+    recorded = next(iter(graphs._recorded.values()))
+    figures["replay_alone_ms"] = milliseconds(recorded.play, device)
+    return figures | {f"replayed_{name}": value for name, value in _kernels(recorded.play, device).items()}
 
 
 def real_training(root: Path, version: str, split: str, config: Path, out: Path, seconds: float) -> dict[str, Any]:
     """`robustbev train` on real frames, stopped after `seconds`: samples a second of the second half, and the wait for data."""
+    workers = max((os.cpu_count() or 1) - 2, 1)
     command = [
         sys.executable, "-c", "from training.cli import main; main()", "train", "--config", str(config), "name=gpu",
-        f"runs_dir={out}", "epochs=1000", "batch_size=4", "optim.accumulation=1", "camera_weights=null", "runner.workers=0",
+        f"runs_dir={out}", "epochs=1000", "batch_size=16", f"data.workers={workers}",
+        "optim.accumulation=1", "camera_weights=null", "runner.workers=0",
         "tracking.enabled=false", f"data.nuscenes.root={root}", f"data.nuscenes.version={version}",
         f"data.nuscenes.train_split={split}", f"data.nuscenes.val_split={split}",
     ]  # fmt: skip
