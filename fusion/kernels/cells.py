@@ -65,4 +65,6 @@ def _attend_piece(
         mixed = torch.bmm(weight, by_cell)  # [n, H, C]
     attended = torch.bmm(mixed.transpose(0, 1).to(value_weight.dtype), value_weight.transpose(1, 2)).transpose(0, 1)
     anything = weight.sum(-1, keepdim=True)  # 1, or 0 where nothing is seen
-    return attended + anything * value_bias, weight.mean(1).T
+    # One modality after the other: the gradient of a transposed mean would lie across the weights in memory, and torch multiplies
+    # batches of matrices that do so one by one.
+    return attended + anything * value_bias, torch.stack([of_heads.mean(1) for of_heads in weight.unbind(-1)])
