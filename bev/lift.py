@@ -69,6 +69,20 @@ class LiftTable:
     pixel_offsets: Tensor  # [B * N * h * w + 1] int32
 
 
+@dataclass(frozen=True)
+class Frustums:
+    """What of a camera's picture is lifted, and into what."""
+
+    image_size: tuple[int, int]  # height and width, px
+    stride: int  # px of a feature pixel
+    bins: DepthBins
+    grid: BEVGrid
+    z_range_m: tuple[float, float]
+    samples: tuple[int, int] = (1, 1)
+    """(across, along): a feature pixel is looked at in `across` columns that share its width, a depth bin at `along` depths that
+    share its length."""
+
+
 def inverse(matrix: Tensor) -> Tensor:
     """The inverse of [.., 3, 3], or of affine [.., 4, 4] (last row 0 0 0 1); of a singular matrix, infinite or NaN.
 
@@ -98,40 +112,28 @@ def feature_pixels(image_size: tuple[int, int], stride: int, device: torch.devic
     return torch.stack([uu, vv, torch.ones_like(uu)], dim=-1)
 
 
-def frustum_cells(
-    intrinsics: Tensor,
-    reference_T_camera: Tensor,
-    *,
-    image_size: tuple[int, int],
-    stride: int,
-    bins: DepthBins,
-    grid: BEVGrid,
-    z_range_m: tuple[float, float],
-    samples: tuple[int, int] = (1, 1),
-) -> Tensor:
+def frustum_cells(intrinsics: Tensor, reference_T_camera: Tensor, of: Frustums) -> Tensor:
     """[B, N, h * w * across, D * along] int64 flat cell of every point of every frustum, `num_cells` outside.
 
     `intrinsics` [B, N, 3, 3] px; `reference_T_camera` [B, N, 4, 4], any affine map (BEV augmentation may mirror and scale).
-    `samples` (across, along): a feature pixel is looked at in `across` columns that share its width, a depth bin at `along`
-    depths that share its length.
     """
-    device, along = intrinsics.device, samples[1]
-    steps_m = ((torch.arange(along, device=device) + 0.5) / along - 0.5) * bins.width_m
-    depths_m = (bins.centers_m(device)[:, None] + steps_m).flatten()
+    device, along = intrinsics.device, of.samples[1]
+    steps_m = ((torch.arange(along, device=device) + 0.5) / along - 0.5) * of.bins.width_m
+    depths_m = (of.bins.centers_m(device)[:, None] + steps_m).flatten()
     origin = reference_T_camera[..., :3, 3, None, None].float()
-    rays = _rays(intrinsics, reference_T_camera, image_size=image_size, stride=stride, across=samples[0])
     # A plane for each coordinate, depth last: all that follows runs along it.
-    points_m = origin + rays[..., None] * depths_m  # [B, N, 3, h * w * across, D * along]
-    z_m, cells = points_m[:, :, 2], grid.flat_index(points_m[:, :, :2].movedim(2, -1))
-    return torch.where((z_m >= z_range_m[0]) & (z_m < z_range_m[1]), cells, grid.num_cells)
+    points_m = (
+        origin + _rays(intrinsics, reference_T_camera, of)[..., None] * depths_m
+    )  # [B, N, 3, h * w * across, D * along]
+    z_m, cells = points_m[:, :, 2], of.grid.flat_index(points_m[:, :, :2].movedim(2, -1))
+    return torch.where((z_m >= of.z_range_m[0]) & (z_m < of.z_range_m[1]), cells, of.grid.num_cells)
 
 
-def _rays(
-    intrinsics: Tensor, reference_T_camera: Tensor, *, image_size: tuple[int, int], stride: int, across: int
-) -> Tensor:
+def _rays(intrinsics: Tensor, reference_T_camera: Tensor, of: Frustums) -> Tensor:
     """[B, N, 3, h * w * across] in the reference frame, a metre of depth long."""
-    columns_px = ((torch.arange(across, device=intrinsics.device) + 0.5) / across - 0.5) * stride
-    u, v, one = feature_pixels(image_size, stride, intrinsics.device).flatten(0, 1)[:, None].unbind(-1)
+    across = of.samples[0]
+    columns_px = ((torch.arange(across, device=intrinsics.device) + 0.5) / across - 0.5) * of.stride
+    u, v, one = feature_pixels(of.image_size, of.stride, intrinsics.device).flatten(0, 1)[:, None].unbind(-1)
     pixels = torch.stack(torch.broadcast_tensors(u + columns_px, v, one)).flatten(1)  # [3, h * w * across]
     return reference_T_camera[..., :3, :3].float() @ (inverse(intrinsics.float()) @ pixels)
 
@@ -168,41 +170,18 @@ class LiftPoints:
     visible: Tensor  # [B, N, X, Y] bool
 
 
-def lift_points(
-    intrinsics: Tensor,
-    reference_T_camera: Tensor,
-    present: Tensor | None,
-    *,
-    image_size: tuple[int, int],
-    stride: int,
-    bins: DepthBins,
-    grid: BEVGrid,
-    z_range_m: tuple[float, float],
-    samples: tuple[int, int],
-) -> LiftPoints:
+def lift_points(intrinsics: Tensor, reference_T_camera: Tensor, present: Tensor | None, of: Frustums) -> LiftPoints:
     """What a lift looks up, of B rigs of N cameras; for the arguments see `build_lift_table`. Exports."""
-    cells, inside, visible = _frustums(
-        intrinsics, reference_T_camera, present, image_size=image_size, stride=stride, bins=bins, grid=grid,
-        z_range_m=z_range_m, samples=samples,
-    )  # fmt: skip
-    first_cell = torch.arange(cells.shape[0], device=cells.device).view(-1, 1, 1, 1) * grid.num_cells
+    cells, inside, visible = _looked_at(intrinsics, reference_T_camera, present, of)
+    first_cell = torch.arange(cells.shape[0], device=cells.device).view(-1, 1, 1, 1) * of.grid.num_cells
     point = inside.flatten().nonzero().squeeze(1)
     cell = (cells + first_cell).flatten()[point]
-    entry = _entries(inside.numel(), bins, samples, cells.device)[point]
+    entry = _entries(inside.numel(), of, cells.device)[point]
     return LiftPoints(entry, cell, visible)
 
 
-def _frustums(
-    intrinsics: Tensor,
-    reference_T_camera: Tensor,
-    present: Tensor | None,
-    *,
-    image_size: tuple[int, int],
-    stride: int,
-    bins: DepthBins,
-    grid: BEVGrid,
-    z_range_m: tuple[float, float],
-    samples: tuple[int, int],
+def _looked_at(
+    intrinsics: Tensor, reference_T_camera: Tensor, present: Tensor | None, of: Frustums
 ) -> tuple[Tensor, Tensor, Tensor]:
     """`frustum_cells`, which of them are in the grid (bool), and `visible_cells`: an absent camera has none of either."""
     if present is not None:
@@ -210,22 +189,20 @@ def _frustums(
         matrix = present[:, :, None, None]
         intrinsics = torch.where(matrix, intrinsics, torch.eye(3, device=intrinsics.device))
         reference_T_camera = torch.where(matrix, reference_T_camera, torch.eye(4, device=intrinsics.device))
-    cells = frustum_cells(
-        intrinsics, reference_T_camera, image_size=image_size, stride=stride, bins=bins, grid=grid, z_range_m=z_range_m,
-        samples=samples,
-    )  # fmt: skip
-    inside = cells < grid.num_cells
-    visible = visible_cells(intrinsics, reference_T_camera, image_size=image_size, grid=grid)
+    cells = frustum_cells(intrinsics, reference_T_camera, of)
+    inside = cells < of.grid.num_cells
+    visible = visible_cells(intrinsics, reference_T_camera, image_size=of.image_size, grid=of.grid)
     if present is not None:
         inside = inside & present[:, :, None, None]
         visible = visible & present[:, :, None, None]
     return cells, inside, visible
 
 
-def _entries(points: int, bins: DepthBins, samples: tuple[int, int], device: torch.device) -> Tensor:
+def _entries(points: int, of: Frustums, device: torch.device) -> Tensor:
     """[points] int64, the depth bin of each: they lie as pixel, column within it, depth bin, depth within it."""
-    entries = torch.arange(points // (samples[0] * samples[1]), device=device).view(-1, 1, bins.count, 1)
-    return entries.expand(-1, samples[0], -1, samples[1]).reshape(-1)
+    across, along = of.samples
+    entries = torch.arange(points // (across * along), device=device).view(-1, 1, of.bins.count, 1)
+    return entries.expand(-1, across, -1, along).reshape(-1)
 
 
 @torch.no_grad()
@@ -257,28 +234,25 @@ def build_lift_table(
     Raises:
         ValueError: the batch has more depth bins or cells than int32 can number.
     """
+    of = Frustums(image_size, stride, bins, grid, z_range_m, samples)
     batch_size, cameras = intrinsics.shape[:2]
     pixels_each = (image_size[0] // stride) * (image_size[1] // stride)
     pixels = batch_size * cameras * pixels_each
-    if max(pixels * bins.count, batch_size * grid.num_cells) >= 2**31:
+    points = pixels * bins.count * samples[0] * samples[1]
+    if max(points, batch_size * grid.num_cells) >= 2**31:
         raise ValueError(
-            f"a batch of {batch_size} samples has {pixels * bins.count:,} depth bins and {batch_size * grid.num_cells:,} "
+            f"a batch of {batch_size} samples has {points:,} points in depth bins and {batch_size * grid.num_cells:,} "
             "cells; a lift table numbers fewer than 2**31 of each: use smaller batches"
         )
+    if not (intrinsics.device.type == "cpu" if by_camera is None else by_camera):
+        return _padded_table(intrinsics, reference_T_camera, present, of)
 
     def points_of(b: slice, n: slice) -> LiftPoints:
-        points = lift_points(
-            intrinsics[b, n], reference_T_camera[b, n], None if present is None else present[b, n],
-            image_size=image_size, stride=stride, bins=bins, grid=grid, z_range_m=z_range_m, samples=samples,
-        )  # fmt: skip
+        here = None if present is None else present[b, n]
+        points = lift_points(intrinsics[b, n], reference_T_camera[b, n], here, of)
         first = (b.start * cameras + n.start) * pixels_each * bins.count
         return LiftPoints((points.entry + first).int(), (points.cell + b.start * grid.num_cells).int(), points.visible)
 
-    if not (intrinsics.device.type == "cpu" if by_camera is None else by_camera):
-        return _padded_table(
-            intrinsics, reference_T_camera, present, image_size=image_size, stride=stride, bins=bins, grid=grid,
-            z_range_m=z_range_m, samples=samples,
-        )  # fmt: skip
     samples_of = [[points_of(slice(b, b + 1), slice(n, n + 1)) for n in range(cameras)] for b in range(batch_size)]
     entry, cell, by_cell, sorted_cells = [], [], [], []
     for parts in samples_of:
@@ -302,38 +276,21 @@ def build_lift_table(
     )
 
 
-def _padded_table(
-    intrinsics: Tensor,
-    reference_T_camera: Tensor,
-    present: Tensor | None,
-    *,
-    image_size: tuple[int, int],
-    stride: int,
-    bins: DepthBins,
-    grid: BEVGrid,
-    z_range_m: tuple[float, float],
-    samples: tuple[int, int],
-) -> LiftTable:
+def _padded_table(intrinsics: Tensor, reference_T_camera: Tensor, present: Tensor | None, of: Frustums) -> LiftTable:
     """`build_lift_table` in sizes that do not depend on the calibration: points that fall nowhere stay."""
     batch_size = intrinsics.shape[0]
-    device, rows = intrinsics.device, batch_size * grid.num_cells
+    device, rows = intrinsics.device, batch_size * of.grid.num_cells
     if in_triton(device):
-        cell, entry = _placed_points(
-            intrinsics, reference_T_camera, present, image_size=image_size, stride=stride, bins=bins, grid=grid,
-            z_range_m=z_range_m, samples=samples,
-        )  # fmt: skip
-        visible = visible_cells(intrinsics, reference_T_camera, image_size=image_size, grid=grid)
+        cell, entry = _placed_points(intrinsics, reference_T_camera, present, of)
+        visible = visible_cells(intrinsics, reference_T_camera, image_size=of.image_size, grid=of.grid)
         visible = visible if present is None else visible & present[:, :, None, None]
     else:
-        cells, inside, visible = _frustums(
-            intrinsics, reference_T_camera, present, image_size=image_size, stride=stride, bins=bins, grid=grid,
-            z_range_m=z_range_m, samples=samples,
-        )  # fmt: skip
-        first_cell = torch.arange(batch_size, device=device).view(-1, 1, 1, 1) * grid.num_cells
+        cells, inside, visible = _looked_at(intrinsics, reference_T_camera, present, of)
+        first_cell = torch.arange(batch_size, device=device).view(-1, 1, 1, 1) * of.grid.num_cells
         cell = torch.where(inside, cells + first_cell, rows).flatten().int()
-        entry = _entries(inside.numel(), bins, samples, device).int()
+        entry = _entries(inside.numel(), of, device).int()
     in_order, order = torch.sort(cell, stable=True)
-    of_each = samples[0] * bins.count * samples[1]  # points of a pixel
+    of_each = of.samples[0] * of.bins.count * of.samples[1]  # points of a pixel
     return LiftTable(
         entry=entry[order],
         offsets=torch.searchsorted(in_order, torch.arange(rows + 1, device=device, dtype=torch.int32), out_int32=True),
@@ -345,26 +302,17 @@ def _padded_table(
 
 
 def _placed_points(
-    intrinsics: Tensor,
-    reference_T_camera: Tensor,
-    present: Tensor | None,
-    *,
-    image_size: tuple[int, int],
-    stride: int,
-    bins: DepthBins,
-    grid: BEVGrid,
-    z_range_m: tuple[float, float],
-    samples: tuple[int, int],
+    intrinsics: Tensor, reference_T_camera: Tensor, present: Tensor | None, of: Frustums
 ) -> tuple[Tensor, Tensor]:
     """Cell and depth bin of every point of every frustum, int32, by a kernel."""
     from .kernels.lift import place_points
 
     return place_points(
-        _rays(intrinsics, reference_T_camera, image_size=image_size, stride=stride, across=samples[0]),
+        _rays(intrinsics, reference_T_camera, of),
         reference_T_camera[..., :3, 3].float(),
         torch.ones_like(intrinsics[..., 0, 0], dtype=torch.bool) if present is None else present,
-        cell_m=grid.cell_m, low_m=(grid.x_min_m, grid.y_min_m), shape=grid.shape, z_range_m=z_range_m,
-        depth_min_m=bins.min_m, depth_step_m=bins.width_m / samples[1], bins=bins.count, samples=samples,
+        cell_m=of.grid.cell_m, low_m=(of.grid.x_min_m, of.grid.y_min_m), shape=of.grid.shape, z_range_m=of.z_range_m,
+        depth_min_m=of.bins.min_m, depth_step_m=of.bins.width_m / of.samples[1], bins=of.bins.count, samples=of.samples,
     )  # fmt: skip
 
 

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .grid import BEVGrid
-from .lift import DepthBins, LiftTable, cells_of, lift_points
+from .lift import DepthBins, Frustums, LiftTable, cells_of, lift_points
 
 GROUP = 8  # entries of one cell that an exported model adds up before it scatters
 
@@ -39,10 +39,8 @@ def lift_groups(
     samples: tuple[int, int] = (1, 1),
 ) -> LiftGroups:
     """`build_lift_table` in groups; exports."""
-    points = lift_points(
-        intrinsics, reference_T_camera, present, image_size=image_size, stride=stride, bins=bins, grid=grid,
-        z_range_m=z_range_m, samples=samples,
-    )  # fmt: skip
+    of = Frustums(image_size, stride, bins, grid, z_range_m, samples)
+    points = lift_points(intrinsics, reference_T_camera, present, of)
     cell, order = torch.sort(points.cell, stable=True)
     return _grouped(points.entry[order], cell, points.visible)
 

@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 
 _MOST_GRAPHS = 16  # of one model; those of 7 subsets and two lengths of points
 _WARMUPS = 3  # runs before a graph is recorded: kernels are compiled, and libraries choose theirs and take their memory
+_FEWEST_POINTS = 512  # what is padded to more costs nothing: so radars, with hundreds of points, need few graphs
+_RECORDING = Lock()  # of a process, that records one graph at a time
 
 
 class GraphWarning(UserWarning):
@@ -45,13 +47,19 @@ class _Recorded:
 
 
 class CudaGraphs:
-    """`graphs(model, batch)` is `model(batch)`, replayed. For a model in evaluation mode; holds its graphs, not the model."""
+    """`graphs(model, batch)` is `model(batch)`, replayed. For a model in evaluation mode; holds its graphs, not the model.
+
+    Weights may change or move in between, as by an optimiser or `load_state_dict`; what is written past autograd, to
+    `weight.data`, goes unnoticed.
+    """
 
     def __init__(self) -> None:
         self._recorded: OrderedDict[Hashable, _Recorded] = OrderedDict()
-        self._weights: tuple[tuple[int, int], ...] = ()
-        self._folded: tuple[str, PerceptionModel] | None = None  # with the precision that it is for
+        self._of: Hashable = None  # the state of the model that they are of
+        self._folded: PerceptionModel | None = None  # whose weights all of them read
         self._pool: object | None = None
+        self._streams: dict[torch.device, list[torch.cuda.Stream]] = {}  # memory is shared by graphs of one stream
+        self._done: torch.cuda.Event | None = None  # the last answer is out of its graph's memory
         self._lock = Lock()
         self._refused = False
 
@@ -71,54 +79,90 @@ class CudaGraphs:
         Warns:
             GraphWarning: the model cannot be recorded; says why, once.
         """
-        device = model.nms_radius_m.device
         batch = _padded(batch)
-        if self._refused:
-            return model(batch.to(device))
-        with self._lock:
-            weights = tuple(map(_version, (*model.parameters(), *model.buffers())))
-            if weights != self._weights:  # a graph has the weights that it was recorded with
-                self._recorded.clear()
-                self._weights, self._folded = weights, None
-            key = (_shapes(batch), model.precision.name, model.training)
-            recorded = self._recorded.get(key)
-            if recorded is None:
-                try:
-                    recorded = self._record(model, batch.to(device))
-                except RuntimeError as error:
-                    self._refused = True
-                    reason = str(error).splitlines()[0]
-                    warnings.warn(
-                        f"this model cannot be recorded as a CUDA graph and answers launch by launch, which is slower: {reason}",
-                        GraphWarning,
-                        stacklevel=2,
-                    )
-                    return model(batch.to(device))
-                self._recorded[key] = recorded
-                if len(self._recorded) > _MOST_GRAPHS:
-                    self._recorded.popitem(last=False)
-            self._recorded.move_to_end(key)
-            for target, source in zip(recorded.batch.tensors(), batch.tensors(), strict=True):
-                target.copy_(source, non_blocking=True)
-            recorded.play()
-            return _copied(recorded.seen)
+        with torch.cuda.device_of(model.nms_radius_m):  # for a model on a CPU, as in tests, this does nothing
+            if not self._refused:
+                with self._lock:
+                    recorded = self._find(model, batch)
+                    if recorded is not None:
+                        return self._replayed(recorded, batch)
+            return model(batch.to(model.nms_radius_m.device))
+
+    def _find(self, model: PerceptionModel, batch: SensorBatch) -> _Recorded | None:
+        """The graph of such batches, made if there is none; None where it cannot be made."""
+        if self._refused:  # by what another thread asked meanwhile
+            return None
+        weights = tuple(map(_version, (*model.parameters(), *model.buffers())))
+        state = (model.precision.name, model.training, weights)
+        if state != self._of:  # a graph has the weights that it was recorded with
+            self._forget()
+            self._of = state
+        key = _shapes(batch)
+        if key not in self._recorded:
+            given, reason = batch.to(model.nms_radius_m.device), None
+            try:
+                with _RECORDING:
+                    self._recorded[key] = self._record(model, given)
+            except RuntimeError as error:
+                reason = str(error).partition("\n")[0]
+            if reason is not None:
+                self._forget()
+                model(given)  # a batch that it cannot answer at all says nothing of its graphs, and raises here
+                self._refused = True
+                warnings.warn(
+                    f"this model cannot be recorded as a CUDA graph and answers launch by launch, which is slower: {reason}",
+                    GraphWarning,
+                    stacklevel=4,
+                )
+                return None
+            if len(self._recorded) > _MOST_GRAPHS:
+                self._recorded.popitem(last=False)
+        self._recorded.move_to_end(key)
+        return self._recorded[key]
+
+    def _replayed(self, recorded: _Recorded, batch: SensorBatch) -> Perception:
+        if self._done is not None:
+            self._done.wait()  # another thread may ask on a stream of its own
+        for target, source in zip(recorded.batch.tensors(), batch.tensors(), strict=True):
+            target.copy_(source, non_blocking=True)
+        recorded.play()
+        seen = _copied(recorded.seen)
+        if self._done is not None:
+            self._done.record()
+        return seen
+
+    def _forget(self) -> None:
+        """All graphs, and the memory that they shared."""
+        if self._done is not None:
+            self._done.synchronize()  # it is read by the last replay yet
+        self._recorded.clear()
+        self._folded = self._pool = self._done = None
 
     def _record(self, model: PerceptionModel, batch: SensorBatch) -> _Recorded:
         batch = batch.copied()  # the caller's own memory must not become what the graph reads
-        if self._folded is None or self._folded[0] != model.precision.name:
-            self._folded = model.precision.name, folded(model)
-        model = self._folded[1]
-        stream = torch.cuda.Stream(model.nms_radius_m.device)
-        beside = {name: torch.cuda.Stream(stream.device) for name in model.config.modalities[1:]}
-        stream.wait_stream(torch.cuda.current_stream(stream.device))
+        if self._folded is None:
+            self._folded = folded(model)
+        model = self._folded
+        device = model.nms_radius_m.device
+        if device not in self._streams:
+            self._streams[device] = [torch.cuda.Stream(device) for _ in model.config.modalities]
+        stream, *others = self._streams[device]
+        beside = dict(zip(model.config.modalities[1:], others, strict=True))
+        here = torch.cuda.current_stream(device)
+        stream.wait_stream(here)
         with torch.cuda.stream(stream):
             for _ in range(_WARMUPS):
                 _answer(model, batch, beside)
-        torch.cuda.current_stream(stream.device).wait_stream(stream)
+        here.wait_stream(stream)
         if self._pool is None:
-            self._pool = torch.cuda.graph_pool_handle()
+            self._pool, self._done = torch.cuda.graph_pool_handle(), torch.cuda.Event()
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._pool, stream=stream):  # type: ignore[arg-type]  # its stub lacks the handle's type
+        # The outer context comes back to this stream where a recording fails, which torch's own does not. What other threads do
+        # on the device meanwhile is their business.
+        with (
+            torch.cuda.stream(here),
+            torch.cuda.graph(graph, pool=self._pool, stream=stream, capture_error_mode="thread_local"),  # type: ignore[arg-type]  # its stub lacks the handle's type
+        ):
             seen = _answer(model, batch, beside)
         return _Recorded(batch, seen, graph.replay)
 
@@ -127,9 +171,8 @@ def _answer(model: PerceptionModel, batch: SensorBatch, beside: Mapping[str, tor
     """`model(batch)`, with the encoders of some modalities on streams of their own."""
     here = torch.cuda.current_stream(model.nms_radius_m.device)
     features = {}
-    for name in reversed(
-        model.config.modalities
-    ):  # the first, on this stream, comes last, and so runs beside the others
+    # The first, on this stream, comes last, and so runs beside the others.
+    for name in reversed(model.config.modalities):
         stream = beside.get(name, here)
         stream.wait_stream(here)
         with torch.cuda.stream(stream):
@@ -153,9 +196,8 @@ def folded(model: PerceptionModel) -> PerceptionModel:
                     block[i], block[i + 1] = fuse_conv_bn_eval(layer, norm), nn.Identity()
     if model.precision.name == "float32":
         return model
-    wide = {
-        id(module.linear) for module in model.modules() if isinstance(module, PillarEncoder)
-    }  # no layer, but a weight
+    # The pillars' is no layer, but a weight.
+    wide = {id(module.linear) for module in model.modules() if isinstance(module, PillarEncoder)}
     for module in model.modules():
         if isinstance(module, nn.Linear | nn.Conv2d | nn.ConvTranspose2d) and id(module) not in wide:
             for name in ("weight", "bias"):
@@ -178,7 +220,7 @@ def _shapes(batch: SensorBatch) -> Hashable:
 
 
 def _padded(batch: SensorBatch) -> SensorBatch:
-    """The batch with its points padded to one of four lengths for each doubling."""
+    """The batch with its points padded to one of four lengths for each doubling, and to multiples of `_FEWEST_POINTS`."""
     lidar, radar = batch.lidar, batch.radar
     if lidar is not None:
         lidar = replace(lidar, points=_longer(lidar.points))
@@ -190,7 +232,7 @@ def _padded(batch: SensorBatch) -> SensorBatch:
 def _longer(points: Tensor) -> Tensor:
     """[B, P, F] with rows of zeros behind."""
     count = points.shape[1]
-    step = 1 << max(count.bit_length() - 3, 0)
+    step = max(1 << max(count.bit_length() - 3, 0), _FEWEST_POINTS)
     return F.pad(points, (0, 0, 0, -count % step))
 
 

@@ -14,6 +14,8 @@ import triton.language as tl
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from . import launch
+
 
 @dataclass(frozen=True)
 class Tile:
@@ -141,8 +143,9 @@ class TritonSplat(torch.autograd.Function):
         context, depth = context.contiguous(), depth.contiguous()
         cells, channels = offsets.numel() - 1, context.shape[1]
         canvas = torch.empty(cells, channels, device=context.device, dtype=torch.float32)
-        _sum_cell[(cells,)](
-            context, depth, entry, offsets, canvas, C=channels, D=depth.numel() // len(context),
+        launch(
+            _sum_cell, (cells,),
+            context, depth, entry, offsets, canvas, C=channels, D=depth.numel() // max(len(context), 1),
             WIDE=context.numel() >= 2**31, **_pieces(channels), BE=CELL.entries, num_warps=CELL.warps,
         )  # fmt: skip
         ctx.save_for_backward(context, depth, pixel_entry, pixel_cell, pixel_offsets)
@@ -155,7 +158,8 @@ class TritonSplat(torch.autograd.Function):
         pixels, channels = context.shape
         of_context, of_depth = torch.empty_like(context), torch.zeros_like(depth)
         grad = grads[0].contiguous()
-        _sum_pixel[(pixels,)](
+        launch(
+            _sum_pixel, (pixels,),
             context, depth, entry, cell, offsets, grad, of_context, of_depth, len(grad), C=channels,
             WIDE=grad.numel() >= 2**31, **_pieces(channels), BE=PIXEL.entries, num_warps=PIXEL.warps,
         )  # fmt: skip
@@ -196,7 +200,8 @@ def place_points(
     x_cells, y_cells = shape
     block = 1024
     numbers = map(float, (*low_m, cell_m, *z_range_m, depth_min_m, depth_step_m))  # whole ones would be compiled in
-    _place_points[(triton.cdiv(points, block), batch_size * cameras)](
+    launch(
+        _place_points, (triton.cdiv(points, block), batch_size * cameras),
         rays.contiguous(), origin.contiguous(), present.contiguous().view(torch.uint8), rows, entries, points, *numbers,
         cameras, batch_size * x_cells * y_cells, X=x_cells, Y=y_cells, D=bins, ACROSS=across, ALONG=along, BP=block,
         num_warps=8,

@@ -13,6 +13,8 @@ import triton.language as tl
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from . import launch
+
 FORWARD_POINTS, FORWARD_WARPS = 32, 4  # points a program takes on at a time
 BACKWARD_POINTS, BACKWARD_WARPS = 16, 2
 _PROGRAMS = 1024  # that each sum the weight's gradient over their share of the points
@@ -105,11 +107,11 @@ class TritonLinearMax(torch.autograd.Function):
         channels = weight.shape[0]
         block = triton.next_power_of_2(channels)
         canvas = torch.zeros(num_rows, block, device=points.device, dtype=torch.float32)
-        if count:
-            _maximum[(triton.cdiv(count, FORWARD_POINTS),)](
-                points, weight, bias, rows, canvas, count, F=features, C=channels, BP=FORWARD_POINTS, BC=block,
-                num_warps=FORWARD_WARPS,
-            )  # fmt: skip
+        launch(
+            _maximum, (triton.cdiv(count, FORWARD_POINTS),),
+            points, weight, bias, rows, canvas, count, F=features, C=channels, BP=FORWARD_POINTS, BC=block,
+            num_warps=FORWARD_WARPS,
+        )  # fmt: skip
         ctx.save_for_backward(points, weight, bias, rows, canvas)
         return canvas[:, :channels]
 
@@ -123,9 +125,10 @@ class TritonLinearMax(torch.autograd.Function):
         of_points, ties = torch.empty_like(points), torch.zeros_like(canvas)
         of_weight = torch.zeros(programs, width, block, device=points.device, dtype=torch.float32)
         of_bias = torch.zeros(programs, block, device=points.device, dtype=torch.float32)
-        if count:
-            of = {"F": features, "C": channels, "BP": BACKWARD_POINTS, "BC": block, "num_warps": BACKWARD_WARPS}
-            given = (points, weight, bias, rows, canvas, grads[0].contiguous(), ties)
-            _count_ties[(triton.cdiv(count, BACKWARD_POINTS),)](*given, count, **of)
-            _share_out[(programs,)](*given, of_points, of_weight, of_bias, count, programs, BF=width, **of)
+        of = {"F": features, "C": channels, "BP": BACKWARD_POINTS, "BC": block, "num_warps": BACKWARD_WARPS}
+        given = (points, weight, bias, rows, canvas, grads[0].contiguous(), ties)
+        blocks = triton.cdiv(count, BACKWARD_POINTS)
+        launch(_count_ties, (blocks,), *given, count, **of)
+        results = of_points, of_weight, of_bias
+        launch(_share_out, (min(blocks, programs),), *given, *results, count, programs, BF=width, **of)
         return of_points, of_weight.sum(0)[:features, :channels].T, of_bias.sum(0)[:channels], None, None

@@ -10,6 +10,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from . import launch
+
 
 @triton.jit
 def _suppress(close, kept, T, BT: tl.constexpr):
@@ -30,5 +32,5 @@ def suppress(close: Tensor) -> Tensor:
     kept = torch.empty(samples, boxes, device=close.device, dtype=torch.int32)
     if kept.numel():
         given = close.transpose(1, 2).contiguous().view(torch.uint8)  # a row: those that a box may take away
-        _suppress[(samples,)](given, kept, boxes, BT=triton.next_power_of_2(boxes), num_warps=1)
+        launch(_suppress, (samples,), given, kept, boxes, BT=triton.next_power_of_2(boxes), num_warps=1)
     return kept.bool()

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from bev.grid import BEVGrid
-from bev.lift import DepthBins, LiftTable, build_lift_table, frustum_cells, lift_splat, lift_splat_reference
+from bev.lift import DepthBins, Frustums, LiftTable, build_lift_table, frustum_cells, lift_splat, lift_splat_reference
 from tests.benchmarks.conftest import Compare
 
 IMAGE, STRIDE, CAMERAS = (256, 704), 16, 6
@@ -44,14 +44,14 @@ def scene(channels: int, bins: DepthBins, grid: BEVGrid) -> Scene:
         reference_T_camera[0, camera, :3] = torch.tensor(
             [[sin, 0.0, cos, cos], [-cos, 0.0, sin, sin], [0.0, -1.0, 0.0, 1.5]]
         )
-    geometry = {"image_size": IMAGE, "stride": STRIDE, "bins": bins, "grid": grid, "z_range_m": (-5.0, 3.0)}
+    of = Frustums(IMAGE, STRIDE, bins, grid, z_range_m=(-5.0, 3.0))
     pixels = (1, CAMERAS, IMAGE[0] // STRIDE, IMAGE[1] // STRIDE)
     generator = torch.Generator().manual_seed(0)
     return Scene(
         context=torch.randn(*pixels, channels, generator=generator),
         depth=torch.randn(*pixels, bins.count, generator=generator).softmax(-1),
-        cells=frustum_cells(intrinsics, reference_T_camera, **geometry).flatten(),  # type: ignore[arg-type]
-        table=build_lift_table(intrinsics, reference_T_camera, **geometry),  # type: ignore[arg-type]
+        cells=frustum_cells(intrinsics, reference_T_camera, of).flatten(),
+        table=build_lift_table(intrinsics, reference_T_camera, **vars(of)),
         num_cells=grid.num_cells,
     )
 

@@ -15,6 +15,7 @@ from torch import Tensor
 from bev.grid import BEVGrid
 from bev.lift import (
     DepthBins,
+    Frustums,
     LiftTable,
     build_lift_table,
     feature_pixels,
@@ -54,11 +55,16 @@ def random_rig(seed: int = 0, samples: int = 2, cameras: int = 3) -> Rig:
 
 
 def table_of(
-    rig: Rig, present: Tensor | None = None, samples: tuple[int, int] = (1, 1), *, by_camera: bool | None = None
+    rig: Rig,
+    present: Tensor | None = None,
+    samples: tuple[int, int] = (1, 1),
+    *,
+    by_camera: bool | None = None,
+    grid: BEVGrid = GRID,
 ) -> LiftTable:
     return build_lift_table(
         rig.intrinsics, rig.reference_T_camera, present,
-        image_size=IMAGE, stride=STRIDE, bins=BINS, grid=GRID, z_range_m=Z_RANGE_M, samples=samples, by_camera=by_camera,
+        image_size=IMAGE, stride=STRIDE, bins=BINS, grid=grid, z_range_m=Z_RANGE_M, samples=samples, by_camera=by_camera,
     )  # fmt: skip
 
 
@@ -239,7 +245,7 @@ def test_what_a_padded_table_goes_on_with_changes_nothing(lift: Callable[..., Te
 def test_a_batch_whose_entries_int32_cannot_number_is_refused() -> None:
     rig = random_rig()
     many = Rig(rig.intrinsics[:1].expand(2**21, -1, -1, -1), rig.reference_T_camera[:1].expand(2**21, -1, -1, -1))
-    with pytest.raises(ValueError, match=r"75,497,472,000 depth bins and .* use smaller batches"):
+    with pytest.raises(ValueError, match=r"75,497,472,000 points in depth bins and .* use smaller batches"):
         build_lift_table(
             many.intrinsics, many.reference_T_camera, image_size=IMAGE, stride=STRIDE, bins=DepthBins(1.0, 9.5, 800),
             grid=GRID, z_range_m=Z_RANGE_M,
@@ -267,11 +273,10 @@ def test_a_scaled_reference_scales_the_places() -> None:
     rig = random_rig()
     scale = torch.diag(torch.tensor([1.25, 1.25, 1.25, 1.0]))
     wide = BEVGrid(-10, 10, -7.5, 7.5, 1.25)
-    common = {"image_size": IMAGE, "stride": STRIDE, "bins": BINS}
-    plain = frustum_cells(rig.intrinsics, rig.reference_T_camera, grid=GRID, z_range_m=Z_RANGE_M, **common)  # type: ignore[arg-type]
-    scaled = frustum_cells(
-        rig.intrinsics, scale @ rig.reference_T_camera, grid=wide, z_range_m=(-1.25, 3.75), **common  # type: ignore[arg-type]
-    )  # fmt: skip
+    of = Frustums(IMAGE, STRIDE, BINS, GRID, Z_RANGE_M)
+    plain = frustum_cells(rig.intrinsics, rig.reference_T_camera, of)
+    of = replace(of, grid=wide, z_range_m=(-1.25, 3.75))
+    scaled = frustum_cells(rig.intrinsics, scale @ rig.reference_T_camera, of)
     assert (plain == scaled).float().mean() > 0.999  # all but entries on an edge
 
 

@@ -5,7 +5,14 @@ Letters: P points, F features of a point, C channels, T boxes.
 
 from __future__ import annotations
 
+import inspect
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 from types import ModuleType
 
 import pytest
@@ -17,12 +24,16 @@ from bev.lift import LiftTable, lift_splat, lift_splat_reference
 from bev.pillars import linear_max, linear_max_reference
 from bev.suppression import greedy_suppression, greedy_suppression_reference
 from tests.bev.test_fast_gradients import gradients
-from tests.bev.test_lift import BINS, Rig, assert_same_entries, random_rig, table_of
+from tests.bev.test_lift import BINS, GRID, Z_RANGE_M, Rig, assert_same_entries, random_rig, table_of
+from tests.tiny_model import camera_pose
 
 pytest.importorskip("triton", reason="Triton is for Linux on x86-64")
+from bev.kernels import launch
 from bev.kernels import lift as lift_kernel
 from bev.kernels import pillars as pillar_kernel
 from bev.kernels import suppression as suppression_kernel
+
+ROOT = Path(__file__).resolve().parents[3]
 
 
 @pytest.fixture(autouse=True)
@@ -51,21 +62,32 @@ class _Torch(ModuleType):
 
 @pytest.fixture(params=[True, False], ids=["compact", "padded"])
 def table(request: pytest.FixtureRequest) -> LiftTable:
-    present = torch.tensor([[True, False, True], [True, True, True]])
-    return table_of(random_rig(), present, (2, 2), by_camera=request.param)
+    """Of two samples with two cameras each, one of which is absent; large cells, for the interpreter goes through each."""
+    present = torch.tensor([[True, False], [True, True]])
+    return table_of(random_rig(cameras=2), present, (2, 2), by_camera=request.param, grid=GRID.coarser(4))
 
 
 def lift_inputs(channels: int) -> tuple[Tensor, Tensor]:
     draw = torch.Generator().manual_seed(0)
-    return torch.randn(2, 3, 3, 5, channels, generator=draw), torch.rand(2, 3, 3, 5, BINS.count, generator=draw)
+    return torch.randn(2, 2, 3, 5, channels, generator=draw), torch.rand(2, 2, 3, 5, BINS.count, generator=draw)
 
 
 @pytest.mark.parametrize("samples", [(1, 1), (2, 3)])
 def test_the_table_of_the_lift(samples: tuple[int, int]) -> None:
-    rig = random_rig(samples=1, cameras=2)
-    present = torch.tensor([[True, False]])
+    rig = random_rig(cameras=2)
+    present = torch.tensor([[True, False], [False, True]])
     for here in (None, present):
         assert_same_entries(table_of(rig, here, samples, by_camera=True), table_of(rig, here, samples, by_camera=False))
+
+
+@pytest.mark.parametrize(("height_m", "inside"), [(Z_RANGE_M[0], True), (Z_RANGE_M[1], False)])
+def test_heights_are_half_open(height_m: float, inside: bool) -> None:
+    rig = random_rig(samples=1, cameras=1)
+    rig.intrinsics[..., 1, 2] = 11.5  # the middle row of feature pixels looks along the horizon
+    rig.reference_T_camera[:] = camera_pose(0.3, height_m)
+    tables = [table_of(rig, by_camera=by_camera) for by_camera in (True, False)]
+    assert_same_entries(*tables)
+    assert bool(((tables[0].entry // BINS.count // 5) == 1).any()) == inside
 
 
 def test_an_absent_cameras_calibration_may_hold_anything() -> None:
@@ -86,10 +108,9 @@ def test_the_lift_and_its_gradients(table: LiftTable, channels: int) -> None:
         torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("entries", [4, 16])
-def test_the_lift_in_pieces_of_any_size(table: LiftTable, entries: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_lift_in_pieces_of_any_size(table: LiftTable, monkeypatch: pytest.MonkeyPatch) -> None:
     for tile in ("CELL", "PIXEL"):
-        monkeypatch.setattr(lift_kernel, tile, replace(getattr(lift_kernel, tile), entries=entries))
+        monkeypatch.setattr(lift_kernel, tile, replace(getattr(lift_kernel, tile), entries=8))
     assert (table.offsets[1:] - table.offsets[:-1]).max() > 16, "a cell in several pieces"
     test_the_lift_and_its_gradients(table, 5)
 
@@ -131,6 +152,13 @@ def test_a_program_goes_through_several_blocks_of_points(monkeypatch: pytest.Mon
     test_the_maximum_of_pillars_and_its_gradients(150, 11, 63)
 
 
+def test_where_no_point_is_above_zero_nobody_learns() -> None:
+    """A point at zero itself is none that is above."""
+    inputs = torch.zeros(3, 2), torch.ones(4, 2), torch.zeros(4)
+    rows = torch.tensor([0, 0, 1])
+    assert not any(t.any() for t in gradients(lambda p, w, b: linear_max(p, w, b, rows, 2), *inputs))
+
+
 def test_no_point_at_all_is_an_empty_canvas() -> None:
     rows = torch.zeros(0, dtype=torch.long)
     inputs = torch.zeros(0, 3), torch.ones(2, 3), torch.ones(2)
@@ -151,6 +179,68 @@ def test_suppression(boxes: int, share: float) -> None:
 def test_no_box_at_all_is_none() -> None:
     assert greedy_suppression(torch.zeros(2, 0, 0, dtype=torch.bool)).shape == (2, 0)
     assert greedy_suppression(torch.zeros(0, 5, 5, dtype=torch.bool)).shape == (0, 5)
+
+
+def test_a_kernel_runs_on_the_device_of_what_it_is_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of itself Triton takes the current device, which need not be the model's."""
+    entered: list[object] = []
+    given = torch.zeros(3)
+
+    @contextmanager
+    def device_of(tensor: Tensor) -> Iterator[None]:
+        entered.append(tensor)
+        yield
+        entered.append(None)
+
+    class Kernel:
+        def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., None]:
+            return lambda *tensors, **named: entered.append((grid, *tensors, named))
+
+    monkeypatch.setattr(torch.cuda, "device_of", device_of)
+    launch(Kernel(), (2, 3), given, 5, C=1)
+    launch(Kernel(), (2, 0), given)
+    assert entered == [given, ((2, 3), given, 5, {"C": 1}), None]
+    for kernel in (lift_kernel, pillar_kernel, suppression_kernel):
+        assert "[(" not in inspect.getsource(kernel), "launched past `launch`"
+
+
+_COMPILE = """
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+from bev.kernels import lift, pillars, suppression
+from fusion.kernels import triton_norm
+
+pillar = dict(F=11, C=63, BP=16, BC=64)
+splat = dict(C=80, D=59, WIDE=True, C1=64, C2=16, BE=16)
+norm = dict(C=24, BC=32, BR=16, RELU=True)
+kernels = [
+    (lift._sum_cell, splat, 1), (lift._sum_pixel, splat, 1),
+    (lift._place_points, dict(X=180, Y=180, D=59, ACROSS=2, ALONG=2, BP=1024), 8),
+    (pillars._maximum, pillar, 4), (pillars._count_ties, pillar, 2), (pillars._share_out, pillar | dict(BF=16), 2),
+    (suppression._suppress, dict(BT=512), 1), (triton_norm._normalise, norm, 4), (triton_norm._backward, norm, 4),
+]
+types = dict.fromkeys(("entry", "cell", "offsets", "kept", "rows", "entries"), "*i32") | dict(close="*u8", present="*u8")
+types |= dict.fromkeys(("P", "T", "N", "R", "programs", "cameras"), "i32")
+types |= dict.fromkeys(("x_min_m", "y_min_m", "cell_m", "z_min_m", "z_max_m", "depth_min_m", "depth_step_m", "eps"), "fp32")
+for kernel, constants, warps in kernels:
+    signature = {name: "constexpr" if name in constants else types.get(name, "*fp32") for name in kernel.arg_names}
+    if kernel is lift._place_points:
+        signature["points"] = "i32"
+    source = ASTSource(fn=kernel, signature=signature, constexprs={n: v for n, v in constants.items() if n in signature})
+    compiled = triton.compile(source, target=GPUTarget("cuda", 90, 32), options={"num_warps": warps})
+    print(kernel.__name__, len(compiled.asm["cubin"]))
+"""
+
+
+def test_a_gpus_code_can_be_made_of_them(tmp_path: Path) -> None:
+    """The interpreter runs what the compiler refuses: so compile, which needs no GPU, but another process. Norms, too."""
+    environment = {**os.environ, "TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": str(tmp_path)}
+    done = subprocess.run(
+        [sys.executable, "-c", _COMPILE], cwd=ROOT, env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert len(done.stdout.splitlines()) == 9
 
 
 def test_a_cpu_never_asks_for_triton(monkeypatch: pytest.MonkeyPatch) -> None:
