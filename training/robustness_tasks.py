@@ -167,6 +167,7 @@ class Store:
         return folder / print_[:16] / f"{condition}.json"
 
 
+_LOOK_SECONDS = 30.0  # without a task done, after which the cluster is looked at
 Done = Callable[[str, dict[str, Any]], None]  # the key of a task, and its figures
 
 
@@ -206,6 +207,20 @@ def _has_ray() -> bool:
     return find_spec("ray") is not None
 
 
+def _check_room(config: RobustnessConfig, cpus: int) -> None:
+    """RobustnessError where the cluster has lost what a task takes: Ray would wait for it for ever."""
+    import ray
+
+    there = ray.cluster_resources()
+    wanted = {"CPU": cpus, "GPU": 1 if config.use_cuda else 0}
+    if any(there.get(name, 0) < count for name, count in wanted.items()):
+        left = ", ".join(f"{there.get(name, 0):g} {name}s" for name in wanted)
+        raise RobustnessError(
+            f"address: the cluster has {left} left, and a task takes {cpus} CPUs{' and a GPU' if config.use_cuda else ''}; what "
+            "is measured is kept, the same command goes on once its machines are back"
+        )
+
+
 def _run_on_ray(
     tasks: Mapping[str, Task], config: RobustnessConfig, done: Done, work: Callable[[Task], dict[str, Any]]
 ) -> None:
@@ -220,7 +235,10 @@ def _run_on_ray(
     )(work)
     pending = {remote.remote(on_cpus(task, cpus)): key for key, task in tasks.items()}
     while pending:
-        ready, _ = ray.wait(list(pending), num_returns=1)
+        ready, _ = ray.wait(list(pending), num_returns=1, timeout=_LOOK_SECONDS)
+        if not ready:
+            _check_room(config, cpus)
+            continue
         key = pending.pop(ready[0])
         try:
             figures = ray.get(ready[0])

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -96,12 +97,14 @@ def test_in_this_process_one_after_the_other(tmp_path: Path) -> None:
 
 
 def work(task: Task) -> dict[str, Any]:
-    """What happens is in the condition's name: fog kills its process the first time, snow always, dark is faulty."""
+    """By the condition's name: fog kills its process the first time, snow always, dark is faulty, bright-5 slow."""
     tries = task.checkpoint / f"{task.condition}-{os.getpid()}"
     tries.touch()
     earlier = len(list(task.checkpoint.glob(f"{task.condition}-*")))
     if task.condition.startswith("snow") or (task.condition.startswith("fog") and earlier == 1):
         os.kill(os.getpid(), signal.SIGKILL)
+    if task.condition.startswith("bright-5"):
+        time.sleep(3)
     if task.condition.startswith("dark"):
         raise ValueError("the data is not what it should be")
     return figures(task.cases[0])
@@ -129,6 +132,22 @@ def test_a_task_whose_process_dies_is_run_again_and_counted_once(tmp_path: Path)
     with pytest.raises(RobustnessError, match="dark-1: the data is not what it should be"):
         run_tasks({"dark-1": task(tmp_path, "dark-1")}, RobustnessConfig(), print, work_alone=work)
     assert len(list(tmp_path.glob("dark-1-*"))) == 1  # a fault would come again: it is not tried again
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("cluster")
+def test_a_cluster_that_has_lost_its_machines_is_not_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import ray
+
+    monkeypatch.setattr(training.robustness_tasks, "_LOOK_SECONDS", 0.1)
+    run_tasks({"fog-1": task(tmp_path, "fog-1")}, RobustnessConfig(), print, work_alone=work)  # looked at, and there
+    monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 0.0})
+    with pytest.raises(
+        RobustnessError, match=r"the cluster has 0 CPUs, 0 GPUs left, and a task takes 1 CPUs;.*is kept"
+    ):
+        run_tasks({"bright-5": task(tmp_path, "bright-5")}, RobustnessConfig(), print, work_alone=work)
 
 
 def test_a_task_on_a_gpu_has_the_workers_of_its_run_as_far_as_the_cpus_go(tmp_path: Path) -> None:
