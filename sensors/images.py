@@ -1,4 +1,4 @@
-"""JPEG files to pixels, pixels to the network's size, and what that does to the intrinsics.
+"""Pixels to the network's size, and what that does to the intrinsics. `sensors.pictures` makes pixels of files.
 
 Pixel (u, v) has its centre at whole numbers. Scaling by s keeps continuous image coordinates, in which the centre of pixel 0 is
 at 0.5, in proportion: u' = (u + 0.5) s - 0.5. Letters: H and W pixels.
@@ -7,14 +7,11 @@ at 0.5, in proportion: u' = (u + 0.5) s - 0.5. Letters: H and W pixels.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sensors.calibration import FloatArray
-from sensors.errors import sensor_fault
-from sensors.point_files import COPY_AGAIN, read_bytes
 
 _REDUCTIONS = (8, 4, 2)  # libjpeg also decodes at 3/8, 5/8 ..., but more slowly than in full
 
@@ -37,53 +34,6 @@ def scaled_intrinsics(intrinsics: FloatArray, scale_u: float, scale_v: float) ->
     """The intrinsics [3, 3] of an image resized by these factors, half a pixel kept right."""
     change = np.array([[scale_u, 0, 0.5 * scale_u - 0.5], [0, scale_v, 0.5 * scale_v - 0.5], [0, 0, 1]])
     return change @ intrinsics
-
-
-def read_jpeg(
-    path: Path,
-    *,
-    sensor: str,
-    token: str,
-    size_px: tuple[int, int] | None = None,
-    decode: DecodeSize | None = None,
-) -> tuple[NDArray[np.uint8], float]:
-    """RGB [H, W, 3] and the scale against the full picture: 1, 1/2, 1/4 or 1/8.
-
-    `size_px` (H, W) is what the tables say of the picture, which the intrinsics rest on; None skips that check.
-
-    Raises:
-        SensorDataError: missing, truncated or damaged file, no JPEG, or of another size.
-    """
-    data = read_bytes(path, sensor=sensor, token=token)
-    try:
-        image, scale, (height, width) = decode_jpeg(data, decode)
-    except ValueError as error:
-        raise sensor_fault(
-            sensor=sensor, file=path, token=token, action=COPY_AGAIN,
-            expected="a whole JPEG", got=f"{len(data)} bytes, of which the decoder says: {error}",
-        ) from error  # fmt: skip
-    if size_px is not None and min(size_px) > 0 and (height, width) != size_px:
-        raise sensor_fault(
-            sensor=sensor, file=path, token=token,
-            expected=f"{size_px[1]} x {size_px[0]} px as its row in sample_data says", got=f"{width} x {height} px",
-            action="The intrinsics belong to the size in the table: correct width and height there, or the picture",
-        )  # fmt: skip
-    return image, scale
-
-
-def decode_jpeg(data: bytes, decode: DecodeSize | None = None) -> tuple[NDArray[np.uint8], float, tuple[int, int]]:
-    """RGB [H, W, 3], its scale against the full picture (1, 1/2, 1/4 or 1/8), and the full picture's (height, width) in px.
-
-    Raises:
-        ValueError: no JPEG, or a truncated or damaged one; the decoder's words.
-    """
-    import simplejpeg
-
-    height, width, _, _ = simplejpeg.decode_jpeg_header(data)
-    reduction = decode.reduction(height, width) if decode else 1
-    least = {"min_height": -(-height // reduction), "min_width": -(-width // reduction)}
-    image = simplejpeg.decode_jpeg(data, "RGB", fastupsample=True, **least)
-    return image, 1 / reduction, (height, width)  # sizes are rounded up; the scale is not
 
 
 @dataclass(frozen=True)

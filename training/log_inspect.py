@@ -23,6 +23,10 @@ def print_log_summary(summary: LogSummary, console: Console | None = None) -> No
     for line in _overview(summary):
         console.print(escape(line), soft_wrap=True)
     _print_whole(console, _topics(summary))
+    for topic in summary.topics:
+        if topic.reason:
+            said = f"{topic.name}: {topic.malformed} of {topic.count} cannot be read, the first: {topic.reason}"
+            console.print(escape(said), style="yellow", soft_wrap=True)
     if summary.frames:
         console.print(_frames(summary))
     for reason in summary.proposal.reasons:

@@ -126,6 +126,7 @@ class ReplaySummary:
                 channel: {str(state): count for state, count in sorted(states.items())}
                 for channel, states in counted.states.items()
             },
+            "first_trouble": dict(counted.details),
             "messages": dict(sorted(self.messages.by_topic.items())),
             "unused": dict(sorted(self.unused().items())),
             "malformed": dict(sorted(self.messages.malformed.items())),

@@ -15,7 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sensors.logs.encode import MissingLogLibraryError
-from sensors.logs.messages import CameraInfo, Malformed, Other, Payload, PointCloud
+from sensors.logs.messages import CameraInfo, Malformed, Other, Payload, PointCloud, RawImage
+from sensors.pictures.raw import rows_fault
 
 DecodeOne: TypeAlias = Callable[[bytes, int], Payload]
 
@@ -204,8 +205,8 @@ def check_picture(data: bytes) -> bytes:
     return data
 
 
-def check_rows(data: bytes, height: int, step: int) -> bytes:
-    """A raw picture's bytes; DecodeError where they are not its rows."""
-    if len(data) != height * step or not data:
-        raise DecodeError(f"expected {height} rows of {step} bytes ({height * step}), got {len(data)}")
-    return data
+def check_raw(image: RawImage) -> RawImage:
+    """The raw picture; DecodeError where its bytes are not its rows. Its encoding may be one that nothing here reads."""
+    if fault := rows_fault(image):
+        raise DecodeError(fault)
+    return image

@@ -23,7 +23,7 @@ from sensors.logs.decode import (
     camera_info,
     check_cloud,
     check_picture,
-    check_rows,
+    check_raw,
     is_static,
     points_of,
 )
@@ -143,9 +143,8 @@ def _compressed_image(message: Any, _: int) -> Payload:
 
 
 def _raw_image(message: Any, _: int) -> Payload:
-    height, step = int(message.height), int(message.step)
-    data = check_rows(_bytes(message.data), height, step)
-    return RawImage(_stamp_ns(message), message.frame_id, message.encoding, height, int(message.width), step, data)
+    height, width, step, data = int(message.height), int(message.width), int(message.step), _bytes(message.data)
+    return check_raw(RawImage(_stamp_ns(message), message.frame_id, message.encoding, height, width, step, data))
 
 
 def _calibration(message: Any, _: int) -> Payload:

@@ -7,8 +7,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from sensors.logs.log import Damage, Log
-from sensors.logs.messages import FrameTransforms, Malformed
+from sensors.logs.messages import EncodedImage, FrameTransforms, Malformed, Payload, RawImage
 from sensors.logs.propose import Proposal, propose_mapping
+from sensors.pictures import PictureError
+from sensors.pictures.files import check_whole
+from sensors.pictures.raw import unknown_encoding
 
 _SECOND_NS = 1_000_000_000
 
@@ -21,7 +24,8 @@ class TopicSummary:
     type: str
     encoding: str
     count: int
-    malformed: int
+    malformed: int  # or pictures that nothing here reads
+    reason: str  # what is wrong with the first of these; "" for none
     first_ns: int | None  # None: no message
     last_ns: int | None
     largest_gap_s: float | None  # None: fewer than two messages
@@ -86,6 +90,7 @@ class _Tally:
 
     count: int = 0
     malformed: int = 0
+    reason: str = ""
     first_ns: int | None = None
     last_ns: int | None = None
     largest_gap_ns: int | None = None
@@ -109,8 +114,9 @@ def inspect_log(log: Log) -> LogSummary:
         tally = tallies.setdefault(message.topic, _Tally())
         tally.add(message.log_time_ns)
         span = (message.log_time_ns if span is None else span[0], message.log_time_ns)
-        if isinstance(message.payload, Malformed):
+        if fault := _fault(message.payload):
             tally.malformed += 1
+            tally.reason = tally.reason or fault
         elif isinstance(message.payload, FrameTransforms):
             for transform in message.payload.transforms:
                 edge = (transform.parent, transform.child, message.payload.static)
@@ -124,6 +130,7 @@ def inspect_log(log: Log) -> LogSummary:
             described[name].encoding if name in described else "",
             tally.count,
             tally.malformed,
+            tally.reason,
             tally.first_ns,
             tally.last_ns,
             None if tally.largest_gap_ns is None else tally.largest_gap_ns / _SECOND_NS,
@@ -133,3 +140,18 @@ def inspect_log(log: Log) -> LogSummary:
     frames = tuple(FrameSummary(*edge, count) for edge, count in sorted(edges.items()))
     storage = str(getattr(log, "storage", ""))
     return LogSummary(log.path, storage, topics, span, damage, frames, propose_mapping(log))
+
+
+def _fault(payload: Payload) -> str:
+    """Why a message cannot be read; "" where nothing speaks against it before its pixels are decoded."""
+    match payload:
+        case Malformed():
+            return payload.reason
+        case RawImage():
+            return unknown_encoding(payload.encoding)
+        case EncodedImage():
+            try:
+                check_whole(payload.data)
+            except PictureError as error:
+                return f"{error}; the log calls it {payload.format[:40]!r}"
+    return ""

@@ -17,7 +17,7 @@ Float64 = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class EncodedImage:
-    """A picture as bytes of a file: JPEG or PNG."""
+    """A picture as bytes of a file: JPEG, PNG or WebP."""
 
     stamp_ns: int
     frame_id: str
@@ -27,7 +27,7 @@ class EncodedImage:
 
 @dataclass(frozen=True)
 class RawImage:
-    """Pixels as ROS and Foxglove name their layout: rgb8, bgr8, mono8, rgba8, bgra8, bayer_*8."""
+    """Pixels as ROS and Foxglove name their layout: rgb8, bayer_rggb16, nv12 ...; numbers of several bytes in little endian."""
 
     stamp_ns: int
     frame_id: str

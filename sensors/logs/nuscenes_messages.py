@@ -20,12 +20,13 @@ from sensors.logs.messages import (
     TruthBox,
 )
 from sensors.nuscenes_index import NuScenesIndex
+from sensors.pictures import PictureError
+from sensors.pictures.files import check_whole
 from sensors.point_files import read_bytes, read_lidar_file, read_radar_records
 
 EGO_FRAME = "base_link"
 GLOBAL_FRAME = "map"
 LIDAR_RECORD = np.dtype([(name, np.float32) for name in ("x", "y", "z", "intensity", "ring")])
-_JPEG_START, _JPEG_END, _JPEG_TAIL = b"\xff\xd8", b"\xff\xd9", 4096
 
 
 def ego_pose(index: NuScenesIndex, row: int) -> FrameTransforms:
@@ -74,13 +75,13 @@ def reading(index: NuScenesIndex, root: Path, row: int) -> EncodedImage | PointC
     try:
         if modality == "camera":
             data = read_bytes(path, sensor=channel, token=token)
-            if fault := _jpeg_fault(data):
-                return Malformed("EncodedImage", f"{channel}: {path} (token {token}): {fault}")
-            return EncodedImage(stamp_ns, channel, "jpeg", data)
+            return EncodedImage(stamp_ns, channel, check_whole(data), data)
         if modality == "lidar":
             points = read_lidar_file(path, sensor=channel, token=token).view(LIDAR_RECORD)[:, 0]
         else:
             points = read_radar_records(path, sensor=channel, token=token)
+    except PictureError as error:
+        return Malformed("EncodedImage", f"{channel}: {path} (token {token}): {error}")
     except SensorDataError as error:
         return Malformed("EncodedImage" if modality == "camera" else "PointCloud", str(error))
     return PointCloud(stamp_ns, channel, points)
@@ -117,12 +118,3 @@ def _channel(index: NuScenesIndex, row: int) -> str:
 def _transform(time_us: int, parent: str, child: str, pose: NDArray[np.float64]) -> FrameTransform:
     x, y, z, qw, qx, qy, qz = pose.tolist()
     return FrameTransform(time_us * 1000, parent, child, (x, y, z), (qw, qx, qy, qz))
-
-
-def _jpeg_fault(data: bytes) -> str | None:
-    """What is wrong with the frame of a JPEG; its pixels are whoever decodes it to judge."""
-    if not data.startswith(_JPEG_START):
-        return f"expected a JPEG, got {len(data)} bytes that begin with {data[:4].hex(' ')}"
-    if _JPEG_END not in data[-_JPEG_TAIL:]:
-        return f"expected a whole JPEG, got {len(data)} bytes without its end"
-    return None

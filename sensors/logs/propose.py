@@ -21,6 +21,7 @@ from sensors.logs.messages import (
     RawImage,
     SceneBoxes,
 )
+from sensors.pictures.raw import unknown_encoding
 
 __all__ = ["Proposal", "check_mapping", "dump_mapping", "load_mapping", "propose_mapping"]
 
@@ -176,6 +177,8 @@ def _cameras(seen: _Seen, reasons: list[str]) -> dict[str, CameraTopics]:
         info = _info_of(seen, image, picture.frame_id, infos)
         if "depth" in _words(image):
             reasons.append(f"{image}: left out, its name says depth")
+        elif isinstance(picture, RawImage) and (unknown := unknown_encoding(picture.encoding)):
+            reasons.append(f"{image}: left out, {unknown}")
         elif info is None:
             reasons.append(f"{image}: left out, no calibration in the log belongs to it")
         elif info in chosen:

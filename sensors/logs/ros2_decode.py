@@ -16,7 +16,7 @@ from sensors.logs.decode import (
     camera_info,
     check_cloud,
     check_picture,
-    check_rows,
+    check_raw,
     is_static,
     points_of,
 )
@@ -32,6 +32,7 @@ from sensors.logs.messages import (
     TruthBox,
 )
 from sensors.logs.ros2_types import typestore
+from sensors.pictures.raw import little_endian
 
 # sensor_msgs/PointField's constants
 _DATATYPES = ("none", "int8", "uint8", "int16", "uint16", "int32", "uint32", "float32", "float64")
@@ -93,11 +94,11 @@ def _compressed_image(message: Any) -> Payload:
 
 
 def _raw_image(message: Any) -> Payload:
-    header, height, step = message.header, int(message.height), int(message.step)
-    if message.is_bigendian and "16" in message.encoding:
-        raise DecodeError(f"expected {message.encoding} pixels in little endian, got big endian")
-    data = check_rows(bytes(message.data), height, step)
-    return RawImage(_stamp_ns(header), header.frame_id, message.encoding, height, int(message.width), step, data)
+    header, encoding, height, step = message.header, message.encoding, int(message.height), int(message.step)
+    data = bytes(message.data)
+    if message.is_bigendian:
+        data = little_endian(data, encoding, height, step)
+    return check_raw(RawImage(_stamp_ns(header), header.frame_id, encoding, height, int(message.width), step, data))
 
 
 def _camera_info(message: Any) -> Payload:

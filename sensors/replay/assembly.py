@@ -64,6 +64,7 @@ class Assembler:
     channels: Channels
     rig: Rig
     decode: DecodeSize | None = None
+    endured: type[Exception] = SensorDataError  # what costs a sensor its place in a tick, and does not end the ticks
 
     def tick(self, queues: Mapping[str, SensorQueue], *, index: int, tick_ns: int, ready_ns: int, reset: bool) -> Tick:
         """The tick as it is known at `ready_ns`."""
@@ -90,8 +91,8 @@ class Assembler:
                         lidar += [LidarSweep(*sweep) for sweep in self._sweeps(item, queue, motion, doubts)]
                     case _:
                         radar += [RadarSweep(*sweep) for sweep in self._sweeps(item, queue, motion, doubts)]
-            except SensorDataError as error:
-                statuses[channel] = _status(item.source, SensorState.MALFORMED, tick_ns, item.reading, str(error))
+            except self.endured as error:
+                statuses[channel] = _status(item.source, SensorState.MALFORMED, tick_ns, item.reading, _reason(error))
                 continue
             statuses[channel] = self._given(item, tick_ns, doubts, slow[channel])
         images = tuple(cameras.get(channel) for channel in self.channels.cameras)
@@ -128,12 +129,11 @@ class Assembler:
             return _status(source, SensorState.MALFORMED, tick_ns, reading, f"{source.topic}: {payload.reason}")
         try:
             size_px = None if isinstance(payload, PointCloud) else picture_size_px(payload)
-        except SensorDataError as error:
-            return _status(source, SensorState.MALFORMED, tick_ns, reading, f"{source.topic}: {error}")
-        try:
             return _Taken(source, reading, self.rig.mounting(source, payload.frame_id, reading.stamp_ns, size_px))
         except CalibrationError as error:
             return _status(source, SensorState.UNCALIBRATED, tick_ns, reading, str(error))
+        except self.endured as error:
+            return _status(source, SensorState.MALFORMED, tick_ns, reading, f"{source.topic}: {_reason(error)}")
 
     def _given(self, item: _Taken, tick_ns: int, doubts: Sequence[str], slow: str) -> SensorStatus:
         found = [*item.reading.doubts, *doubts, *self.rig.alike(item.source.channel)]
@@ -211,6 +211,12 @@ def _placed(item: _Taken, motion: _Motion, doubts: list[str]) -> Float64:
 
 def _status(source: Source, state: SensorState, tick_ns: int, reading: Reading, detail: str) -> SensorStatus:
     return SensorStatus(source.channel, source.modality, state, _us(tick_ns - reading.stamp_ns), detail)
+
+
+def _reason(error: Exception) -> str:
+    """Our own words, or those of what nobody expected."""
+    own = isinstance(error, SensorDataError)
+    return str(error) if own else f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
 
 
 def _us(time_ns: int) -> int:

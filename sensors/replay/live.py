@@ -72,6 +72,7 @@ class LivePlayback(Playback):
         super().__init__(
             found, rig, channels, config, Window(None, None, "log"), hz=config.tick_hz, log_hz={}, decode=decode
         )
+        self._assembler.endured = Exception  # whatever a decoder raises, the node goes on without that sensor
         self._reference = found.get(channels.reference)
         self._held: list[LogMessage] | None = []  # what came before the ticks begin; None: they did
         self._waiting_since_ns: int | None = None

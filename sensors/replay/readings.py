@@ -5,26 +5,25 @@ Letters: H and W pixels, P points.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib import import_module
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sensors.calibration import Float64
 from sensors.errors import SensorDataError
-from sensors.images import DecodeSize, decode_jpeg
+from sensors.images import DecodeSize
 from sensors.logs.messages import CameraInfo, EncodedImage, PointCloud, RawImage
+from sensors.pictures import PictureError
+from sensors.pictures.files import decode_file, file_size_px
+from sensors.pictures.raw import decode_raw
 
 LIDAR_FIELDS = ("x", "y", "z", "intensity", "ring")
 RADAR_FIELDS = ("x", "y", "z", "rcs", "vx_comp", "vy_comp")
 _LIDAR_DEFAULTS = {"intensity": 0.0, "ring": -1.0}
 _RADAR_DEFAULTS = {"z": 0.0}
-_CHANNELS = {"rgb8": 3, "bgr8": 3, "mono8": 1, "rgba8": 4, "bgra8": 4}
-# ROS names a Bayer pattern by its first row; OpenCV by the second and third pixel of the second row.
-_BAYER = {"bayer_rggb8": "BG", "bayer_bggr8": "RG", "bayer_gbrg8": "GR", "bayer_grbg8": "GB"}
 
 
 @dataclass(frozen=True)
@@ -35,55 +34,42 @@ class Picture:
     scale: float  # of `image` against the full picture: 1, 1/2, 1/4 or 1/8
 
 
-def needed(module: str) -> Any:
-    """An optional library; ImportError that names the extra where it is missing."""
-    try:
-        return import_module(module)
-    except ImportError as error:
-        raise ImportError(
-            f"replaying this log needs the library {module}, which is not installed: pip install 'robustbev[replay]'"
-        ) from error
-
-
 def picture_size_px(payload: EncodedImage | RawImage) -> tuple[int, int]:
-    """(height, width) of the full picture, without decoding it where the format allows.
+    """(height, width) of the full picture, without decoding it.
 
     Raises:
-        SensorDataError: neither a JPEG nor a PNG, or damaged.
+        SensorDataError: its header makes no sense.
+        ImportError: simplejpeg, for JPEG, is not installed.
     """
-    if isinstance(payload, RawImage):
-        return payload.height_px, payload.width_px
-    data = payload.data
-    if data.startswith(b"\x89PNG\r\n\x1a\n") and len(data) >= 24:
-        return int.from_bytes(data[20:24], "big"), int.from_bytes(data[16:20], "big")
-    try:
-        height, width, _, _ = needed("simplejpeg").decode_jpeg_header(data)
-    except ValueError as error:
-        raise SensorDataError(_no_picture(payload, str(error))) from error
-    return int(height), int(width)
+    with _named(payload):
+        return (payload.height_px, payload.width_px) if isinstance(payload, RawImage) else file_size_px(payload.data)
 
 
 def decode_picture(payload: EncodedImage | RawImage, decode: DecodeSize | None = None) -> Picture:
-    """The picture in RGB; a JPEG perhaps at a reduced scale.
+    """The picture in RGB; a JPEG perhaps at a reduced scale. Its size is to be checked before, by `picture_size_px`.
 
     Raises:
-        SensorDataError: neither a JPEG nor a PNG, damaged, or pixels of a layout that is not known.
-        ImportError: OpenCV, for PNG and Bayer patterns, or simplejpeg is not installed.
+        SensorDataError: none of the formats and layouts of `sensors.pictures`, or damaged.
+        ImportError: simplejpeg, for JPEG, or OpenCV, for all else, is not installed.
     """
-    if isinstance(payload, RawImage):
-        return Picture(_raw(payload), 1.0)
-    if payload.data.startswith(b"\x89PNG"):
-        cv2 = needed("cv2")
-        pixels = cv2.imdecode(np.frombuffer(payload.data, np.uint8), cv2.IMREAD_COLOR)
-        if pixels is None:
-            raise SensorDataError(_no_picture(payload, "OpenCV cannot decode the PNG"))
-        return Picture(np.ascontiguousarray(pixels[..., ::-1]), 1.0)
-    needed("simplejpeg")
+    with _named(payload):
+        if isinstance(payload, RawImage):
+            return Picture(decode_raw(payload), 1.0)
+        return Picture(*decode_file(payload.data, decode))
+
+
+@contextmanager
+def _named(payload: EncodedImage | RawImage) -> Iterator[None]:
+    """What `sensors.pictures` raises, with the log's word for the picture, or with the extra that brings what is missing."""
     try:
-        image, scale, _ = decode_jpeg(payload.data, decode)
-    except ValueError as error:
-        raise SensorDataError(_no_picture(payload, str(error))) from error
-    return Picture(image, scale)
+        yield
+    except PictureError as error:
+        called = f"; the log calls it {payload.format[:40]!r}" if isinstance(payload, EncodedImage) else ""
+        raise SensorDataError(f"{error}{called}") from error
+    except ImportError as error:
+        raise ImportError(
+            f"replaying this log needs the library {error.name}, which is not installed: pip install 'robustbev[replay]'"
+        ) from error
 
 
 def lidar_points(
@@ -153,33 +139,3 @@ def _columns(
             f"{', '.join(missing)}. Name the log's own in `fields` of the mapping"
         )
     return out
-
-
-def _raw(payload: RawImage) -> NDArray[np.uint8]:
-    height, width, step = payload.height_px, payload.width_px, payload.step_bytes
-    encoding = {"8uc3": "bgr8", "8uc1": "mono8"}.get(payload.encoding.lower(), payload.encoding.lower())
-    channels = _CHANNELS.get(encoding, 1)
-    if encoding not in _CHANNELS and encoding not in _BAYER:
-        raise SensorDataError(
-            f"expected pixels as {', '.join((*_CHANNELS, *_BAYER))}, got {payload.encoding!r}. Record the picture in one of these"
-        )
-    if min(height, width) <= 0 or step < width * channels or len(payload.data) < step * height:
-        raise SensorDataError(
-            f"expected {height} rows of {step} bytes for {width} x {height} px of {encoding}, got {len(payload.data)} bytes"
-        )
-    rows = np.frombuffer(payload.data, np.uint8, count=step * height).reshape(height, step)
-    pixels = rows[:, : width * channels].reshape(height, width, channels)
-    if encoding in _BAYER:
-        cv2 = needed("cv2")
-        mosaic = np.ascontiguousarray(pixels[..., 0])
-        return np.asarray(cv2.cvtColor(mosaic, getattr(cv2, f"COLOR_Bayer{_BAYER[encoding]}2RGB")), np.uint8)
-    if encoding == "mono8":
-        return np.repeat(pixels, 3, axis=2)
-    return np.ascontiguousarray(pixels[..., 2::-1] if encoding.startswith("bgr") else pixels[..., :3])
-
-
-def _no_picture(payload: EncodedImage, why: str) -> str:
-    return (
-        f"expected a whole JPEG or PNG, got {len(payload.data)} bytes that the log calls {payload.format!r} "
-        f"and that begin with {payload.data[:4].hex(' ') or 'nothing'}: {why}"
-    )

@@ -17,10 +17,11 @@ from PIL import Image
 
 from robustbev import preparation
 from sensors.calibration import apply, transforms
-from sensors.images import DecodeSize, ImageChange, fit_image, read_jpeg
+from sensors.images import DecodeSize, ImageChange, fit_image
 from sensors.nuscenes import NuScenesReader
 from sensors.nuscenes_config import NuScenesConfig
 from sensors.nuscenes_index import open_index
+from sensors.pictures.files import read_picture
 from sensors.prepare_points import lidar_clouds, merge_lidar
 from sensors.simulation import SimulationConfig, simulate
 from tests.benchmarks.conftest import Compare
@@ -58,7 +59,7 @@ def bench_pictures(data: NuScenesConfig, compare: Compare) -> None:
     decode = DecodeSize(height, width, ZOOM)
 
     def ours() -> list[NDArray[np.uint8]]:
-        read = (read_jpeg(path, sensor="", token="", decode=decode)[0] for path in paths)
+        read = (read_picture(path, sensor="", token="", decode=decode)[0] for path in paths)
         return [fit_image(image, np.eye(3), SIZE_PX, ImageChange())[0] for image in read]
 
     def pil(draft: bool) -> list[NDArray[np.uint8]]:

@@ -33,7 +33,7 @@ from training.loader import SampleLoader, build_loader
 from training.memory import keep_freed_memory
 
 PARTS = {
-    "JPEG files to pixels": ("sensors.nuscenes.read_jpeg",),
+    "JPEG files to pixels": ("sensors.nuscenes.read_picture",),
     "cut, resize, mirror, colour": ("sensors.prepare.fit_image",),
     "LiDAR files": ("sensors.nuscenes.read_lidar_file",),
     "LiDAR points": ("sensors.prepare.lidar_clouds", "sensors.prepare.merge_lidar"),

@@ -10,13 +10,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+import simplejpeg
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from sensors.logs.log import LogError, LogWarning
 from sensors.logs.mapping import CameraTopics, LidarTopics, LogMapping
-from sensors.logs.messages import LogMessage, Malformed
+from sensors.logs.messages import EncodedImage, LogMessage, Malformed
 from sensors.logs.ros2_encode import ros2_bytes
 from sensors.replay.channels import Channels
 from sensors.replay.clock import drives_clock
@@ -27,6 +28,7 @@ from sensors.replay.results import SensorState, Tick, TickResult
 from sensors.replay.ros2_topics import Kind, Ros2Decoder, listened_topics, most_waiting
 from sensors.replay.ticks import ticks
 from tests.replay_results import result
+from tests.sensors.pictures.test_picture_files import ANIMATED
 from tests.sensors.replay.drive import (
     CHANNELS,
     MAPPING,
@@ -409,6 +411,65 @@ def test_bytes_that_are_no_message_cost_one_sensor() -> None:
     states = {channel: status.state for channel, status in reports[15].tick.sensors.items()}
     assert states.pop("LIDAR_TOP") is SensorState.MALFORMED
     assert set(states.values()) == {SensorState.OK}
+
+
+@pytest.mark.parametrize("number", range(3))
+def test_a_picture_that_nothing_can_decode_costs_one_camera_and_the_loop_goes_on(number: int) -> None:
+    avif, claims, late = b"\0\0\0\x1cftypavif", bytearray(ANIMATED), bytearray(ANIMATED)
+    claims[16:24] = b"\0\0\x9c\x40\0\0\x75\x30"  # 40,000 x 30,000
+    late[-20] ^= 1  # its header is that of the calibration's size, its pixels are broken
+    data, says = [(avif, "AVIF"), (bytes(claims), "claims 40000 x 30000"), (bytes(late), "checksum is wrong")][number]
+    reports: list[LiveReport] = []
+    live = loop(seen, reports)
+    for message in drive(2.0):
+        payload = message.payload
+        if message.topic == TOPIC["CAM_FRONT"] and message.log_time_ns > START_NS + SECOND_NS:
+            assert isinstance(payload, EncodedImage)
+            payload = replace(payload, data=data, format="png")
+        live.receive(message.topic, ros2_bytes(payload)[1], message.log_time_ns)
+    live.work()
+    assert len(reports) > 15
+    sensors = dict(reports[15].tick.sensors)
+    front = sensors.pop("CAM_FRONT")
+    assert front.state is SensorState.MALFORMED
+    assert says in front.detail
+    assert {status.state for status in sensors.values()} == {SensorState.OK}
+
+
+@pytest.mark.parametrize("where", ["decode_picture", "picture_size_px", "radar_points"])
+def test_whatever_a_decoder_raises_the_loop_goes_on_without_that_sensor(
+    where: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: Any) -> None:
+        raise RuntimeError("nobody\nexpected this")
+
+    monkeypatch.setattr(f"sensors.replay.assembly.{where}", fails)
+    reports: list[LiveReport] = []
+    live = loop(seen, reports)
+    for topic, data, now_ns in events(2.0):
+        live.receive(topic, data, now_ns)
+    live.work()
+    assert len(reports) > 15
+    hit = "RADAR" if where == "radar_points" else "CAM"
+    for channel, status in reports[15].tick.sensors.items():
+        assert status.state is (SensorState.MALFORMED if channel.startswith(hit) else SensorState.OK), channel
+        assert not channel.startswith(hit) or "RuntimeError: nobody expected this" in status.detail
+    with pytest.raises(RuntimeError, match="nobody"):  # a replay of the same drive is to say so aloud
+        list(ticks(MemoryLog(drive(2.0)), MAPPING, CHANNELS, CONFIG))
+
+
+def test_a_picture_larger_than_its_calibration_is_never_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sensors.replay.assembly.decode_picture", lambda *_: pytest.fail("decoded"))
+    large = simplejpeg.encode_jpeg(np.zeros((4000, 6000, 3), np.uint8))
+    messages = [
+        replace(message, payload=replace(message.payload, data=large))
+        if isinstance(message.payload, EncodedImage)
+        else message
+        for message in drive(1.0)
+    ]
+    tick = list(ticks(MemoryLog(messages), MAPPING, CHANNELS, CONFIG))[5]
+    assert tick.sensors["CAM_FRONT"].state is SensorState.UNCALIBRATED
+    assert "got 6000 x 4000 px" in tick.sensors["CAM_FRONT"].detail
 
 
 def test_stopping_ends_the_worker_and_forgets_what_waits() -> None:

@@ -55,9 +55,11 @@ def test_a_measurement_used_by_two_ticks_counts_once() -> None:
 
 def test_the_figures_stand_in_the_json_and_the_tables() -> None:
     told = summary([noise_tick(0), noise_tick(1, ("camera",)), noise_tick(2, reset=True)])
+    told.counted.details["LIDAR_TOP"] = "malformed: expected 16 bytes"
     content = json.loads(json.dumps(told.to_json()))
     assert (content["ticks"], content["resets"], content["ticks_without_perception"]) == (3, 1, 1)
     assert content["sensors"]["LIDAR_TOP"] == {"missing": 1, "ok": 2}
+    assert content["first_trouble"] == {"LIDAR_TOP": "malformed: expected 16 bytes"}
     assert content["malformed"] == {"/lidar_top": 1}
     assert content["malformed_reasons"]["/lidar_top"].startswith("expected 16 bytes")
     assert content["bad_chunks"] == 2

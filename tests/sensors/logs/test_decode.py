@@ -83,6 +83,20 @@ def test_raw_pictures_hold_whole_rows() -> None:
     assert cut == Malformed("sensor_msgs/msg/Image", "expected 2 rows of 4 bytes (8), got 7")
 
 
+def test_raw_pictures_of_two_bytes_are_in_little_endian_and_colours_may_lie_below() -> None:
+    fields = {"header": header(), "height": 2, "width": 2, "is_bigendian": 1, "step": 5}
+    data = np.frombuffer(b"\x12\x34\x56\x78-\x9a\xbc\xde\xf0-", np.uint8)
+    assert from_ros("sensor_msgs/msg/Image", **fields, encoding="mono16", data=data) == RawImage(
+        TIME_NS, "cam", "mono16", 2, 2, 5, b"\x34\x12\x78\x56-\xbc\x9a\xf0\xde-"
+    )
+    image = fox.RawImage(timestamp=TIME, frame_id="cam", width=2, height=2, encoding="nv12", step=2, data=b"yyyyuv")
+    assert from_foxglove(image) == RawImage(TIME_NS, "cam", "nv12", 2, 2, 2, b"yyyyuv")
+    odd = from_ros("sensor_msgs/msg/Image", **(fields | {"height": 3}), encoding="nv12", data=data)
+    assert odd == Malformed("sensor_msgs/msg/Image", "expected an even height and width for nv12, got 2 x 3")
+    depth = from_ros("sensor_msgs/msg/Image", **(fields | {"step": 8}), encoding="32FC1", data=np.zeros(16, np.uint8))
+    assert isinstance(depth, RawImage)  # no picture for a camera, and nothing is wrong with it in a log
+
+
 def test_calibrations_of_either_world_are_alike() -> None:
     K, R, P = np.arange(9.0), np.eye(3).ravel(), np.arange(12.0)
     calibration = fox.CameraCalibration(

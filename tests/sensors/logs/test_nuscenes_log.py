@@ -9,8 +9,10 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
+import simplejpeg
 
 from sensors.calibration import transforms
 from sensors.depth import project
@@ -217,6 +219,19 @@ def test_a_span_begins_with_what_was_latched_before_it(small_nuscenes: SmallNuSc
 def test_order_by_publishing_is_the_same_order(small_nuscenes: SmallNuScenes) -> None:
     log = NuScenesLog(small_nuscenes.config, "scene-0")
     assert [m.topic for m in log.messages(order="publish")] == [m.topic for m in log.messages()]
+
+
+def test_a_picture_in_png_is_read_by_the_log_and_by_the_reader(copied: NuScenesConfig) -> None:
+    path = copied.root / "samples/CAM_FRONT/CAM_FRONT-0-1.jpg"
+    image = simplejpeg.decode_jpeg(path.read_bytes(), "BGR", fastupsample=True)
+    path.write_bytes(cv2.imencode(".png", image)[1].tobytes())
+    log = NuScenesLog(copied, "scene-0")
+    payloads = [message.payload for message in log.messages() if message.topic.endswith("compressed")]
+    assert [payload.format for payload in payloads if isinstance(payload, EncodedImage)] == ["jpeg", "png", "jpeg"]
+    assert not log.damage
+    reader = NuScenesReader(copied, copied.train_split)
+    (read,) = [camera for camera in reader.frame(1).cameras or () if camera is not None]
+    np.testing.assert_array_equal(read.image, image[..., ::-1])
 
 
 @pytest.mark.parametrize(

@@ -238,6 +238,27 @@ def test_a_summary_tells_rates_gaps_frames_and_damage() -> None:
         assert word in text
 
 
+def test_pictures_that_nothing_here_reads_are_named_with_their_reason() -> None:
+    log = listed(
+        ("/film", EncodedImage(0, "c", "h264", b"\0\0\0\x01\x67")), ("/film", EncodedImage(0, "c", "h264", b"\0\0\0\x01\x68")),
+        ("/cut", EncodedImage(0, "c", "jpeg", b"\xff\xd8")), ("/range/image", RawImage(0, "c", "32FC1", 1, 1, 4, b"abcd")),
+        ("/range/camera_info", calibration("c")), ("/lidar", cloud("l", "x", "y", "z")),
+    )  # fmt: skip
+    summary = inspect_log(log)
+    topics = {topic.name: topic for topic in summary.topics}
+    assert {name: topic.malformed for name, topic in topics.items() if topic.malformed} == {
+        "/film": 2, "/cut": 1, "/range/image": 1
+    }  # fmt: skip
+    out = io.StringIO()
+    print_log_summary(summary, Console(file=out, width=60))
+    text = out.getvalue()
+    assert "/film: 2 of 2 cannot be read, the first: expected a JPEG, PNG or WebP, got 5 bytes" in text
+    assert "the log calls it 'h264'" in text
+    assert "/cut: 1 of 1 cannot be read, the first: expected a whole JPEG" in text
+    assert "/range/image: left out, expected a known layout of pixels, got '32FC1'" in text
+    assert topics["/lidar"].reason == ""
+
+
 def test_an_empty_log_has_a_summary() -> None:
     summary = inspect_log(ListedLog([]))
     assert (summary.span_ns, summary.duration_s, summary.topics) == (None, 0.0, ())
