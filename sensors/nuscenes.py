@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypedDict, TypeVar
 
@@ -18,13 +19,15 @@ import torch
 from numpy.typing import NDArray
 
 from bev.boxes import Boxes
+from bev.grid import BEVGrid
 from sensors.calibration import Float64, inverse_rigid, transforms
 from sensors.errors import DataRootError, SensorDataError, SensorDataWarning
 from sensors.frames import CameraImage, LidarSweep, RadarSweep, SensorFrame
-from sensors.images import DecodeSize, read_jpeg, scaled_intrinsics
+from sensors.images import DecodeSize, scaled_intrinsics
 from sensors.nuscenes_channels import check_channels
 from sensors.nuscenes_config import DETECTION_ATTRIBUTES, NuScenesConfig
 from sensors.nuscenes_index import NuScenesIndex, open_index
+from sensors.pictures.files import read_picture
 from sensors.point_files import read_lidar_file, read_radar_file
 
 _Reading = TypeVar("_Reading", CameraImage, LidarSweep, RadarSweep)
@@ -36,6 +39,24 @@ class Source(TypedDict):
     path: Path
     sensor: str
     token: str
+
+
+@dataclass(frozen=True)
+class Truth:
+    """The boxes of a split, and which of them training sees."""
+
+    split: str
+    boxes: int  # read
+    per_class: dict[str, int]  # that training sees
+    left_out: dict[str, int]  # why -> how many of the others
+
+    def __str__(self) -> str:
+        seen = ", ".join(f"{name} {count}" for name, count in self.per_class.items() if count)
+        lines = [f"{count} {reason}" for reason, count in self.left_out.items()]
+        out = f"; left out: {'; '.join(lines)}" if lines else ""
+        return (
+            f"{sum(self.per_class.values())} of {self.boxes} boxes in {self.split}{f' ({seen})' if seen else ''}{out}"
+        )
 
 
 class NuScenesReader:
@@ -114,6 +135,9 @@ class NuScenesReader:
 
         A sample without that channel takes the pose of the keyframe nearest to the sample's own time.
         """
+        return transforms(self.index.arrays.data_ego_pose[self._reference_row(i)])
+
+    def _reference_row(self, i: int) -> int:
         arrays, sample = self.index.arrays, self.samples[i]
         row = self._keyframe(i, self.config.reference_channel)
         if row < 0:
@@ -123,8 +147,8 @@ class NuScenesReader:
                     f"sample {self.tokens[i]} has no sensor data at all in sample_data.json, and so no ego pose. "
                     "Remove the sample or restore its rows"
                 )
-            row = rows[np.abs(arrays.data_time_us[rows] - arrays.sample_time_us[sample]).argmin()]
-        return transforms(arrays.data_ego_pose[row])
+            row = int(rows[np.abs(arrays.data_time_us[rows] - arrays.sample_time_us[sample]).argmin()])
+        return row
 
     def frame(self, i: int) -> SensorFrame:
         """Everything the configured sensors saw at sample `i`. A channel without a keyframe here counts as absent.
@@ -162,8 +186,7 @@ class NuScenesReader:
         reference_T_box = self.reference_T_box(i)
         velocity = np.pad(arrays.box_velocity_mps[rows], ((0, 0), (0, 1)))
         velocity = velocity @ self.global_T_reference(i)[:3, :3]  # R^T v, as rows
-        labels, attributes = self._label_of_category[arrays.box_category[rows]], arrays.box_attribute[rows]
-        attributes = np.where(attributes >= 0, self._attribute_of[attributes], -1)
+        labels, attributes = self._label_of_category[arrays.box_category[rows]], self._attributes(rows)
         return Boxes(
             center_m=torch.from_numpy(reference_T_box[:, :3, 3].astype(np.float32)),
             size_m=torch.from_numpy(arrays.box_size_m[rows].astype(np.float32)),
@@ -179,27 +202,70 @@ class NuScenesReader:
         return inverse_rigid(self.global_T_reference(i)) @ transforms(self.index.arrays.box_pose[self._box_rows(i)])
 
     def num_points(self, i: int) -> torch.Tensor:
-        """[N] int64, LiDAR and radar points in each of `boxes(i)`, as annotated."""
-        rows, arrays = self._box_rows(i), self.index.arrays
-        return torch.from_numpy((arrays.box_lidar_points[rows] + arrays.box_radar_points[rows]).astype(np.int64))
+        """[N] int64, LiDAR and radar points in each of `boxes(i)`, as annotated; those that were not counted are none."""
+        return torch.from_numpy(self.box_points(self._box_rows(i)))
+
+    def box_points(self, rows: NDArray[np.int64] | slice) -> NDArray[np.int64]:
+        """`num_points` of rows of the index."""
+        arrays = self.index.arrays
+        lidar, radar = arrays.box_lidar_points[rows], arrays.box_radar_points[rows]
+        return np.maximum(lidar, 0).astype(np.int64) + np.maximum(radar, 0)
 
     def num_lidar_points(self, i: int) -> torch.Tensor:
-        """[N] int64, LiDAR points in each of `boxes(i)`, as annotated."""
+        """[N] int64, LiDAR points in each of `boxes(i)`, as annotated; -1 where they were not counted."""
         return torch.from_numpy(self.index.arrays.box_lidar_points[self._box_rows(i)].astype(np.int64))
 
     def box_tokens(self, i: int) -> tuple[str, ...]:
         """The annotation token of each of `boxes(i)`."""
         return tuple(t.decode() for t in self.index.arrays.box_token[self._box_rows(i)].tolist())
 
-    def class_counts(self) -> NDArray[np.int64]:
-        """[S, K] boxes with at least one point, by class: what balanced sampling needs."""
+    def class_counts(self, min_points: int = 1) -> NDArray[np.int64]:
+        """[S, K] boxes with at least so many points, by class: what balanced sampling needs."""
         arrays = self.index.arrays
         label = self._label_of_category[arrays.box_category]
-        seen = (label >= 0) & (arrays.box_lidar_points + arrays.box_radar_points > 0)
+        seen = (label >= 0) & (self.box_points(slice(None)) >= min_points)
         sample = np.repeat(np.arange(len(arrays.box_start) - 1), np.diff(arrays.box_start))
         counts = np.zeros((len(arrays.box_start) - 1, len(self.classes)), np.int64)
         np.add.at(counts, (sample[seen], label[seen]), 1)
         return counts[self.samples]
+
+    def truth(self, min_points: int, grid: BEVGrid) -> Truth:
+        """Which boxes of the split training sees, and why it does not see the others."""
+        arrays = self.index.arrays
+        counts = np.diff(arrays.box_start)[self.samples]
+        position = np.repeat(np.arange(len(self.samples)), counts)
+        rows = np.arange(counts.sum()) + np.repeat(arrays.box_start[self.samples] - np.cumsum(counts) + counts, counts)
+        label, points = self._label_of_category[arrays.box_category[rows]], self.box_points(rows)
+        counted = np.maximum(arrays.box_lidar_points[rows], arrays.box_radar_points[rows]) > 0
+        counted |= (arrays.box_lidar_points[rows] >= 0) & (arrays.box_radar_points[rows] >= 0)
+        reference = [self._reference_row(i) for i in range(len(self.samples))] if len(rows) else []
+        pose = transforms(arrays.data_ego_pose[reference])[position]
+        xy_m = np.einsum("nji,nj->ni", pose[:, :3, :2], arrays.box_pose[rows, :3] - pose[:, :3, 3])
+        inside = (grid.flat_index(torch.from_numpy(xy_m.astype(np.float32))) < grid.num_cells).numpy()
+        categories = np.bincount(arrays.box_category[rows][label < 0], minlength=len(self.index.meta.categories))
+        reasons = {
+            f"of no category that data.nuscenes.class_map names ({_most(self.index.meta.categories, categories)})": label
+            < 0,
+            f"whose points were not counted, where data.min_points={min_points} asks for some: data.min_points=0 takes "
+            "them": ~counted & (points < min_points),
+            f"with fewer points than data.min_points={min_points}": points < min_points,
+            "outside model.grid": ~inside,
+        }
+        seen, left_out = np.ones(len(rows), bool), {}
+        for reason, out in reasons.items():
+            if count := int((seen & out).sum()):
+                left_out[reason] = count
+            seen &= ~out
+        per_class = np.bincount(label[seen], minlength=len(self.classes)).tolist()
+        return Truth(self.split, len(rows), dict(zip(self.classes, per_class, strict=True)), left_out)
+
+    def _attributes(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Of each box the first attribute that is among `attributes`, -1 for none."""
+        arrays = self.index.arrays
+        known = self._attribute_of[arrays.box_attribute[rows]]  # -1, which is none, is its last
+        for column in arrays.box_more_attributes[rows].T:
+            known = np.where(known >= 0, known, self._attribute_of[column])
+        return known
 
     def _box_rows(self, i: int) -> NDArray[np.int64]:
         start, end = self.index.arrays.box_start[self.samples[i] : self.samples[i] + 2]
@@ -262,14 +328,15 @@ class NuScenesReader:
     def _camera(self, channel: str, row: int, pose: Float64, source: Source) -> CameraImage:
         arrays = self.index.arrays
         height, width = arrays.data_size_px[row].tolist()
-        image, scale = read_jpeg(**source, size_px=(height, width), decode=self.decode)
+        image, scale = read_picture(**source, size_px=(height, width), decode=self.decode)
         intrinsics = arrays.calibration_intrinsics[arrays.data_calibration[row]]
         return CameraImage(
             channel, image, scaled_intrinsics(intrinsics, scale, scale), pose, int(arrays.data_time_us[row])
         )
 
     def _lidar(self, channel: str, row: int, pose: Float64, source: Source) -> LidarSweep:
-        return LidarSweep(channel, read_lidar_file(**source), pose, int(self.index.arrays.data_time_us[row]))
+        points = read_lidar_file(**source, columns=self.config.lidar_columns)
+        return LidarSweep(channel, points, pose, int(self.index.arrays.data_time_us[row]))
 
     def _radar(self, channel: str, row: int, pose: Float64, source: Source) -> RadarSweep:
         points = read_radar_file(**source, keep=self.config.radar_filter)
@@ -319,6 +386,13 @@ def label_of_category(
             "Leave these categories out of the map, or add the class to model.classes"
         )
     return np.array([classes.index(class_map[name]) if name in class_map else -1 for name in categories], np.int64)
+
+
+def _most(names: tuple[str, ...], counts: NDArray[np.int64], shown: int = 4) -> str:
+    """The names that count most."""
+    order = [i for i in np.argsort(-counts, kind="stable") if counts[i]]
+    more = [f"{len(order) - shown} more"] if len(order) > shown else []
+    return ", ".join([f"{names[i]} {counts[i]}" for i in order[:shown]] + more)
 
 
 def _positions(names: tuple[str, ...], wanted: tuple[str, ...]) -> NDArray[np.int64]:

@@ -32,6 +32,8 @@ DETECTION_ATTRIBUTES = (
     "pedestrian.standing", "vehicle.moving", "vehicle.parked", "vehicle.stopped",
 )  # fmt: skip
 
+LIDAR_COLUMNS = ("x", "y", "z", "intensity", "ring")  # what a point is, here and in nuScenes' files
+
 
 class StrictModel(BaseModel):
     """Immutable, and an unknown key is an error."""
@@ -74,6 +76,9 @@ class NuScenesConfig(StrictModel):
     """A sweep so much older than the next, and all before it, are left out: in a data set without sweeps between its keyframes
     the sweep before is that of the keyframe before. null takes what is there."""
     radar_filter: RadarFilter = RadarFilter()
+    lidar_columns: tuple[str, ...] = LIDAR_COLUMNS
+    """The float32 that a point has in a LiDAR's file, in this order. Columns of other names are skipped; intensity and ring may
+    be missing."""
 
     class_map: dict[str, str] = Field(default_factory=lambda: dict(DETECTION_CLASS_OF_CATEGORY))
     index_dir: Path | None = None  # None: beside the tables, or in the user's cache where those are read-only
@@ -87,6 +92,11 @@ class NuScenesConfig(StrictModel):
         twice = sorted({name for name in channels if channels.count(name) > 1})
         if twice:
             raise ValueError(f"channel {twice[0]} is named twice")
+        columns = self.lidar_columns
+        if not {"x", "y", "z"} <= set(columns) or any(columns.count(name) > 1 for name in LIDAR_COLUMNS):
+            raise ValueError(
+                f"lidar_columns: expected each of x, y, z once, intensity and ring at most once, got {', '.join(columns)}"
+            )
         if self.lidar_channels and self.reference_channel not in self.lidar_channels:
             near = difflib.get_close_matches(self.reference_channel, self.lidar_channels, n=1, cutoff=0.0)
             raise ValueError(

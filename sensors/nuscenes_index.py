@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 from sensors.errors import DataRootError
 from sensors.nuscenes_config import NuScenesConfig
 
-FORMAT = 2
+FORMAT = 3
 TABLES = (
     "attribute", "calibrated_sensor", "category", "ego_pose", "instance", "sample", "sample_annotation", "sample_data",
     "scene", "sensor", "visibility",
@@ -72,9 +72,10 @@ class IndexArrays:
     box_size_m: NDArray[Any]  # [N, 3] float64 width, length, height
     box_velocity_mps: NDArray[Any]  # [N, 2] float64 global frame, NaN where unknown
     box_category: NDArray[Any]  # [N] int16
-    box_attribute: NDArray[Any]  # [N] int16
-    box_lidar_points: NDArray[Any]  # [N] int32
-    box_radar_points: NDArray[Any]  # [N] int32
+    box_attribute: NDArray[Any]  # [N] int16, the first of a box
+    box_more_attributes: NDArray[Any]  # [N, A] int16, those after it; A is 0 in most data sets
+    box_lidar_points: NDArray[Any]  # [N] int32, -1 where they were not counted
+    box_radar_points: NDArray[Any]  # [N] int32, as these
 
 
 @dataclass(frozen=True)
@@ -88,6 +89,7 @@ class IndexMeta:
     attributes: tuple[str, ...]
     scenes: tuple[str, ...]  # Q names
     splits: dict[str, list[int]]  # split name -> scenes that are in these tables; only splits that have one
+    notes: tuple[str, ...]  # what was found in the tables and is no fault, a line each
     data_id: str  # SHA-256 of the arrays: equal tables, equal id
 
 
@@ -136,7 +138,8 @@ def build_index(config: NuScenesConfig) -> Path:
 
     Raises:
         DataRootError: no data root, no such version, a table is missing or unreadable.
-        SensorDataError: a pose, an intrinsic matrix or a box in the tables cannot be one.
+        SensorDataError: a row of the tables lacks a key, names a row that is not there, or holds what cannot be: a time, a pose,
+            an intrinsic matrix, a box.
     """
     found = find_index(config)
     if found is not None:
@@ -245,7 +248,7 @@ def _write(config: NuScenesConfig, place: Path, name: str) -> None:
         for f in fields(IndexArrays):
             array = np.ascontiguousarray(getattr(arrays, f.name))
             np.save(building / f"{f.name}.npy", array)
-            if f.name not in _NOT_IN_ID:
+            if f.name not in _NOT_IN_ID and (f.name != "box_more_attributes" or array.size):
                 digest.update(f"{f.name} {array.dtype} {array.shape}".encode())
                 digest.update(array.tobytes())
         # The last file written marks a whole index.

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from bev.grid import BEVGrid
 from sensors.errors import DataRootError
-from sensors.nuscenes import NuScenesReader, label_of_category
+from sensors.nuscenes import NuScenesReader, Truth, label_of_category
 from sensors.nuscenes_config import NuScenesConfig
 from sensors.nuscenes_index import open_index
 
@@ -32,17 +33,28 @@ def describe(config: NuScenesConfig) -> dict[str, Any]:
     }
 
 
-def check_trainable(config: NuScenesConfig) -> None:
-    """Both splits are there with the channels, and the one to train on has boxes.
+def check_truth(reader: NuScenesReader, min_points: int, grid: BEVGrid) -> Truth:
+    """What training sees of a split.
+
+    Raises:
+        DataRootError: not one box; the message says how many were read, and why none is left.
+    """
+    truth = reader.truth(min_points, grid)
+    if not any(truth.per_class.values()):
+        config, categories = reader.config, reader.index.meta.categories
+        shown = ", ".join(categories[:8]) + (", ..." if len(categories) > 8 else "")
+        raise DataRootError(
+            f"{config.root} {config.version}: there is nothing to learn from: training would see {truth}. "
+            f"Categories there: {shown or 'none'}"
+        )
+    return truth
+
+
+def check_trainable(config: NuScenesConfig, min_points: int, grid: BEVGrid) -> Truth:
+    """Both splits are there with the channels, and the one to train on has boxes that training sees.
 
     Raises:
         DataRootError: they are not; of channels see `sensors.nuscenes_channels.check_channels`.
     """
     train, _ = (NuScenesReader(config, split) for split in (config.train_split, config.val_split))
-    if not train.class_counts().any():
-        categories = train.index.meta.categories
-        shown = ", ".join(categories[:8]) + (", ..." if len(categories) > 8 else "")
-        raise DataRootError(
-            f"{config.root} {config.version}: split {config.train_split!r} has no box with a point of a category that "
-            f"data.nuscenes.class_map names, so that there is nothing to learn. Categories there: {shown or 'none'}"
-        )
+    return check_truth(train, min_points, grid)

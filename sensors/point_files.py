@@ -13,10 +13,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sensors.errors import sensor_fault
-from sensors.nuscenes_config import RadarFilter
+from sensors.nuscenes_config import LIDAR_COLUMNS, RadarFilter
 
-LIDAR_FIELDS = 5  # x_m, y_m, z_m, intensity 0..255, ring
-_LIDAR_BYTES = 4 * LIDAR_FIELDS
+LIDAR_FIELDS = len(LIDAR_COLUMNS)  # x_m, y_m, z_m, intensity 0..255, ring
+_NOT_KNOWN = {"intensity": 0.0, "ring": -1.0}  # of a file that does not hold it
+_LOOKED_AT = 500  # points of a file: enough to tell a layout
+_MISREAD = 0.1  # the share of them that cannot be points; single ones may be damaged
+_LEAST = np.array([-2000, -2000, -2000, 0, -1], np.float32)
+_MOST = np.array([2000, 2000, 2000, 255.5, 1023], np.float32)
 _RADAR_FIELDS = ("x", "y", "z", "rcs", "vx_comp", "vy_comp")
 _RADAR_STATES = ("invalid_state", "dyn_prop", "ambig_state")
 _HEADER_LIMIT = 4096
@@ -25,6 +29,10 @@ COPY_AGAIN = "Copy the file again from the nuScenes archive, or set on_bad_file:
 CONVERT = (
     "Convert it to nuScenes' format (docs/rigs.md), leave the channel out of the configuration, "
     "or set on_bad_file: absent to count it as a missing sensor"
+)
+_SAY_COLUMNS = (
+    "Where a point has other columns, name them in data.nuscenes.lidar_columns, in the order of the file, such as "
+    "[x, y, z, intensity]; a column of a name that is none of x, y, z, intensity, ring is skipped"
 )
 _PCD_BEGINS = (b"# .PCD", b"VERSION", b"FIELDS")
 UNPACK = (
@@ -50,32 +58,67 @@ def read_bytes(path: Path, *, sensor: str, token: str) -> bytes:
     return data
 
 
-def read_lidar_file(path: Path, *, sensor: str, token: str) -> NDArray[np.float32]:
-    """[P, 5] float32: x_m, y_m, z_m (sensor frame), intensity (0..255), ring. Single points may hold NaN.
+def read_lidar_file(
+    path: Path, *, sensor: str, token: str, columns: tuple[str, ...] = LIDAR_COLUMNS
+) -> NDArray[np.float32]:
+    """[P, 5] float32: x_m, y_m, z_m (sensor frame), intensity (0..255; 0: not known), ring (-1: not known).
+
+    `columns` names the float32 that a point has in the file; those of other names are skipped. Single points may hold NaN.
 
     Raises:
-        SensorDataError: missing, empty or truncated file, not one finite point in it, or a PCD file with a header.
+        SensorDataError: missing, empty or truncated file, not one finite point in it, points of another layout, or a PCD file
+            with a header.
     """
-    data = read_bytes(path, sensor=sensor, token=token)
+    data, size = read_bytes(path, sensor=sensor, token=token), 4 * len(columns)
     if data.startswith(_PCD_BEGINS):
         raise sensor_fault(
             sensor=sensor, file=path, token=token, action=CONVERT,
             expected="nuScenes' LiDAR points, five float32 each without a header", got="a PCD file with a header",
         )  # fmt: skip
-    if len(data) % _LIDAR_BYTES:
+    if len(data) % size:
         raise sensor_fault(
-            sensor=sensor, file=path, token=token, action=COPY_AGAIN,
-            expected=f"whole points of {_LIDAR_BYTES} bytes",
-            got=f"{len(data)} bytes, which is {len(data) // _LIDAR_BYTES} points and {len(data) % _LIDAR_BYTES} bytes",
+            sensor=sensor, file=path, token=token, action=f"{COPY_AGAIN}. {_SAY_COLUMNS}",
+            expected=f"whole points of {size} bytes",
+            got=f"{len(data)} bytes, which is {len(data) // size} points and {len(data) % size} bytes",
         )  # fmt: skip
     # A copy, because what lies over `bytes` cannot be written to.
-    points = np.frombuffer(data, "<f4").reshape(-1, LIDAR_FIELDS).astype(np.float32)
+    points = np.frombuffer(data, "<f4").reshape(-1, len(columns)).astype(np.float32)
+    if columns != LIDAR_COLUMNS:
+        points = np.stack(
+            [
+                points[:, columns.index(name)]
+                if name in columns
+                else np.full(len(points), _NOT_KNOWN[name], np.float32)
+                for name in LIDAR_COLUMNS
+            ],
+            axis=1,
+        )
     if not np.isfinite(points[0, :3]).all() and not np.isfinite(points[:, :3]).all(axis=1).any():
         raise sensor_fault(
             sensor=sensor, file=path, token=token, action=COPY_AGAIN,
             expected="finite points", got=f"{len(points)} points, all of them NaN or infinite",
         )  # fmt: skip
+    if fault := _layout_fault(points):
+        raise sensor_fault(
+            sensor=sensor, file=path, token=token, action=_SAY_COLUMNS, got=fault,
+            expected=f"{len(columns)} float32 a point ({', '.join(columns)}), metres, intensity 0..255, whole rings or -1",
+        )  # fmt: skip
     return points
+
+
+def _layout_fault(points: NDArray[np.float32]) -> str | None:
+    """What cannot be in points [P, 5] that were read with another layout than they were written; None where all can."""
+    some = points[
+        :: (len(points) // _LOOKED_AT) | 1
+    ]  # an odd step: layouts of 4 and 6 repeat after an even number of rows
+    some = some[np.isfinite(some).all(axis=1)]
+    wrong = (some < _LEAST) | (some > _MOST)
+    wrong[:, 4] |= some[:, 4] != np.rint(some[:, 4])
+    if np.count_nonzero(wrong.any(axis=1)) <= _MISREAD * len(some):
+        return None
+    column = int(wrong.sum(axis=0).argmax())
+    row = ", ".join(f"{value:.6g}" for value in some[wrong[:, column].argmax()])
+    return f"{wrong[:, column].mean():.0%} of the points with {LIDAR_COLUMNS[column]} that cannot be ({row}, say)"
 
 
 def read_radar_file(path: Path, *, sensor: str, token: str, keep: RadarFilter | None = None) -> NDArray[np.float32]:

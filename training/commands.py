@@ -93,16 +93,20 @@ def index(config: ConfigFile, settings: Settings = None) -> None:
     from sensors.extras import require
 
     require("robustbev index", "data", "nuscenes")
+    from sensors.nuscenes_index import open_index
     from sensors.nuscenes_summary import check_trainable, describe
     from training.config import load_run_config
 
-    data = load_run_config(config, settings or []).data.nuscenes
+    run = load_run_config(config, settings or [])
+    data = run.data.nuscenes
     summary = describe(data)
     width = max(len(key) for key in summary)
     for key, value in summary.items():
         shown = ", ".join(f"{k} {v}" for k, v in value.items()) if isinstance(value, dict) else value
         print(f"{key:<{width}}  {', '.join(shown) if isinstance(shown, list) else shown}")
-    check_trainable(data)
+    for note in open_index(data).meta.notes:
+        print(note)
+    print(f"training sees {check_trainable(data, run.data.min_points, run.model.grid.bev())}")
 
 
 @app.command("config")

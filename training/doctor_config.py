@@ -48,11 +48,12 @@ def _libraries(run: RunConfig) -> Answer:
 
 
 def _data(run: RunConfig) -> list[Answer]:
-    """Data set, index, channels and splits, as far as can be known: the first that is not there ends it."""
-    from sensors.errors import DataRootError
+    """Data set, index, channels, splits and truth, as far as can be known: the first that is not there ends it."""
+    from sensors.errors import DataRootError, SensorDataError
     from sensors.nuscenes import NuScenesReader
     from sensors.nuscenes_channels import check_channels
     from sensors.nuscenes_index import check_root, find_index, open_index
+    from sensors.nuscenes_summary import check_truth
 
     config = run.data.nuscenes
     try:
@@ -67,11 +68,18 @@ def _data(run: RunConfig) -> list[Answer]:
         index = open_index(config)
         check_channels(config, index)
         counts = {split: len(index.samples_of_split(split)) for split in (config.train_split, config.val_split)}
-        old = NuScenesReader(config, config.train_split).left_out_sweeps()
-    except DataRootError as error:
+        reader = NuScenesReader(config, config.train_split)
+        old = reader.left_out_sweeps()
+    except (DataRootError, SensorDataError) as error:
         return [data, Answer("index", False, str(error))]
+    try:
+        truth = Answer("truth", True, str(check_truth(reader, run.data.min_points, run.model.grid.bev())))
+    except (DataRootError, SensorDataError) as error:
+        truth = Answer("truth", False, str(error))
     said = ", ".join(f"{count} keyframes in {split}" for split, count in counts.items())
-    return [data, Answer("index", True, f"{said}; {found}"), *(Answer("sweeps", True, line) for line in old)]
+    notes = [Answer("tables", True, line) for line in index.meta.notes]
+    index_answer = Answer("index", True, f"{said}; {found}")
+    return [data, index_answer, *notes, truth, *(Answer("sweeps", True, line) for line in old)]
 
 
 def _model(run: RunConfig) -> Answer:

@@ -29,6 +29,7 @@ from nuscenes.eval.common.loaders import (
 from nuscenes.eval.detection.data_classes import DetectionBox, DetectionConfig, DetectionMetrics
 from nuscenes.eval.detection.evaluate import DetectionEval
 
+from sensors.nuscenes_config import DETECTION_ATTRIBUTES
 from sensors.nuscenes_tables import open_devkit
 from training.atomic import write_json
 from training.detection_metrics import FastMetrics
@@ -51,7 +52,12 @@ def open_tables(root: Path, version: str) -> NuScenes:
             f"{root / version}: no nuScenes tables there. Expected a data root with a folder {version!r} of JSON tables; "
             "see nuscenes.org for the data set, or run `make demo`, which needs none"
         )
-    return open_devkit(root, version)
+    nusc = open_devkit(root, version)
+    for row in nusc.sample_annotation:
+        if len(row["attribute_tokens"]) > 1:  # the devkit refuses the whole set
+            known = [t for t in row["attribute_tokens"] if nusc.get("attribute", t)["name"] in DETECTION_ATTRIBUTES]
+            row["attribute_tokens"] = known[:1]
+    return nusc
 
 
 def detection_config(radius_m: float) -> DetectionConfig:

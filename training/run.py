@@ -14,7 +14,7 @@ from pydantic import BaseModel
 import robustbev
 from robustbev.devices import usable_device
 from sensors.nuscenes_index import build_index
-from sensors.nuscenes_summary import describe
+from sensors.nuscenes_summary import check_truth, describe
 from training.checkpoint import CheckpointStore
 from training.config import RunConfig
 from training.data import open_reader
@@ -59,7 +59,9 @@ def run_training(
         if fresh:
             files.clear()
         build_index(config.data.nuscenes)  # once, before workers would all do it
-        for line in open_reader(config.data, config.model, config.data.nuscenes.train_split).left_out_sweeps():
+        reader = open_reader(config.data, config.model, config.data.nuscenes.train_split)
+        check_truth(reader, config.data.min_points, config.model.grid.bev())
+        for line in (*reader.index.meta.notes, *reader.left_out_sweeps()):
             print(line, flush=True)
         files.begin(config)
         store = CheckpointStore(files.checkpoints, robustbev.save, config.runner.checkpoint.keep)

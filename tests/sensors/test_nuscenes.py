@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import pickle
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,13 +15,16 @@ from nuscenes.nuscenes import NuScenes
 from nuscenes.utils.data_classes import LidarPointCloud, RadarPointCloud
 from pyquaternion import Quaternion
 
+from bev.grid import BEVGrid
 from sensors.calibration import apply, inverse_rigid
 from sensors.errors import DataRootError, SensorDataError, SensorDataWarning
 from sensors.images import DecodeSize
 from sensors.nuscenes import NuScenesReader
 from sensors.nuscenes_config import NuScenesConfig, RadarFilter
-from sensors.nuscenes_summary import describe
-from tests.small_nuscenes import CHANNELS, SmallNuScenes, write_radar
+from sensors.nuscenes_summary import check_truth, describe
+from tests.small_nuscenes import CHANNELS, VERSION, SmallNuScenes, write_radar
+
+GRID = BEVGrid(-25.6, 25.6, -25.6, 25.6, 0.8)
 
 
 @pytest.fixture(scope="module")
@@ -141,6 +146,57 @@ def test_class_counts_leave_out_boxes_without_points(reader: NuScenesReader) -> 
     assert counts.shape == (3, 10)
     assert counts[:, reader.classes.index("car")].tolist() == [1, 1, 1]
     assert counts.sum() == 3
+
+
+@pytest.mark.parametrize(
+    ("change", "class_map", "min_points", "grid", "words"),
+    [
+        ({}, {}, 1, GRID, "3 of 4 boxes in small_train (car 3); left out: 1 with fewer points than data.min_points=1"),
+        ({}, {}, 0, GRID, "4 of 4 boxes in small_train (car 3, pedestrian 1)"),
+        ({}, {}, 1, BEVGrid(-2, 2, -2, 2, 1), "0 of 4 boxes in small_train; left out: 1 with fewer points than "
+            "data.min_points=1; 3 outside model.grid"),
+        ({}, {"animal": "barrier"}, 1, GRID, "0 of 4 boxes in small_train; left out: 4 of no category that "
+            "data.nuscenes.class_map names (vehicle.car 3, human.pedestrian.child 1)"),
+        ({"num_lidar_pts": -1, "num_radar_pts": 0}, {}, 2, GRID, "0 of 4 boxes in small_train; left out: 4 whose points were "
+            "not counted, where data.min_points=2 asks for some: data.min_points=0 takes them"),
+        ({"num_lidar_pts": None, "num_radar_pts": None}, {}, 1, GRID, "0 of 4 boxes in small_train; left out: 4 whose points"),
+        ({"num_lidar_pts": -1, "num_radar_pts": 0}, {}, 0, GRID, "4 of 4 boxes in small_train (car 3, pedestrian 1)"),
+        ({"num_lidar_pts": -1, "num_radar_pts": 3}, {}, 3, GRID, "4 of 4 boxes in small_train (car 3, pedestrian 1)"),
+        (None, {}, 1, GRID, "0 of 0 boxes in small_train"),
+    ],
+)  # fmt: skip
+def test_what_training_sees_is_counted_and_nothing_is_refused(
+    copied: NuScenesConfig,
+    change: dict[str, Any] | None,
+    class_map: dict[str, str],
+    min_points: int,
+    grid: BEVGrid,
+    words: str,
+) -> None:
+    """`change` of every annotation, None: there is none."""
+    for table in ("sample_annotation", "instance"):
+        path = copied.root / VERSION / f"{table}.json"
+        rows = json.loads(path.read_text())
+        path.write_text(json.dumps([] if change is None else [row | change for row in rows]))
+    config = copied.model_copy(update={"class_map": class_map or copied.class_map})
+    reader = NuScenesReader(config, "small_train")
+    assert str(reader.truth(min_points, grid)).startswith(words)
+    seen = sum(
+        int(((grid.flat_index(reader.boxes(i).center_m[:, :2]) < grid.num_cells) & (points >= min_points)).sum())
+        for i, points in enumerate(reader.num_points(i) for i in range(len(reader)))
+    )
+    if seen:
+        assert sum(check_truth(reader, min_points, grid).per_class.values()) == seen
+    else:
+        with pytest.raises(
+            DataRootError, match=r"nothing to learn from: training would see 0 of [04] boxes in small_train"
+        ):
+            check_truth(reader, min_points, grid)
+
+
+def test_balanced_sampling_counts_the_boxes_that_training_sees(reader: NuScenesReader) -> None:
+    assert reader.class_counts(0).sum() == 4
+    assert reader.class_counts(23).sum() == 0
 
 
 def test_the_class_map_of_the_config_decides_the_classes(small_nuscenes: SmallNuScenes) -> None:
@@ -313,6 +369,28 @@ def test_a_lidar_file_without_one_finite_point_is_a_fault(copied: NuScenesConfig
     np.full((50, 5), np.nan, "<f4").tofile(path)
     with pytest.raises(SensorDataError, match=r"LIDAR_TOP.*50 points, all of them NaN"):
         NuScenesReader(copied, "small_train").frame(0)
+
+
+def test_lidar_columns_say_what_a_point_of_a_file_holds(copied: NuScenesConfig) -> None:
+    whole = NuScenesReader(copied, "small_train").frame(0)
+    for path in copied.root.glob("s*/LIDAR_TOP/*"):
+        points = np.fromfile(path, "<f4").reshape(-1, 5)
+        points[:, [3, 0, 1, 2]].tofile(path)  # intensity first, no ring
+    with pytest.raises(SensorDataError, match=r"LIDAR_TOP-0-0\.pcd\.bin .*data\.nuscenes\.lidar_columns"):
+        NuScenesReader(copied, "small_train").frame(0)
+    config = copied.model_copy(update={"lidar_columns": ("intensity", "x", "y", "z")})
+    frame = NuScenesReader(config, "small_train").frame(0)
+    assert frame.lidar is not None
+    assert whole.lidar is not None
+    for sweep, old in zip(frame.lidar, whole.lidar, strict=True):
+        np.testing.assert_array_equal(sweep.points[:, :4], old.points[:, :4])
+        assert (sweep.points[:, 4] == -1).all()
+
+
+@pytest.mark.parametrize("columns", [("x", "y", "intensity"), ("x", "y", "z", "ring", "ring"), ()])
+def test_lidar_columns_hold_a_place_at_least(columns: tuple[str, ...]) -> None:
+    with pytest.raises(ValueError, match="lidar_columns: expected each of x, y, z once"):
+        NuScenesConfig(lidar_columns=columns)
 
 
 def test_a_radar_that_saw_nothing_is_present(copied: NuScenesConfig) -> None:

@@ -154,7 +154,7 @@ def test_damaged_splits_are_named(copied: NuScenesConfig) -> None:
         ("calibrated_sensor", {"rotation": [1.0, 1.0, 0.0, 0.0]}, r"CAM_FRONT.*norm 1.*norm 1\.414"),
         ("calibrated_sensor", {"translation": [float("nan"), 0.0, 0.0]}, r"CAM_FRONT.*finite"),
         ("ego_pose", {"rotation": [0.0, 0.0, 0.0, 0.0]}, r"ego_pose\.json.*CAM_FRONT-0-0.*norm 0"),
-        ("sample_annotation", {"size": [1.9, -4.6, 1.7]}, r"car-0-0.*sample-0-0.*sizes"),
+        ("sample_annotation", {"size": [1.9, -4.6, 1.7]}, r"car-0-0: size: expected three sizes.*sample-0-0"),
         ("sample_annotation", {"rotation": [2.0, 0.0, 0.0, 0.0]}, r"car-0-0.*norm 1"),
     ],
 )

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from sensors.errors import SensorDataError
 from sensors.point_files import read_lidar_file, read_radar_file, read_radar_records
@@ -97,3 +100,43 @@ def test_a_lidar_file_with_a_header_is_not_taken_for_points(tmp_path: Path, begi
         SensorDataError, match=r"LIDAR_LEFT: .*got a PCD file with a header\. Convert it.*docs/rigs\.md"
     ):
         read_lidar_file(path, sensor="LIDAR_LEFT", token="t")
+
+
+@settings(max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    columns=st.permutations(["x", "y", "z", "intensity", "ring", "time", "spare"]).flatmap(
+        lambda names: st.integers(0, 4).map(
+            lambda left_out: tuple(n for n in names if n not in ("ring", "intensity", "time", "spare")[:left_out])
+        )
+    ),
+    count=st.integers(20, 3000),
+    seed=st.integers(0, 2**32 - 1),
+    brightest=st.sampled_from([1, 255]),
+)
+def test_a_file_of_another_layout_is_noticed_and_read_by_its_columns(
+    tmp_path: Path, columns: tuple[str, ...], count: int, seed: int, brightest: int
+) -> None:
+    random = np.random.default_rng(seed)
+    of: dict[str, Any] = {name: random.normal(0, 20, count) for name in ("x", "y", "z", "spare")}
+    of |= {"intensity": random.uniform(0, brightest, count), "ring": np.arange(count) % 32}
+    of |= {"time": random.uniform(-0.05, 0.05, count)}
+    path = tmp_path / "lidar.bin"
+    np.stack([of[name] for name in columns], axis=1).astype("<f4").tofile(path)
+    points = read_lidar_file(path, sensor="LIDAR_TOP", token="t", columns=columns)
+    zero = np.zeros(count)
+    expected = [of["x"], of["y"], of["z"], of["intensity"] if "intensity" in columns else zero]
+    expected.append(of["ring"] if "ring" in columns else zero - 1)
+    np.testing.assert_array_equal(points, np.stack(expected, axis=1).astype(np.float32))
+    if columns[4:5] != ("ring",) or len(columns) != 5:
+        with pytest.raises(SensorDataError, match=r"lidar\.bin .*lidar_columns, in the order of the file") as fault:
+            read_lidar_file(path, sensor="LIDAR_TOP", token="t")
+        assert len(str(fault.value).splitlines()) == 1
+
+
+def test_single_damaged_points_are_no_other_layout(tmp_path: Path) -> None:
+    path = tmp_path / "lidar.bin"
+    points = np.tile(np.array([1, 2, 3, 51, 7], "<f4"), (1000, 1))
+    points[::40] = [1e9, -1e9, 3, 999, 0.5]  # one in twenty of those that are there
+    points[1::2] = np.nan  # no return: half of them
+    points.tofile(path)
+    np.testing.assert_array_equal(read_lidar_file(path, sensor="LIDAR_TOP", token="t"), points)

@@ -119,6 +119,22 @@ def test_index_says_what_is_in_a_data_set(config: Path, small_nuscenes: SmallNuS
     assert result.exit_code == 0, result.output
     assert "data_id" in result.stdout
     assert "CAM_FRONT" in result.stdout
+    assert result.stdout.endswith(
+        "training sees 3 of 4 boxes in small_train (car 3); left out: 1 with fewer points than data.min_points=1\n"
+    )
+
+
+def test_a_training_on_nothing_is_refused_before_it_begins(config: Path, small_nuscenes: SmallNuScenes) -> None:
+    data = small_nuscenes.config
+    words = [f"data.nuscenes.root={data.root}", f"data.nuscenes.version={data.version}", "data.min_points=23"]
+    words += ["data.nuscenes.camera_channels=[CAM_FRONT]", "data.nuscenes.radar_channels=[RADAR_FRONT]"]
+    words += ["data.nuscenes.train_split=small_train", "data.nuscenes.val_split=small_val", "data.balance=cbgs"]
+    result = RUNNER.invoke(app, ["train", "--config", str(config), *SMALL, *words])
+    assert result.exit_code == 2
+    (line,) = result.stderr.splitlines()
+    assert (
+        "training would see 0 of 4 boxes in small_train; left out: 4 with fewer points than data.min_points=23" in line
+    )
 
 
 def test_index_says_what_is_there_and_then_which_channel_is_not(config: Path, small_nuscenes: SmallNuScenes) -> None:
@@ -139,7 +155,8 @@ def test_index_says_what_is_there_and_then_which_channel_is_not(config: Path, sm
         ("data.nuscenes.val_split=val", "split 'val': no scene of it is in .* small_train"),
         (
             "data.nuscenes.class_map={animal: barrier}",
-            "split 'small_train' has no box .*class_map names.* Categories there: vehicle",
+            "training would see 0 of 4 boxes in small_train; left out: 4 of no category that data.nuscenes.class_map names "
+            r"\(vehicle.car 3, human.pedestrian.child 1\). Categories there: vehicle",
         ),
     ],
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -156,9 +157,23 @@ def test_a_configuration_that_can_run(config: Path, data: SmallNuScenes, capsys:
     assert (
         "3 keyframes in small_train, 3 keyframes in small_val" in by_name(check_config(config, [], BARE))["index"].said
     )
+    assert by_name(check_config(config, [], BARE))["truth"].said.startswith("3 of 4 boxes in small_train (car 3)")
     assert first["modalities"].said == "1 camera, 1 lidar, 1 radar"
     assert examine(config) == 0
     assert f"{config}: can run here" in capsys.readouterr().out
+
+
+def test_what_is_odd_in_the_tables_is_told_and_no_obstacle(config: Path, data: SmallNuScenes) -> None:
+    path = data.root / data.config.version / "sample_annotation.json"
+    rows = json.loads(path.read_text())
+    rows[0]["translation"][0] -= 3000.0
+    path.write_text(json.dumps(rows))
+    build_index(data.config)
+    told = by_name(check_config(config, [], BARE))["tables"]
+    assert told.able
+    assert told.said.endswith(
+        "row car-0-0: prev and next give 6002 m/s; so 2 of 8 boxes move faster than 60 m/s, and their velocity counts as unknown"
+    )
 
 
 @pytest.mark.parametrize(
@@ -167,6 +182,7 @@ def test_a_configuration_that_can_run(config: Path, data: SmallNuScenes, capsys:
         (["data.nuscenes.root=nowhere"], BARE, "data", "data root nowhere (data.nuscenes.root) does not exist"),
         (["data.nuscenes.radar_channels=[RADAR_FRNT]"], BARE, "index", "RADAR_FRNT (the nearest is RADAR_FRONT)"),
         (["data.nuscenes.val_split=other"], BARE, "index", "split 'other': no scene of it"),
+        (["data.min_points=23"], BARE, "truth", "0 of 4 boxes in small_train; left out: 4 with fewer points"),
         (["data.nuscenes.radar_channels=[]"], BARE, "modalities", "set model.radar=null, or name its channels"),
         (["camera_weights=vit.safetensors"], BARE, "modalities", "camera_weights: no file vit.safetensors"),
         (["runner.device=cuda"], BARE, "device", "set runner.device=cpu"),
