@@ -113,7 +113,7 @@ class NuScenesLog:
                 f"{config.root} {config.version}: no scene {scene!r}. There are {', '.join(scenes[:_SOME]) or 'none'}{more}"
             )
         self.scene = scene
-        self._root = config.root.expanduser()
+        self._root, self._lidar_columns = config.root.expanduser(), config.lidar_columns
         self._path = self._root / config.version
         self._damage = Damage()
         number = scenes.index(scene)
@@ -245,4 +245,4 @@ class NuScenesLog:
             return sensor_poses(index, time_us, self._first_rows() if first else [row])
         if planned.topic.endswith(INFO):
             return camera_info(index, row)
-        return reading(index, self._root, row)
+        return reading(index, self._root, row, self._lidar_columns)

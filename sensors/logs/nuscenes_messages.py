@@ -66,8 +66,13 @@ def camera_info(index: NuScenesIndex, row: int) -> CameraInfo:
     )
 
 
-def reading(index: NuScenesIndex, root: Path, row: int) -> EncodedImage | PointCloud | Malformed:
-    """A picture's file as it is, or a LiDAR's or radar's points with every field of the file."""
+def reading(
+    index: NuScenesIndex, root: Path, row: int, lidar_columns: tuple[str, ...]
+) -> EncodedImage | PointCloud | Malformed:
+    """A picture's file as it is, or a LiDAR's or radar's points with every field of the file.
+
+    `lidar_columns`: of the LiDAR's files, as `NuScenesConfig` has them; the fields are always the same five.
+    """
     arrays, channel = index.arrays, _channel(index, row)
     modality = index.meta.modalities[int(arrays.data_channel[row])]
     path, token = root / arrays.data_file[row].decode(), arrays.data_token[row].decode()
@@ -77,7 +82,8 @@ def reading(index: NuScenesIndex, root: Path, row: int) -> EncodedImage | PointC
             data = read_bytes(path, sensor=channel, token=token)
             return EncodedImage(stamp_ns, channel, check_whole(data), data)
         if modality == "lidar":
-            points = read_lidar_file(path, sensor=channel, token=token).view(LIDAR_RECORD)[:, 0]
+            points = read_lidar_file(path, sensor=channel, token=token, columns=lidar_columns)
+            points = points.view(LIDAR_RECORD)[:, 0]
         else:
             points = read_radar_records(path, sensor=channel, token=token)
     except PictureError as error:

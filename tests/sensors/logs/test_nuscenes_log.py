@@ -221,6 +221,18 @@ def test_order_by_publishing_is_the_same_order(small_nuscenes: SmallNuScenes) ->
     assert [m.topic for m in log.messages(order="publish")] == [m.topic for m in log.messages()]
 
 
+def test_points_of_other_columns_are_read_by_their_names(copied: NuScenesConfig) -> None:
+    path = copied.root / "samples/LIDAR_TOP/LIDAR_TOP-0-0.pcd.bin"
+    points = np.fromfile(path, "<f4").reshape(-1, 5)
+    points[:, [3, 0, 1, 2]].tofile(path)  # intensity first, no ring
+    config = copied.model_copy(update={"lidar_columns": ("intensity", "x", "y", "z")})
+    cloud = next(m.payload for m in NuScenesLog(config, "scene-0").messages() if m.topic == "/lidar_top")
+    assert isinstance(cloud, PointCloud)
+    for name, column in (("x", 0), ("z", 2), ("intensity", 3)):
+        np.testing.assert_array_equal(cloud.points[name], points[:, column])
+    assert (cloud.points["ring"] == -1).all()
+
+
 def test_a_picture_in_png_is_read_by_the_log_and_by_the_reader(copied: NuScenesConfig) -> None:
     path = copied.root / "samples/CAM_FRONT/CAM_FRONT-0-1.jpg"
     image = simplejpeg.decode_jpeg(path.read_bytes(), "BGR", fastupsample=True)
