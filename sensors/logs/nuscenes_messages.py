@@ -82,8 +82,8 @@ def reading(
             data = read_bytes(path, sensor=channel, token=token)
             return EncodedImage(stamp_ns, channel, check_whole(data), data)
         if modality == "lidar":
-            points = read_lidar_file(path, sensor=channel, token=token, columns=lidar_columns)
-            points = points.view(LIDAR_RECORD)[:, 0]
+            rows = read_lidar_file(path, sensor=channel, token=token, columns=lidar_columns)
+            points = rows.view(LIDAR_RECORD)[:, 0]
         else:
             points = read_radar_records(path, sensor=channel, token=token)
     except PictureError as error:
