@@ -12,12 +12,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .coarse import check_heads
+from .coarse import check_heads, feed_forward
 from .features import BEVFeatures, FusedBEV, Fuser
 from .kernels import devices
 from .kernels.cells import cell_attention
 from .kernels.neighbours import by_triton, neighbour_attention
-from .kernels.norms import same_dtype_norm
+from .kernels.norms import SameDtypeNorm
 from .kernels.windows import window_attention
 from .named import NamedParameters
 from .nulls import Absent, ModalityTokens, present_mean, trusted_mean
@@ -106,17 +106,12 @@ class CrossAttentionFusion(Fuser):
         self.modality = NamedParameters(self.modalities, torch.randn(len(channels), out_channels) * 0.02)
         self.learned_query = nn.Parameter(torch.zeros(out_channels))
         self.position = nn.Linear(out_channels, out_channels, bias=False)
-        self.token_norm = nn.LayerNorm(out_channels)
-        self.query_norm = nn.LayerNorm(out_channels)
+        self.token_norm = SameDtypeNorm(out_channels)
+        self.query_norm = SameDtypeNorm(out_channels)
         self.query = nn.Linear(out_channels, out_channels)
         self.key_value = nn.Linear(out_channels, 2 * out_channels)
         self.out = nn.Linear(out_channels, out_channels)
-        self.feed_forward = nn.Sequential(
-            nn.LayerNorm(out_channels),
-            nn.Linear(out_channels, out_channels),
-            nn.ReLU(),
-            nn.Linear(out_channels, out_channels),
-        )
+        self.feed_forward = feed_forward(out_channels)
 
     def forward(
         self,
@@ -128,21 +123,11 @@ class CrossAttentionFusion(Fuser):
         """As `Fuser.forward`; `attention` is the weight of a modality's tokens, mean over heads, summed over neighbours."""
         tokens, coverage = self.tokens(features, grid_shape, batch_size)  # [M, B, X, Y, C], [M, B, X, Y]
         place = placed(self.position, (tokens.shape[2], tokens.shape[3]))
-        asking = same_dtype_norm(self.query_norm, present_mean(tokens, coverage) + self.learned_query + place)
+        asking = self.query_norm(present_mean(tokens, coverage) + self.learned_query + place)
         attended, share = self._attend(asking, tokens, coverage > 0 if self.absent == "mask" else None)
         fused = trusted_mean(tokens, coverage, share) + attended
-        fused = fused + self._fed_forward(fused)
+        fused = fused + self.feed_forward(fused)
         return FusedBEV(features=fused.permute(0, 3, 1, 2), attention=share, coverage=coverage.amax(0))
-
-    def _fed_forward(self, fused: Tensor) -> Tensor:
-        if devices.in_blocks(fused.device):
-            return self.feed_forward(fused)
-        norm, *layers = self.feed_forward
-        assert isinstance(norm, nn.LayerNorm)
-        x = same_dtype_norm(norm, fused)
-        for layer in layers:
-            x = layer(x)
-        return x
 
     def _attend(self, asking: Tensor, tokens: Tensor, seen: Tensor | None) -> tuple[Tensor, Tensor]:
         """[B, X, Y, C], [M, B, X, Y, C], [M, B, X, Y] -> what each cell draws from tokens [B, X, Y, C], and the shares."""
@@ -160,7 +145,7 @@ class CrossAttentionFusion(Fuser):
 
     def _keys_and_values(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
         """[M, B, X, Y, C] -> twice [M, B, X, Y, H, c]: linear in the normed token plus its modality's embedding."""
-        normed = same_dtype_norm(self.token_norm, tokens)
+        normed = self.token_norm(tokens)
         parts = []
         for weight, bias in zip(self.key_value.weight.chunk(2), self.key_value.bias.chunk(2), strict=True):
             # The embedding's product is the same at all cells, so it goes into the bias.

@@ -1,4 +1,4 @@
-"""What fusers on a coarse grid are made of.
+"""What fusers are made of, those on a coarse grid most of all.
 
 Letters: B samples, C channels, H heads, c channels of a head, M modalities, N tokens, Q queries, X and Y cells.
 """
@@ -12,12 +12,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .kernels.devices import widened
+from .kernels.norms import SameDtypeNorm
 
 
 def feed_forward(channels: int) -> nn.Sequential:
     """Norm and two layers, to be added to what goes in."""
     return nn.Sequential(
-        nn.LayerNorm(channels), nn.Linear(channels, channels), nn.ReLU(), nn.Linear(channels, channels)
+        SameDtypeNorm(channels), nn.Linear(channels, channels), nn.ReLU(), nn.Linear(channels, channels)
     )
 
 

@@ -35,9 +35,8 @@ from training.atomic import write_json
 from training.detection_metrics import FastMetrics
 from training.report import TP_ERRORS, SubsetResult
 
-Metrics = Literal[
-    "devkit", "fast", "both"
-]  # fast: `training.detection_metrics`; both: an error where they differ in one bit
+# fast: `training.detection_metrics`; both: an error where they differ in one bit
+Metrics = Literal["devkit", "fast", "both"]
 _OFFICIAL_REFERENCE = "LIDAR_TOP"
 
 

@@ -2,24 +2,30 @@
 
 from __future__ import annotations
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from . import devices
 
 
+class SameDtypeNorm(nn.LayerNorm):
+    """LayerNorm in the dtype of what goes in, summed in float32. Autocast would widen every token, and narrow it again."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return same_dtype_norm(self, x)
+
+
 def same_dtype_norm(norm: nn.LayerNorm, x: Tensor) -> Tensor:
-    """`norm` with its result in the dtype of `x`, summed in float32. Autocast would widen every token, and narrow it again."""
-    if devices.in_blocks(x.device):
-        with torch.autocast("cpu", enabled=False):
-            return norm(x)
+    """What `SameDtypeNorm` does, with the parameters of any LayerNorm."""
     if _by_triton(x):
         return _triton_norm(norm, x, None)
-    if not devices.autocasts(x.device):
-        return norm(x)
-    with devices.no_autocast(x.device):  # CUDA wants weights in the dtype of `x`; it sums in float32 all the same
-        return F.layer_norm(x, norm.normalized_shape, norm.weight.to(x.dtype), norm.bias.to(x.dtype), norm.eps)
+    weight: Tensor
+    bias: Tensor
+    weight, bias = norm.weight, norm.bias
+    if devices.autocasts(x.device) and not devices.in_blocks(x.device):
+        weight, bias = weight.to(x.dtype), bias.to(x.dtype)  # CUDA wants one dtype, and sums in float32 all the same
+    with devices.no_autocast(x.device):
+        return F.layer_norm(x, norm.normalized_shape, weight, bias, norm.eps)
 
 
 def kept_relu_norm(norm: nn.LayerNorm, x: Tensor, kept: Tensor) -> Tensor:

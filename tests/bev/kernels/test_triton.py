@@ -6,9 +6,6 @@ Letters: P points, F features of a point, C channels, T boxes.
 from __future__ import annotations
 
 import inspect
-import os
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -202,45 +199,6 @@ def test_a_kernel_runs_on_the_device_of_what_it_is_given(monkeypatch: pytest.Mon
     assert entered == [given, ((2, 3), given, 5, {"C": 1}), None]
     for kernel in (lift_kernel, pillar_kernel, suppression_kernel):
         assert "[(" not in inspect.getsource(kernel), "launched past `launch`"
-
-
-_COMPILE = """
-import triton
-from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource
-from bev.kernels import lift, pillars, suppression
-from fusion.kernels import triton_norm
-
-pillar = dict(F=11, C=63, BP=16, BC=64)
-splat = dict(C=80, D=59, WIDE=True, C1=64, C2=16, BE=16)
-norm = dict(C=24, BC=32, BR=16, RELU=True)
-kernels = [
-    (lift._sum_cell, splat, 1), (lift._sum_pixel, splat, 1),
-    (lift._place_points, dict(X=180, Y=180, D=59, ACROSS=2, ALONG=2, BP=1024), 8),
-    (pillars._maximum, pillar, 4), (pillars._count_ties, pillar, 2), (pillars._share_out, pillar | dict(BF=16), 2),
-    (suppression._suppress, dict(BT=512), 1), (triton_norm._normalise, norm, 4), (triton_norm._backward, norm, 4),
-]
-types = dict.fromkeys(("entry", "cell", "offsets", "kept", "rows", "entries"), "*i32") | dict(close="*u8", present="*u8")
-types |= dict.fromkeys(("P", "T", "N", "R", "programs", "cameras"), "i32")
-types |= dict.fromkeys(("x_min_m", "y_min_m", "cell_m", "z_min_m", "z_max_m", "depth_min_m", "depth_step_m", "eps"), "fp32")
-for kernel, constants, warps in kernels:
-    signature = {name: "constexpr" if name in constants else types.get(name, "*fp32") for name in kernel.arg_names}
-    if kernel is lift._place_points:
-        signature["points"] = "i32"
-    source = ASTSource(fn=kernel, signature=signature, constexprs={n: v for n, v in constants.items() if n in signature})
-    compiled = triton.compile(source, target=GPUTarget("cuda", 90, 32), options={"num_warps": warps})
-    print(kernel.__name__, len(compiled.asm["cubin"]))
-"""
-
-
-def test_a_gpus_code_can_be_made_of_them(tmp_path: Path) -> None:
-    """The interpreter runs what the compiler refuses: so compile, which needs no GPU, but another process. Norms, too."""
-    environment = {**os.environ, "TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": str(tmp_path)}
-    done = subprocess.run(
-        [sys.executable, "-c", _COMPILE], cwd=ROOT, env=environment, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert len(done.stdout.splitlines()) == 9
 
 
 def test_a_cpu_never_asks_for_triton(monkeypatch: pytest.MonkeyPatch) -> None:

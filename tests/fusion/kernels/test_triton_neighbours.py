@@ -5,9 +5,6 @@ Letters: B samples, H heads, M modalities, X and Y cells.
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 from unittest.mock import Mock
 
@@ -241,32 +238,3 @@ def test_the_fuser_is_the_same_function_on_a_gpu(
     for got, wanted in zip(run(), expected, strict=True):
         scale = max(1e-3, float(wanted.abs().max()))
         torch.testing.assert_close(got.float() / scale, wanted.float() / scale, rtol=tolerance, atol=tolerance / 2)
-
-
-_COMPILE = """
-import triton
-from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource
-from fusion.kernels import triton_neighbours
-
-constants = dict(M=3, P=4, H=8, W=16, SIDE=3, SEEN=True, KEPT=True, ATTENDED=True, SHARE=True, TX=4, TY=4)
-types = dict.fromkeys(("query", "key", "value", "of_query", "of_key", "of_value"), "*bf16")
-types |= dict(seen="*u8", B="i32", X="i32", Y="i32", scale="fp32") | dict.fromkeys(constants, "constexpr")
-for name in ("_attend", "_backward_of_queries", "_backward_of_tokens"):
-    kernel = getattr(triton_neighbours, name)
-    signature = {argument: types.get(argument, "*fp32") for argument in kernel.arg_names}
-    values = {argument: constants[argument] for argument in kernel.arg_names if argument in constants}
-    source = ASTSource(fn=kernel, signature=signature, constexprs=values)
-    compiled = triton.compile(source, target=GPUTarget("cuda", 90, 32), options={"num_warps": 8})
-    print(name, len(compiled.asm["cubin"]))
-"""
-
-
-def test_a_gpus_code_can_be_made_of_it(tmp_path: Path) -> None:
-    """The interpreter runs what the compiler refuses: so compile, which needs no GPU, but another process."""
-    environment = {**os.environ, "TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": str(tmp_path)}
-    done = subprocess.run(
-        [sys.executable, "-c", _COMPILE], cwd=ROOT, env=environment, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert len(done.stdout.splitlines()) == 3

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fusion.kernels import devices
-from fusion.kernels.norms import kept_relu_norm, same_dtype_norm
+from fusion.kernels.norms import SameDtypeNorm, kept_relu_norm
 
 pytest.importorskip("triton", reason="Triton is for Linux on x86-64")
 from fusion.kernels import triton_norm
@@ -30,8 +30,8 @@ def both(x: Tensor, norm: nn.LayerNorm) -> list[list[Tensor]]:
     return results
 
 
-def random_norm(channels: int) -> nn.LayerNorm:
-    draw, norm = torch.Generator().manual_seed(0), nn.LayerNorm(channels)
+def random_norm(channels: int) -> SameDtypeNorm:
+    draw, norm = torch.Generator().manual_seed(0), SameDtypeNorm(channels)
     nn.init.normal_(norm.weight, generator=draw)
     nn.init.normal_(norm.bias, generator=draw)
     return norm
@@ -67,9 +67,9 @@ def test_a_gpu_takes_it_for_narrow_rows(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(devices, "in_triton", lambda _: True)
     for channels, taken in ((32, True), (512, False)):
         x, norm = torch.randn(4, channels), random_norm(channels)
-        got = same_dtype_norm(norm, x)
-        assert ("TritonLayerNorm" in got.grad_fn.name()) == taken  # type: ignore[union-attr]
-        torch.testing.assert_close(got, norm(x), rtol=1e-4, atol=1e-4)
+        got = norm(x)
+        assert ("TritonLayerNorm" in got.grad_fn.name()) == taken
+        torch.testing.assert_close(got, nn.LayerNorm.forward(norm, x), rtol=1e-4, atol=1e-4)
 
 
 def test_with_rows_that_are_kept_a_relu_follows(monkeypatch: pytest.MonkeyPatch) -> None:
