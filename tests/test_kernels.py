@@ -1,4 +1,4 @@
-"""Kernels for GPUs promise to compile for one; the interpreter, which runs them in the rooms' tests, takes more than that does."""
+"""Each kernel promises to compile for a GPU; the interpreter, which runs them in the rooms' tests, takes more than that does."""
 
 from __future__ import annotations
 
