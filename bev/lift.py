@@ -18,6 +18,9 @@ from torch import Tensor
 from .grid import BEVGrid
 from .kernels import in_triton
 
+# Of the cameras of a sample whose frustums are looked up together on a CPU: fewer cost more calls than work, more its cache.
+_POINTS_AT_ONCE = 1 << 18
+
 
 @dataclass(frozen=True)
 class DepthBins:
@@ -228,8 +231,8 @@ def build_lift_table(
     cells shorter than a bin or a far pixel is wide stay empty in a moire pattern (a third of all cells that cameras
     see, with the tiny model's 1 m bins and 0.8 m cells).
 
-    `by_camera`: a camera at a time, which stays in the cache of a processor, or all at once, in sizes that do not depend on data
-    (see `LiftTable`); None chooses by the device.
+    `by_camera`: some cameras at a time, which stay in the cache of a processor, or all at once, in sizes that do not depend on
+    data (see `LiftTable`); None chooses by the device.
 
     Raises:
         ValueError: the batch has more depth bins or cells than int32 can number.
@@ -253,7 +256,9 @@ def build_lift_table(
         first = (b.start * cameras + n.start) * pixels_each * bins.count
         return LiftPoints((points.entry + first).int(), (points.cell + b.start * grid.num_cells).int(), points.visible)
 
-    samples_of = [[points_of(slice(b, b + 1), slice(n, n + 1)) for n in range(cameras)] for b in range(batch_size)]
+    at_once = max(1, _POINTS_AT_ONCE * batch_size * cameras // max(points, 1))
+    chunks = [slice(n, min(n + at_once, cameras)) for n in range(0, cameras, at_once)]
+    samples_of = [[points_of(slice(b, b + 1), n) for n in chunks] for b in range(batch_size)]
     entry, cell, by_cell, sorted_cells = [], [], [], []
     for parts in samples_of:
         entry.append(torch.cat([part.entry for part in parts]))
