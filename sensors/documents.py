@@ -58,8 +58,8 @@ def parse_json(text: str | bytes) -> Any:
         raise DocumentError(f"expected JSON, got what is none: {error}") from None
 
 
-def read_yaml(path: Path) -> Any:
-    """The content of a YAML file, by the safe loader.
+def read_yaml(path: Path, most_values: int = _MAX_EVENTS) -> Any:
+    """The content of a YAML file, by the safe loader, libyaml's where PyYAML has it and more values are allowed than usual.
 
     Raises:
         DocumentError: too large, no UTF-8, no YAML, nested too deep, or with more references than a person would write.
@@ -68,15 +68,18 @@ def read_yaml(path: Path) -> Any:
     """
     import yaml
 
-    return parse_yaml(_read(path, MAX_YAML_BYTES), yaml.SafeLoader)
+    long = most_values > _MAX_EVENTS
+    loader = yaml.CSafeLoader if long and yaml.__with_libyaml__ else yaml.SafeLoader
+    most_bytes = MAX_YAML_BYTES * max(1, most_values // _MAX_EVENTS)
+    return parse_yaml(_read(path, most_bytes), loader, most_values)
 
 
-def parse_yaml(text: str, loader: type[yaml.SafeLoader]) -> Any:
+def parse_yaml(text: str, loader: type[yaml.SafeLoader | yaml.CSafeLoader], most_values: int = _MAX_EVENTS) -> Any:
     """The content of a YAML text by a loader that is or derives from the safe one; errors as `read_yaml`."""
     import yaml
 
     try:
-        _check_events(text)
+        _check_events(text, loader, most_values)
         return yaml.load(text, Loader=loader)
     except DocumentError:
         raise
@@ -89,15 +92,15 @@ def parse_yaml(text: str, loader: type[yaml.SafeLoader]) -> Any:
         raise DocumentError(f"no valid YAML: a value does not fit its tag ({error})") from None
 
 
-def _check_events(text: str) -> None:
+def _check_events(text: str, loader: type[yaml.SafeLoader | yaml.CSafeLoader], most_values: int) -> None:
     """DocumentError for what is deeper, longer or more tangled than a file of settings. Parsing alone does not recurse."""
     import yaml
 
     depth = references = 0
     anchored: list[int] = []  # depths at which something that is referred to began
-    for number, event in enumerate(yaml.parse(text, Loader=yaml.SafeLoader)):
-        if number > _MAX_EVENTS:
-            raise DocumentError(f"expected at most {_MAX_EVENTS} keys and values, got more")
+    for number, event in enumerate(yaml.parse(text, Loader=loader)):
+        if number > most_values:
+            raise DocumentError(f"expected at most {most_values} keys and values, got more")
         if isinstance(event, yaml.CollectionStartEvent):
             depth += 1
             if depth > _MAX_DEPTH:

@@ -79,7 +79,7 @@ def _indexed(file: RandomFile, chunk: ChunkIndex) -> Source:
         chunk.offset, chunk.size, chunk.start_ns, chunk.end_ns, chunk.uncompressed_bytes, crc, chunk.compression,
         data_offset, chunk.compressed_bytes,
     )  # fmt: skip
-    return Source(chunk.offset, chunk.size, chunk.start_ns, chunk.end_ns, head, chunk, chunk.channels)
+    return Source(chunk.offset, chunk.size, chunk.start_ns, chunk.end_ns, head, chunk.channels)
 
 
 def _from_walk(file: RandomFile, summary: Summary | None) -> McapIndex:

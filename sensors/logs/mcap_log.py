@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import heapq
-import warnings
 from collections.abc import Iterator, Sequence
 from copy import deepcopy
 from pathlib import Path
 
 from sensors.logs.decode import ChannelInfo
-from sensors.logs.log import Damage, LogError, LogWarning
+from sensors.logs.log import Damage, LogError
 from sensors.logs.mcap_index import build_index
 from sensors.logs.mcap_records import (
     MAGIC,
@@ -22,7 +20,8 @@ from sensors.logs.mcap_records import (
     random_file,
 )
 from sensors.logs.mcap_walk import McapIndex, Source
-from sensors.logs.recorded import Query, RawMessage, RecordedLog
+from sensors.logs.recorded import RecordedLog
+from sensors.logs.recorded_file import Notices, Query, RawMessage, merge_due
 
 _COMPRESSIONS = ("", "lz4", "zstd")
 _DIFFERENT_BYTES = 2  # a magic number that differs in so many is taken to be a damaged one
@@ -57,14 +56,15 @@ class McapLog(RecordedLog):
     """
 
     def __init__(self, path: Path) -> None:
-        super().__init__(path, [McapFile(path)])
+        super().__init__(path, [path], McapFile)
 
 
 class McapFile:
-    """One MCAP file; implements `sensors.logs.recorded.RecordedFile`."""
+    """One MCAP file; implements `sensors.logs.recorded_file.RecordedFile`."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, notices: Notices | None = None) -> None:
         self.path = path
+        self._notices = notices or Notices()
         if not path.is_file():
             raise LogError(f"{path}: expected an MCAP file, got {'a folder' if path.is_dir() else 'nothing there'}")
         if not looks_like_mcap(path):
@@ -75,15 +75,22 @@ class McapFile:
             self._index = build_index(file)
             self._check_compression(file)
         self._channels = _channel_infos(self._index)
-        self._warned = False
         self._tell()
 
     @property
     def channels(self) -> dict[int, ChannelInfo]:
         return self._channels
 
+    def counts(self) -> dict[int, int]:
+        return self._index.counts
+
     def span_ns(self) -> tuple[int, int] | None:
         return self._index.span_ns
+
+    def publish_span_ns(self) -> tuple[int, int] | None:
+        self._find_publish_times()
+        spans = [source.publish_ns for source in self._index.sources if source.publish_ns is not None]
+        return (min(first for first, _ in spans), max(last for _, last in spans)) if spans else None
 
     def new_damage(self) -> Damage:
         return deepcopy(self._index.damage)
@@ -95,31 +102,17 @@ class McapFile:
 
     def read(self, query: Query, damage: Damage) -> Iterator[RawMessage]:
         """Messages in order. Chunks are loaded when the first of their messages is due, and dropped after their last."""
-        with random_file(self.path) as file:
-            if query.order == "publish":
-                self._find_publish_times(file)
-            waiting = self._waiting(query)
-            cursors: list[tuple[int, int, int, RawMessage, Iterator[RawMessage]]] = []
-            ahead = 0
-            while cursors or ahead < len(waiting):
-                while ahead < len(waiting) and (not cursors or waiting[ahead][0] <= cursors[0][0]):
-                    _, number, source = waiting[ahead]
-                    ahead += 1
-                    messages = self._messages(file, source, query, damage)
-                    if (first := next(messages, None)) is not None:
-                        heapq.heappush(cursors, (query.key(first), number, 0, first, messages))
-                if not cursors:
-                    continue
-                _, number, place, message, messages = cursors[0]
-                yield message
-                following = next(messages, None)
-                if following is None:
-                    heapq.heappop(cursors)
-                else:
-                    heapq.heapreplace(cursors, (query.key(following), number, place + 1, following, messages))
+        if query.order == "publish":
+            self._find_publish_times()
+        sources = self._index.sources
 
-    def _waiting(self, query: Query) -> list[tuple[int, int, Source]]:
-        """(first time, place in the file, source) of what may hold messages that are asked for, by time."""
+        def begin(number: int) -> Iterator[RawMessage]:
+            return self._messages(sources[number], query, damage)
+
+        return merge_due(((first_ns, number, begin) for first_ns, number in self._waiting(query)), query.key)
+
+    def _waiting(self, query: Query) -> list[tuple[int, int]]:
+        """(first time, place in the file) of the sources that may hold messages that are asked for, by time."""
         waiting = []
         for number, source in enumerate(self._index.sources):
             if query.channels is not None and source.channels is not None and not source.channels & query.channels:
@@ -127,15 +120,13 @@ class McapFile:
             span = (source.start_ns, source.end_ns) if query.order == "log" else source.publish_ns
             if span is None:
                 continue  # damaged; counted when its times were looked for
-            if query.start_ns is not None and span[1] < query.start_ns:
-                continue
-            if query.end_ns is not None and span[0] >= query.end_ns:
-                continue
-            waiting.append((span[0], number, source))
-        return sorted(waiting, key=lambda entry: entry[:2])
+            if not query.misses(span):
+                waiting.append((span[0], number))
+        waiting.sort()
+        return waiting
 
-    def _messages(self, file: RandomFile, source: Source, query: Query, damage: Damage) -> Iterator[RawMessage]:
-        content = self._load(file, source, damage)
+    def _messages(self, source: Source, query: Query, damage: Damage) -> Iterator[RawMessage]:
+        content = self._load(source, damage)
         if content is None:
             return
         by_publish = query.order == "publish"
@@ -150,26 +141,27 @@ class McapFile:
             else:
                 damage.bad_records += 1
 
-    def _load(self, file: RandomFile, source: Source, damage: Damage) -> Content | None:
+    def _load(self, source: Source, damage: Damage) -> Content | None:
         """The source's content; None, counted, where it is damaged."""
         try:
-            content = source.load(file)
+            with random_file(self.path) as file:  # anew for each: many files that overlap hold no descriptors
+                return source.load(file)
         except RecordError as error:
             if source.offset not in damage.bad_chunk_offsets:
                 damage.bad_chunks += 1
                 damage.bad_chunk_offsets.append(source.offset)
-            self._warn(f"{self.path}: the chunk at byte {source.offset} is left out: {error}")
+            self._notices.tell(f"{self.path}: the chunk at byte {source.offset} is left out: {error}")
             return None
-        return content
 
-    def _find_publish_times(self, file: RandomFile) -> None:
-        for source in self._index.sources:
-            if source.publish_ns is None:
-                try:
-                    times = [message.publish_ns for message in source.load(file).messages]
-                except RecordError:
-                    times = [source.start_ns, source.end_ns]  # read again in its turn, and counted then
-                source.publish_ns = (min(times), max(times)) if times else (0, 0)
+    def _find_publish_times(self) -> None:
+        with random_file(self.path) as file:
+            for source in self._index.sources:
+                if source.publish_ns is None:
+                    try:
+                        times = [message.publish_ns for message in source.load(file).messages]
+                    except RecordError:
+                        times = [source.start_ns, source.end_ns]  # read again in its turn, and counted then
+                    source.publish_ns = (min(times), max(times)) if times else (0, 0)
 
     def _check_compression(self, file: RandomFile) -> None:
         heads = [source.head for source in self._index.sources if source.head is not None]
@@ -192,12 +184,7 @@ class McapFile:
             f"{damage.bad_records} records make no sense" if damage.bad_records else "",
         ]
         if damage:
-            self._warn(f"{self.path}: {'; '.join(part for part in parts if part)}; what is whole is read")
-
-    def _warn(self, text: str) -> None:
-        if not self._warned:
-            self._warned = True
-            warnings.warn(text, LogWarning, stacklevel=2)
+            self._notices.tell(f"{self.path}: {'; '.join(part for part in parts if part)}; what is whole is read")
 
 
 def _asked(record: MessageRecord, query: Query) -> bool:
@@ -217,7 +204,6 @@ def _channel_infos(index: McapIndex) -> dict[int, ChannelInfo]:
             channel.encoding,
             schema.data if schema else b"",
             schema.encoding if schema else "",
-            index.counts.get(number, 0),
             schema_lost=schema is None and channel.schema_id != 0,
         )
     return infos

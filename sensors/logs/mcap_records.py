@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
+from sys import intern
 
 from sensors.logs.log import LogError
 
@@ -57,7 +58,7 @@ class Channel:
     encoding: str
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class ChunkHead:
     """A chunk record before its data. `offset` is where the record begins in the file, `size` how long it is with its head."""
 
@@ -72,7 +73,7 @@ class ChunkHead:
     data_bytes: int
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class MessageRecord:
     """A message by where its payload lies in its chunk's content."""
 
@@ -200,7 +201,7 @@ def parse_chunk_head(file: RandomFile, offset: int, length: int | None = None) -
     at = HEAD_BYTES + _CHUNK.size
     if name_bytes > _LONGEST_NAME or len(data) < at + name_bytes + 8:
         raise RecordError(f"expected the name of a compression, got one of {name_bytes} bytes")
-    compression = data[at : at + name_bytes].decode("latin-1")
+    compression = intern(data[at : at + name_bytes].decode("latin-1"))
     stored = int.from_bytes(data[at + name_bytes : at + name_bytes + 8], "little")
     before = _CHUNK.size + name_bytes + 8
     if stored != length - before:

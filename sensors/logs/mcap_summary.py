@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from sys import intern
 
 from sensors.logs.mcap_records import (
     CHANNEL,
@@ -25,7 +26,7 @@ from sensors.logs.mcap_records import (
 )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class ChunkIndex:
     """A chunk as the summary knows it."""
 
@@ -113,6 +114,7 @@ def read_summary(file: RandomFile) -> Summary | None:
 
 def _fill(summary: Summary, data: bytes) -> None:
     records = Fields(data)
+    same: dict[frozenset[int], frozenset[int]] = {}  # most chunks hold the same channels
     while records.more:
         opcode = records.number(1)
         content = records.take(records.number(8))
@@ -123,24 +125,23 @@ def _fill(summary: Summary, data: bytes) -> None:
             channel = parse_channel(content)
             summary.channels[channel.id] = channel
         elif opcode == CHUNK_INDEX:
-            summary.chunks.append(_chunk_index(Fields(content)))
+            summary.chunks.append(_chunk_index(Fields(content), same))
         elif opcode == STATISTICS:
             summary.statistics = _statistics(Fields(content))
     summary.chunks.sort(key=lambda chunk: chunk.offset)
 
 
-def _chunk_index(fields: Fields) -> ChunkIndex:
+def _chunk_index(fields: Fields, same: dict[frozenset[int], frozenset[int]]) -> ChunkIndex:
     start, end, offset, size = (fields.number(8) for _ in range(4))
     entries = fields.sized()
-    channels = set()
+    numbers = set()
     while entries.more:
-        channels.add(entries.number(2))
+        numbers.add(entries.number(2))
         entries.number(8)
+    channels = same.setdefault(frozenset(numbers), frozenset(numbers)) if numbers else None
     index_bytes, compression = fields.number(8), fields.text()
     compressed, uncompressed = fields.number(8), fields.number(8)
-    return ChunkIndex(
-        offset, size, index_bytes, start, end, frozenset(channels) or None, compression, compressed, uncompressed
-    )
+    return ChunkIndex(offset, size, index_bytes, start, end, channels, intern(compression), compressed, uncompressed)
 
 
 def _statistics(fields: Fields) -> Statistics:

@@ -43,7 +43,6 @@ from sensors.logs.mcap_records import (
     parse_content,
     parse_schema,
 )
-from sensors.logs.mcap_summary import ChunkIndex
 
 _RUN_BYTES = 1 << 20  # messages outside chunks are read so many bytes at a time
 _WINDOW_BYTES = 1 << 20
@@ -54,7 +53,7 @@ _PRIVATE = 0x80  # opcodes from here on are the writer's own, and no damage
 _BEGINNING = re.compile(rb"(?=[\x05\x06\x0f].{4}\x00{4})", re.DOTALL)
 
 
-@dataclass
+@dataclass(slots=True)
 class Source:
     """A chunk or a run of messages outside any, and what is known of it without reading it."""
 
@@ -63,7 +62,6 @@ class Source:
     start_ns: int
     end_ns: int
     head: ChunkHead | None  # None: a run
-    index: ChunkIndex | None = None
     channels: frozenset[int] | None = None  # None: not known
     publish_ns: tuple[int, int] | None = None  # first and last; None: not known
     messages: int = 0  # of a run
@@ -105,6 +103,7 @@ class Walker:
         self.file, self.index, self.whole = file, index, whole
         self._run: Source | None = None
         self._met: set[int] = set()  # channels of messages outside chunks
+        self._same: dict[frozenset[int], frozenset[int]] = {}  # most sources hold the same channels
 
     def walk_region(self, begin: int, end: int) -> None:
         """Walk between two chunks that the summary knows."""
@@ -185,7 +184,7 @@ class Walker:
         run.start_ns, run.end_ns = min(run.start_ns, log_ns), max(run.end_ns, log_ns)
         run.publish_ns = (min(run.publish_ns[0], publish_ns), max(run.publish_ns[1], publish_ns))
         if channel not in run.channels:
-            run.channels |= {channel}
+            run.channels = self._shared(run.channels | {channel})
         self.index.counts[channel] = self.index.counts.get(channel, 0) + 1
         return True
 
@@ -226,7 +225,7 @@ class Walker:
         if content.messages:
             log = [message.log_ns for message in content.messages]
             publish = [message.publish_ns for message in content.messages]
-            channels = frozenset(message.channel for message in content.messages)
+            channels = self._shared(frozenset(message.channel for message in content.messages))
             self.index.sources.append(
                 Source(
                     head.offset, head.size, min(log), max(log), head,
@@ -235,6 +234,9 @@ class Walker:
             )  # fmt: skip
         else:
             self.index.sources.append(Source(head.offset, head.size, 0, 0, head, channels=frozenset()))
+
+    def _shared(self, channels: frozenset[int]) -> frozenset[int]:
+        return self._same.setdefault(channels, channels)
 
     def _bad_chunk(self, at: int) -> None:
         self.index.damage.bad_chunks += 1

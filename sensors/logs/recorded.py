@@ -2,59 +2,52 @@
 
 from __future__ import annotations
 
-import heapq
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass, replace
+from copy import deepcopy
+from dataclasses import dataclass, field, replace
 from operator import attrgetter
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 from sensors.logs.decode import ChannelInfo, Decoder, is_camera_info, is_transform
-from sensors.logs.log import Damage, Order, TopicInfo
+from sensors.logs.log import Damage, LogError, Order, TopicInfo
 from sensors.logs.messages import FrameTransform, FrameTransforms, LogMessage, Malformed
+from sensors.logs.recorded_file import Notices, OpenFile, Query, RawMessage, RecordedFile, merge_due
 
-
-class RawMessage(NamedTuple):
-    """A message as its bytes, with the number of its channel within its file."""
-
-    log_ns: int
-    publish_ns: int
-    channel: int
-    data: bytes
+_CHECKED_FILES = 8  # so many of an index's promises are held against the files before it is believed
 
 
 @dataclass(frozen=True)
-class Query:
-    """Which messages to read, and in what order. The span is half open, in the time that they are ordered by."""
+class Promise:
+    """What a log's own index says of its files without one of them being opened."""
 
-    channels: frozenset[int] | None
-    start_ns: int | None
-    end_ns: int | None
-    order: Order
-
-    def key(self, message: RawMessage) -> int:
-        return message.log_ns if self.order == "log" else message.publish_ns
+    spans_ns: tuple[tuple[int, int], ...]  # first and last log time of each file
+    topics: tuple[TopicInfo, ...]
 
 
-class RecordedFile(Protocol):
-    """One file of a log."""
+@dataclass
+class _Part:
+    """A file of the log and what is kept of it while it is closed."""
 
-    @property
-    def channels(self) -> dict[int, ChannelInfo]: ...
+    path: Path
+    notices: Notices = field(default_factory=Notices)
+    span_ns: tuple[int, int] | None = None  # None: not known, or no messages
+    publish_ns: tuple[int, int] | None = None
+    damage: Damage | None = None  # None: whole, as far as is known
 
-    def span_ns(self) -> tuple[int, int] | None: ...
 
-    def new_damage(self) -> Damage:
-        """What is known to be damaged before any message is read; `read` counts on in it."""
-        ...
+@dataclass(frozen=True)
+class _Channels:
+    """How the messages of a file, or of several alike, are decoded."""
 
-    def read(self, query: Query, damage: Damage) -> Iterator[RawMessage]:
-        """Messages in order; equal times as in the file. What is damaged is left out and counted."""
-        ...
+    infos: dict[int, ChannelInfo]
+    decoder: Decoder
 
-    def storage(self) -> str:
-        """Chunks and compression, or whatever there is to say, for people."""
-        ...
+
+class _Due(NamedTuple):
+    message: RawMessage
+    part: int
+    channels: _Channels
 
 
 class RecordedLog:
@@ -62,14 +55,30 @@ class RecordedLog:
 
     Reading never raises for damage within: it is left out, counted in `damage`, and told once as a LogWarning.
     A seek reads the transforms and calibrations before `start_ns`, and decompresses the chunks that hold them.
+
+    Of several files each is opened when the first of its messages is due and closed after its last, so that neither memory nor
+    descriptors grow with their number, but with how many overlap in time. When that is says each file's own index, looked at
+    once, or a `promise`, of which a few are checked. Messages earlier than was promised come late, with a LogWarning, and in
+    their place from the next reading on; a file that is promised to begin after `end_ns` is not opened. Of several files, one
+    that cannot be opened is left out as damage.
+
+    Raises:
+        LogError: not one of the files can be opened.
     """
 
-    def __init__(self, path: Path, files: Sequence[RecordedFile]) -> None:
+    def __init__(self, path: Path, files: Sequence[Path], open_file: OpenFile, promise: Promise | None = None) -> None:
         self._path = path
-        self._files = tuple(files)
-        self._counts = [file.new_damage() for file in self._files]
+        self._open_file = open_file
+        self._parts = [_Part(file) for file in files]
+        self._only: RecordedFile | None = None  # a log's only file keeps its index
+        self._known: _Channels | None = None
+        self._storage = ""
         self._malformed: dict[str, int] = {}
-        self._decoders = [Decoder(file.channels) for file in self._files]
+        if promise is None or len(files) == 1 or not self._keeps(promise):
+            self._topics = self._look()
+        else:
+            self._topics = promise.topics
+        self._counts = self._damages()
 
     @property
     def path(self) -> Path:
@@ -79,7 +88,7 @@ class RecordedLog:
     def damage(self) -> Damage:
         """Of the last reading; before any, what opening the log has shown."""
         total = Damage(malformed=dict(self._malformed))
-        for count in self._counts:
+        for _, count in sorted(self._counts.items()):
             if total.truncated_at_byte is None:
                 total.truncated_at_byte = count.truncated_at_byte
             total.bad_chunks += count.bad_chunks
@@ -90,24 +99,14 @@ class RecordedLog:
     @property
     def storage(self) -> str:
         """How the log is stored, for people."""
-        return "; ".join(file.storage() for file in self._files)
+        return self._storage if len(self._parts) == 1 else f"{len(self._parts)} files, the first: {self._storage}"
 
     def topics(self) -> tuple[TopicInfo, ...]:
         """All topics by name; one that comes with several types is listed with the first."""
-        topics: dict[str, TopicInfo] = {}
-        for file in self._files:
-            for channel in file.channels.values():
-                known = topics.get(channel.topic)
-                count = channel.count
-                if known is not None:
-                    count = None if known.count is None or count is None else known.count + count
-                    topics[channel.topic] = TopicInfo(known.name, known.type, known.encoding, count)
-                else:
-                    topics[channel.topic] = TopicInfo(channel.topic, channel.type, channel.encoding, count)
-        return tuple(sorted(topics.values(), key=attrgetter("name")))
+        return self._topics
 
     def span_ns(self) -> tuple[int, int] | None:
-        spans = [span for file in self._files if (span := file.span_ns()) is not None]
+        spans = [part.span_ns for part in self._parts if part.span_ns is not None]
         return (min(start for start, _ in spans), max(end for _, end in spans)) if spans else None
 
     def messages(
@@ -121,59 +120,92 @@ class RecordedLog:
         """The messages in order; see `sensors.logs.log.Log`.
 
         Before `start_ns`, each pair of frames' last transform comes too where its topic is not static: what was sent once, or
-        seldom, holds on. In publish order a file is read twice, the first time for its chunks' times.
+        seldom, holds on. In publish order a file is read twice, the first time for its chunks' times, and thrice where it is
+        one of several.
         """
         wanted = None if topics is None else frozenset(topics)
-        counts = self._counts = [file.new_damage() for file in self._files]
+        counts = self._counts = self._damages()
         self._malformed = {}
         if start_ns is not None:
             yield from self._latched(wanted, start_ns, order, counts)
-        for number, raw in self._raw(wanted, start_ns, end_ns, order, counts):
-            yield self._message(number, raw)
+        for due in self._raw(wanted, Query(None, start_ns, end_ns, order), counts):
+            yield self._message(due)
 
     def _raw(
-        self,
-        topics: frozenset[str] | None,
-        start_ns: int | None,
-        end_ns: int | None,
-        order: Order,
-        counts: Sequence[Damage],
-        only_latched: bool = False,
-    ) -> Iterator[tuple[int, RawMessage]]:
-        """(file, message) of all files, in order."""
-        streams = []
-        for number, (file, damage) in enumerate(zip(self._files, counts, strict=True)):
+        self, topics: frozenset[str] | None, query: Query, counts: dict[int, Damage], only_latched: bool = False
+    ) -> Iterator[_Due]:
+        """The messages of all files, in order."""
+        waiting = []
+        for number, part in enumerate(self._parts):
+            if query.order == "publish" and len(self._parts) > 1 and part.publish_ns is None:
+                file = self._open(part)
+                part.publish_ns = None if file is None else file.publish_span_ns()
+            span = part.span_ns if query.order == "log" else part.publish_ns
+            if span is None or not query.misses(span):
+                # One whose times are not known is begun at once: its messages wait for their turn.
+                waiting.append((-(2**63) if span is None else span[0], number))
+
+        def begin(number: int) -> Iterator[_Due]:
+            return self._stream(number, topics, query, counts, only_latched)
+
+        last_ns: int | None = None
+        streams = ((start, number, begin) for start, number in sorted(waiting))
+        for due in merge_due(streams, lambda due: query.key(due.message)):
+            time_ns = query.key(due.message)
+            if last_ns is not None and time_ns < last_ns:
+                part = self._parts[due.part]
+                part.notices.tell(
+                    f"{part.path}: expected no message before {last_ns} ns any more, as the log's index says, got one of "
+                    f"{time_ns} ns: this file's come late. Let the index be written anew (ros2 bag reindex, mcap recover)",
+                    "late",
+                )
+            else:
+                last_ns = time_ns
+            yield due
+
+    def _stream(
+        self, number: int, topics: frozenset[str] | None, query: Query, counts: dict[int, Damage], only_latched: bool
+    ) -> Iterator[_Due]:
+        """The messages of one file, which is closed and forgotten after its last."""
+        part = self._parts[number]
+        file = self._open(part)
+        if file is None:
+            assert part.damage is not None
+            counts[number] = part.damage
+            return
+        channels = self._channels(file)
+        if topics is not None or only_latched:
             keys = [
                 key
-                for key, channel in file.channels.items()
+                for key, channel in channels.infos.items()
                 if (topics is None or channel.topic in topics)
                 and (not only_latched or is_transform(channel) or is_camera_info(channel))
             ]
-            everything = topics is None and not only_latched
-            query = Query(None if everything else frozenset(keys), start_ns, end_ns, order)
-            streams.append(_numbered(number, file.read(query, damage)))
-        if len(streams) == 1:
-            return streams[0]
-        by_publish = order == "publish"
-        return heapq.merge(*streams, key=lambda pair: pair[1].publish_ns if by_publish else pair[1].log_ns)
+            query = replace(query, channels=frozenset(keys))
+        damage = counts.setdefault(number, file.new_damage())
+        for message in file.read(query, damage):
+            yield _Due(message, number, channels)
+        if not damage:
+            del counts[number]
 
     def _latched(
-        self, topics: frozenset[str] | None, start_ns: int, order: Order, counts: Sequence[Damage]
+        self, topics: frozenset[str] | None, start_ns: int, order: Order, counts: dict[int, Damage]
     ) -> Iterator[LogMessage]:
         """What holds from before the start: static transforms, each pair's last transform, each camera's last calibration."""
-        calibrations: dict[str, tuple[int, int, RawMessage]] = {}  # topic -> place, file, message
+        calibrations: dict[str, tuple[int, _Due]] = {}  # topic -> place, message
         transforms: dict[tuple[bool, str, str], tuple[int, LogMessage, FrameTransform]] = {}
-        for place, (number, raw) in enumerate(self._raw(topics, None, start_ns, order, counts, only_latched=True)):
-            channel = self._files[number].channels[raw.channel]
+        query = Query(None, None, start_ns, order)
+        for place, due in enumerate(self._raw(topics, query, counts, only_latched=True)):
+            channel = due.channels.infos[due.message.channel]
             if is_camera_info(channel):
-                calibrations[channel.topic] = (place, number, raw)
+                calibrations[channel.topic] = (place, due)
                 continue
-            message = self._message(number, raw)
+            message = self._message(due)
             if isinstance(message.payload, FrameTransforms):
                 for transform in message.payload.transforms:
                     pair = (message.payload.static, transform.parent, transform.child)
                     transforms[pair] = (place, message, transform)
-        latched = {place: self._message(number, raw) for place, number, raw in calibrations.values()}
+        latched = {place: self._message(due) for place, due in calibrations.values()}
         held: dict[int, list[FrameTransform]] = {}
         for place, message, transform in transforms.values():
             latched[place] = message
@@ -184,14 +216,73 @@ class RecordedLog:
                 message = replace(message, payload=replace(message.payload, transforms=tuple(held[place])))
             yield message
 
-    def _message(self, number: int, raw: RawMessage) -> LogMessage:
-        channel = self._files[number].channels[raw.channel]
-        payload = self._decoders[number].decode(raw.channel, raw.data, raw.log_ns)
+    def _message(self, due: _Due) -> LogMessage:
+        raw, topic = due.message, due.channels.infos[due.message.channel].topic
+        payload = due.channels.decoder.decode(raw.channel, raw.data, raw.log_ns)
         if isinstance(payload, Malformed):
-            self._malformed[channel.topic] = self._malformed.get(channel.topic, 0) + 1
-        return LogMessage(channel.topic, raw.log_ns, raw.publish_ns, payload)
+            self._malformed[topic] = self._malformed.get(topic, 0) + 1
+        return LogMessage(topic, raw.log_ns, raw.publish_ns, payload)
 
+    def _keeps(self, promise: Promise) -> bool:
+        """Whether the first and the last file, and some between, hold what was promised: the spans are then taken from it."""
+        spans = promise.spans_ns
+        for part, span in zip(self._parts, spans, strict=True):
+            part.span_ns = span
+        numbers = range(len(spans))
+        first, last = min(numbers, key=lambda n: spans[n][0]), max(numbers, key=lambda n: spans[n][1])
+        for number in {first, last, *numbers[:: max(1, len(spans) // _CHECKED_FILES)]}:
+            part = self._parts[number]
+            opened = self._open(part) is not None
+            span = part.span_ns
+            if not opened or span is None or span[0] < spans[number][0] or span[1] > spans[number][1]:
+                return False
+        return True
 
-def _numbered(number: int, messages: Iterator[RawMessage]) -> Iterator[tuple[int, RawMessage]]:
-    for message in messages:
-        yield number, message
+    def _look(self) -> tuple[TopicInfo, ...]:
+        """Open each file once, for its span and its topics."""
+        topics: dict[str, TopicInfo] = {}
+        opened = False
+        for part in self._parts:
+            file = self._open(part)
+            if file is None:
+                continue
+            opened = True
+            counts = file.counts()
+            for number, channel in file.channels.items():
+                count = None if counts is None else counts.get(number, 0)
+                known = topics.setdefault(channel.topic, TopicInfo(channel.topic, channel.type, channel.encoding, 0))
+                total = None if known.count is None or count is None else known.count + count
+                topics[channel.topic] = replace(known, count=total)
+        if not opened:
+            self._open_file(self._parts[0].path, self._parts[0].notices)  # raises as it did before
+        return tuple(sorted(topics.values(), key=attrgetter("name")))
+
+    def _open(self, part: _Part) -> RecordedFile | None:
+        """The file, its span now known to be what it says itself; None, told, where one of several cannot be opened."""
+        if self._only is not None:
+            return self._only
+        try:
+            file = self._open_file(part.path, part.notices)
+        except LogError as error:
+            if len(self._parts) == 1:
+                raise
+            part.notices.tell(f"{error}. This file of {self._path} is left out")
+            part.span_ns, part.damage = None, Damage(bad_records=1)
+            return None
+        part.span_ns = file.span_ns()
+        part.damage = file.new_damage() or None
+        if part is self._parts[0]:
+            self._storage = file.storage()
+        if len(self._parts) == 1:
+            self._only = file
+        return file
+
+    def _channels(self, file: RecordedFile) -> _Channels:
+        """The file's channels with a decoder, which files of the same channels share: to make one takes time."""
+        if self._known is None or self._known.infos != file.channels:
+            self._known = _Channels(file.channels, Decoder(file.channels))
+        return self._known
+
+    def _damages(self) -> dict[int, Damage]:
+        """Part -> what is known to be damaged before any message is read; parts that are whole are not in it."""
+        return {number: deepcopy(part.damage) for number, part in enumerate(self._parts) if part.damage is not None}

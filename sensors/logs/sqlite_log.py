@@ -1,21 +1,29 @@
-"""ROS 2 bags in SQLite (.db3), read without ROS and without writing a byte beside them."""
+"""ROS 2 bags in SQLite (.db3), read without ROS and without writing a byte beside them.
+
+SQLite itself writes beside a database that it reads: a bag whose recorder was killed has a log of changes beside it, which needs
+an index (-shm) and is merged or deleted by the reader. Such a bag is read from a copy. https://sqlite.org/wal.html
+"""
 
 from __future__ import annotations
 
 import contextlib
+import shutil
 import sqlite3
-import warnings
+import tempfile
+import weakref
 from collections.abc import Iterator
 from contextlib import closing
-from dataclasses import replace
+from copy import deepcopy
 from pathlib import Path
 from urllib.parse import quote
 
 from sensors.logs.decode import ChannelInfo
-from sensors.logs.log import Damage, LogError, LogWarning
-from sensors.logs.recorded import Query, RawMessage, RecordedLog
+from sensors.logs.log import Damage, LogError
+from sensors.logs.recorded import RecordedLog
+from sensors.logs.recorded_file import Notices, Query, RawMessage
 
 MAGIC = b"SQLite format 3\x00"
+_CHANGES = ("-wal", "-journal")  # logs of changes that were not merged, or not completed
 
 
 class SqliteLog(RecordedLog):
@@ -26,18 +34,19 @@ class SqliteLog(RecordedLog):
     """
 
     def __init__(self, path: Path, files: list[Path] | None = None) -> None:
-        super().__init__(path, [SqliteFile(file) for file in (files or [path])])
+        super().__init__(path, files or [path], SqliteFile)
 
 
 class SqliteFile:
-    """One .db3 file; implements `sensors.logs.recorded.RecordedFile`."""
+    """One .db3 file, or a copy of it where changes lie beside it; implements `sensors.logs.recorded_file.RecordedFile`."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, notices: Notices | None = None) -> None:
         self.path = path
         self._damage = Damage()
-        self._warned = False
+        self._notices = notices or Notices()
         if not path.is_file():
             raise LogError(f"{path}: expected a SQLite file, got {'a folder' if path.is_dir() else 'nothing there'}")
+        self._whole = self._with_changes()
         self._check_length()
         try:
             with closing(self._open()) as database:
@@ -54,11 +63,21 @@ class SqliteFile:
     def channels(self) -> dict[int, ChannelInfo]:
         return self._channels
 
+    def counts(self) -> dict[int, int] | None:
+        try:
+            with closing(self._open()) as database:
+                return dict(database.execute("SELECT topic_id, COUNT(*) FROM messages GROUP BY topic_id"))
+        except sqlite3.DatabaseError:
+            return None  # `read` tells what is damaged
+
     def span_ns(self) -> tuple[int, int] | None:
         return self._span
 
+    def publish_span_ns(self) -> tuple[int, int] | None:
+        return self._span
+
     def new_damage(self) -> Damage:
-        return replace(self._damage)
+        return deepcopy(self._damage)
 
     def storage(self) -> str:
         return "SQLite"
@@ -103,11 +122,14 @@ class SqliteFile:
         return None
 
     def _open(self) -> sqlite3.Connection:
-        # `immutable` keeps SQLite from making files beside the bag; it would overlook a log of changes that lies there.
-        pending = self.path.with_name(self.path.name + "-wal")
-        mode = "mode=ro" if pending.is_file() and pending.stat().st_size else "immutable=1"
-        name = quote(str(self.path.absolute()))
-        database = sqlite3.connect(f"file:{name}?{mode}", uri=True, check_same_thread=False)
+        # `immutable` keeps SQLite from making files beside the bag.
+        name = quote(str(self._whole.absolute()))
+        try:
+            database = sqlite3.connect(f"file:{name}?mode=ro&immutable=1", uri=True, check_same_thread=False)
+        except sqlite3.OperationalError as error:
+            raise LogError(
+                f"{self.path}: expected a file to read, got: {error}. May it be read, and more files be open (ulimit -n)?"
+            ) from error
         with contextlib.suppress(sqlite3.Error):  # no database: the next statement tells
             # Without it a file that was cut off is refused as a whole. Nothing is written: the connection is read-only.
             database.execute("PRAGMA writable_schema = ON")
@@ -115,7 +137,7 @@ class SqliteFile:
 
     def _check_length(self) -> None:
         """A file that was cut off between pages can be read up to there; SQLite takes the rest of a torn page to be zeros."""
-        size, (stated, page_bytes) = self.path.stat().st_size, _stated_bytes(self.path)
+        size, (stated, page_bytes) = self._whole.stat().st_size, _stated_bytes(self._whole)
         if stated <= size:
             return
         if size % page_bytes:
@@ -126,11 +148,43 @@ class SqliteFile:
         self._damage.truncated_at_byte = size
         self._warn(f"it ends at byte {size} of {stated}; what is whole is read")
 
-    def _find_span(self, database: sqlite3.Connection) -> tuple[int, int] | None:
+    def _with_changes(self) -> Path:
+        """The bag; where changes lie beside it, a copy into which they have been merged, which goes when this object does."""
+        bag = self.path.resolve()  # beside it, not beside a link to it
+        changes = [file for end in _CHANGES if _holds_changes(file := bag.with_name(bag.name + end))]
+        if not changes:
+            return self.path
+        files = [bag, *changes]
+        beside = " and ".join(file.name for file in changes)
+        before = _versions(files)
+        sizes = [size for size, _ in before]
+        room, needed = shutil.disk_usage(tempfile.gettempdir()).free, sum(sizes) + sum(sizes[1:])
+        if room < needed:
+            raise LogError(
+                f"{self.path}: {beside} holds changes that a killed recorder has not merged; expected {needed} bytes free "
+                f"in {tempfile.gettempdir()} for a copy of both, got {room}. Set TMPDIR to a folder with more"
+            )
+        folder = Path(tempfile.mkdtemp(prefix="robustbev-bag-"))
+        weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
         try:
-            first, last = database.execute(
-                "SELECT MIN(timestamp), MAX(timestamp) FROM messages WHERE typeof(timestamp) = 'integer'"
-            ).fetchone()
+            for file in files:
+                shutil.copyfile(file, folder / file.name)
+            if _versions(files) != before:
+                raise LogError(f"{self.path}: it changed while it was read. Stop its recorder, or read a copy of it")
+            with closing(sqlite3.connect(folder / bag.name)) as database:
+                database.execute("PRAGMA journal_mode = DELETE").fetchall()  # merges, or rolls back
+        except (OSError, sqlite3.Error) as error:
+            raise LogError(f"{self.path}: {beside} beside it cannot be merged into a copy of it: {error}") from error
+        self._notices.tell(
+            f"{self.path}: {beside} holds changes that a killed recorder has not merged; a copy with them, in {folder}, is read",
+            "copy",
+        )
+        return folder / bag.name
+
+    def _find_span(self, database: sqlite3.Connection) -> tuple[int, int] | None:
+        ends = "SELECT timestamp FROM messages WHERE typeof(timestamp) = 'integer' ORDER BY timestamp"
+        try:  # two questions: by the index over times each costs one step
+            first, last = database.execute(f"SELECT ({ends} LIMIT 1), ({ends} DESC LIMIT 1)").fetchone()
         except sqlite3.DatabaseError as error:
             self._damage.bad_records += 1
             self._warn(f"its messages cannot all be read: {error}")
@@ -138,9 +192,23 @@ class SqliteFile:
         return None if first is None else (int(first), int(last))
 
     def _warn(self, text: str) -> None:
-        if not self._warned:
-            self._warned = True
-            warnings.warn(f"{self.path}: {text}", LogWarning, stacklevel=2)
+        self._notices.tell(f"{self.path}: {text}")
+
+
+def _holds_changes(file: Path) -> bool:
+    """Whether SQLite would take a log of changes for one: an empty one, or one whose head was zeroed, is done with."""
+    try:
+        with file.open("rb") as log:
+            return any(log.read(8))
+    except FileNotFoundError:
+        return False
+    except OSError as error:
+        raise LogError(f"{file}: cannot be read: {error.strerror}. It may hold a part of the bag's messages") from error
+
+
+def _versions(files: list[Path]) -> list[tuple[int, int]]:
+    """Sizes and times of change."""
+    return [(stat.st_size, stat.st_mtime_ns) for stat in (file.stat() for file in files)]
 
 
 def _stated_bytes(path: Path) -> tuple[int, int]:
@@ -166,15 +234,10 @@ def _channels(database: sqlite3.Connection) -> dict[int, ChannelInfo]:
     if "message_definitions" in tables:
         rows = database.execute("SELECT topic_type, encoding, encoded_message_definition FROM message_definitions")
         schemas = {type_: (str(text).encode(), encoding) for type_, encoding, text in rows}
-    try:
-        counts = dict(database.execute("SELECT topic_id, COUNT(*) FROM messages GROUP BY topic_id"))
-    except sqlite3.DatabaseError:
-        counts = None  # `read` tells what is damaged
     channels = {}
     for number, name, type_, encoding in database.execute("SELECT id, name, type, serialization_format FROM topics"):
         schema, schema_encoding = schemas.get(type_, (b"", ""))
-        count = None if counts is None else counts.get(number, 0)
-        channels[number] = ChannelInfo(name, type_, encoding, schema, schema_encoding, count)
+        channels[number] = ChannelInfo(name, type_, encoding, schema, schema_encoding)
     return channels
 
 
