@@ -29,6 +29,11 @@ def print_log_summary(summary: LogSummary, console: Console | None = None) -> No
             console.print(escape(said), style="yellow", soft_wrap=True)
     if summary.frames:
         console.print(_frames(summary))
+    for child, parents in summary.several_parents().items():
+        said = (
+            f"{child} has several parents, {', '.join(parents)}: a replay takes the one that leads to the global frame"
+        )
+        console.print(escape(said), style="yellow", soft_wrap=True)
     for reason in summary.proposal.reasons:
         console.print(f"  {escape(reason)}", soft_wrap=True)
     if summary.proposal.mapping is None:
@@ -57,7 +62,7 @@ def _overview(summary: LogSummary) -> list[str]:
     if damage.bad_records:
         lines.append(f"damage: {damage.bad_records} records make no sense")
     if damage.malformed:
-        lines.append(f"damage: {sum(damage.malformed.values())} messages that make no sense")
+        lines.append(f"damage: {sum(damage.malformed.values())} messages that cannot be read")
     return lines
 
 

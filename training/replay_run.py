@@ -29,7 +29,7 @@ from sensors.replay.given import FrameNames
 from sensors.replay.golden import GoldenComparison, GoldenWriter
 from sensors.replay.golden_compare import Difference, Tolerance
 from sensors.replay.results import ResultWriter, SensorState, Tick, TickResult
-from sensors.replay.ticks import ticks
+from sensors.replay.ticks import MissingPoses, ticks
 from training.atomic import write_json
 from training.data import DataConfig, preparation
 from training.log_source import LogSource, open_source
@@ -45,6 +45,8 @@ if TYPE_CHECKING:
 
 AS_RECORDED = "as recorded"
 _TABLE_WIDTH = 120
+_NAMED = 5  # topics that an error names
+_STILL = "no transform in the log moves the ego"
 
 
 @dataclass(frozen=True)
@@ -227,13 +229,18 @@ def _mapping(request: ReplayRequest, source: LogSource, say: Callable[[str], Non
     else:
         proposal = propose_mapping(source.log)
         if proposal.mapping is None:
+            why = "".join(f"\n{line}" for line in proposal.unread[:_NAMED])
             raise LogError(
-                f"{source.log.path}: nothing in it looks like a camera, a LiDAR or a radar; `robustbev inspect` shows its "
-                "topics, --mapping says which of them is which sensor"
+                f"{source.log.path}: nothing in it that can be read looks like a camera, a LiDAR or a radar; `robustbev inspect` "
+                f"shows its topics, --mapping says which of them is which sensor{why}"
             )
         mapping = proposal.mapping
         names = [*mapping.cameras, *mapping.lidars, *mapping.radars]
         say(f"mapping: as the topics look ({', '.join(names)}); `robustbev inspect` shows it, --mapping gives another")
+        for line in proposal.unread:
+            say(line)
+        if mapping.global_frame is None:
+            say(f"mapping: global_frame null, as {_STILL}: none is compensated")
     check_mapping(mapping, source.log)
     return mapping
 
@@ -266,7 +273,7 @@ def _channels(data: DataConfig) -> Channels:
 
 def _replay_script(setting: _Setting, script: FaultScript, suffix: str | None, bars: Bars | None) -> _Done:
     request, model = setting.request, setting.model
-    counted, messages, latencies = StateCount(), MessageCount(), Latencies()
+    counted, messages, latencies, poses = StateCount(), MessageCount(), Latencies(), MissingPoses()
     touched: Counter[Fault] = Counter()
     golden = None if request.golden is None else GoldenComparison(request.golden, _tolerance(request))
     score = None if setting.truth is None else TruthScore(setting.truth, found_score=request.score)
@@ -291,7 +298,7 @@ def _replay_script(setting: _Setting, script: FaultScript, suffix: str | None, b
     faults = FrameFaults(script.faults, setting.mapping, topics=_topics(setting.log), touched=touched)
     started = time.perf_counter()
     results = replay(
-        _ticks(setting, script.faults, messages, touched),
+        _ticks(setting, script.faults, messages, touched, poses),
         Perceiver(model, replace(preparation(setting.data, model.config), depth_targets=False)),
         change=faults if faults else None,
         health=None if setting.monitor is None else HealthWatch(setting.monitor, request.health),
@@ -300,6 +307,9 @@ def _replay_script(setting: _Setting, script: FaultScript, suffix: str | None, b
         begin_us=_begin_ns(setting.log) // 1000,
     )
     drain(results, writers, latencies)
+    # A null of the user's own needs no telling.
+    if setting.mapping.global_frame is None and setting.request.mapping is None:
+        poses = MissingPoses(counted.ticks, _STILL)
     idle = [f"the fault {str(fault)!r} changed nothing" for fault in unused(script.faults, touched)]
     summary = ReplaySummary(
         script=script.name,
@@ -313,6 +323,7 @@ def _replay_script(setting: _Setting, script: FaultScript, suffix: str | None, b
         topic_of=_topic_of(setting.mapping),
         outputs=opened.paths,
         notes=tuple(idle),
+        poses=poses,
     )
     return _Done(summary, golden, series.series())
 
@@ -335,7 +346,9 @@ def _begin_ns(log: Log) -> int:
     return span[0]
 
 
-def _ticks(setting: _Setting, faults: Sequence[Fault], count: MessageCount, touched: Counter[Fault]) -> Iterator[Tick]:
+def _ticks(
+    setting: _Setting, faults: Sequence[Fault], count: MessageCount, touched: Counter[Fault], poses: MissingPoses
+) -> Iterator[Tick]:
     request, log, mapping = setting.request, setting.log, setting.mapping
     begin_ns = _begin_ns(log)
     camera = setting.model.config.camera
@@ -358,6 +371,7 @@ def _ticks(setting: _Setting, faults: Sequence[Fault], count: MessageCount, touc
         loop=request.loop,
         alter_messages=altered,
         decode=None if camera is None else DecodeSize(camera.image_height_px, camera.image_width_px),
+        poses=poses,
     )
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from sensors.logs.log import Damage
 from sensors.logs.messages import LogMessage, Malformed
 from sensors.replay.results import SensorState, TickResult
+from sensors.replay.ticks import MissingPoses
 from training.replay import STAGES, Latencies
 from training.replay_truth import ReplayScore
 
@@ -49,6 +50,9 @@ class StateCount:
     most_waited_us: int = 0
     states: dict[str, Counter[SensorState]] = field(default_factory=dict)  # by channel
     details: dict[str, str] = field(default_factory=dict)  # channel -> why it was first not given
+    notes: dict[str, str] = field(
+        default_factory=dict
+    )  # channel -> what was done with it first, where nothing was wrong
     used: Counter[str] = field(default_factory=Counter)  # channel -> measurements that reached the model
     _newest_us: dict[str, int] = field(default_factory=dict)  # channel -> of the newest measurement counted
 
@@ -64,7 +68,9 @@ class StateCount:
         self.most_waited_us = max(self.most_waited_us, tick.ready_us - tick.time_us)
         for channel, status in tick.sensors.items():
             self.states.setdefault(channel, Counter())[status.state] += 1
-            if status.state is not SensorState.OK and status.detail:
+            if status.detail and status.state is SensorState.OK:
+                self.notes.setdefault(channel, status.detail)
+            elif status.detail:
                 self.details.setdefault(channel, f"{status.state}: {status.detail}")
 
         self._count_used(result)
@@ -107,6 +113,7 @@ class ReplaySummary:
     topic_of: Mapping[str, str] = field(default_factory=dict)  # channel -> its pictures or points
     outputs: tuple[Path, ...] = ()
     notes: tuple[str, ...] = ()  # warnings that belong to the whole
+    poses: MissingPoses = field(default_factory=MissingPoses)
 
     def to_json(self) -> dict[str, Any]:
         """For a file; times in milliseconds."""
@@ -119,6 +126,7 @@ class ReplaySummary:
             "last_us": counted.last_us,
             "ticks_without_perception": counted.not_perceived,
             "ticks_without_ego_pose": counted.without_ego_pose,
+            "why_without_ego_pose": self.poses.why,
             "resets": counted.resets,
             "boxes": counted.boxes,
             "most_waited_ms": counted.most_waited_us / 1e3,
@@ -147,8 +155,13 @@ class ReplaySummary:
         }
 
     def trouble(self) -> list[str]:
-        """A line for each kind of damage in the log."""
+        """A line for each kind of damage in the log, and one for ego poses that are missing."""
         damage, lines = self.damage, []
+        if self.poses.ticks:
+            lines.append(
+                f"{self.poses.ticks} of {self.counted.ticks} ticks have no ego pose, so that no motion is compensated at them: "
+                f"{self.poses.why}. {MissingPoses.ADVICE}"
+            )
         if damage.truncated_at_byte is not None:
             lines.append(f"the log is cut at byte {damage.truncated_at_byte}: all that is whole before it was replayed")
         if damage.bad_chunks:
@@ -198,7 +211,7 @@ class ReplaySummary:
             row = [str(counts[s]) if counts[s] else "" for s in states]
             came = self.messages.by_topic[self.topic_of.get(channel, "")]
             row += [str(came), str(self.counted.used[channel])] if came else ["", ""]
-            table.add_row(channel, *row, self.counted.details.get(channel, ""))
+            table.add_row(channel, *row, self.counted.details.get(channel) or self.counted.notes.get(channel, ""))
         return table
 
     def _malformed(self) -> Table:

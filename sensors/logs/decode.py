@@ -1,21 +1,17 @@
-"""From a message's bytes to what it says. What cannot be read becomes `Malformed`, what is not known `Other`; nothing raises.
-
-Letters: P points.
-"""
+"""From a message's bytes to what it says. What cannot be read becomes `Malformed`, what is not known `Other`; nothing raises."""
 
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
-from functools import lru_cache
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
-from numpy.typing import NDArray
 
 from sensors.logs.encode import MissingLogLibraryError
-from sensors.logs.messages import CameraInfo, Malformed, Other, Payload, PointCloud, RawImage
+from sensors.logs.messages import CameraInfo, Malformed, Other, Payload, RawImage
 from sensors.pictures.raw import rows_fault
 
 DecodeOne: TypeAlias = Callable[[bytes, int], Payload]
@@ -28,8 +24,11 @@ POINT_TYPES = frozenset({"foxglove.PointCloud", "sensor_msgs/msg/PointCloud2"})
 TRANSFORM_TYPES = frozenset({"foxglove.FrameTransform", "foxglove.FrameTransforms", "tf2_msgs/msg/TFMessage"})
 BOX_TYPES = frozenset({"foxglove.SceneUpdate", "vision_msgs/msg/Detection3DArray"})
 
-_NUMPY_KIND = {"int8": "i1", "uint8": "u1", "int16": "i2", "uint16": "u2", "int32": "i4", "uint32": "u4",
-               "float32": "f4", "float64": "f8"}  # fmt: skip
+# Films: known so that they can be refused by name.
+VIDEO_TYPES = frozenset({"foxglove.CompressedVideo", "foxglove_msgs/msg/CompressedVideo"})
+_READ_TYPES = CAMERA_INFO_TYPES | IMAGE_TYPES | POINT_TYPES | TRANSFORM_TYPES | BOX_TYPES
+_DDS_TYPE = re.compile(r"(\w+)(?:::msg)?::(?:dds_::)?(\w+?)_?")  # sensor_msgs::msg::dds_::Image_
+_ROS_TYPE = re.compile(r"(\w+)/(\w+)")  # sensor_msgs/Image
 
 
 class DecodeError(ValueError):
@@ -41,12 +40,16 @@ class ChannelInfo:
     """A topic of one type within one file."""
 
     topic: str
-    type: str  # ROS 2 types with /msg/
+    type: str  # ROS types that are read as pkg/msg/Type, however the log spells them
     encoding: str  # of the messages: "protobuf", "json", "cdr"
     schema: bytes = b""
     schema_encoding: str = ""
-    count: int | None = None
     schema_lost: bool = False  # the log names a schema that is not in it
+
+    def __post_init__(self) -> None:
+        spelt = _DDS_TYPE.fullmatch(self.type) or _ROS_TYPE.fullmatch(self.type)
+        if spelt and (name := f"{spelt[1]}/msg/{spelt[2]}") in _READ_TYPES | VIDEO_TYPES:
+            object.__setattr__(self, "type", name)
 
 
 def is_transform(channel: ChannelInfo) -> bool:
@@ -62,6 +65,24 @@ def is_camera_info(channel: ChannelInfo) -> bool:
 def is_static(topic: str) -> bool:
     """Whether transforms on this topic hold for all times: ROS' /tf_static, in any namespace."""
     return topic.rsplit("/", 1)[-1] == "tf_static"
+
+
+def unread(type_: str, encoding: str) -> str:
+    """Why messages of a type that is known are not read, as "expected ..., got ..."; "" where they are, or it is not known."""
+    if type_ in VIDEO_TYPES:
+        return (
+            f"expected single pictures (CompressedImage), got parts of a film ({type_}), of which most cannot be read alone. "
+            "Record the camera as JPEG, or decode the film into a new log"
+        )
+    spoken = ("protobuf", "json") if type_.startswith("foxglove.") else ("cdr",)
+    if type_ not in _READ_TYPES or encoding in spoken:
+        return ""
+    if encoding == "ros1":
+        return (
+            "expected ROS 2 messages (cdr), got ROS 1 messages (encoding ros1). Convert the bag that they come from: "
+            "rosbags-convert --src IN.bag --dst OUT"
+        )
+    return f"expected {type_} in {' or '.join(spoken)}, got the encoding {encoding[:40]!r}. Convert the log"
 
 
 class Decoder:
@@ -99,6 +120,8 @@ class Decoder:
 
         if info.schema_lost:
             return "expected the channel's schema in the log, got none: it was lost with a damaged chunk"
+        if why := unread(info.type, info.encoding):
+            return why
         try:
             if info.encoding in ("protobuf", "json") and info.type.startswith("foxglove."):
                 found = foxglove_decoder(info)
@@ -116,72 +139,6 @@ class Decoder:
 def _brief(error: Exception) -> str:
     text = " ".join(str(error).split())
     return f"{type(error).__name__}: {text[:120]}" if text else type(error).__name__
-
-
-@dataclass(frozen=True)
-class PointField:
-    """A field of a point as a message describes it."""
-
-    name: str
-    kind: str  # "uint8", "float32", ...
-    offset: int
-    count: int = 1
-
-
-def points_of(
-    data: bytes, fields: Iterable[PointField], step: int, height: int, width: int, row_step: int, big_endian: bool
-) -> NDArray[Any]:
-    """[P] structured array of packed points, P = height x width; DecodeError where sizes and fields do not fit."""
-    fields = tuple(fields)
-    record = _record(fields, step, ">" if big_endian else "<")
-    rows = width * step
-    if height > 1 and row_step < rows:
-        raise DecodeError(f"expected rows of at least {rows} bytes ({width} points of {step}), got row_step {row_step}")
-    sizes = {rows, row_step} if height == 1 else {height * row_step}  # for one row drivers write what they like
-    if len(data) not in sizes or len(data) < height * rows:
-        wanted = height * (row_step if height > 1 else rows)
-        raise DecodeError(f"expected {wanted} bytes ({height} x {width} points of {step}), got {len(data)}")
-    if height > 1 and row_step > rows:
-        packed = np.frombuffer(data, np.uint8).reshape(height, row_step)[:, :rows]
-        data = packed.tobytes()
-    points = np.frombuffer(data, record, count=height * width)
-    if not big_endian:
-        return points
-    native = np.empty(len(points), _record(fields, step, "="))
-    for name in record.names or ():  # numpy's own change of byte order passes over arrays within a field
-        native[name] = points[name]
-    return native
-
-
-@lru_cache(maxsize=256)
-def _record(fields: tuple[PointField, ...], step: int, order: str) -> np.dtype[Any]:
-    named = [field for field in fields if field.name]  # a driver's padding has no name
-    names = [field.name for field in named]
-    if not named:
-        raise DecodeError("expected points with fields, got none")
-    if len(set(names)) < len(names):
-        raise DecodeError(f"expected fields of different names, got {', '.join(names)}")
-    formats: list[Any] = []
-    for field in named:
-        if field.kind not in _NUMPY_KIND:
-            raise DecodeError(f"expected a number type for the field {field.name}, got {field.kind}")
-        kind = np.dtype(order + _NUMPY_KIND[field.kind])
-        end = field.offset + kind.itemsize * field.count
-        if field.offset < 0 or field.count < 1 or end > step:
-            raise DecodeError(
-                f"expected the field {field.name} within a point of {step} bytes, got bytes {field.offset} to {end}"
-            )
-        formats.append(kind if field.count == 1 else (kind, (field.count,)))
-    offsets = [field.offset for field in named]
-    return np.dtype({"names": names, "formats": formats, "offsets": offsets, "itemsize": step})
-
-
-def check_cloud(cloud: PointCloud) -> PointCloud:
-    """The cloud, where it has places; DecodeError where it lacks x, y or z."""
-    missing = [name for name in ("x", "y", "z") if name not in (cloud.points.dtype.names or ())]
-    if missing:
-        raise DecodeError(f"expected points with x, y, z, got {', '.join(cloud.points.dtype.names or ())}")
-    return cloud
 
 
 def camera_info(info: CameraInfo, K: Iterable[float], R: Iterable[float], P: Iterable[float]) -> CameraInfo:

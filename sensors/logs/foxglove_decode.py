@@ -1,6 +1,7 @@
 """Foxglove's schemas, as protobuf or JSON: https://docs.foxglove.dev/docs/visualization/message-schemas.
 
-Both encodings name their fields alike; JSON differs in times (sec, nsec), bytes (base64) and what may be missing.
+Both encodings name their fields alike; JSON differs in times (sec and nsec, or text as of RFC 3339), bytes (base64) and what
+may be missing.
 """
 
 from __future__ import annotations
@@ -10,22 +11,21 @@ import binascii
 import json
 import re
 from collections.abc import Callable
+from datetime import UTC, datetime
 from typing import Any
 
 import numpy as np
 
 from sensors.calibration import transforms
+from sensors.documents import short
 from sensors.logs.decode import (
     ChannelInfo,
     DecodeError,
     DecodeOne,
-    PointField,
     camera_info,
-    check_cloud,
     check_picture,
     check_raw,
     is_static,
-    points_of,
 )
 from sensors.logs.messages import (
     CameraInfo,
@@ -38,9 +38,14 @@ from sensors.logs.messages import (
     SceneBoxes,
     TruthBox,
 )
+from sensors.logs.points import PointField, check_cloud, points_of
 
 # PackedElementField.NumericType
 _NUMERIC = ("unknown", "uint8", "int8", "uint16", "int16", "uint32", "int32", "float32", "float64")
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_RFC3339 = re.compile(
+    r"(\d{4})-(\d\d)-(\d\d)[Tt ](\d\d):(\d\d):(\d\d)(?:\.(\d+))?([Zz]|[+-](\d\d):([0-5]\d))", re.ASCII
+)
 # An entity's id like "car-12" or "vehicle.car/7" tells its category; bare hashes and numbers do not.
 _CATEGORY_IN_ID = re.compile(r"^([A-Za-z][A-Za-z_.]*[A-Za-z])[-/#: ]+\w+$")
 
@@ -117,7 +122,26 @@ def _stamp_ns(message: Any) -> int:
     time = message.timestamp
     if isinstance(time, _JsonMessage):
         return int(time.sec) * 1_000_000_000 + int(time.nsec)
+    if isinstance(message, _JsonMessage):
+        return _text_ns(time)
     return int(time.seconds) * 1_000_000_000 + int(time.nanos)
+
+
+def _text_ns(time: Any) -> int:
+    """Nanoseconds since the Unix epoch of a time as in RFC 3339, 2024-01-01T00:00:00.5Z; what is finer is cut off."""
+    fault = f"expected a time as sec and nsec, or as 2024-01-01T00:00:00.5Z, got {short(time, 60)}"
+    told = _RFC3339.fullmatch(time) if isinstance(time, str) else None
+    if told is None:
+        raise DecodeError(fault)
+    year, month, day, hour, minute, second = (int(part) for part in told.groups()[:6])
+    fraction, zone, hours, minutes = told.groups()[6:]
+    try:
+        since = datetime(year, month, day, hour, minute, second, tzinfo=UTC) - _EPOCH
+    except ValueError as error:
+        raise DecodeError(f"{fault} ({error})") from error
+    offset_s = 0 if zone in "Zz" else int(f"{zone[0]}1") * (int(hours) * 3600 + int(minutes) * 60)
+    seconds = since.days * 86_400 + since.seconds - offset_s
+    return seconds * 1_000_000_000 + int((fraction or "")[:9].ljust(9, "0"))
 
 
 def _bytes(value: str | bytes) -> bytes:

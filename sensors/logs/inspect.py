@@ -65,23 +65,34 @@ class LogSummary:
         return 0.0 if self.span_ns is None else (self.span_ns[1] - self.span_ns[0]) / _SECOND_NS
 
     def tree(self) -> Iterator[tuple[int, str, str]]:
-        """(depth, frame, "static", "moving" or "root") from the roots down; frames in a loop come as roots of their own."""
-        children: dict[str, list[FrameSummary]] = {}
+        """(depth, frame, "static", "moving" or "root") from the roots down; frames in a loop come as roots of their own.
+
+        A frame of several parents comes below each, and what stands in it below the first of them.
+        """
+        children: dict[str, dict[str, FrameSummary]] = {}
         for edge in self.frames:
-            children.setdefault(edge.parent, []).append(edge)
+            children.setdefault(edge.parent, {}).setdefault(edge.child, edge)
         below = {edge.child for edge in self.frames}
         names = sorted({edge.parent for edge in self.frames} | below, key=lambda name: (name in below, name))
         done: set[str] = set()
         for name in names:
-            stack = [(0, name, "root")]
+            stack = [] if name in done else [(0, name, "root")]
             while stack:
                 depth, frame, kind = stack.pop()
+                yield depth, frame, kind
                 if frame in done:
                     continue
                 done.add(frame)
-                yield depth, frame, kind
-                for edge in sorted(children.get(frame, ()), key=lambda one: one.child, reverse=True):
+                for _, edge in sorted(children.get(frame, {}).items(), reverse=True):
                     stack.append((depth + 1, edge.child, "static" if edge.static else "moving"))
+
+    def several_parents(self) -> dict[str, list[str]]:
+        """Frame -> its parents, of those that have more than one."""
+        parents: dict[str, list[str]] = {}
+        for edge in self.frames:
+            if edge.parent not in (above := parents.setdefault(edge.child, [])):
+                above.append(edge.parent)
+        return {child: above for child, above in parents.items() if len(above) > 1}
 
 
 @dataclass

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated
 
 from pydantic import Field, model_validator
@@ -11,11 +12,27 @@ from sensors.nuscenes_config import StrictModel
 Seconds = Annotated[float, Field(allow_inf_nan=False)]
 
 
+def words_of(topic: str) -> list[str]:
+    """The words of /camFrontLeft/image_raw: cam, front, left, image, raw."""
+    split = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", topic)
+    return [word.lower() for word in re.findall(r"[A-Za-z]+|\d+", split)]
+
+
+def called_rectified(topic: str) -> bool:
+    """Whether a topic of pictures is called after rectified ones."""
+    return not {"rect", "rectified", "undistorted"}.isdisjoint(words_of(topic))
+
+
 class CameraTopics(StrictModel):
-    """A camera: rectified pictures and their calibration."""
+    """A camera: pictures and their calibration.
+
+    `rectified`: whether the pictures are, as the calibration's R and P say; else K and D hold, and they are rectified here.
+    None: they are where D is all 0 or the topic is called rectified (a word "rect", "rectified" or "undistorted").
+    """
 
     image: str
     info: str
+    rectified: bool | None = None
     frame: str | None = None  # None: as the messages say
     offset_s: Seconds = 0.0  # added to the messages' stamps: a clock that is slow by 20 ms has 0.02
 

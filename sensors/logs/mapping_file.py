@@ -10,13 +10,13 @@ from typing import Any
 from pydantic import ValidationError
 
 from sensors.documents import DocumentError, read_yaml, short
-from sensors.logs.decode import BOX_TYPES, CAMERA_INFO_TYPES, IMAGE_TYPES, POINT_TYPES
+from sensors.logs.decode import BOX_TYPES, CAMERA_INFO_TYPES, IMAGE_TYPES, POINT_TYPES, VIDEO_TYPES, unread
 from sensors.logs.log import Log, LogError
 from sensors.logs.mapping import CameraTopics, LidarTopics, LogMapping, RadarTopics
 from sensors.nuscenes_config import StrictModel
 
 # What a topic of a mapping may carry: by the log's type, or in a nuScenes log by the payload's name.
-IMAGES = IMAGE_TYPES | {"EncodedImage", "RawImage"}
+IMAGES = IMAGE_TYPES | VIDEO_TYPES | {"EncodedImage", "RawImage"}
 INFOS = CAMERA_INFO_TYPES | {"CameraInfo"}
 POINTS = POINT_TYPES | {"PointCloud"}
 BOXES = BOX_TYPES | {"SceneBoxes"}
@@ -53,11 +53,12 @@ def dump_mapping(mapping: LogMapping) -> str:
 
 
 def check_mapping(mapping: LogMapping, log: Log) -> None:
-    """LogError where the mapping names a topic that the log has not, or one of another type.
+    """LogError where the mapping names a topic that the log has not, or one of another type, or none whose encoding is read.
 
-    A topic without a message passes: its sensor is absent.
+    A topic without a message passes: its sensor is absent. So does a film, or an encoding that is not read, beside others: its
+    sensor is malformed at every tick.
     """
-    topics = {topic.name: topic for topic in log.topics()}
+    topics, faults = {topic.name: topic for topic in log.topics()}, []
     for key, name, types in mapped_topics(mapping):
         if name not in topics:
             close = difflib.get_close_matches(name, topics, n=1)
@@ -71,6 +72,11 @@ def check_mapping(mapping: LogMapping, log: Log) -> None:
                 f"{key}: expected the topic {name} in {log.path} to be of type {' or '.join(sorted(types))}, "
                 f"got {topics[name].type or 'an unknown one'}. Topics of such a type: {', '.join(fitting) or 'none'}"
             )
+        if not key.endswith((".info", "truth")):
+            why = unread(topics[name].type, topics[name].encoding)
+            faults.append(f"{key}: the topic {name} in {log.path} cannot be read: {why}" if why else "")
+    if all(faults):
+        raise LogError(faults[0])
 
 
 def mapped_topics(mapping: LogMapping) -> Iterator[tuple[str, str, frozenset[str]]]:

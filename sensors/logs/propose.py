@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 
+from sensors.logs.decode import CAMERA_INFO_TYPES, IMAGE_TYPES, POINT_TYPES, VIDEO_TYPES
+from sensors.logs.frames import propose_frames
 from sensors.logs.log import Log
-from sensors.logs.mapping import CameraTopics, LidarTopics, LogMapping, RadarTopics
+from sensors.logs.mapping import CameraTopics, LidarTopics, LogMapping, RadarTopics, called_rectified, words_of
 from sensors.logs.mapping_file import check_mapping, dump_mapping, load_mapping
 from sensors.logs.messages import (
     CameraInfo,
     EncodedImage,
     FrameTransforms,
     Malformed,
+    Other,
     Payload,
     PointCloud,
     RawImage,
@@ -28,8 +30,6 @@ __all__ = ["Proposal", "check_mapping", "dump_mapping", "load_mapping", "propose
 _LOOKED_AT = 3000  # messages at most: enough for a second of a rig with a dozen sensors
 _EACH = 3  # messages of a topic
 _TRANSFORMS = 100  # messages of transforms
-_EGO_FRAMES = ("base_link", "base_footprint", "ego_vehicle", "ego", "vehicle", "base")
-_GLOBAL_FRAMES = ("map", "odom", "world", "earth", "global", "local")
 _RADAR_FIELDS = frozenset(
     {"rcs", "vx_comp", "vy_comp", "doppler", "radial_velocity", "doppler_velocity", "v_r", "range_rate"}
 )
@@ -38,7 +38,7 @@ _FIELD_NAMES = {
     "ring": ("channel", "laser_id", "row", "line", "beam"),
 }
 _RADAR_FIELD_NAMES = {
-    "rcs": ("RCS", "radar_cross_section", "sigma"),
+    "rcs": ("radar_cross_section", "sigma"),
     "vx_comp": ("v_x_comp", "vel_x_comp"),
     "vy_comp": ("v_y_comp", "vel_y_comp"),
 }
@@ -56,14 +56,16 @@ class Proposal:
 
     mapping: LogMapping | None
     reasons: tuple[str, ...]
+    unread: tuple[str, ...] = ()  # of the reasons, those of topics that cannot be read
 
 
 @dataclass
 class _Seen:
     """The first messages of a log, by topic."""
 
+    types: Mapping[str, str]  # of every topic of the log
     payloads: dict[str, list[Payload]] = field(default_factory=dict)
-    parents: dict[str, str] = field(default_factory=dict)  # frame -> the one that it stands in
+    parents: dict[str, dict[str, None]] = field(default_factory=dict)  # frame -> those that it stands in
     transforms: int = 0
 
     def first(self, topic: str) -> Payload | None:
@@ -72,31 +74,56 @@ class _Seen:
     def topics(self, *kinds: type) -> list[str]:
         return [topic for topic in sorted(self.payloads) if isinstance(self.first(topic), kinds)]
 
+    def fault(self, topic: str) -> str:
+        """Why no message of a topic could be read so far; "" where one could, or none came."""
+        payloads = self.payloads.get(topic, ())
+        faults = [one.reason for one in payloads if isinstance(one, Malformed)]
+        return faults[0] if faults and len(faults) == len(payloads) else ""
+
+    def unread(self, types: frozenset[str] | None = None) -> list[str]:
+        """The topics without a message that could be read, of some types or of all."""
+        return [
+            topic
+            for topic in sorted(self.payloads)
+            if self.fault(topic) and (types is None or self.types.get(topic) in types)
+        ]
+
 
 def propose_mapping(log: Log) -> Proposal:
     """What each sensor topic most likely is. Reads the log's first messages, no more than 3,000.
 
     Channels get nuScenes' names where topic or frame tell a side (front, rear left ...), else the topic's own in capitals.
+    Topics of a sensor's type whose messages cannot be read are proposed beside others that can, so that a replay says at every
+    tick how they stand.
     """
     seen = _look(log)
     reasons: list[str] = []
     cameras = _cameras(seen, reasons)
     lidars, radars = _points(seen, reasons)
-    if not (cameras or lidars or radars):
-        found = ", ".join(f"{topic.name} ({topic.type})" for topic in log.topics()) or "no topics at all"
-        return Proposal(None, (*reasons, f"no topic carries pictures or points that can be read: {found}"))
     mapped = {topics.image for topics in cameras.values()}
     mapped |= {lidar.points for lidar in lidars.values()} | {radar.points for radar in radars.values()}
-    ego_frame, global_frame = _frames(seen, mapped, reasons)
+    faults: dict[str, list[str]] = {}
+    for topic in seen.unread():
+        faults.setdefault(seen.fault(topic), []).append(topic)
+    unread = tuple(f"{', '.join(topics)}: cannot be read: {fault}" for fault, topics in faults.items())
+    reasons += unread
+    if unknown := [f"{topic} ({seen.types.get(topic)})" for topic in seen.topics(Other)]:
+        reasons.append(f"of types that nothing here reads: {', '.join(unknown)}")
+    if all(seen.fault(topic) for topic in mapped):
+        found = ", ".join(f"{topic.name} ({topic.type})" for topic in log.topics()) or "no topics at all"
+        return Proposal(None, (*reasons, f"no topic carries pictures or points that can be read: {found}"), unread)
+    sensor_frames = sorted({getattr(seen.first(topic), "frame_id", "") for topic in mapped if not seen.fault(topic)})
+    ego_frame, global_frame, whys = propose_frames(seen.parents, sensor_frames)
+    reasons += whys
     mapping = LogMapping(
         cameras=cameras, lidars=lidars, radars=radars, ego_frame=ego_frame, global_frame=global_frame,
         truth=_truth(seen, reasons),
     )  # fmt: skip
-    return Proposal(mapping, tuple(reasons))
+    return Proposal(mapping, tuple(reasons), unread)
 
 
 def _look(log: Log) -> _Seen:
-    seen = _Seen()
+    seen = _Seen({topic.name: topic.type for topic in log.topics()})
     waiting = {topic.name: _EACH if topic.count is None else min(topic.count, _EACH) for topic in log.topics()}
     waiting = {name: count for name, count in waiting.items() if count}
     for number, message in enumerate(log.messages(), 1):
@@ -106,7 +133,7 @@ def _look(log: Log) -> _Seen:
         if isinstance(message.payload, FrameTransforms):
             seen.transforms += 1
             for transform in message.payload.transforms:
-                seen.parents.setdefault(transform.child, transform.parent)
+                seen.parents.setdefault(transform.child, {})[transform.parent] = None
         if len(payloads) >= waiting.get(message.topic, 0):
             waiting.pop(message.topic, None)
         if number >= _LOOKED_AT or (not waiting and _frames_told(seen)):
@@ -120,16 +147,10 @@ def _frames_told(seen: _Seen) -> bool:
     return seen.transforms >= _TRANSFORMS or frames <= seen.parents.keys()
 
 
-def _words(text: str) -> list[str]:
-    """The words of /camFrontLeft/image_raw: cam, front, left, image, raw."""
-    split = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", text)
-    return [word.lower() for word in re.findall(r"[A-Za-z]+|\d+", split)]
-
-
 def _side(*texts: str) -> str:
     """FRONT, BACK_LEFT ... by the first of the texts that tells; empty where none does."""
     for text in texts:
-        words = _words(text)
+        words = words_of(text)
         sides = {part for word in words if word in _SIDES for part in _SIDES[word].split("_")}
         if sides:
             return "_".join(side for side in _ORDER if side in sides)
@@ -158,7 +179,7 @@ def _channel(
         "sensor",
         "sensors",
     }
-    words = [word for word in _words(topic) if word not in generic] or _words(topic)
+    words = [word for word in words_of(topic) if word not in generic] or words_of(topic)
     if prefix.lower() in words:
         words.remove(prefix.lower())
     name = "_".join([prefix, *words]).upper()
@@ -169,22 +190,23 @@ def _channel(
 
 
 def _cameras(seen: _Seen, reasons: list[str]) -> dict[str, CameraTopics]:
-    infos = seen.topics(CameraInfo)
+    infos = [*seen.topics(CameraInfo), *seen.unread(CAMERA_INFO_TYPES)]
+    images = [*seen.topics(EncodedImage, RawImage), *seen.unread(IMAGE_TYPES | VIDEO_TYPES)]
     chosen: dict[str, tuple[str, str]] = {}  # info topic -> image topic, frame
-    for image in sorted(seen.topics(EncodedImage, RawImage), key=lambda topic: _preference(seen, topic)):
+    for image in sorted(images, key=lambda topic: _preference(seen, topic)):
         picture = seen.first(image)
-        assert isinstance(picture, EncodedImage | RawImage)
-        info = _info_of(seen, image, picture.frame_id, infos)
-        if "depth" in _words(image):
+        frame = picture.frame_id if isinstance(picture, EncodedImage | RawImage) else ""
+        info = _info_of(seen, image, frame, infos)
+        if "depth" in words_of(image):
             reasons.append(f"{image}: left out, its name says depth")
         elif isinstance(picture, RawImage) and (unknown := unknown_encoding(picture.encoding)):
             reasons.append(f"{image}: left out, {unknown}")
         elif info is None:
             reasons.append(f"{image}: left out, no calibration in the log belongs to it")
         elif info in chosen:
-            reasons.append(f"{image}: left out, {chosen[info][0]} is the same camera, and rectified or compressed")
+            reasons.append(f"{image}: left out, {chosen[info][0]} is the same camera, and better to read")
         else:
-            chosen[info] = (image, picture.frame_id)
+            chosen[info] = (image, frame)
     cameras: dict[str, CameraTopics] = {}
     for info, (image, frame) in sorted(chosen.items(), key=lambda item: item[1]):
         channel, why = _channel("CAM", image, frame, "CAM_FRONT", len(chosen) == 1, cameras)
@@ -193,9 +215,9 @@ def _cameras(seen: _Seen, reasons: list[str]) -> dict[str, CameraTopics]:
     return cameras
 
 
-def _preference(seen: _Seen, topic: str) -> tuple[bool, bool, str]:
-    """Rectified pictures come first, then compressed ones."""
-    return "rect" not in topic, not isinstance(seen.first(topic), EncodedImage), topic
+def _preference(seen: _Seen, topic: str) -> tuple[bool, bool, bool, str]:
+    """What can be read comes first, then rectified pictures, then compressed ones."""
+    return bool(seen.fault(topic)), not called_rectified(topic), not isinstance(seen.first(topic), EncodedImage), topic
 
 
 def _info_of(seen: _Seen, image: str, frame: str, infos: Sequence[str]) -> str | None:
@@ -221,8 +243,8 @@ def _points(seen: _Seen, reasons: list[str]) -> tuple[dict[str, LidarTopics], di
         cloud = seen.first(topic)
         assert isinstance(cloud, PointCloud)
         names = set(cloud.points.dtype.names or ())
-        telling = sorted(names & _RADAR_FIELDS) + sorted(name for name in names if name.lower() == "rcs" != name)
-        if telling or "radar" in _words(f"{topic} {cloud.frame_id}"):
+        telling = sorted(name for name in names if name.lower() in _RADAR_FIELDS)
+        if telling or "radar" in words_of(f"{topic} {cloud.frame_id}"):
             radar_topics.append((topic, cloud, f"fields {', '.join(telling)}" if telling else "its name says radar"))
         else:
             lidar_topics.append((topic, cloud))
@@ -238,13 +260,24 @@ def _points(seen: _Seen, reasons: list[str]) -> tuple[dict[str, LidarTopics], di
         lidars[channel] = LidarTopics(points=topic, fields=fields, intensity_scale=scale)
         scaled = ", intensity 0..1" if scale != 1 else ""
         reasons.append(f"{channel}: {topic}, points without a radar's fields{scaled}; {named}")
+    for topic in seen.unread(POINT_TYPES):
+        if "radar" in words_of(topic):
+            channel, named = _channel("RADAR", topic, "", "RADAR_FRONT", not radars, radars)
+            radars[channel] = RadarTopics(points=topic)
+        else:
+            channel, named = _channel("LIDAR", topic, "", "LIDAR_TOP", not lidars, lidars)
+            lidars[channel] = LidarTopics(points=topic)
+        reasons.append(f"{channel}: {topic}, by its type; {named}")
     return lidars, radars
 
 
 def _renamed(cloud: PointCloud, known: Mapping[str, Sequence[str]]) -> dict[str, str]:
-    names = cloud.points.dtype.names or ()
-    found = {ours: next((name for name in theirs if name in names), None) for ours, theirs in known.items()}
-    return {ours: name for ours, name in found.items() if name is not None and ours not in names}
+    """Our name -> the log's for the fields that it has by another, in capitals or not."""
+    lower = {name.lower(): name for name in reversed(cloud.points.dtype.names or ())}
+    found = {
+        ours: next((lower[name] for name in (ours, *theirs) if name in lower), ours) for ours, theirs in known.items()
+    }
+    return {ours: name for ours, name in found.items() if name != ours}
 
 
 def _intensity_scale(seen: _Seen, topic: str) -> float:
@@ -258,27 +291,6 @@ def _intensity_scale(seen: _Seen, topic: str) -> float:
     return 255.0 if len(values) and 0 < values.max() <= 1 else 1.0
 
 
-def _frames(seen: _Seen, mapped: set[str], reasons: list[str]) -> tuple[str, str | None]:
-    """(ego frame, global frame) by climbing from the sensors' frames."""
-    sensor_frames = sorted({getattr(seen.first(topic), "frame_id", "") for topic in mapped})
-    chains = [_chain(seen.parents, frame) for frame in sensor_frames]
-    above = [frame for chain in chains for frame in chain]
-    known = [frame for frame in _EGO_FRAMES if frame in above]
-    ego = known[0] if known else next((chain[1] for chain in chains if len(chain) > 1), "base_link")
-    reasons.append(f"ego_frame {ego}: " + ("sensors stand in it" if ego in above else "by default, no transform tells"))
-    higher = _chain(seen.parents, ego)[1:]
-    best = next((frame for frame in _GLOBAL_FRAMES if frame in higher), higher[-1] if higher else None)
-    reasons.append(f"global_frame {best}: " + ("the ego moves in it" if best else "no transform moves the ego"))
-    return ego, best
-
-
-def _chain(parents: Mapping[str, str], frame: str) -> list[str]:
-    chain = [frame]
-    while (parent := parents.get(chain[-1])) is not None and parent not in chain:
-        chain.append(parent)
-    return chain
-
-
 def _truth(seen: _Seen, reasons: list[str]) -> str | None:
     """The topic of annotated boxes: by its name, or the only one that is not called detections."""
 
@@ -286,8 +298,8 @@ def _truth(seen: _Seen, reasons: list[str]) -> str | None:
         return any(isinstance(one, SceneBoxes) and one.boxes for one in seen.payloads[topic])
 
     found = [topic for topic in seen.topics(SceneBoxes) if boxes(topic)]
-    named = [topic for topic in found if {"annotations", "annotation", "truth", "gt", "labels"} & set(_words(topic))]
-    other = [topic for topic in found if not {"detections", "detection", "predictions"} & set(_words(topic))]
+    named = [topic for topic in found if {"annotations", "annotation", "truth", "gt", "labels"} & set(words_of(topic))]
+    other = [topic for topic in found if not {"detections", "detection", "predictions"} & set(words_of(topic))]
     chosen = named[0] if named else (other[0] if len(other) == 1 else None)
     if chosen:
         reasons.append(f"truth: {chosen}, boxes; " + ("by its name" if named else "the only such topic"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 
@@ -12,13 +13,10 @@ from sensors.logs.decode import (
     ChannelInfo,
     DecodeError,
     DecodeOne,
-    PointField,
     camera_info,
-    check_cloud,
     check_picture,
     check_raw,
     is_static,
-    points_of,
 )
 from sensors.logs.messages import (
     CameraInfo,
@@ -31,6 +29,7 @@ from sensors.logs.messages import (
     SceneBoxes,
     TruthBox,
 )
+from sensors.logs.points import PointField, check_cloud, points_of
 from sensors.logs.ros2_types import typestore
 from sensors.pictures.raw import little_endian
 
@@ -59,7 +58,7 @@ def ros2_decoder(info: ChannelInfo) -> DecodeOne | None:
     read = readers.get(info.type)
     if read is None:
         return None
-    own = info.type == _DETECTIONS and info.schema
+    own = info.type == _DETECTIONS and info.schema and info.schema_encoding != "omgidl"  # whose names are DDS' own
     store = _own_types(info.type, info.schema, info.schema_encoding) if own else typestore()
     return lambda data, _: read(store.deserialize_cdr(data, info.type))
 
@@ -102,12 +101,28 @@ def _raw_image(message: Any) -> Payload:
 
 
 def _camera_info(message: Any) -> Payload:
-    header, empty = message.header, np.zeros(0)
+    """The calibration of the pictures as they come: a region of interest, binned, of what K, P, width and height are told of.
+
+    c' = (c - offset) / binning, as ROS' image_geometry reads the message, of raw and of rectified pictures and whatever
+    do_rectify says: image_proc's rectified pictures are as large as the raw region.
+    """
+    header, empty, width, height = message.header, np.zeros(0), int(message.width), int(message.height)
+    across, down = max(int(message.binning_x), 1), max(int(message.binning_y), 1)
+    left, top, wide, tall = (int(getattr(message.roi, name)) for name in ("x_offset", "y_offset", "width", "height"))
+    if left or top or wide or tall:
+        if not (0 < wide <= width - left and 0 < tall <= height - top):
+            got = f"{wide} x {tall} px at ({left}, {top})"
+            raise DecodeError(f"expected a roi within width x height of {width} x {height} px, got {got}")
+        width, height = wide, tall
     info = CameraInfo(
-        _stamp_ns(header), header.frame_id, int(message.width), int(message.height), message.distortion_model,
+        _stamp_ns(header), header.frame_id, width // across, height // down, message.distortion_model,
         np.array(message.d, np.float64), empty, empty, empty,
     )  # fmt: skip
-    return camera_info(info, message.k, message.r, message.p)
+    info = camera_info(info, message.k, message.r, message.p)
+    if (left, top, across, down) == (0, 0, 1, 1):
+        return info
+    delivered = np.array([[1 / across, 0, -left / across], [0, 1 / down, -top / down], [0, 0, 1]])
+    return replace(info, K=delivered @ info.K, P=delivered @ info.P)
 
 
 def _point_cloud(message: Any) -> Payload:

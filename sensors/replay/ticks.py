@@ -12,6 +12,8 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import ClassVar
 
 from sensors.images import DecodeSize
 from sensors.logs.log import Log, LogWarning, Order
@@ -23,6 +25,19 @@ from sensors.replay.config import ReplayConfig
 from sensors.replay.playback import AlterMessages, Playback
 from sensors.replay.results import Tick
 from sensors.replay.rig import Rig
+from sensors.replay.transforms import TransformError
+
+
+@dataclass
+class MissingPoses:
+    """Ticks at which the global frame that the mapping names had no transform to the ego's."""
+
+    ADVICE: ClassVar[str] = (
+        "Name in the mapping a global_frame that the log moves the ego in, or null for none; ego_pose_gap_s=SECONDS bridges "
+        "poses that come seldom"
+    )
+    ticks: int = 0
+    why: str = ""  # at the first of them
 
 
 def ticks(
@@ -37,11 +52,13 @@ def ticks(
     loop: int = 1,
     alter_messages: AlterMessages | None = None,
     decode: DecodeSize | None = None,
+    poses: MissingPoses | None = None,
 ) -> Iterator[Tick]:
     """One tick after another of `loop` passes through the log, or through `duration_s` seconds of it from `start_s` on.
 
     `alter_messages` takes and gives messages in the order of their times; it is called anew for each pass. Where it takes
-    some out, time goes on as in the log. `decode` lets JPEGs be decoded at a reduced scale.
+    some out, time goes on as in the log. `decode` lets JPEGs be decoded at a reduced scale. `poses` takes why ticks have no
+    ego pose where the mapping names a global frame; the first such tick is told as a LogWarning too.
 
     Raises:
         LogError: the log is empty, the mapping does not fit it, or a start or duration is outside of it.
@@ -53,13 +70,33 @@ def ticks(
     found = sources(channels, mapping, config)
     topics = wanted_topics(log, found)
     begin_ns, shift_ns = _begin(log, found, channels, part, config)
+    rig, poses = Rig(mapping, gap_ns=round(config.ego_pose_gap_s * SECOND_NS)), poses or MissingPoses()
     replay = Playback(
-        found, Rig(mapping, gap_ns=round(config.ego_pose_gap_s * SECOND_NS)), channels, config, part,
+        found, rig, channels, config, part,
         hz=tick_rate_hz(log, found, config, part), log_hz=_rates_hz(log, found), decode=decode,
     )  # fmt: skip
     for lap in range(loop):
         replay.begin(begin_ns, shift_ns, reset=lap > 0)
-        yield from replay.run(part.messages(log, topics), alter_messages)
+        for tick in replay.run(part.messages(log, topics), alter_messages):
+            if not tick.ego_pose_known and mapping.global_frame is not None:
+                _note_missing_pose(poses, tick, rig, mapping.global_frame, mapping.ego_frame, log)
+            yield tick
+
+
+def _note_missing_pose(poses: MissingPoses, tick: Tick, rig: Rig, global_frame: str, ego_frame: str, log: Log) -> None:
+    poses.ticks += 1
+    if poses.ticks > 1:
+        return
+    try:
+        rig.tree.lookup(global_frame, ego_frame, tick.time_us * 1000)
+        poses.why = f"the transform between {global_frame!r} and {ego_frame!r} came too late"
+    except TransformError as error:
+        poses.why = str(error)
+    warnings.warn(
+        f"{log.path}: no ego pose at tick {tick.index}, so that no motion is compensated: {poses.why}. {MissingPoses.ADVICE}",
+        LogWarning,
+        stacklevel=3,
+    )
 
 
 def _begin(

@@ -1,4 +1,4 @@
-"""Where frames stand to one another over time, from the transforms that a log sends: a tree, checked where it is used.
+"""Where frames stand to one another over time, from the transforms that a log sends, checked where they are used.
 
 A transform that cannot be one does not stop a replay; it makes the lookups that need it fail, by name. Times are nanoseconds of
 the messages' stamps. A pose row is (x, y, z, qw, qx, qy, qz), metres.
@@ -6,29 +6,37 @@ the messages' stamps. A pose row is (x, y, z, qw, qx, qy, qz), metres.
 
 from __future__ import annotations
 
-import math
+import warnings
 from bisect import bisect_left
+from collections import deque
 from dataclasses import dataclass, field
+from typing import TypeAlias
 
 import numpy as np
 
 from sensors.calibration import CalibrationError, Float64, inverse_rigid, pose_fault
+from sensors.logs.log import LogWarning
 from sensors.logs.messages import FrameTransform, FrameTransforms
+from sensors.replay.poses import apart, difference, in_words, interpolate, pose_matrix
 
-SAME_M, SAME_RAD = 1e-3, 1e-3  # two transforms this near to each other are one
+_AGREE_M, _AGREE_RAD = (
+    0.05,
+    0.01,
+)  # two ways this near are one: stamps of moving frames never meet, and cells are larger
 _BASELINE_NS = 100_000_000  # the velocity that a pose is carried on with is taken over about this time
-_NAMED = 12  # frames that an error lists
+_NAMED = 12  # frames that an error lists, transforms of a way that another may lead around
 
 
 class TransformError(CalibrationError):
     """No transform between two frames at a time, or one that cannot be used. The message names the frames."""
 
 
-@dataclass
+@dataclass(eq=False)
 class _Edge:
     """How `child` stood in `parent`: one row that holds always, or rows over time."""
 
     parent: str
+    child: str
     static: Float64 | None = None  # [7]
     stamps_ns: list[int] = field(default_factory=list)  # ascending
     rows: list[Float64] = field(default_factory=list)
@@ -36,37 +44,57 @@ class _Edge:
     moves: bool = False
     matrix: Float64 | None = None  # [4, 4] of the static row
 
+    def __str__(self) -> str:
+        return f"{self.parent!r} -> {self.child!r}"
+
+    def other(self, frame: str) -> str:
+        """The frame at its other end."""
+        return self.parent if self.child == frame else self.child
+
+
+_Way: TypeAlias = "tuple[_Edge, ...]"  # from one frame to another, each edge from either of its ends
+
 
 class TransformTree:
-    """Transforms by child frame. Frame ids are taken without a leading slash, as ROS 2 has them.
+    """Transforms by the two frames that they are between. Frame ids are taken without a leading slash, as ROS 2 has them.
+
+    ROS wants a tree, logs do not always hold one: a lookup goes along the transforms in either direction, and so a frame may
+    have several parents, or a global frame stand in that of the ego. Where two ways lead to a frame they must agree.
 
     `gap_ns`: transforms over time that are further apart are not interpolated, and none is carried further than this, with the
     velocity that it had, beyond the first and the last one known.
     """
 
     def __init__(self, *, gap_ns: int) -> None:
-        self.version = 0  # changes with every static transform, every frame that is new, every fault
-        self._paths: dict[tuple[str, str], tuple[int, list[str], list[str]]] = {}  # with the version that they hold for
+        self.version = 0  # changes with every static transform, every edge that is new, every fault
+        self._ways: dict[tuple[str, str], tuple[int, _Way, _Way]] = {}  # with the version that they hold for
         self._gap_ns = gap_ns
-        self._edges: dict[str, _Edge] = {}
-        self._faults: dict[str, str] = {}  # child -> why no lookup may pass it
-        self._fault_is_static: dict[str, bool] = {}
-        self._changed: dict[str, str] = {}  # child -> how its static transform changed
+        self._edges: dict[tuple[str, str], _Edge] = {}  # by parent and child
+        self._at_frame: dict[str, list[_Edge]] = {}  # that begin or end at a frame
+        self._faults: dict[tuple[str, str], str] = {}  # parent, child -> why no lookup may pass the child
+        self._fault_is_static: dict[tuple[str, str], bool] = {}
+        self._changed: dict[tuple[str, str], str] = {}  # how a static transform changed
+        self._told: set[str] = set()  # children of several parents
 
     def add(self, message: FrameTransforms) -> None:
-        """Take in what was sent. What is unsound is kept as the fault of its child; over time it is left out."""
+        """Take in what was sent. What is unsound is kept as the fault of its child; over time it is left out.
+
+        A frame that gets a second parent is told once, as a LogWarning.
+        """
         for transform in message.transforms:
             self._add(transform, static=message.static)
 
     def reset(self) -> None:
         """Forget everything that depends on time; static transforms stay."""
         self.version += 1
-        for child in [child for child, edge in self._edges.items() if edge.static is None]:
-            del self._edges[child]
-        for edge in self._edges.values():
+        for edge in list(self._edges.values()):
             edge.stamps_ns, edge.rows, edge.first, edge.moves = [], [], None, False
-        for child in [child for child, static in self._fault_is_static.items() if not static]:
-            del self._faults[child], self._fault_is_static[child]
+            if edge.static is None:
+                del self._edges[edge.parent, edge.child]
+                for frame in (edge.parent, edge.child):
+                    self._at_frame[frame].remove(edge)
+        for key in [key for key, static in self._fault_is_static.items() if not static]:
+            del self._faults[key], self._fault_is_static[key]
 
     def forget_before(self, time_ns: int) -> None:
         """Drop rows that no lookup from `time_ns` on needs."""
@@ -78,7 +106,7 @@ class TransformTree:
 
     def frames(self) -> tuple[str, ...]:
         """Every frame that was named, sorted."""
-        return tuple(sorted({*self._edges, *self._faults, *(edge.parent for edge in self._edges.values())}))
+        return tuple(sorted({frame for pair in self._edges for frame in pair} | {child for _, child in self._faults}))
 
     def lookup(self, target: str, source: str, time_ns: int, *, hold_constant: bool = False) -> Float64:
         """[4, 4] target_T_source at a time.
@@ -86,34 +114,49 @@ class TransformTree:
         `hold_constant`: a transform sent over time that has never changed holds at any time, as mountings do.
 
         Raises:
-            TransformError: a frame is unknown, the two are not connected, the chain has a loop or an unsound transform, or
-                nothing is known near enough to the time.
+            TransformError: a frame is unknown, the two are not connected, on the way is an unsound transform, two ways between
+                them disagree, or nothing is known near enough to the time.
         """
         target, source = _name(target), _name(source)
-        down, up = self._path(target, source)
-        matrix = self._product(up, time_ns, hold_constant)
-        return inverse_rigid(self._product(down, time_ns, hold_constant)) @ matrix if down else matrix
+        way, other = self._find_ways(target, source)
+        if not other:
+            return self._product(way, source, time_ns, hold_constant)
+        try:
+            matrix = self._product(way, source, time_ns, hold_constant)
+        except TransformError:
+            return self._product(other, source, time_ns, hold_constant)
+        try:
+            second = self._product(other, source, time_ns, hold_constant)
+        except TransformError:  # not known at this time
+            return matrix
+        shift_m, turn_rad = apart(matrix, second)
+        if shift_m > _AGREE_M or turn_rad > _AGREE_RAD:
+            raise TransformError(
+                f"two ways between {target!r} and {source!r} differ by {in_words(shift_m, turn_rad)}: {_told(way)}, and "
+                f"{_told(other)}. Record the log with one of them"
+            )
+        return matrix
 
     def is_static(self, target: str, source: str) -> bool:
         """Whether nothing between two frames was sent over time; errors as `lookup`."""
-        down, up = self._path(_name(target), _name(source))
-        return not any(self._edges[child].rows for child in (*down, *up))
+        way, other = self._find_ways(_name(target), _name(source))
+        return not any(edge.rows for edge in (*way, *other))
 
     def changes(self, target: str, source: str) -> tuple[str, ...]:
-        """What between two frames did not stay as it was first told; errors as `lookup`."""
-        down, up = self._path(_name(target), _name(source))
-        found = [self._changed[child] for child in (*down, *up) if child in self._changed]
-        moving = [child for child in (*down, *up) if self._edges[child].moves]
-        found += [f"transform {self._edges[child].parent!r} -> {child!r} moves during the drive" for child in moving]
+        """What between two frames is not as in a tree, or did not stay as it was first told; errors as `lookup`."""
+        way, _ = self._find_ways(_name(target), _name(source))
+        found = [fault for edge in way if (fault := self._two_parents(edge.child))]
+        found += [self._changed[edge.parent, edge.child] for edge in way if (edge.parent, edge.child) in self._changed]
+        found += [f"transform {edge} moves during the drive" for edge in way if edge.moves]
         return tuple(found)
 
     def newest_ns(self, target: str, source: str) -> tuple[int, int] | None:
         """Up to when the transform is known by messages, and their spacing there; None: not sent over time, or unknown."""
         try:
-            down, up = self._path(_name(target), _name(source))
+            way, _ = self._find_ways(_name(target), _name(source))
         except TransformError:
             return None
-        edges = [self._edges[child] for child in (*down, *up) if self._edges[child].rows]
+        edges = [edge for edge in way if edge.rows]
         if not edges:
             return None
         edge = min(edges, key=lambda edge: edge.stamps_ns[-1])
@@ -121,32 +164,46 @@ class TransformTree:
         return edge.stamps_ns[-1], spacing
 
     def _add(self, transform: FrameTransform, *, static: bool) -> None:
-        parent, child = _name(transform.parent), _name(transform.child)
+        parent, child = key = _name(transform.parent), _name(transform.child)
         row = np.array([*transform.translation_m, *transform.rotation_wxyz], np.float64)
-        edge = self._edges.get(child)
-        if fault := _fault(parent, child, row, edge):
+        edge = self._edges.get(key)
+        if fault := _fault(parent, child, row):
             # One bad pose among many is left out; the newest calibration, if bad, is not replaced by an older one.
-            if static or edge is None or not edge.rows or edge.parent != parent:
-                self._faults[child], self._fault_is_static[child] = fault, static
+            if static or edge is None or not edge.rows:
+                self._faults[key], self._fault_is_static[key] = fault, static
                 self.version += 1
             return
         if edge is None:
-            edge = self._edges[child] = _Edge(parent)
+            edge = self._edges[key] = _Edge(parent, child)
+            for frame in key:
+                self._at_frame.setdefault(frame, []).append(edge)
             self.version += 1
+            self._tell_parents(child)
         if static:
-            self._add_static(edge, child, row)
+            self._add_static(edge, row)
         else:
             self._add_row(edge, transform.stamp_ns, row)
-        if child in self._faults and "two parents" not in self._faults[child]:
-            del self._faults[child], self._fault_is_static[child]
+        if key in self._faults:
+            del self._faults[key], self._fault_is_static[key]
             self.version += 1
 
-    def _add_static(self, edge: _Edge, child: str, row: Float64) -> None:
+    def _two_parents(self, child: str) -> str:
+        parents = (edge.parent for edge in self._at_frame[child] if edge.child == child)
+        first, second = next(parents), next(parents, None)
+        return "" if second is None else f"{child!r} has two parents, {first!r} and {second!r}"
+
+    def _tell_parents(self, child: str) -> None:
+        if child not in self._told and (fault := self._two_parents(child)):
+            self._told.add(child)
+            text = f"transforms: {fault}, where ROS has one; of these the one that leads to the wanted frame is taken"
+            warnings.warn(text, LogWarning, stacklevel=2)
+
+    def _add_static(self, edge: _Edge, row: Float64) -> None:
         if edge.static is not None and np.array_equal(edge.static, row):
             return
-        if edge.static is not None and (difference := _difference(edge.static, row)):
-            self._changed[child] = f"static transform {edge.parent!r} -> {child!r} changed by {difference}"
-        edge.static, edge.matrix = row, _matrix(row)
+        if edge.static is not None and (change := difference(edge.static, row)):
+            self._changed[edge.parent, edge.child] = f"static transform {edge} changed by {change}"
+        edge.static, edge.matrix = row, pose_matrix(row)
         self.version += 1
 
     def _add_row(self, edge: _Edge, stamp_ns: int, row: Float64) -> None:
@@ -160,71 +217,93 @@ class TransformTree:
         edge.rows.insert(at, row)
         if edge.first is None:
             edge.first = row
-        edge.moves = edge.moves or bool(_difference(edge.first, row))
+        edge.moves = edge.moves or bool(difference(edge.first, row))
 
-    def _path(self, target: str, source: str) -> tuple[list[str], list[str]]:
-        """Children to pass from `target` up to the common ancestor, and from `source` up to it."""
+    def _find_ways(self, target: str, source: str) -> tuple[_Way, _Way]:
+        """The shortest way from `source` to `target`, and another one; empty where there is none."""
         if target == source:
-            return [], []
-        known = self._paths.get((target, source))
+            return (), ()
+        known = self._ways.get((target, source))
         if known is None or known[0] != self.version:
-            known = self._paths[target, source] = (self.version, *self._find_path(target, source))
+            way = self._shortest(target, source)
+            if way is None:
+                raise self._no_way(target, source)
+            if fault := self._fault_on(way):
+                raise TransformError(f"transform to {source!r} from {target!r}: {fault}")
+            others = (self._shortest(target, source, without=edge) for edge in way[:_NAMED])
+            other = next((other for other in others if other and not self._fault_on(other)), ())
+            known = self._ways[target, source] = (self.version, way, other)
         return known[1], known[2]
 
-    def _find_path(self, target: str, source: str) -> tuple[list[str], list[str]]:
-        from_target, from_source = self._climb(target), self._climb(source)
-        common = next((frame for frame in from_source if frame in from_target), None)
-        if common is None:
-            known = self.frames()
-            for frame in (target, source):
-                if frame not in known:
-                    raise TransformError(
-                        f"no transform between {target!r} and {source!r}: {frame!r} is in no transform. "
-                        f"Frames known: {_listed(known)}"
-                    )
-            raise TransformError(
-                f"no transform between {target!r} and {source!r}: they are not connected; {target!r} hangs on "
-                f"{from_target[-1]!r}, {source!r} on {from_source[-1]!r}. Frames known: {_listed(known)}"
-            )
-        down, up = from_target[: from_target.index(common)], from_source[: from_source.index(common)]
-        for child in (*down, *up):
-            if child in self._faults:
-                raise TransformError(f"transform to {source!r} from {target!r}: {self._faults[child]}")
-        return down, up
+    def _shortest(self, target: str, source: str, without: _Edge | None = None) -> _Way | None:
+        came_by: dict[str, _Edge | None] = {source: None}
+        frames = deque([source])
+        while frames and target not in came_by:
+            frame = frames.popleft()
+            for edge in self._at_frame.get(frame, ()):
+                if edge is not without and (beyond := edge.other(frame)) not in came_by:
+                    came_by[beyond] = edge
+                    frames.append(beyond)
+        if target not in came_by:
+            return None
+        way, frame = [], target
+        while (last := came_by[frame]) is not None:
+            way.append(last)
+            frame = last.other(frame)
+        return tuple(reversed(way))
 
-    def _climb(self, frame: str) -> list[str]:
-        """The frame and its ancestors."""
+    def _fault_on(self, way: _Way) -> str:
+        children = {edge.child for edge in way}
+        return next((fault for (_, child), fault in self._faults.items() if child in children), "")
+
+    def _no_way(self, target: str, source: str) -> TransformError:
+        """Why two frames are not connected."""
+        roots = [self._climb(frame) for frame in (target, source)]
+        known = self.frames()
+        for frame in (target, source):
+            if frame not in known:
+                return TransformError(
+                    f"no transform between {target!r} and {source!r}: {frame!r} is in no transform. "
+                    f"Frames known: {_listed(known)}"
+                )
+        return TransformError(
+            f"no transform between {target!r} and {source!r}: they are not connected; {target!r} hangs on {roots[0]!r}, "
+            f"{source!r} on {roots[1]!r}. Frames known: {_listed(known)}"
+        )
+
+    def _climb(self, frame: str) -> str:
+        """The last of a frame's ancestors; TransformError where they loop, or one is unsound."""
         chain = [frame]
         while True:
-            if chain[-1] in self._faults and chain[-1] not in self._edges:
-                raise TransformError(self._faults[chain[-1]])
-            if chain[-1] not in self._edges:
-                return chain
-            parent = self._edges[chain[-1]].parent
-            if parent in chain:
-                loop = [*chain[chain.index(parent) :], parent]
+            parents = [edge.parent for edge in self._at_frame.get(chain[-1], ()) if edge.child == chain[-1]]
+            if not parents:
+                faults = [fault for (_, child), fault in self._faults.items() if child == chain[-1]]
+                if faults:
+                    raise TransformError(faults[0])
+                return chain[-1]
+            if parents[0] in chain:
+                loop = [*chain[chain.index(parents[0]) :], parents[0]]
                 raise TransformError(f"the transforms loop: {' -> '.join(map(repr, reversed(loop)))}")
-            chain.append(parent)
+            chain.append(parents[0])
 
-    def _product(self, children: list[str], time_ns: int, hold_constant: bool) -> Float64:
-        """ancestor_T_child over a chain of children, the lowest first."""
-        if not children:
-            return np.eye(4)
-        matrix = self._at(children[0], time_ns, hold_constant)
-        for child in children[1:]:
-            matrix = self._at(child, time_ns, hold_constant) @ matrix
-        return matrix
+    def _product(self, way: _Way, source: str, time_ns: int, hold_constant: bool) -> Float64:
+        """target_T_source along a way."""
+        matrix, frame = None, source
+        for edge in way:
+            step = self._at(edge, time_ns, hold_constant)
+            step = step if edge.child == frame else inverse_rigid(step)
+            matrix, frame = step if matrix is None else step @ matrix, edge.other(frame)
+        return np.eye(4) if matrix is None else matrix
 
-    def _at(self, child: str, time_ns: int, hold_constant: bool) -> Float64:
-        edge = self._edges[child]
+    def _at(self, edge: _Edge, time_ns: int, hold_constant: bool) -> Float64:
         if not edge.rows or (hold_constant and not edge.moves):
             if edge.rows:
-                return _matrix(edge.rows[-1])
+                return pose_matrix(edge.rows[-1])
             assert edge.matrix is not None, "an edge has a static row or rows over time"
             return edge.matrix
         stamps, at = edge.stamps_ns, bisect_left(edge.stamps_ns, time_ns)
         if at < len(stamps) and stamps[at] == time_ns:
-            return _matrix(edge.rows[at])
+            return pose_matrix(edge.rows[at])
         if 0 < at < len(stamps) and stamps[at] - stamps[at - 1] <= self._gap_ns:
             before, after = at - 1, at
         else:
@@ -232,12 +311,12 @@ class TransformTree:
             if at < len(stamps) and abs(stamps[at] - time_ns) < abs(stamps[near] - time_ns):
                 near = at
             if abs(stamps[near] - time_ns) > self._gap_ns:
-                raise TransformError(_too_far(edge.parent, child, stamps[near], time_ns, self._gap_ns))
+                raise TransformError(_too_far(edge, stamps[near], time_ns, self._gap_ns))
             before, after = self._carried_on(edge, near, time_ns)
         if before == after:
-            return _matrix(edge.rows[before])
+            return pose_matrix(edge.rows[before])
         share = (time_ns - stamps[before]) / (stamps[after] - stamps[before])
-        return _matrix(interpolate(edge.rows[before], edge.rows[after], share))
+        return pose_matrix(interpolate(edge.rows[before], edge.rows[after], share))
 
     def _carried_on(self, edge: _Edge, near: int, time_ns: int) -> tuple[int, int]:
         """The rows whose velocity carries row `near` to a time outside; equal where there is only one."""
@@ -250,61 +329,24 @@ class TransformTree:
         return min(near, other), max(near, other)
 
 
-def interpolate(before: Float64, after: Float64, share: float) -> Float64:
-    """The pose row [7] at `share` (0..1, or beyond: the same velocity) of the way: straight and at constant turn rate."""
-    out = before + share * (after - before)
-    first, last = before[3:] / np.linalg.norm(before[3:]), after[3:] / np.linalg.norm(after[3:])
-    cosine = float(first @ last)
-    if cosine < 0:  # q and -q are one rotation; the short way
-        last, cosine = -last, -cosine
-    if cosine > 1 - 1e-12:
-        mixed = first + share * (last - first)
-    else:
-        angle = math.acos(min(cosine, 1.0))
-        mixed = (math.sin((1 - share) * angle) * first + math.sin(share * angle) * last) / math.sin(angle)
-    out[3:] = mixed / np.linalg.norm(mixed)
-    return out
-
-
-def _matrix(row: Float64) -> Float64:
-    """`sensors.calibration.transforms` of one row, which for one is six times as slow."""
-    x, y, z, qw, qx, qy, qz = row.tolist()
-    norm = math.sqrt(qw * qw + qx * qx + qy * qy + qz * qz)
-    w, i, j, k = qw / norm, qx / norm, qy / norm, qz / norm
-    return np.array([
-        [1 - 2 * (j * j + k * k), 2 * (i * j - w * k), 2 * (i * k + w * j), x],
-        [2 * (i * j + w * k), 1 - 2 * (i * i + k * k), 2 * (j * k - w * i), y],
-        [2 * (i * k - w * j), 2 * (j * k + w * i), 1 - 2 * (i * i + j * j), z],
-        [0.0, 0.0, 0.0, 1.0],
-    ])  # fmt: skip
-
-
 def _name(frame: str) -> str:
     return frame.removeprefix("/")
 
 
-def _fault(parent: str, child: str, row: Float64, edge: _Edge | None) -> str | None:
+def _fault(parent: str, child: str, row: Float64) -> str | None:
     where = f"transform {parent!r} -> {child!r}"
     if not parent or not child:
         return f"{where}: expected two frame ids, got an empty one"
     if parent == child:
         return f"{where}: expected two frames, got a transform of a frame to itself"
-    if edge is not None and edge.parent != parent:
-        return f"{child!r} has two parents, {edge.parent!r} and {parent!r}: a frame may have one"
     if np.isfinite(row).all() and not row[3:].any():
         return f"{where}: expected a quaternion (w, x, y, z) of norm 1, got the zero quaternion"
     fault = pose_fault(row)
     return fault and f"{where}: {fault}"
 
 
-def _difference(a: Float64, b: Float64) -> str:
-    """How far two pose rows are apart, in words; empty where they are the same."""
-    if np.array_equal(a, b):
-        return ""
-    shift_m = float(np.linalg.norm(a[:3] - b[:3]))
-    cosine = abs(float(a[3:] @ b[3:])) / float(np.linalg.norm(a[3:]) * np.linalg.norm(b[3:]))
-    turn_rad = 2 * math.acos(min(cosine, 1.0))
-    return f"{shift_m:.3f} m, {math.degrees(turn_rad):.2f} deg" if shift_m > SAME_M or turn_rad > SAME_RAD else ""
+def _told(way: _Way) -> str:
+    return ", ".join(str(edge) for edge in way[: -_NAMED - 1 : -1]) + (" ..." if len(way) > _NAMED else "")
 
 
 def _listed(frames: tuple[str, ...]) -> str:
@@ -312,9 +354,9 @@ def _listed(frames: tuple[str, ...]) -> str:
     return (", ".join(frames[:_NAMED]) or "none") + more
 
 
-def _too_far(parent: str, child: str, stamp_ns: int, time_ns: int, gap_ns: int) -> str:
+def _too_far(edge: _Edge, stamp_ns: int, time_ns: int, gap_ns: int) -> str:
     return (
-        f"transform {parent!r} -> {child!r} is not known at {time_ns / 1e9:.3f} s: the nearest is "
+        f"transform {edge} is not known at {time_ns / 1e9:.3f} s: the nearest is "
         f"{abs(time_ns - stamp_ns) / 1e9:.3f} s {'older' if stamp_ns < time_ns else 'newer'}, more than the {gap_ns / 1e9:g} s "
         "that it is carried on or interpolated over"
     )

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from mcap.reader import make_reader
+from mcap.writer import Writer
 from typer.testing import CliRunner, Result
 
 from robustbev import PerceptionModel, save
@@ -225,3 +229,52 @@ def test_a_log_without_calibration_is_refused_by_name(checkpoint: Path, tmp_path
     assert done.exit_code == 2, done.output
     assert "no transform between 'base_link' and 'LIDAR_TOP'" in said(done)[0]
     assert [path.name for path in tmp_path.iterdir()] == ["bare.mcap"]
+
+
+def changed(log: Path, out: Path, change: Callable[[str, str, str], tuple[str, str] | None]) -> Path:
+    """The MCAP file with other (type, encoding of messages) by topic, type and encoding; None leaves a topic out."""
+    with log.open("rb") as source, out.open("wb") as target:
+        writer: Any = Writer(target)
+        writer.start(profile="", library="test")
+        channels: dict[int, int] = {}
+        for schema, channel, message in make_reader(source).iter_messages():
+            assert schema is not None
+            if (now := change(channel.topic, schema.name, channel.message_encoding)) is None:
+                continue
+            if channel.id not in channels:
+                number = writer.register_schema(now[0], schema.encoding, schema.data)
+                channels[channel.id] = writer.register_channel(channel.topic, now[1], number)
+            writer.add_message(channels[channel.id], message.log_time, message.data, message.publish_time)
+        writer.finish()
+    return out
+
+
+def test_a_sensor_that_is_there_and_cannot_be_read_is_named_with_its_reason(
+    log: Path, checkpoint: Path, tmp_path: Path
+) -> None:
+    other = changed(log, tmp_path / "log.mcap", lambda topic, t, e: (t, "flatbuffer" if topic == "/lidar_top" else e))
+    done = run(other, "--checkpoint", checkpoint, "--summary", tmp_path / "s.json")
+    why = "expected foxglove.PointCloud in protobuf or json, got the encoding 'flatbuffer'. Convert the log"
+    assert done.exit_code == 4, done.output
+    assert f"/lidar_top: cannot be read: {why}" in done.output.splitlines()
+    (summary,) = json.loads((tmp_path / "s.json").read_text())
+    assert summary["sensors"]["LIDAR_TOP"] == {"malformed": summary["ticks"]}
+    assert summary["first_trouble"]["LIDAR_TOP"] == f"malformed: /lidar_top: {why}"
+    assert summary["malformed_reasons"] == {"/lidar_top": why}
+    everything = changed(log, tmp_path / "all.mcap", lambda _, t, e: (t, "flatbuffer"))
+    refused = run(everything, "--checkpoint", checkpoint)
+    assert refused.exit_code == 2
+    assert "nothing in it that can be read looks like a camera, a LiDAR or a radar" in said(refused)[0]
+    assert any("/lidar_top" in line and why in line for line in said(refused)[1:])
+
+
+def test_a_log_whose_ego_does_not_move_says_so_at_the_start_and_at_the_end(checkpoint: Path, tmp_path: Path) -> None:
+    still = tmp_path / "still.mcap"
+    write_log(MemoryLog([message for message in drive(0.5) if message.topic != "/tf"]), still, "ros2")
+    done = run(still, "--checkpoint", checkpoint)
+    assert done.exit_code == 0, done.output
+    assert "mapping: global_frame null, as no transform in the log moves the ego: none is compensated" in done.output
+    assert re.search(r"(\d+) of \1 ticks have no ego pose, .*: no transform in the log moves the ego\. ", done.output)
+    mapping = tmp_path / "m.yaml"
+    mapping.write_text("lidars: {LIDAR_TOP: {points: /lidar_top}}\nglobal_frame: null\n")
+    assert "ego pose" not in run(still, "--checkpoint", checkpoint, "--mapping", mapping).output

@@ -13,6 +13,7 @@ from bev.boxes import Boxes
 from sensors.logs.log import Damage
 from sensors.logs.messages import LogMessage, Malformed, Other
 from sensors.replay.results import Tick, TickResult
+from sensors.replay.ticks import MissingPoses
 from tests.small_replay import noise_tick
 from training.replay import STAGES, Latencies
 from training.replay_summary import MessageCount, ReplaySummary, StateCount
@@ -41,6 +42,18 @@ def summary(ticks: list[Tick]) -> ReplaySummary:
     return ReplaySummary(
         "clean", Path("drive.mcap"), counted, came, Damage(bad_chunks=2), latencies, 2.0, topic_of=topics
     )
+
+
+def test_ticks_without_an_ego_pose_are_counted_with_why_and_what_to_do() -> None:
+    told = replace(summary([noise_tick(0), noise_tick(1)]), poses=MissingPoses(2, "'map' is in no transform"))
+    assert told.to_json()["why_without_ego_pose"] == "'map' is in no transform"
+    line = told.trouble()[0]
+    assert line.startswith(
+        "2 of 2 ticks have no ego pose, so that no motion is compensated at them: 'map' is in no transform. "
+    )
+    assert "global_frame" in line
+    assert "null for none" in line
+    assert not any("ego pose" in line for line in summary([noise_tick(0)]).trouble())
 
 
 def test_a_measurement_used_by_two_ticks_counts_once() -> None:

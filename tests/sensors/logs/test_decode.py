@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import base64
 import json
+from datetime import UTC, datetime, timedelta, timezone
 from typing import Any
 
 import numpy as np
 import pytest
 from foxglove import messages as fox
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from numpy.testing import assert_allclose, assert_array_equal
 from rosbags.typesys import Stores, get_typestore
 
-from sensors.logs.decode import ChannelInfo, DecodeError, Decoder, PointField, points_of
+from sensors.logs.decode import ChannelInfo, Decoder
 from sensors.logs.messages import (
     CameraInfo,
     EncodedImage,
@@ -27,6 +28,7 @@ from sensors.logs.messages import (
     SceneBoxes,
     TruthBox,
 )
+from sensors.logs.ros2_types import typestore
 
 STORE = get_typestore(Stores.ROS2_HUMBLE)
 TIME = fox.Timestamp(12, 345)
@@ -115,6 +117,65 @@ def test_calibrations_of_either_world_are_alike() -> None:
         assert_array_equal(info.R, np.eye(3))
         assert_array_equal(info.P, P.reshape(3, 4))
         assert_array_equal(info.D, [0.1])
+
+
+def calibrated(
+    binning: tuple[int, int], roi: tuple[int, int, int, int], do_rectify: bool = False
+) -> CameraInfo | Malformed:
+    """A CameraInfo of 640 x 480 px with a baseline in P; `roi` is x, y, width, height."""
+    x, y, width, height = roi
+    region = STORE.types["sensor_msgs/msg/RegionOfInterest"](x, y, height, width, do_rectify=do_rectify)
+    message = from_ros(
+        "sensor_msgs/msg/CameraInfo", header=header(), height=480, width=640, distortion_model="plumb_bob",
+        d=np.array([0.1, 0, 0, 0, 0]), k=np.array([400.0, 0, 320, 0, 410, 240, 0, 0, 1]), r=np.eye(3).ravel(),
+        p=np.array([380.0, 0, 322, -40, 0, 390, 242, 0, 0, 0, 1, 0]), binning_x=binning[0], binning_y=binning[1], roi=region,
+    )  # fmt: skip
+    assert isinstance(message, CameraInfo | Malformed)
+    return message
+
+
+@given(
+    binning=st.tuples(st.integers(0, 8), st.integers(0, 8)),
+    corner=st.tuples(st.integers(0, 500), st.integers(0, 400)),
+    size=st.tuples(st.integers(1, 140), st.integers(1, 80)),
+    do_rectify=st.booleans(),
+)
+def test_a_cameras_roi_and_binning_are_in_its_matrices_and_size(
+    binning: tuple[int, int], corner: tuple[int, int], size: tuple[int, int], do_rectify: bool
+) -> None:
+    info, full = calibrated(binning, (*corner, *size), do_rectify), calibrated((0, 0), (0, 0, 0, 0))
+    assert isinstance(info, CameraInfo)
+    assert isinstance(full, CameraInfo)
+    across, down = max(binning[0], 1), max(binning[1], 1)
+    assert (info.width_px, info.height_px) == (size[0] // across, size[1] // down)
+    X = np.array([0.3, -0.2, 2.0, 1.0])
+    for ours, theirs in ((info.K @ X[:3], full.K @ X[:3]), (info.P @ X, full.P @ X)):
+        # As image_geometry's PinholeCameraModel::toReducedResolution: offset first, then divided by the binning.
+        expected = (theirs[:2] / theirs[2] - corner) / [across, down]
+        np.testing.assert_allclose(ours[:2] / ours[2], expected, atol=1e-9)
+    assert_array_equal(info.D, full.D)
+
+
+def test_binning_alone_holds_of_the_whole_picture_and_0_and_1_are_none() -> None:
+    info = calibrated((2, 4), (0, 0, 0, 0))
+    assert isinstance(info, CameraInfo)
+    assert (info.width_px, info.height_px) == (320, 120)
+    assert_array_equal(info.K, np.array([[200.0, 0, 160], [0, 102.5, 60], [0, 0, 1]]))
+    assert_array_equal(info.P, np.array([[190.0, 0, 161, -20], [0, 97.5, 60.5, 0], [0, 0, 1, 0]]))
+    full = calibrated((0, 0), (0, 0, 0, 0))
+    assert isinstance(full, CameraInfo)
+    for same in (calibrated((1, 1), (0, 0, 0, 0)), calibrated((0, 1), (0, 0, 640, 480))):
+        assert isinstance(same, CameraInfo)
+        assert (same.width_px, same.height_px) == (640, 480)
+        assert_array_equal(same.K, full.K)
+        assert_array_equal(same.P, full.P)
+
+
+@pytest.mark.parametrize("roi", [(1, 0, 640, 480), (0, 0, 640, 481), (10, 10, 0, 0), (700, 0, 10, 10), (0, 0, 5, 0)])
+def test_a_roi_that_is_not_in_the_picture_is_refused(roi: tuple[int, int, int, int]) -> None:
+    x, y, width, height = roi
+    reason = f"expected a roi within width x height of 640 x 480 px, got {width} x {height} px at ({x}, {y})"
+    assert calibrated((0, 0), roi) == Malformed("sensor_msgs/msg/CameraInfo", reason)
 
 
 def test_calibrations_may_leave_out_r_and_p_but_not_k() -> None:
@@ -230,7 +291,93 @@ def test_boxes_keep_what_the_writer_said_of_them() -> None:
 def test_types_that_nothing_reads_keep_their_bytes() -> None:
     assert decode("nav_msgs/msg/Odometry", "cdr", b"12") == Other("nav_msgs/msg/Odometry", b"12")
     assert decode("foxglove.LocationFix", "protobuf", b"12") == Other("foxglove.LocationFix", b"12")
-    assert decode("foxglove.PointCloud", "flatbuffer", b"12") == Other("foxglove.PointCloud", b"12")
+    assert decode("sensor_msgs/String", "ros1", b"12") == Other("sensor_msgs/String", b"12")
+
+
+@pytest.mark.parametrize(
+    ("type_", "encoding", "reason"),
+    [
+        (
+            "foxglove.PointCloud",
+            "flatbuffer",
+            "expected foxglove.PointCloud in protobuf or json, got the encoding 'flatbuffer'",
+        ),
+        ("sensor_msgs/msg/Image", "json", "expected sensor_msgs/msg/Image in cdr, got the encoding 'json'"),
+        (
+            "sensor_msgs/Image",
+            "ros1",
+            "got ROS 1 messages (encoding ros1). Convert the bag that they come from: rosbags-convert",
+        ),
+        ("tf2_msgs/TFMessage", "ros1", "got ROS 1 messages"),
+        ("foxglove.CompressedVideo", "protobuf", "got parts of a film (foxglove.CompressedVideo)"),
+        ("foxglove_msgs/msg/CompressedVideo", "cdr", "got parts of a film (foxglove_msgs/msg/CompressedVideo)"),
+    ],
+)
+def test_known_types_in_what_we_do_not_speak_say_so(type_: str, encoding: str, reason: str) -> None:
+    payload = decode(type_, encoding, b"12")
+    assert isinstance(payload, Malformed)
+    assert reason in payload.reason
+
+
+@pytest.mark.parametrize("package", ["{p}/msg/{t}", "{p}/{t}", "{p}::msg::dds_::{t}_", "{p}::msg::{t}"])
+@pytest.mark.parametrize("type_", ["sensor_msgs/msg/CompressedImage", "vision_msgs/msg/Detection3DArray"])
+def test_a_ros_type_is_read_however_it_is_spelt(package: str, type_: str) -> None:
+    spelt = package.format(p=type_.split("/")[0], t=type_.split("/")[-1])
+    info = ChannelInfo("/t", spelt, "cdr", b"module sensor_msgs {", "omgidl")
+    assert info.type == type_
+    store = typestore()
+    fields: dict[str, Any] = (
+        {"header": header(), "detections": []}
+        if "vision" in type_
+        else {"header": header(), "format": "jpeg", "data": np.frombuffer(b"\xff\xd8", np.uint8)}
+    )
+    payload = Decoder({5: info}).decode(5, bytes(store.serialize_cdr(store.types[type_](**fields), type_)), 1)
+    said = SceneBoxes(TIME_NS, "cam", ()) if "vision" in type_ else EncodedImage(TIME_NS, "cam", "jpeg", b"\xff\xd8")
+    assert payload == said
+
+
+def test_types_that_are_not_known_keep_their_own_spelling() -> None:
+    assert ChannelInfo("/t", "my_msgs/Thing", "cdr").type == "my_msgs/Thing"
+    assert ChannelInfo("/t", "foxglove.PointCloud", "protobuf").type == "foxglove.PointCloud"
+
+
+def stamped_in_json(time: Any) -> Payload:
+    text = {"timestamp": time, "frame_id": "cam", "format": "jpeg", "data": base64.b64encode(b"\xff\xd8").decode()}
+    return decode("foxglove.CompressedImage", "json", json.dumps(text).encode())
+
+
+@given(
+    st.datetimes(min_value=datetime(1, 1, 2), max_value=datetime(9999, 12, 30)).map(
+        lambda time: time.replace(microsecond=0)
+    ),
+    st.text("0123456789", max_size=12),
+    st.integers(-1439, 1439),
+    st.booleans(),
+)
+def test_times_in_json_may_be_text_as_of_rfc_3339(time: datetime, fraction: str, offset_min: int, utc: bool) -> None:
+    sign, offset = "-" if offset_min < 0 else "+", abs(offset_min)
+    zone = "Z" if utc else f"{sign}{offset // 60:02}:{offset % 60:02}"
+    at = time.replace(tzinfo=UTC if utc else timezone(timedelta(minutes=offset_min)))
+    payload = stamped_in_json(f"{time.isoformat()}{'.' if fraction else ''}{fraction}{zone}")
+    seconds = (at - datetime(1970, 1, 1, tzinfo=UTC)) // timedelta(seconds=1)
+    assert isinstance(payload, EncodedImage)
+    assert payload.stamp_ns == seconds * 10**9 + int(fraction.ljust(9, "0")[:9])
+
+
+def test_half_a_second_past_new_year() -> None:
+    payload = stamped_in_json("2024-01-01T00:00:00.5Z")
+    assert isinstance(payload, EncodedImage)
+    assert payload.stamp_ns == 1_704_067_200_500_000_000  # date -d 2024-01-01T00:00:00Z +%s
+
+
+@pytest.mark.parametrize(
+    "time",
+    ["2024-01-01", "2024-02-30T00:00:00Z", "2024-01-01T00:00:00", "now", 17.5, None, [1, 2], "²024-01-01T00:00:00Z"],
+)
+def test_other_times_in_json_are_malformed(time: Any) -> None:
+    payload = stamped_in_json(time)
+    assert isinstance(payload, Malformed)
+    assert payload.reason.startswith("expected a time as sec and nsec, or as 2024-01-01T00:00:00.5Z, got ")
 
 
 @pytest.mark.parametrize(
@@ -248,61 +395,3 @@ def test_types_that_nothing_reads_keep_their_bytes() -> None:
 def test_noise_never_raises(type_: str, encoding: str, data: bytes) -> None:
     payload = decode(type_, encoding, data, schema=fox.PointCloud().get_schema().data)
     assert not isinstance(payload, Malformed) or payload.reason.startswith("expected ")
-
-
-KINDS = {"int8": "i1", "uint8": "u1", "int16": "i2", "uint16": "u2", "int32": "i4", "uint32": "u4",
-         "float32": "f4", "float64": "f8"}  # fmt: skip
-
-
-@settings(max_examples=50)
-@given(
-    kinds=st.lists(st.tuples(st.sampled_from(sorted(KINDS)), st.integers(0, 3), st.integers(1, 3)), min_size=1, max_size=6),
-    height=st.integers(1, 3), width=st.integers(0, 4), padding=st.integers(0, 5), tail=st.integers(0, 4),
-    big_endian=st.booleans(), seed=st.integers(0, 1000),
-)  # fmt: skip
-def test_points_come_as_they_were_packed(
-    kinds: list[tuple[str, int, int]],
-    height: int,
-    width: int,
-    padding: int,
-    tail: int,
-    big_endian: bool,
-    seed: int,
-) -> None:
-    fields, step = [], 0
-    for place, (kind, gap, count) in enumerate(kinds):
-        fields.append(PointField(f"f{place}", kind, step + gap, count))
-        step += gap + count * int(KINDS[kind][1])
-    step += tail
-    rng = np.random.default_rng(seed)
-    row_step = width * step + (padding if height > 1 else 0)
-    data = rng.bytes(height * row_step)
-    points = points_of(data, fields, step, height, width, row_step, big_endian)
-    assert points.shape == (height * width,)
-    assert points.dtype.isnative
-    for field in fields:
-        number = np.dtype((">" if big_endian else "<") + KINDS[field.kind])
-        for place in range(height * width):
-            begin = place // width * row_step + place % width * step + field.offset
-            expected = np.frombuffer(data, number, field.count, begin).astype(number.newbyteorder("="))
-            assert np.atleast_1d(points[field.name][place]).tobytes() == expected.tobytes()
-
-
-@pytest.mark.parametrize(
-    ("fields", "sizes", "reason"),
-    [
-        ([PointField("x", "float32", 0)], (4, 1, 2, 8, 7), "got 7"),
-        ([PointField("x", "float32", 0)], (4, 2, 2, 7, 14), "row_step 7"),
-        ([PointField("x", "float32", 1)], (4, 1, 1, 4, 4), "bytes 1 to 5"),
-        ([PointField("x", "float32", 0)], (0, 1, 1, 0, 0), "a point of 0 bytes"),
-        ([PointField("x", "type 9", 0)], (4, 1, 1, 4, 4), "got type 9"),
-        ([PointField("x", "float32", 0)] * 2, (4, 1, 1, 4, 4), "got x, x"),
-        ([PointField("x", "float32", 0, 0)], (4, 1, 1, 4, 4), "field x"),
-    ],
-)
-def test_points_that_do_not_fit_are_refused(
-    fields: list[PointField], sizes: tuple[int, int, int, int, int], reason: str
-) -> None:
-    step, height, width, row_step, length = sizes
-    with pytest.raises(DecodeError, match=reason):
-        points_of(bytes(length), fields, step, height, width, row_step, big_endian=False)

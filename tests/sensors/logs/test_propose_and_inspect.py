@@ -37,7 +37,7 @@ BOX = TruthBox("a", "car", (0.0, 0.0, 0.0), (1.0, 1.0, 1.0), (1.0, 0.0, 0.0, 0.0
 
 @dataclass
 class ListedLog:
-    """A log of given messages; types are the payloads' names, as in nuScenes logs."""
+    """A log of given messages; types are the payloads' names, as in nuScenes logs, or their own words."""
 
     listed: list[LogMessage]
     silent: tuple[TopicInfo, ...] = ()
@@ -45,7 +45,7 @@ class ListedLog:
     damage: Damage = field(default_factory=Damage)
 
     def topics(self) -> tuple[TopicInfo, ...]:
-        kinds = {message.topic: type(message.payload).__name__ for message in reversed(self.listed)}
+        kinds = {m.topic: getattr(m.payload, "type", type(m.payload).__name__) for m in reversed(self.listed)}
         return (*(TopicInfo(name, kind, "nuscenes", None) for name, kind in sorted(kinds.items())), *self.silent)
 
     def span_ns(self) -> tuple[int, int] | None:
@@ -149,8 +149,88 @@ def test_names_of_a_ros_car_are_understood() -> None:
 def test_a_log_without_sensors_gets_reasons_and_no_mapping() -> None:
     proposal = propose_mapping(listed(("/words", Other("std_msgs/msg/String", b""))))
     assert proposal.mapping is None
-    assert "/words (Other)" in proposal.reasons[-1]
+    assert proposal.reasons[-2:] == (
+        "of types that nothing here reads: /words (std_msgs/msg/String)",
+        "no topic carries pictures or points that can be read: /words (std_msgs/msg/String)",
+    )
     assert propose_mapping(ListedLog([])).mapping is None
+
+
+CLOUD, FILM = "sensor_msgs/msg/PointCloud2", "foxglove.CompressedVideo"
+
+
+def test_topics_that_cannot_be_read_are_proposed_after_the_others_and_named_with_their_reason() -> None:
+    proposal = propose_mapping(
+        listed(
+            ("/cam_front/film", Malformed(FILM, "expected pictures, got a film")),
+            ("/cam_front/image", picture("c")),
+            ("/cam_front/camera_info", calibration("c")),
+            ("/cam_back/film", Malformed(FILM, "expected pictures, got a film")),
+            ("/cam_back/camera_info", Malformed("sensor_msgs/msg/CameraInfo", "expected 9 numbers in K, got 8")),
+            ("/velodyne", Malformed(CLOUD, "expected 64 bytes, got 7")),
+            ("/velodyne", Malformed(CLOUD, "expected 64 bytes, got 9")),
+            ("/now_and_then", Malformed(CLOUD, "expected 64 bytes, got 7")),
+            ("/now_and_then", cloud("l", "x", "y", "z")),
+            ("/radar", Malformed(CLOUD, "expected 64 bytes, got 7")),
+            ("/boxes", Malformed("foxglove.SceneUpdate", "expected a number")),
+        )
+    )
+    mapping = proposal.mapping
+    assert mapping is not None
+    assert mapping.cameras == {
+        "CAM_FRONT": CameraTopics(image="/cam_front/image", info="/cam_front/camera_info"),
+        "CAM_BACK": CameraTopics(image="/cam_back/film", info="/cam_back/camera_info"),
+    }
+    assert mapping.lidars == {
+        "LIDAR_TOP": LidarTopics(points="/now_and_then"),
+        "LIDAR_VELODYNE": LidarTopics(points="/velodyne"),
+    }
+    assert mapping.radars == {"RADAR_FRONT": RadarTopics(points="/radar")}
+    assert proposal.unread == (
+        "/boxes: cannot be read: expected a number",
+        "/cam_back/camera_info: cannot be read: expected 9 numbers in K, got 8",
+        "/cam_back/film, /cam_front/film: cannot be read: expected pictures, got a film",
+        "/radar, /velodyne: cannot be read: expected 64 bytes, got 7",
+    )
+    assert set(proposal.unread) <= set(proposal.reasons)
+    assert "/cam_front/film: left out, /cam_front/image is the same camera, and better to read" in proposal.reasons
+
+
+def test_a_log_of_nothing_but_what_cannot_be_read_gets_reasons_and_no_mapping() -> None:
+    proposal = propose_mapping(listed(("/velodyne", Malformed(CLOUD, "expected ROS 2 messages (cdr), got ROS 1"))))
+    assert proposal.mapping is None
+    assert proposal.unread == ("/velodyne: cannot be read: expected ROS 2 messages (cdr), got ROS 1",)
+
+
+def test_fields_in_capitals_are_mapped_and_tell_a_radar() -> None:
+    log = listed(
+        ("/lidar", cloud("l", "x", "y", "z", "Intensity", "RING")),
+        ("/front", cloud("r", "x", "y", "z", "RCS", "Vx_Comp")),
+    )
+    mapping = propose_mapping(log).mapping
+    assert mapping is not None
+    assert mapping.lidars["LIDAR_TOP"].fields == {"intensity": "Intensity", "ring": "RING"}
+    assert mapping.radars["RADAR_FRONT"].fields == {"rcs": "RCS", "vx_comp": "Vx_Comp"}
+
+
+@pytest.mark.parametrize(
+    ("moves", "frame", "why"),
+    [
+        ([moved("map", "base_link"), moved("odom", "base_link")], "map", "the ego moves in it"),
+        ([moved("odom", "base_link"), moved("map", "base_link")], "map", "the ego moves in it"),
+        ([moved("base_link", "map")], "map", "the ego moves in it"),
+        ([moved("odom", "base_link"), moved("odom", "map")], "odom", "the ego moves in it"),
+        ([moved("utm_33", "base_link")], "utm_33", "the ego moves in it"),
+        ([moved("map", "base_link"), moved("base_link", "map")], "map", "the ego moves in it"),
+        ([], None, "no transform moves the ego, and so no motion can be compensated"),
+    ],
+)
+def test_the_global_frame_is_found_in_whatever_tree_is_sent(moves: list[Payload], frame: str | None, why: str) -> None:
+    mount = ("/tf_static", moved("base_link", "l", static=True))
+    proposal = propose_mapping(listed(mount, *(("/tf", one) for one in moves), ("/lidar", cloud("l", "x", "y", "z"))))
+    assert proposal.mapping is not None
+    assert proposal.mapping.global_frame == frame
+    assert f"global_frame {frame or 'null'}: {why}" in proposal.reasons
 
 
 def test_two_sensors_of_one_side_get_two_names() -> None:
@@ -211,6 +291,30 @@ def test_a_mapping_must_fit_the_log() -> None:
         check_mapping(LogMapping(lidars={"A": LidarTopics(points="/lidra")}), log)
     with pytest.raises(LogError, match=r"radars\.R\.points: expected the topic /camera .*got EncodedImage.*: /lidar"):
         check_mapping(LogMapping(radars={"R": RadarTopics(points="/camera")}), log)
+    foreign = ListedLog(
+        [],
+        (
+            TopicInfo("/lidar", "sensor_msgs/msg/PointCloud2", "ros1", 1),
+            TopicInfo("/film", "foxglove.CompressedVideo", "json", 1),
+        ),
+    )
+    with pytest.raises(
+        LogError, match=r"lidars\.A\.points: the topic /lidar in .* cannot be read: .*ROS 1.*rosbags-convert"
+    ):
+        check_mapping(LogMapping(lidars={"A": LidarTopics(points="/lidar")}), foreign)
+    film = LogMapping(cameras={"C": CameraTopics(image="/film", info="/info")})
+    more = (
+        TopicInfo("/info", "foxglove.CameraCalibration", "json", 1),
+        TopicInfo("/other", "foxglove.PointCloud", "json", 1),
+    )
+    with pytest.raises(LogError, match=r"cameras\.C\.image: the topic /film .* cannot be read: .*parts of a film"):
+        check_mapping(film, ListedLog([], foreign.silent + more))
+    beside = {"A": LidarTopics(points="/lidar"), "B": LidarTopics(points="/other")}
+    check_mapping(film.model_copy(update={"lidars": beside}), ListedLog([], foreign.silent + more))
+    with pytest.raises(
+        LogError, match=r"lidars\.A\.points: expected the topic /film .* to be of type .*got foxglove.CompressedVideo"
+    ):
+        check_mapping(LogMapping(lidars={"A": LidarTopics(points="/film")}), foreign)
     silent = ListedLog([], (TopicInfo("/lidar", "sensor_msgs/msg/PointCloud2", "cdr", 0),))
     check_mapping(LogMapping(lidars={"A": LidarTopics(points="/lidar")}), silent)
 
@@ -229,7 +333,8 @@ def test_a_summary_tells_rates_gaps_frames_and_damage() -> None:
     assert topics["/tf"].rate_hz is None
     assert (summary.span_ns, summary.duration_s) == ((0, SECOND), 1.0)
     assert list(summary.tree()) == [
-        (0, "base_link", "root"), (1, "lidar", "moving"), (0, "a", "root"), (1, "b", "moving")
+        (0, "base_link", "root"), (1, "lidar", "moving"), (0, "a", "root"), (1, "b", "moving"),
+        (2, "a", "static")
     ]  # fmt: skip
     out = io.StringIO()
     print_log_summary(summary, Console(file=out, width=60))
@@ -257,6 +362,29 @@ def test_pictures_that_nothing_here_reads_are_named_with_their_reason() -> None:
     assert "/cut: 1 of 1 cannot be read, the first: expected a whole JPEG" in text
     assert "/range/image: left out, expected a known layout of pixels, got '32FC1'" in text
     assert topics["/lidar"].reason == ""
+
+
+def test_every_parent_of_a_frame_is_shown() -> None:
+    said = [
+        ("/tf", moved("map", "base_link")),
+        ("/tf", moved("odom", "base_link")),
+        ("/tf", moved("base_link", "lidar", static=True)),
+    ]
+    summary = inspect_log(listed(*said, ("/lidar", cloud("lidar", "x", "y", "z"))))
+    assert list(summary.tree()) == [
+        (0, "map", "root"),
+        (1, "base_link", "moving"),
+        (2, "lidar", "static"),
+        (0, "odom", "root"),
+        (1, "base_link", "moving"),
+    ]
+    assert summary.several_parents() == {"base_link": ["map", "odom"]}
+    out = io.StringIO()
+    print_log_summary(summary, Console(file=out, width=60))
+    assert (
+        "base_link has several parents, map, odom: a replay takes the one that leads to the global frame"
+        in out.getvalue()
+    )
 
 
 def test_an_empty_log_has_a_summary() -> None:

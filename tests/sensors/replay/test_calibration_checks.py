@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from scipy.spatial.transform import Rotation
 
 from sensors.calibration import transforms
+from sensors.frames import CameraImage
 from sensors.logs.mapping import CameraTopics, LidarTopics, LogMapping
 from sensors.logs.messages import (
     CameraInfo,
@@ -24,6 +25,7 @@ from sensors.logs.messages import (
     Malformed,
     RawImage,
 )
+from sensors.rectification import Lens
 from sensors.replay.calibration_checks import Findings, check_camera_info, check_mount, check_rig
 from sensors.replay.results import SensorState, SensorStatus
 from sensors.replay.ticks import ticks
@@ -192,7 +194,7 @@ FAULTS: dict[str, tuple[Any, ...]] = {
     "no transform": ("LIDAR_TOP", without("LIDAR_TOP"), REFUSED, "'LIDAR_TOP' is in no transform. Frames known: CAM_BACK"),
     "no transform for a camera": ("CAM_FRONT", without("CAM_FRONT"), REFUSED, "'CAM_FRONT' is in no transform"),
     "two trees": ("LIDAR_TOP", mount("LIDAR_TOP", parent="rig"), REFUSED, "not connected; .* 'LIDAR_TOP' on 'rig'"),
-    "two parents": ("LIDAR_TOP", linked(link("rig", "LIDAR_TOP")), REFUSED, "two parents, 'base_link' and 'rig'"),
+    "two parents": ("LIDAR_TOP", linked(link("rig", "LIDAR_TOP")), FLAGGED, "two parents, 'base_link' and 'rig'"),
     "loop of two": (
         "LIDAR_TOP", linked(link("LIDAR_TOP", "a"), link("a", "LIDAR_TOP"), instead_of="LIDAR_TOP"), REFUSED, "transforms loop"),
     "loop of three": (
@@ -300,16 +302,102 @@ def test_there_are_forty_of_them() -> None:
     assert len(FAULTS) >= 40
 
 
-def test_distortion_on_a_topic_that_is_not_called_rectified_is_flagged() -> None:
-    messages = info(D=np.array([0.1, 0, 0, 0, 0]))(drive(0.3))
-    assert list(ticks(MemoryLog(messages), MAPPING, CHANNELS, CONFIG))[-1].sensors["CAM_FRONT"].state is SensorState.OK
-    topic = "/cam_front/image"
+def raw_camera(topic: str, rectified: bool | None = None, **changes: Any) -> tuple[SensorStatus, CameraImage | None]:
+    """How the front camera stands whose pictures come on this topic, and what of it is given."""
+    messages = info(**changes)(drive(0.3))
     renamed = [dataclasses.replace(m, topic=topic) if m.topic == TOPIC["CAM_FRONT"] else m for m in messages]
-    cameras = {**MAPPING.cameras, "CAM_FRONT": CameraTopics(image=topic, info=INFO["CAM_FRONT"])}
-    mapping = MAPPING.model_copy(update={"cameras": cameras})
-    status = list(ticks(MemoryLog(renamed), mapping, CHANNELS, CONFIG))[-1].sensors["CAM_FRONT"]
+    camera = CameraTopics(image=topic, info=INFO["CAM_FRONT"], rectified=rectified)
+    mapping = MAPPING.model_copy(update={"cameras": {**MAPPING.cameras, "CAM_FRONT": camera}})
+    tick = list(ticks(MemoryLog(renamed), mapping, CHANNELS, CONFIG))[-1]
+    assert tick.frame.cameras is not None
+    return tick.sensors["CAM_FRONT"], tick.frame.cameras[0]
+
+
+RAW_TOPICS = ["/cam_front/image", "/direct/image_raw", "/image_unrectified"]
+RECTIFIED_TOPICS = ["/cam_front/image_rect", "/image_rect_color/compressed", "/front/imageRect", "/undistorted/image"]
+DISTORTED = np.array([-0.3, 0.1, 0, 0, 0])
+
+
+@pytest.mark.parametrize("topic", RAW_TOPICS)
+def test_a_topic_that_is_not_called_rectified_is_rectified_by_k_and_d_whatever_r_and_p(topic: str) -> None:
+    odd_p = np.hstack([2 * K, np.array([[-25.0], [0], [0]])])
+    status, camera = raw_camera(topic, D=DISTORTED, R=np.diag([1.0, -1, -1]), P=odd_p)
+    lens = Lens.of("plumb_bob", DISTORTED, K, (36, 64))
+    assert camera is not None
+    assert lens is not None
+    np.testing.assert_array_equal(camera.intrinsics, lens.intrinsics)
+    assert camera.image.shape[:2] == lens.rectified_size_px
+    np.testing.assert_allclose(camera.reference_T_camera[:3, :3], transforms([0, 0, 0, *FRONT])[:3, :3], atol=1e-12)
+    assert status.state is SensorState.OK
+    assert status.detail == "rectified here by plumb_bob"
+
+
+@pytest.mark.parametrize("topic", RECTIFIED_TOPICS)
+def test_pictures_that_are_called_rectified_stay_as_they_are(topic: str) -> None:
+    status, camera = raw_camera(topic, D=DISTORTED, distortion_model="whatever")
+    assert camera is not None
+    np.testing.assert_array_equal(camera.intrinsics, K)
+    assert camera.image.shape[:2] == (36, 64)
+    assert (status.state, status.detail) == (SensorState.OK, "")
+
+
+def test_the_mapping_says_of_either_name_whether_pictures_are_rectified() -> None:
+    _, camera = raw_camera("/cam_front/image", True, D=DISTORTED)
+    assert camera is not None
+    np.testing.assert_array_equal(camera.intrinsics, K)
+    status, camera = raw_camera("/cam_front/image_rect", False, D=DISTORTED)
+    assert camera is not None
+    assert camera.intrinsics[0, 0] < K[0, 0]
+    assert "rectified here" in status.detail
+    _, camera = raw_camera("/cam_front/image_raw", False, P=np.hstack([1.5 * K, Z]))  # no lens, and still not P
+    assert camera is not None
+    np.testing.assert_array_equal(camera.intrinsics, K)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"distortion_model": "thin_prism"}, r"expected one of .*plumb_bob.*kannala_brandt, got 'thin_prism'"),
+        ({"distortion_model": ""}, r"expected one of .* got ''"),
+        ({"D": np.array([0.1, 0.2])}, r"expected 4 or 5 distortion coefficients of plumb_bob, got 2"),
+        ({"D": np.array([np.nan] * 5)}, r"expected finite numbers in D"),
+        ({"D": np.array([-90.0, 0, 0, 0, 0])}, r"a quarter .* can be rectified, got \d+ x \d+ of 64 x 36 px"),
+        ({"K": np.zeros((3, 3))}, r"expected K or P, got both all 0"),
+    ],
+)
+def test_a_lens_that_cannot_be_makes_a_camera_uncalibrated(changes: dict[str, Any], words: str) -> None:
+    status, camera = raw_camera("/cam_front/image_raw", **({"D": DISTORTED} | changes))
+    assert camera is None
+    assert status.state is REFUSED
+    assert re.search(f"^/cam_front/camera_info: .*{words}", status.detail), status.detail
+
+
+def test_a_fisheye_without_coefficients_is_doubted_unless_it_is_called_rectified() -> None:
+    zeros: dict[str, Any] = {"distortion_model": "equidistant", "D": np.zeros(4)}
+    status, camera = raw_camera("/cam_front/image_raw", **zeros)
+    assert camera is not None
     assert status.state is FLAGGED
-    assert "D is not 0" in status.detail
+    assert "a fisheye still: pictures are taken to be rectified" in status.detail
+    assert raw_camera("/cam_front/image_rect", **zeros)[0].state is SensorState.OK
+    assert raw_camera("/cam_front/image_raw", True, **zeros)[0].state is SensorState.OK
+
+
+def test_a_picture_that_two_calibrations_show_is_rectified_by_each() -> None:
+    messages = info(D=DISTORTED)(drive(0.3))
+    topic, changed = "/cam_front/image", info(after_s=0.12, D=DISTORTED / 2)(messages)
+    renamed = [dataclasses.replace(m, topic=topic) if m.topic == TOPIC["CAM_FRONT"] else m for m in changed]
+    camera = CameraTopics(image=topic, info=INFO["CAM_FRONT"])
+    mapping = MAPPING.model_copy(update={"cameras": {**MAPPING.cameras, "CAM_FRONT": camera}})
+    fast = CONFIG.model_copy(update={"tick_hz": 40.0})
+    seen = set()
+    for tick in ticks(MemoryLog(renamed), mapping, CHANNELS, fast):
+        assert tick.frame.cameras is not None
+        if (camera_image := tick.frame.cameras[0]) is not None:
+            lenses = [Lens.of("plumb_bob", share * DISTORTED, K, (36, 64)) for share in (1, 0.5)]
+            (lens,) = [one for one in lenses if one and np.array_equal(one.intrinsics, camera_image.intrinsics)]
+            assert camera_image.image.shape[:2] == lens.rectified_size_px
+            seen.add(lens)
+    assert len(seen) == 2
 
 
 def test_a_fault_of_one_sensor_leaves_the_others_alone() -> None:
@@ -367,10 +455,10 @@ def test_a_camera_that_is_a_little_off_is_left_alone(roll: float, pitch: float, 
 def test_camera_infos_are_looked_at_once_while_they_stay(monkeypatch: pytest.MonkeyPatch) -> None:
     count = 0
 
-    def counted(info: CameraInfo, topic: str, picture_topic: str, picture_px: tuple[int, int] | None) -> Findings:
+    def counted(info: CameraInfo, topic: str, picture_px: tuple[int, int] | None, *, rectified: bool) -> Findings:
         nonlocal count
         count += 1
-        return check_camera_info(info, topic, picture_topic, picture_px)
+        return check_camera_info(info, topic, picture_px, rectified=rectified)
 
     monkeypatch.setattr("sensors.replay.rig.check_camera_info", counted)
     messages = drive(2.0)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import gc
 import itertools
+import re
 import tracemalloc
 import warnings
 from collections.abc import Callable, Iterator
@@ -17,7 +18,16 @@ from sensors.frames import CameraImage, LidarSweep, RadarSweep
 from sensors.images import DecodeSize
 from sensors.logs.log import LogError, LogWarning
 from sensors.logs.mapping import CameraTopics, LidarTopics
-from sensors.logs.messages import EncodedImage, LogMessage, Malformed, Other, RawImage
+from sensors.logs.messages import (
+    EncodedImage,
+    FrameTransform,
+    FrameTransforms,
+    LogMessage,
+    Malformed,
+    Other,
+    PointCloud,
+    RawImage,
+)
 from sensors.logs.nuscenes_log import NuScenesLog, mapping_of_nuscenes
 from sensors.nuscenes import NuScenesReader
 from sensors.nuscenes_config import NuScenesConfig
@@ -26,7 +36,7 @@ from sensors.replay.config import ReplayConfig, Tolerances
 from sensors.replay.readings import Picture, decode_picture
 from sensors.replay.results import SensorState, Tick
 from sensors.replay.synchroniser import Reading, SensorQueue
-from sensors.replay.ticks import ticks
+from sensors.replay.ticks import MissingPoses, ticks
 from tests.sensors.replay.drive import (
     CHANNELS,
     CONFIG,
@@ -389,6 +399,7 @@ def test_what_a_fault_delays_past_the_end_adds_no_tick() -> None:
 def test_time_goes_on_where_a_fault_takes_everything_out() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # a silence of seven seconds in the log itself would be a jump
+        warnings.filterwarnings("ignore", message=".*no ego pose")  # that is taken out as well
         out = replay(drive(10.0), alter_messages=lambda stream: (m for m in stream if not 1.0 < since_s(m) < 8.0))
     assert [tick.time_us for tick in out] == [tick.time_us for tick in replay(drive(10.0))]
     assert not any(tick.reset for tick in out)
@@ -410,6 +421,102 @@ def test_a_clock_that_a_fault_lets_jump_is_reset_once() -> None:
         out = replay(drive(2.0), alter_messages=jumping)
     assert sum(tick.reset for tick in out) == 1
     assert len(out) == pytest.approx(21, abs=1)
+
+
+def transformed(
+    messages: list[LogMessage], change: Callable[[FrameTransform], tuple[FrameTransform, ...]]
+) -> list[LogMessage]:
+    """The drive with other transforms of the ego; a message that is left without any does not come."""
+    out = []
+    for message in messages:
+        if message.topic == "/tf":
+            assert isinstance(message.payload, FrameTransforms)
+            links = tuple(link for transform in message.payload.transforms for link in change(transform))
+            message = dataclasses.replace(message, payload=dataclasses.replace(message.payload, transforms=links))
+        out.append(message)
+    return [m for m in out if not isinstance(m.payload, FrameTransforms) or m.payload.transforms]
+
+
+def other(transform: FrameTransform, parent: str, child: str, sign: float = 1.0) -> FrameTransform:
+    x, y, z = transform.translation_m
+    return dataclasses.replace(transform, parent=parent, child=child, translation_m=(sign * x, sign * y, sign * z))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda t: (other(t, "base_link", "map", -1.0),),  # the drive does not turn
+        lambda t: (t, other(t, "odom", "base_link", 3.0)),
+        lambda t: (other(t, "odom", "base_link", 3.0), t),
+        lambda t: (other(t, "odom", "map", 0.0), other(t, "odom", "base_link")),
+    ],
+    ids=["map below the ego", "two parents", "two parents, the other one first", "map and ego below odom"],
+)
+def test_ego_poses_are_found_in_whatever_tree_they_are_sent(
+    change: Callable[[FrameTransform], tuple[FrameTransform, ...]],
+) -> None:
+    messages = drive(1.0)
+    poses = MissingPoses()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*two parents")
+        out = replay(transformed(messages, change), poses=poses)
+    assert poses == MissingPoses(0, "")
+    for ours, plain in zip(out, replay(messages), strict=True):
+        np.testing.assert_allclose(ours.frame.global_T_reference, plain.frame.global_T_reference, atol=1e-6)
+        assert states(ours) == states(plain)
+
+
+@pytest.mark.parametrize(
+    ("change", "missing", "why"),
+    [
+        (lambda t: (), 31, r"'map' is in no transform"),
+        (lambda t: (other(t, "odom", "base_link"),), 31, r"'map' is in no transform. Frames known: .*odom"),
+        (lambda t: (t,) if (t.stamp_ns - START_NS) % (1000 * MS) == 0 else (), None, r"more than the 0.25 s"),
+        (lambda t: (t, other(t, "base_link", "map")), 31, r"two ways between 'map' and 'base_link' differ by"),
+    ],
+    ids=["none", "of another frame", "at 1 Hz", "two that disagree"],
+)
+def test_ticks_without_an_ego_pose_are_told_once_with_their_reason(
+    change: Callable[[FrameTransform], tuple[FrameTransform, ...]], missing: int | None, why: str
+) -> None:
+    poses, config = MissingPoses(), CONFIG.model_copy(update={"ego_pose_gap_s": 0.25})
+    with pytest.warns(LogWarning, match="no ego pose at tick") as told:
+        out = replay(transformed(drive(3.0), change), config, poses=poses)
+    assert len(told) == 1
+    assert re.search(why, poses.why)
+    assert str(told[0].message).endswith(f"{poses.why}. {MissingPoses.ADVICE}")
+    assert poses.ticks == sum(not tick.ego_pose_known for tick in out) > 0
+    assert missing in (None, poses.ticks)
+    seldom = dataclasses.replace(poses)
+    if missing is None:  # with a gap that is long enough there are none missing
+        replay(transformed(drive(3.0), change), CONFIG.model_copy(update={"ego_pose_gap_s": 1.5}), poses=seldom)
+        assert seldom == poses
+
+
+def test_a_field_of_several_numbers_where_one_is_needed_makes_its_sensor_malformed() -> None:
+    def arrays(message: LogMessage) -> LogMessage:
+        assert isinstance(message.payload, PointCloud)
+        kind = np.dtype([("x", "f4"), ("y", "f4"), ("z", "f4"), ("intensity", "f4", (2,)), ("echoes", "f4", (3,))])
+        return dataclasses.replace(message, payload=dataclasses.replace(message.payload, points=np.zeros(4, kind)))
+
+    messages = altered(drive(0.5), {"LIDAR_TOP"}, arrays)
+    status = replay(messages)[-1].sensors["LIDAR_TOP"]
+    assert (status.state, status.detail) == (
+        SensorState.MALFORMED,
+        "/lidar_top: expected one number in the field intensity, got 2",
+    )
+    needed = MAPPING.model_copy(
+        update={"lidars": {"LIDAR_TOP": LidarTopics(points="/lidar_top", fields={"intensity": "x"})}}
+    )
+    assert all(tick.sensors["LIDAR_TOP"].given for tick in ticks(MemoryLog(messages), needed, CHANNELS, CONFIG))
+
+
+def test_a_mapping_without_a_global_frame_has_no_poses_to_miss() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        mapping = MAPPING.model_copy(update={"global_frame": None})
+        out = list(ticks(MemoryLog(transformed(drive(0.5), lambda _: ())), mapping, CHANNELS, CONFIG))
+    assert not any(tick.ego_pose_known for tick in out)
 
 
 def test_a_tolerance_for_a_channel_that_is_not_there_is_refused() -> None:
