@@ -21,7 +21,10 @@ SECTORS = 36  # S, azimuth sectors of the LiDARs; sector s starts at -pi + s * 2
 
 @dataclass(frozen=True)
 class CameraImage:
-    """One picture, rectified pinhole. Pixel (u, v) has its centre at (u, v) + 0: nuScenes intrinsics as they are."""
+    """One picture as a pinhole shows it; what another lens shows is rectified first (`sensors.rectification`).
+
+    Pixel (u, v) has its centre at (u, v) + 0: nuScenes intrinsics as they are.
+    """
 
     channel: str
     image: NDArray[np.uint8]  # [H, W, 3] RGB, perhaps decoded at a reduced scale

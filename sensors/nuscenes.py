@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from bev.boxes import Boxes
 from bev.grid import BEVGrid
-from sensors.calibration import Float64, inverse_rigid, transforms
+from sensors.calibration import CalibrationError, Float64, inverse_rigid, transforms
 from sensors.errors import DataRootError, SensorDataError, SensorDataWarning
 from sensors.frames import CameraImage, LidarSweep, RadarSweep, SensorFrame
 from sensors.images import DecodeSize, scaled_intrinsics
@@ -29,6 +29,7 @@ from sensors.nuscenes_config import DETECTION_ATTRIBUTES, NuScenesConfig
 from sensors.nuscenes_index import NuScenesIndex, open_index
 from sensors.pictures.files import read_picture
 from sensors.point_files import read_lidar_file, read_radar_file
+from sensors.rectification import Lens
 
 _Reading = TypeVar("_Reading", CameraImage, LidarSweep, RadarSweep)
 
@@ -326,13 +327,23 @@ class NuScenesReader:
         return dict(zip(rows, inverse_rigid(global_T_reference) @ global_T_ego @ ego_T_sensor, strict=True))
 
     def _camera(self, channel: str, row: int, pose: Float64, source: Source) -> CameraImage:
-        arrays = self.index.arrays
+        arrays, calibration = self.index.arrays, int(self.index.arrays.data_calibration[row])
         height, width = arrays.data_size_px[row].tolist()
-        image, scale = read_picture(**source, size_px=(height, width), decode=self.decode)
-        intrinsics = arrays.calibration_intrinsics[arrays.data_calibration[row]]
-        return CameraImage(
-            channel, image, scaled_intrinsics(intrinsics, scale, scale), pose, int(arrays.data_time_us[row])
-        )
+        intrinsics, time_us = arrays.calibration_intrinsics[calibration], int(arrays.data_time_us[row])
+        model, coefficients = self.index.distortion(calibration)
+        # A reduced picture does not tell the full one's size, which the lens needs.
+        decode = self.decode if min(height, width) > 0 or not model else None
+        image, scale = read_picture(**source, size_px=(height, width), decode=decode)
+        if not model:
+            return CameraImage(channel, image, scaled_intrinsics(intrinsics, scale, scale), pose, time_us)
+        if min(height, width) <= 0:
+            height, width = image.shape[:2]
+        try:
+            lens = Lens.of(model, coefficients, intrinsics, (height, width))
+            assert lens is not None, "an index gives a model to those that distort"
+            return CameraImage(channel, *lens.rectify(image, scale), pose, time_us)
+        except CalibrationError as error:
+            raise CalibrationError(f"{channel}: {source['path']} (token {source['token']}): {error}") from error
 
     def _lidar(self, channel: str, row: int, pose: Float64, source: Source) -> LidarSweep:
         points = read_lidar_file(**source, columns=self.config.lidar_columns)

@@ -20,6 +20,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +29,9 @@ from numpy.typing import NDArray
 
 from sensors.errors import DataRootError
 from sensors.nuscenes_config import NuScenesConfig
+from sensors.rectification import trimmed
 
-FORMAT = 3
+FORMAT = 4
 TABLES = (
     "attribute", "calibrated_sensor", "category", "ego_pose", "instance", "sample", "sample_annotation", "sample_data",
     "scene", "sensor", "visibility",
@@ -40,6 +42,7 @@ _PREFIX = f".robustbev-index-{FORMAT}-"
 _BUILDING_SECONDS = 900.0  # the longest that another process is waited for; nuScenes trainval takes about 40 s
 # A data set keeps its id when the index learns to list it in another way: results measured on it are known by the id.
 _NOT_IN_ID = frozenset({"data_channel", "scene_start", "scene_data", "instance_token"})
+_IN_ID_IF_ANY = frozenset({"box_more_attributes", "calibration_distortion", "calibration_distortion_model"})
 
 
 @dataclass(frozen=True)
@@ -64,6 +67,8 @@ class IndexArrays:
     scene_data: NDArray[Any]  # [D] int32 rows of sample_data by scene, time and channel
     calibration_pose: NDArray[Any]  # [K, 7] float64 ego_T_sensor
     calibration_intrinsics: NDArray[Any]  # [K, 3, 3] float64, NaN for point clouds
+    calibration_distortion: NDArray[Any]  # [K, J] float64, 0 behind the last coefficient; J is 0 in most data sets
+    calibration_distortion_model: NDArray[Any]  # [K] bytes, a name of `sensors.rectification`; [0] where J is 0
     box_start: NDArray[Any]  # [S + 1] int64: the boxes of sample i are rows box_start[i]..box_start[i + 1]
     box_token: NDArray[Any]  # [N] bytes
     box_instance: NDArray[Any]  # [N] int32 row of the instance table: equal for one object over time
@@ -118,6 +123,21 @@ class NuScenesIndex:
         """Rows of sample_data of a scene, every channel's keyframes and sweeps, in the order of time."""
         start, end = self.arrays.scene_start[scene : scene + 2]
         return self.arrays.scene_data[start:end]
+
+    def distortion(self, calibration: int) -> tuple[str, NDArray[np.float64]]:
+        """The distortion model and coefficients of a calibration; ("", [0]) where its pictures are rectified."""
+        coefficients = self.arrays.calibration_distortion[calibration]
+        if not coefficients.any():
+            return "", np.zeros(0)
+        model = self.arrays.calibration_distortion_model[calibration].decode()
+        return model, trimmed(model, coefficients)
+
+    @cached_property
+    def distorted_channels(self) -> frozenset[str]:
+        """Cameras of which some pictures are not rectified."""
+        distorted = self.arrays.calibration_distortion.any(axis=1)
+        channels = np.unique(self.arrays.data_channel[distorted[self.arrays.data_calibration]])
+        return frozenset(self.meta.channels[channel] for channel in channels)
 
 
 def open_index(config: NuScenesConfig) -> NuScenesIndex:
@@ -248,7 +268,7 @@ def _write(config: NuScenesConfig, place: Path, name: str) -> None:
         for f in fields(IndexArrays):
             array = np.ascontiguousarray(getattr(arrays, f.name))
             np.save(building / f"{f.name}.npy", array)
-            if f.name not in _NOT_IN_ID and (f.name != "box_more_attributes" or array.size):
+            if f.name not in _NOT_IN_ID and (f.name not in _IN_ID_IF_ANY or array.size):
                 digest.update(f"{f.name} {array.dtype} {array.shape}".encode())
                 digest.update(array.tobytes())
         # The last file written marks a whole index.

@@ -71,6 +71,10 @@ def _numbers(count: int) -> Callable[[list[Any]], bool]:
     return sound
 
 
+def _lists_of_numbers(column: list[Any]) -> bool:
+    return set(map(type, column)) <= {list} and all(_numbers(len(value))([value]) for value in column)
+
+
 def is_matrix(value: list[Any]) -> bool:
     """Are these three rows of three numbers? Of a LiDAR or a radar there are none."""
     return len(value) == 3 and _numbers(3)(value)
@@ -104,6 +108,9 @@ SCHEMA: Mapping[str, Mapping[str, Key]] = {
     "calibrated_sensor": {
         "token": _token(), "sensor_token": _token("sensor"), **_POSE,
         "camera_intrinsic": Key("a matrix", lambda column: set(map(type, column)) <= {list}, []),
+        # Not nuScenes': its pictures are rectified.
+        "camera_distortion": Key("a list of numbers", _lists_of_numbers, []),
+        "camera_distortion_model": Key("a name, or an empty text", _texts, ""),
     },
     "ego_pose": {"token": _token(), **_POSE},
     "sample": {"token": _token(), "timestamp": _TIME, "scene_token": _token("scene")},

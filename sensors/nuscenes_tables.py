@@ -16,6 +16,7 @@ from sensors.extras import require
 from sensors.nuscenes_config import NuScenesConfig
 from sensors.nuscenes_index import OPTIONAL_TABLES, IndexArrays, check_root
 from sensors.nuscenes_schema import SCHEMA, Row, check_links, check_rows, is_matrix, row_fault
+from sensors.rectification import MOST_COEFFICIENTS, distortion_doubt, distortion_fault, model_of
 
 # The devkit's evaluation takes its own splits only with the versions that they were made for.
 _VERSION_OF_SPLIT = {
@@ -69,6 +70,7 @@ def columns(config: NuScenesConfig) -> tuple[IndexArrays, dict[str, Any]]:
         scene_data=np.lexsort((channel_of_data, time_us, scene_of_data)).astype(np.int32),
         calibration_pose=_poses(devkit.calibrated_sensor),
         calibration_intrinsics=_intrinsics(devkit),
+        **_distortion(devkit),
         **boxes,
     )
     _check_poses(config, arrays, data, devkit)
@@ -80,7 +82,7 @@ def columns(config: NuScenesConfig) -> tuple[IndexArrays, dict[str, Any]]:
         "attributes": [row["name"] for row in devkit.attribute],
         "scenes": [row["name"] for row in devkit.scene],
         "splits": _splits(config, devkit),
-        "notes": [*devkit.notes, *notes],
+        "notes": [*devkit.notes, *_lens_notes(config, devkit), *notes],
     }
     return arrays, meta
 
@@ -254,7 +256,7 @@ def _said(fault: str | None) -> tuple[str, str]:
 
 
 def _check_poses(config: NuScenesConfig, arrays: IndexArrays, data: list[Row], devkit: Any) -> None:
-    """SensorDataError for the first ego pose, sensor pose or intrinsic matrix that cannot be one."""
+    """SensorDataError for the first ego pose, sensor pose, intrinsic matrix or distortion that cannot be one."""
     bad = _unsound(arrays.data_ego_pose)
     if len(bad):
         row = data[bad[0]]
@@ -269,6 +271,9 @@ def _check_poses(config: NuScenesConfig, arrays: IndexArrays, data: list[Row], d
         key, fault = "translation, rotation", pose_fault(arrays.calibration_pose[i])
         if fault is None and sensor["modality"] == "camera":
             key, fault = "camera_intrinsic", intrinsics_fault(arrays.calibration_intrinsics[i])
+        if fault is None and sensor["modality"] == "camera":
+            key = "camera_distortion, camera_distortion_model"
+            fault = distortion_fault(_distortion_model(row), row["camera_distortion"])
         if fault and i in used:
             expected, got = _said(fault)
             raise row_fault(_path(config, "calibrated_sensor"), row, key, expected, f"{got} (of {sensor['channel']})")
@@ -290,6 +295,37 @@ def _intrinsics(devkit: Any) -> NDArray[Any]:
         if is_matrix(row["camera_intrinsic"]):
             matrix[:] = row["camera_intrinsic"]
     return matrices
+
+
+def _distortion(devkit: Any) -> dict[str, NDArray[Any]]:
+    """The calibration_distortion* arrays: what is told of lenses that are cameras' and do distort."""
+    rows = [
+        row["camera_distortion"] if devkit.get("sensor", row["sensor_token"])["modality"] == "camera" else []
+        for row in devkit.calibrated_sensor
+    ]
+    coefficients = np.zeros((len(rows), MOST_COEFFICIENTS if any(map(any, rows)) else 0))
+    for values, row in zip(coefficients, rows, strict=True):
+        values[: len(row)] = row[: len(values)]
+    models = _bytes(map(_distortion_model, devkit.calibrated_sensor))
+    return {
+        "calibration_distortion": coefficients,
+        "calibration_distortion_model": models if coefficients.size else models[:0],
+    }
+
+
+def _lens_notes(config: NuScenesConfig, devkit: Any) -> list[str]:
+    path = _path(config, "calibrated_sensor")
+    doubts = [
+        f"{path}: row {row['token']}: camera_distortion: {doubt}"
+        for row in devkit.calibrated_sensor
+        if devkit.get("sensor", row["sensor_token"])["modality"] == "camera"
+        and (doubt := distortion_doubt(row["camera_distortion_model"], row["camera_distortion"]))
+    ]
+    return [f"{doubts[0]}; so in {len(doubts)} rows"] if doubts else []
+
+
+def _distortion_model(row: Row) -> str:
+    return str(row["camera_distortion_model"]) or model_of(row["camera_distortion"])
 
 
 def _splits(config: NuScenesConfig, devkit: Any) -> dict[str, list[int]]:

@@ -40,7 +40,10 @@ class RawImage:
 
 @dataclass(frozen=True)
 class CameraInfo:
-    """A camera's calibration, in ROS' letters. Pictures are taken to be rectified: pixel = P [R X; 1] for X in `frame_id`."""
+    """A camera's calibration, in ROS' letters, of the pictures as they come: roi and binning are applied.
+
+    In rectified pictures pixel = P [R X; 1] for X in `frame_id`. In others K and D hold, and R and P play no part.
+    """
 
     stamp_ns: int
     frame_id: str

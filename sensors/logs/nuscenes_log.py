@@ -2,6 +2,7 @@
 
 Topics: /cam_front/image_rect_compressed and /cam_front/camera_info, /lidar_top, /radar_front ... for each channel of the tables,
 /tf (map -> base_link), /tf_static (base_link -> channel) and /markers/annotations. Frame ids of sensors are the channels' names.
+Pictures of a camera with distortion are not rectified, and come on /cam_front/image_compressed.
 """
 
 from __future__ import annotations
@@ -61,7 +62,7 @@ def mapping_of_nuscenes(config: NuScenesConfig) -> LogMapping:
             f"got {', '.join(meta.channels) or 'none'}. Correct the channels of the configuration"
         )
     return LogMapping(
-        cameras={c: CameraTopics(image=image_topic(c), info=info_topic(c)) for c in found["camera"]},
+        cameras={c: CameraTopics(image=image_topic(index, c), info=info_topic(c)) for c in found["camera"]},
         lidars={c: LidarTopics(points=points_topic(c)) for c in found["lidar"]},
         radars={c: RadarTopics(points=points_topic(c)) for c in found["radar"]},
         ego_frame=EGO_FRAME,
@@ -70,9 +71,9 @@ def mapping_of_nuscenes(config: NuScenesConfig) -> LogMapping:
     )
 
 
-def image_topic(channel: str) -> str:
+def image_topic(index: NuScenesIndex, channel: str) -> str:
     """Where a camera's pictures are."""
-    return f"/{channel.lower()}/image_rect_compressed"
+    return f"/{channel.lower()}/image{'' if channel in index.distorted_channels else '_rect'}_compressed"
 
 
 def info_topic(channel: str) -> str:
@@ -139,7 +140,8 @@ class NuScenesLog:
         found = []
         for channel, modality, count in zip(meta.channels, meta.modalities, readings, strict=True):
             if modality == "camera":
-                found += [(image_topic(channel), "EncodedImage", count), (info_topic(channel), "CameraInfo", count)]
+                image = image_topic(self._index, channel)
+                found += [(image, "EncodedImage", count), (info_topic(channel), "CameraInfo", count)]
             else:
                 found.append((points_topic(channel), "PointCloud", count))
         poses = len(np.unique(arrays.data_time_us[self._rows]))
@@ -214,7 +216,7 @@ class NuScenesLog:
                 yield _Planned(POSES, time_us, row)
             if meta.modalities[channel] == "camera":
                 yield _Planned(info_topic(meta.channels[channel]), time_us, row)
-                yield _Planned(image_topic(meta.channels[channel]), time_us, row)
+                yield _Planned(image_topic(self._index, meta.channels[channel]), time_us, row)
             else:
                 yield _Planned(points_topic(meta.channels[channel]), time_us, row)
 

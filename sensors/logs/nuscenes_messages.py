@@ -49,17 +49,19 @@ def sensor_poses(index: NuScenesIndex, time_us: int, rows: Sequence[int]) -> Fra
 
 
 def camera_info(index: NuScenesIndex, row: int) -> CameraInfo:
-    """The calibration that a picture was taken with: rectified, pinhole."""
-    arrays = index.arrays
+    """The calibration that a picture was taken with."""
+    arrays, calibration = index.arrays, int(index.arrays.data_calibration[row])
     height, width = arrays.data_size_px[row].tolist()
-    intrinsics = np.array(arrays.calibration_intrinsics[arrays.data_calibration[row]], np.float64)
+    intrinsics = np.array(arrays.calibration_intrinsics[calibration], np.float64)
+    model, coefficients = index.distortion(calibration)
     return CameraInfo(
         stamp_ns=int(arrays.data_time_us[row]) * 1000,
         frame_id=_channel(index, row),
         width_px=width,
         height_px=height,
-        distortion_model="plumb_bob",  # without coefficients: a model that readers of ROS know, and no distortion
-        D=np.zeros(0),
+        # Without coefficients: a model that readers of ROS know, and no distortion.
+        distortion_model=model or "plumb_bob",
+        D=coefficients,
         K=intrinsics,
         R=np.eye(3),
         P=np.hstack([intrinsics, np.zeros((3, 1))]),

@@ -138,10 +138,12 @@ class Assembler:
     def _given(self, item: _Taken, tick_ns: int, doubts: Sequence[str], slow: str) -> SensorStatus:
         found = [*item.reading.doubts, *doubts, *self.rig.alike(item.source.channel)]
         state = SensorState.FLAGGED if found else SensorState.RATE_LOW if slow else SensorState.OK
-        return _status(item.source, state, tick_ns, item.reading, "; ".join([*found, *([slow] if slow else [])]))
+        lens = item.mounting.lens
+        how = [] if lens is None else [f"rectified here by {lens.model}"]  # no doubt, and so no state
+        return _status(item.source, state, tick_ns, item.reading, "; ".join([*found, *([slow] if slow else []), *how]))
 
     def _camera(self, item: _Taken, motion: _Motion, doubts: list[str]) -> CameraImage:
-        picture, intrinsics = self._picture(item.source, item.reading), item.mounting.intrinsics
+        picture, intrinsics = self._picture(item), item.mounting.intrinsics
         assert intrinsics is not None, "a camera's mounting has intrinsics"
         return CameraImage(
             channel=item.source.channel,
@@ -151,13 +153,17 @@ class Assembler:
             time_us=_us(item.reading.stamp_ns),
         )
 
-    def _picture(self, source: Source, reading: Reading) -> Picture:
-        if reading.decoded is None:
+    def _picture(self, item: _Taken) -> Picture:
+        reading, lens = item.reading, item.mounting.lens
+        if reading.decoded is None or reading.decoded.lens != lens:  # the calibration may change between two ticks
             assert isinstance(reading.payload, EncodedImage | RawImage)
             try:
-                reading.decoded = decode_picture(reading.payload, self.decode)
+                decoded = decode_picture(reading.payload, self.decode)
             except SensorDataError as error:
-                raise SensorDataError(f"{source.topic}: {error}") from error
+                raise SensorDataError(f"{item.source.topic}: {error}") from error
+            if lens is not None:
+                decoded = Picture(lens.rectify(decoded.image, decoded.scale)[0], decoded.scale, lens)
+            reading.decoded = decoded
         picture: Picture = reading.decoded
         return picture
 

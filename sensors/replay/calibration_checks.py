@@ -12,9 +12,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from sensors.calibration import Float64, intrinsics_fault, rigid_fault
+from sensors.calibration import CalibrationError, Float64, intrinsics_fault, rigid_fault
 from sensors.logs.messages import CameraInfo
-from sensors.replay.readings import rectified_intrinsics
+from sensors.rectification import distortion_doubt
+from sensors.replay.readings import lens_of, rectified_intrinsics
 
 REACH_M = 20.0  # no sensor of a road vehicle is further from the middle of its rear axle
 _BASELINE_M = 5.0  # between two cameras that P's fourth column ties together
@@ -36,11 +37,18 @@ class Findings:
         return Findings(self.refused + other.refused, self.flagged + other.flagged)
 
 
-def check_camera_info(info: CameraInfo, topic: str, picture_topic: str, picture_px: tuple[int, int] | None) -> Findings:
-    """The intrinsics of a camera that came on `topic`, and whether they are those of a picture of (height, width)."""
-    if fault := _matrices_fault(info, picture_px):
+def check_camera_info(
+    info: CameraInfo, topic: str, picture_px: tuple[int, int] | None, *, rectified: bool = True
+) -> Findings:
+    """The intrinsics of a camera that came on `topic`, and whether they are those of a picture of (height, width).
+
+    Of pictures that are not `rectified`, `info` is as `sensors.replay.readings.unrectified` gives it.
+    """
+    if fault := _matrices_fault(info, picture_px) or (None if rectified else _lens_fault(info)):
         return Findings(refused=(f"{topic}: {fault}",))
-    flagged = [*_doubtful_intrinsics(info), *_doubtful_rectification(info, picture_topic)]
+    flagged = [*_doubtful_intrinsics(info), *_doubtful_rectification(info)]
+    if not rectified and (doubt := distortion_doubt(info.distortion_model, info.D)):
+        flagged.append(doubt)
     return Findings(flagged=tuple(f"{topic}: {text}" for text in flagged))
 
 
@@ -95,6 +103,8 @@ def check_frame_ids(channel: str, picture: str, info: str, frames: Mapping[str, 
 def info_difference(before: CameraInfo, after: CameraInfo) -> str:
     """What differs between two calibrations of a camera; empty where none of it matters."""
     names = [name for name in "KRPD" if not _equal(getattr(before, name), getattr(after, name))]
+    if before.D.any() and before.distortion_model != after.distortion_model:
+        names.append("distortion_model")
     if (before.width_px, before.height_px) != (after.width_px, after.height_px):
         names.append("size")
     if before.frame_id != after.frame_id:
@@ -110,7 +120,7 @@ def _matrices_fault(info: CameraInfo, picture_px: tuple[int, int] | None) -> str
         height, width = picture_px
         return (
             f"expected pictures of {info.width_px} x {info.height_px} px as CameraInfo says, got {width} x {height} px: "
-            "its intrinsics belong to another size"
+            "its intrinsics, with its roi and binning, belong to another size"
         )
     for name, shape in (("K", (3, 3)), ("R", (3, 3)), ("P", (3, 4))):
         matrix = np.asarray(getattr(info, name))
@@ -163,10 +173,17 @@ def _doubtful_intrinsics(info: CameraInfo) -> list[str]:
     return found
 
 
-def _doubtful_rectification(info: CameraInfo, topic: str) -> list[str]:
+def _lens_fault(info: CameraInfo) -> str | None:
+    """Why pictures cannot be rectified by this calibration."""
+    try:
+        lens_of(info)
+    except CalibrationError as error:
+        return str(error)
+    return None
+
+
+def _doubtful_rectification(info: CameraInfo) -> list[str]:
     matrix, size, found = rectified_intrinsics(info), np.array([info.width_px, info.height_px]), []
-    if info.D.any() and "rect" not in topic.lower():
-        found.append(f"D is not 0 and {topic} is not called rectified: its pictures are taken to be")
     if info.P.any() and info.K.any() and not info.D.any():
         focal = abs(matrix[0, 0] / info.K[0, 0] - 1)
         centre = np.abs((matrix[:2, 2] - info.K[:2, 2]) / size).max()

@@ -47,6 +47,7 @@ class Source:
     sweeps: int  # measurements a tick may take, newest first
     fields: Mapping[str, str] = field(default_factory=dict)
     intensity_scale: float = 1.0
+    rectified: bool | None = None  # a camera's pictures; None: as `CameraTopics` tells
 
 
 def sources(channels: Channels, mapping: LogMapping, config: ReplayConfig) -> dict[str, Source]:
@@ -86,6 +87,7 @@ def sources(channels: Channels, mapping: LogMapping, config: ReplayConfig) -> di
             sweeps=sweeps[modality],
             fields={} if isinstance(where, CameraTopics) else where.fields,
             intensity_scale=where.intensity_scale if isinstance(where, LidarTopics) else 1.0,
+            rectified=where.rectified if isinstance(where, CameraTopics) else None,
         )
     return out
 

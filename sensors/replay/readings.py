@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,10 +15,12 @@ from numpy.typing import NDArray
 from sensors.calibration import Float64
 from sensors.errors import SensorDataError
 from sensors.images import DecodeSize
+from sensors.logs.mapping import called_rectified
 from sensors.logs.messages import CameraInfo, EncodedImage, PointCloud, RawImage
 from sensors.pictures import PictureError
 from sensors.pictures.files import decode_file, file_size_px
 from sensors.pictures.raw import decode_raw
+from sensors.rectification import Lens, distortion_doubt
 
 LIDAR_FIELDS = ("x", "y", "z", "intensity", "ring")
 RADAR_FIELDS = ("x", "y", "z", "rcs", "vx_comp", "vy_comp")
@@ -32,6 +34,7 @@ class Picture:
 
     image: NDArray[np.uint8]  # [H, W, 3] RGB
     scale: float  # of `image` against the full picture: 1, 1/2, 1/4 or 1/8
+    lens: Lens | None = None  # by which it was rectified here
 
 
 def picture_size_px(payload: EncodedImage | RawImage) -> tuple[int, int]:
@@ -95,6 +98,27 @@ def radar_points(cloud: PointCloud, fields: Mapping[str, str]) -> NDArray[np.flo
         SensorDataError: x, y, rcs, vx_comp or vy_comp is not among the fields; `fields` may name the log's for each.
     """
     return _columns(cloud, RADAR_FIELDS, fields, _RADAR_DEFAULTS, "radar")
+
+
+def is_rectified(info: CameraInfo, topic: str, rectified: bool | None) -> bool:
+    """Whether the pictures on a topic are rectified, as `CameraTopics.rectified` tells of them."""
+    if rectified is not None:
+        return rectified
+    return called_rectified(topic) or not (info.D.any() or distortion_doubt(info.distortion_model, info.D))
+
+
+def unrectified(info: CameraInfo) -> CameraInfo:
+    """The calibration of pictures that are not rectified: K and D hold, and the axes are those of `CameraInfo.frame_id`."""
+    return replace(info, R=np.eye(3), P=np.zeros((3, 4)))
+
+
+def lens_of(info: CameraInfo) -> Lens | None:
+    """By what pictures that are not rectified are; None where they are a pinhole's.
+
+    Raises:
+        CalibrationError: K, D or the distortion model cannot be.
+    """
+    return Lens.of(info.distortion_model, info.D, info.K, (info.height_px, info.width_px))
 
 
 def rectified_intrinsics(info: CameraInfo) -> Float64:

@@ -13,6 +13,7 @@ import numpy as np
 from sensors.calibration import CalibrationError, Float64
 from sensors.logs.mapping import LogMapping
 from sensors.logs.messages import CameraInfo, FrameTransforms
+from sensors.rectification import Lens
 from sensors.replay.calibration_checks import (
     Findings,
     check_camera_info,
@@ -22,7 +23,7 @@ from sensors.replay.calibration_checks import (
     info_difference,
 )
 from sensors.replay.channels import Source
-from sensors.replay.readings import frame_T_camera, rectified_intrinsics
+from sensors.replay.readings import frame_T_camera, is_rectified, lens_of, rectified_intrinsics, unrectified
 from sensors.replay.transforms import TransformError, TransformTree
 
 
@@ -33,6 +34,7 @@ class Mounting:
     ego_T_sensor: Float64  # [4, 4]
     intrinsics: Float64 | None  # [3, 3] px of the full picture; None for points
     flagged: tuple[str, ...]
+    lens: Lens | None = None  # by which its pictures are to be rectified; None: they are, or are points
 
 
 class Rig:
@@ -139,9 +141,10 @@ class Rig:
         if info is None:
             why = self._broken.get(channel, "none came so far")
             raise CalibrationError(f"{channel}: no calibration on {source.info_topic}: {why}")
-        topic = source.info_topic or ""
-        key, picture_topic = (self._versions[channel], picture_px), source.topic
-        found = self._look(source, "info", key, lambda: check_camera_info(info, topic, picture_topic, picture_px))
+        topic, key = source.info_topic or "", (self._versions[channel], picture_px)
+        rectified = is_rectified(info, source.topic, source.rectified)
+        info = info if rectified else unrectified(info)
+        found = self._look(source, "info", key, lambda: check_camera_info(info, topic, picture_px, rectified=rectified))
         if source.frame is None:
             found += check_frame_ids(channel, frame_id, info.frame_id, self._frames)
         _refuse(found)
@@ -157,7 +160,9 @@ class Rig:
             (f"{topic}: its newest message cannot be read, the one before holds",) if channel in self._broken else ()
         )
         flagged = (*found.flagged, *changed, *broken, *self.tree.changes(self._ego, frame))
-        return Mounting(ego_T_camera, rectified_intrinsics(info), flagged)
+        lens = None if rectified else lens_of(info)
+        intrinsics = rectified_intrinsics(info) if lens is None else lens.intrinsics
+        return Mounting(ego_T_camera, intrinsics, flagged, lens)
 
     def _look(self, source: Source, what: str, key: object, check: Callable[[], Findings]) -> Findings:
         """The findings of a check, made anew only where what it looks at has changed."""
