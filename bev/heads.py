@@ -20,11 +20,13 @@ from .suppression import circle_nms
 # Regressed at the cell of the centre: offset in the cell (cells), height of the centre (m), log size (w, l, h in m), the axis
 # along which the box lies (sin and cos of twice the yaw), which way along it (sin and cos of the yaw, of any length: on which
 # side of the axis they lie counts alone), velocity (in units of VELOCITY_UNIT_MPS). Where front and back look alike, sin and
-# cos of the yaw average out to nothing; the axis does not.
+# cos of the yaw average out to nothing; the axis does not. Of what stands in one cell, place and size are told once, which way it
+# looks and moves for each class: the same shift of points from sweep to sweep is a walker, or noise on the side of a bus.
 OFFSET, HEIGHT, SIZE, AXIS, HEADING, VELOCITY = (
     slice(0, 2), slice(2, 3), slice(3, 6), slice(6, 8), slice(8, 10), slice(10, 12)
 )  # fmt: skip
-REGRESSION_CHANNELS = 12
+REGRESSION_CHANNELS = 12  # of a box
+MOTION = slice(AXIS.start, VELOCITY.stop)
 # Speeds in m/s are ten times as large as the other values, and short trainings never got there: they said "stands still".
 VELOCITY_UNIT_MPS = 5.0
 _PRIOR = (
@@ -37,7 +39,7 @@ class DetectionLogits:
     """What the head says of every cell."""
 
     heatmap: Tensor  # [B, K, X, Y] logits
-    regression: Tensor  # [B, 12, X, Y]
+    regression: Tensor  # [B, 6 + 6 K, X, Y]: offset, height and size, then `MOTION` of class 0, of class 1 ...
     attributes: Tensor  # [B, A, X, Y] logits
 
     def chunk(self, count: int) -> tuple[DetectionLogits, ...]:
@@ -45,30 +47,57 @@ class DetectionLogits:
         parts = (t.chunk(count) for t in (self.heatmap, self.regression, self.attributes))
         return tuple(DetectionLogits(*part) for part in zip(*parts, strict=True))
 
+    def regressed(self, cell: Tensor, label: Tensor) -> Tensor:
+        """[B, T, 12] float32 of boxes of the classes `label` at the flat cells, both [B, T]."""
+        values = at_cells(self.regression.float(), cell)
+        size = MOTION.stop - MOTION.start
+        channel = MOTION.start + size * label[..., None] + torch.arange(size, device=label.device)
+        return torch.cat([values[..., : MOTION.start], values.gather(2, channel)], dim=2)
+
 
 class DetectionHead(nn.Module):
-    """[B, C, X, Y] features -> `DetectionLogits`. Which way a box looks and moves has a 3 x 3 branch of its own."""
+    """[B, C, X, Y] features -> `DetectionLogits`. Which way a box looks and moves has a 3 x 3 branch of its own.
 
-    def __init__(self, channels: int, num_classes: int, num_attributes: int) -> None:
+    There all classes have common weights, to which each adds its own: what is rare learns from the rest. The branch also sees
+    what sensors measure of motion by themselves, `motion_channels` of it; in training without any these weights stay 0.
+    """
+
+    def __init__(self, channels: int, num_classes: int, num_attributes: int, motion_channels: int = 0) -> None:
         super().__init__()
+        self.motion_channels, seen = motion_channels, channels + motion_channels
         self.shared = ConvBlock(channels, channels)
         self.heatmap = nn.Sequential(ConvBlock(channels, channels, kernel=1), nn.Conv2d(channels, num_classes, 1))
         self.boxes = nn.Sequential(
             ConvBlock(channels, channels, kernel=1), nn.Conv2d(channels, SIZE.stop + num_attributes, 1)
         )
-        self.motion = nn.Sequential(
-            ConvBlock(channels, channels), nn.Conv2d(channels, REGRESSION_CHANNELS - SIZE.stop, 1)
-        )
+        self.motion = ConvBlock(seen, channels)
+        self.motion_of_all = nn.Conv2d(seen, MOTION.stop - MOTION.start, 1)
+        self.motion_of_class = nn.Conv2d(seen, (MOTION.stop - MOTION.start) * num_classes, 1)
+        nn.init.zeros_(self.motion_of_class.weight)
+        nn.init.zeros_(_bias(self.motion_of_class))
+        for layer in (self.motion[0], self.motion_of_all):
+            assert isinstance(layer, nn.Conv2d)
+            nn.init.zeros_(layer.weight[:, channels:])
         _start_at_prior(self.heatmap[-1])
 
-    def forward(self, features: Tensor) -> DetectionLogits:
+    def forward(self, features: Tensor, motion: Tensor | None = None) -> DetectionLogits:
+        """`motion` [B, `motion_channels`, X, Y], 0 where nothing is measured; None where the head has no such channels."""
         shared = self.shared(features)
         boxes = self.boxes(shared)
         return DetectionLogits(
             heatmap=self.heatmap(shared),
-            regression=torch.cat([boxes[:, : SIZE.stop], self.motion(shared)], dim=1),
+            regression=torch.cat([boxes[:, : SIZE.stop], self._motion(shared, motion)], dim=1),
             attributes=boxes[:, SIZE.stop :],
         )
+
+    def _motion(self, shared: Tensor, measured: Tensor | None) -> Tensor:
+        parts = [] if measured is None else [measured.to(shared.dtype)]
+        learned = self.motion(torch.cat([shared, *parts], dim=1))
+        every, each = self.motion_of_all, self.motion_of_class
+        classes = each.out_channels // every.out_channels
+        weight = each.weight + every.weight.repeat(classes, 1, 1, 1)
+        bias = _bias(each) + _bias(every).repeat(classes)
+        return F.conv2d(torch.cat([learned, *parts], dim=1), weight, bias)
 
 
 class HeatmapHead(nn.Sequential):
@@ -80,9 +109,13 @@ class HeatmapHead(nn.Sequential):
 
 
 def _start_at_prior(layer: nn.Module) -> None:
+    nn.init.constant_(_bias(layer), math.log(_PRIOR / (1 - _PRIOR)))
+
+
+def _bias(layer: nn.Module) -> Tensor:
     assert isinstance(layer, nn.Conv2d)
     assert layer.bias is not None
-    nn.init.constant_(layer.bias, math.log(_PRIOR / (1 - _PRIOR)))
+    return layer.bias
 
 
 def decode(
@@ -133,7 +166,7 @@ def boxes_at(
 ) -> Boxes:
     """The boxes regressed at the flat cells [B, T]; `allowed` as of `decode`."""
     y_cells = grid.shape[1]
-    values = at_cells(logits.regression.float(), cell)  # [B, T, 12]
+    values = logits.regressed(cell, label)
     corner = torch.stack([cell // y_cells, cell % y_cells], dim=-1).float()
     x_m, y_m = ((corner + values[..., OFFSET]) * grid.cell_m).unbind(-1)
     return Boxes(

@@ -31,6 +31,7 @@ class DetectionTargets:
     regression: Tensor  # [B, M, 12] in the layout of `bev.heads`
     known: Tensor  # [B, M, 12] float32 0 where a value is not known (velocity NaN)
     attribute: Tensor  # [B, M] int64, -1 none
+    label: Tensor  # [B, M] int64, 0 where not valid
 
 
 def gaussian_radius_cells(length_cells: Tensor, width_cells: Tensor, min_overlap: float = 0.1) -> Tensor:
@@ -77,6 +78,7 @@ def make_targets(
         regression=torch.where(known, values, 0.0),
         known=known.float(),
         attribute=torch.where(valid, boxes.attribute, -1),
+        label=torch.where(valid, boxes.label, 0),
     )
 
 

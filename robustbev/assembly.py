@@ -10,6 +10,7 @@ from torch import nn
 from bev.backbone import BEVBackbone
 from bev.grid import BEVGrid
 from bev.heads import DetectionHead, HeatmapHead
+from bev.motion import MOTION_CHANNELS
 from fusion import (
     ChannelWeightFusion,
     ConcatFusion,
@@ -23,7 +24,7 @@ from fusion import (
     ObjectAlignment,
 )
 from robustbev.config import CameraConfig, FuserConfig, FuserKind, LidarConfig, ModelConfig
-from robustbev.model import PerceptionModel
+from robustbev.model import MEASURE_MOTION, PerceptionModel
 from sensors.camera_encoder import CameraEncoder
 from sensors.lidar_encoder import LidarEncoder
 from sensors.radar_encoder import RadarEncoder
@@ -55,7 +56,8 @@ def build(config: ModelConfig) -> PerceptionModel:
         radar=radar,
         fuser=_build_fuser(config),
         backbone=BEVBackbone(channels, blocks=config.backbone.blocks, widths=config.backbone.widths),
-        head=DetectionHead(channels, classes, len(config.attributes)),
+        # Whether it has these sensors or not: one may be added later, to a head that has learned.
+        head=DetectionHead(channels, classes, len(config.attributes), len(MEASURE_MOTION) * MOTION_CHANNELS),
         auxiliary={name: HeatmapHead(channels, classes) for name in config.modalities},
         image_head=None if config.camera is None else HeatmapHead(config.camera.feature_channels, classes),
         alignment=_build_alignment(config),  # last: the weights of all else are drawn the same with it and without

@@ -14,6 +14,7 @@ from bev.backbone import BEVBackbone
 from bev.boxes import Boxes
 from bev.heads import DetectionHead, DetectionLogits, HeatmapHead, decode
 from bev.merge import merge_boxes, no_boxes
+from bev.motion import MOTION_CHANNELS
 from bev.suppression import cross_class_nms
 from fusion import BEVFeatures, FusedBEV, Fuser, LateFusion, ObjectAlignment
 from robustbev.checks import check_batch, check_views, check_weights
@@ -25,10 +26,13 @@ from robustbev.precision import FLOAT32, Precision
 from sensors.absence import Absence
 from sensors.batch import SensorBatch
 from sensors.camera_encoder import CameraEncoder
+from sensors.features import MovingFeatures
 from sensors.frame_checks import check_frame
 from sensors.frames import SensorFrame
 from sensors.lidar_encoder import LidarEncoder
 from sensors.radar_encoder import RadarEncoder
+
+MEASURE_MOTION = ("lidar", "radar")  # from sweep to sweep, and by Doppler
 
 
 @dataclass(frozen=True)
@@ -192,7 +196,7 @@ class PerceptionModel(nn.Module):
         if isinstance(self.fuser, LateFusion):
             boxes = self._merged_boxes(self.fuser, features, batch_size)
         else:
-            boxes = self._detect(fused.features, perceived)
+            boxes = self._detect(fused.features, self._measured(features, batch_size), perceived)
         if self.precision.name != "float32":
             fused = FusedBEV(fused.features.float(), fused.attention.float(), fused.coverage.float())
         return Perception(
@@ -202,9 +206,21 @@ class PerceptionModel(nn.Module):
     def _autocast(self) -> AbstractContextManager[object]:
         return self.precision.autocast(self.nms_radius_m.device.type)
 
-    def _detect(self, grids: Tensor, perceived: Tensor) -> Boxes:
+    def _measured(self, features: Mapping[str, BEVFeatures | None], batch_size: int) -> Tensor:
+        """[B, Q, X, Y] what the sensors that are there measure of motion by themselves, for the head; 0 where none does."""
+        shape = (batch_size, MOTION_CHANNELS, *self.grid.shape)
+        parts = []
+        for name in MEASURE_MOTION:
+            seen = features.get(name)
+            if isinstance(seen, MovingFeatures):
+                parts.append(torch.where(seen.coverage[:, None] > 0, seen.motion, 0.0))
+            else:
+                parts.append(torch.zeros(shape, device=self.nms_radius_m.device))
+        return torch.cat(parts, dim=1)
+
+    def _detect(self, grids: Tensor, motion: Tensor, perceived: Tensor) -> Boxes:
         with self._autocast():
-            logits = self.head(self.backbone(grids))
+            logits = self.head(self.backbone(grids), motion)
         boxes = decode(
             logits, self.grid, max_boxes=self.config.decode.max_boxes, nms_radius_m=self.nms_radius_m,
             allowed=self.allowed_attributes,
@@ -215,14 +231,19 @@ class PerceptionModel(nn.Module):
         """Late fusion: the boxes of each sensor that is there, from its own grid alone, merged."""
         with self._autocast():
             grids = fuser.separate(features, grid_shape=self.grid.shape, batch_size=batch_size)
-        present = [g for g, name in zip(grids, fuser.modalities, strict=True) if features.get(name) is not None]
+        present = [(name, g) for g, name in zip(grids, fuser.modalities, strict=True) if features.get(name) is not None]
         max_boxes = self.config.decode.max_boxes
         if not present:
             count = min(max_boxes, len(self.config.classes) * self.grid.num_cells)
             return no_boxes(batch_size, count, self.nms_radius_m.device)
         # One after the other: in one batch a convolution's last bits could depend on how many sensors there are.
-        boxes = [self._detect(g.features, g.coverage.flatten(1).amax(1) > 0) for g in present]
-        coverage = [g.coverage for g in present]
+        boxes = [
+            self._detect(
+                g.features, self._measured({name: features[name]}, batch_size), g.coverage.flatten(1).amax(1) > 0
+            )
+            for name, g in present
+        ]
+        coverage = [g.coverage for _, g in present]
         return merge_boxes(boxes, coverage, self.grid, radius_m=self.nms_radius_m, max_boxes=max_boxes)
 
     def training_outputs(self, batch: SensorBatch, views: Sequence[Tensor] | None = ()) -> TrainingOutputs:
@@ -263,7 +284,8 @@ class PerceptionModel(nn.Module):
         seen = [_hide(features, kept) for kept in views] or [dict(features)]
         fused = [self.fuser(view, grid_shape=self.grid.shape, batch_size=batch_size).features for view in seen]
         # All views at once: they share the batch statistics, too.
-        return self.head(self.backbone(torch.cat(fused))).chunk(len(seen))
+        motion = torch.cat([self._measured(view, batch_size) for view in seen])
+        return self.head(self.backbone(torch.cat(fused)), motion).chunk(len(seen))
 
     def _detect_each(
         self, fuser: LateFusion, features: Mapping[str, BEVFeatures | None], batch_size: int
@@ -273,7 +295,8 @@ class PerceptionModel(nn.Module):
         What a detector says of a sample without its sensor passes no gradient: there it had nothing to see.
         """
         grids = fuser.separate(features, grid_shape=self.grid.shape, batch_size=batch_size)
-        logits = self.head(self.backbone(torch.cat([g.features for g in grids]))).chunk(len(grids))
+        motion = torch.cat([self._measured({name: features.get(name)}, batch_size) for name in fuser.modalities])
+        logits = self.head(self.backbone(torch.cat([g.features for g in grids])), motion).chunk(len(grids))
         return tuple(
             DetectionLogits(
                 *(

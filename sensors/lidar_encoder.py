@@ -12,16 +12,17 @@ from torch import Tensor, nn
 
 from bev.grid import BEVGrid
 from bev.layers import ConvBlock, ResidualBlock
+from bev.motion import point_drift
 from bev.pillars import PillarEncoder
-from fusion.features import BEVFeatures
 from sensors.batch import LidarBatch
+from sensors.features import MovingFeatures
 
 # x and y in 50 m, z in 2 m, intensity 0..1 as it is, age in 0.2 s
 _SCALE = (0.02, 0.02, 0.5, 1.0, 5.0)
 
 
 class LidarEncoder(nn.Module):
-    """`LidarBatch` -> `BEVFeatures`. A cell is covered as its azimuth sector is by the LiDAR that covers most of it.
+    """`LidarBatch` -> `MovingFeatures`. A cell is covered as its azimuth sector is by the LiDAR that covers most of it.
 
     Pillars stand on cells of half the grid's length. `stages` (optional) are sparse stages on that canvas, see
     `sensors.sparse_pillars`; then a stride of two leads to the grid.
@@ -47,16 +48,21 @@ class LidarEncoder(nn.Module):
             *(ResidualBlock(channels) for _ in range(blocks)),
         )
 
-    def forward(self, batch: LidarBatch) -> BEVFeatures:
+    def forward(self, batch: LidarBatch) -> MovingFeatures:
         if batch.points.ndim != 3 or batch.points.shape[-1] != len(_SCALE):
             raise ValueError(f"lidar.points: expected [B, P, {len(_SCALE)}], got {list(batch.points.shape)}")
         count = torch.where(batch.present.any(1), batch.count, 0)
         covered = torch.where(batch.present[..., None], batch.sectors.float(), 0.0).amax(1)  # [B, S] by any LiDAR
-        canvas, occupied = self.pillars(batch.points, count, _in_sectors(batch.points, covered))
+        valid = _in_sectors(batch.points, covered)
+        canvas, occupied = self.pillars(batch.points, count, valid)
         if self.stages is not None:
             canvas = self.stages(canvas, occupied)
         sector = azimuth_sectors(self.grid, covered.shape[1], covered.device)
-        return BEVFeatures(self.bev(canvas.contiguous(memory_format=torch.channels_last)), covered[:, sector])
+        return MovingFeatures(
+            self.bev(canvas.contiguous(memory_format=torch.channels_last)),
+            covered[:, sector],
+            point_drift(batch.points, batch.points[..., 4], count, self.grid, self.pillars.z_range_m, valid),
+        )
 
 
 def _in_sectors(points: Tensor, covered: Tensor) -> Tensor:

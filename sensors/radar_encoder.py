@@ -12,16 +12,17 @@ from torch import Tensor, nn
 
 from bev.grid import BEVGrid
 from bev.layers import ConvBlock, ResidualBlock
+from bev.motion import point_velocity
 from bev.pillars import PillarEncoder
-from fusion.features import BEVFeatures
 from sensors.batch import RadarBatch, radar_heights_m
+from sensors.features import MovingFeatures
 
 # x and y in 50 m, z in 2 m, RCS in 20 dBsm, velocity in 3.3 m/s, age in 0.2 s
 _SCALE = (0.02, 0.02, 0.5, 0.05, 0.3, 0.3, 5.0)
 
 
 class RadarEncoder(nn.Module):
-    """`RadarBatch` -> `BEVFeatures`. A cell is covered if it lies in the field of view of a radar that is present."""
+    """`RadarBatch` -> `MovingFeatures`. A cell is covered if it lies in the field of view of a radar that is present."""
 
     def __init__(
         self,
@@ -43,7 +44,7 @@ class RadarEncoder(nn.Module):
             ConvBlock(width, channels, kernel=1),
         )
 
-    def forward(self, batch: RadarBatch) -> BEVFeatures:
+    def forward(self, batch: RadarBatch) -> MovingFeatures:
         if batch.points.ndim != 3 or batch.points.shape[-1] != len(_SCALE):
             raise ValueError(f"radar.points: expected [B, P, {len(_SCALE)}], got {list(batch.points.shape)}")
         count = torch.where(batch.present.any(1), batch.count, 0)
@@ -51,7 +52,11 @@ class RadarEncoder(nn.Module):
         matrix = batch.present[:, :, None, None]
         mount = torch.where(matrix, batch.reference_T_radar, torch.eye(4, device=canvas.device)).float()
         coverage = radar_view(mount, self.grid, self.half_view_rad) & matrix
-        return BEVFeatures(self.bev(canvas.contiguous(memory_format=torch.channels_last)), coverage.any(1).float())
+        return MovingFeatures(
+            self.bev(canvas.contiguous(memory_format=torch.channels_last)),
+            coverage.any(1).float(),
+            point_velocity(batch.points, batch.points[..., 4:6], count, self.grid, self.pillars.z_range_m),
+        )
 
 
 def radar_view(reference_T_radar: Tensor, grid: BEVGrid, half_view_rad: float) -> Tensor:

@@ -17,6 +17,7 @@ import pytest
 import safetensors.torch
 import torch
 from pydantic import ValidationError
+from torch import Tensor
 
 from bev.boxes import Boxes
 from robustbev import (
@@ -30,6 +31,7 @@ from robustbev import (
     save,
 )
 from sensors.batch import MODALITIES, SensorBatch
+from sensors.features import MovingFeatures
 from tests.fusion.kinds import positional
 from tests.tiny_model import random_sensors, tiny_config, tiny_model
 
@@ -128,6 +130,29 @@ def test_one_encoding_serves_every_subset(model: PerceptionModel, subset: tuple[
     encoded = model.encode(batch)
     shared = model.perceive_features({k: f if k in subset else None for k, f in encoded.items()}, 2)
     assert_same(shared, model(batch.only(subset)))
+
+
+@pytest.mark.parametrize("modality", ["lidar", "radar"])
+def test_measured_motion_reaches_the_boxes_where_its_sensor_sees_and_nowhere_else(modality: str) -> None:
+    model = tiny_model()
+    with torch.no_grad():
+        model.head.motion_of_all.weight.fill_(0.1)
+    encoded = model.encode(random_sensors())
+    sensor = encoded[modality]
+    assert isinstance(sensor, MovingFeatures)
+    blind = sensor.coverage.clone()
+    blind[:, :8] = 0.0
+
+    def velocities(motion: Tensor, coverage: Tensor) -> Tensor:
+        seen = {**encoded, modality: replace(sensor, motion=motion, coverage=coverage)}
+        return model.perceive_features(seen, 2).boxes.velocity_mps
+
+    assert not torch.equal(velocities(sensor.motion + 1.0, sensor.coverage), velocities(sensor.motion, sensor.coverage))
+    spoiled = sensor.motion.clone()
+    spoiled[:, :, :8] = torch.nan
+    assert torch.equal(velocities(spoiled, blind), velocities(sensor.motion, blind))
+    gone = velocities(sensor.motion, torch.zeros_like(blind))
+    assert torch.equal(gone, model.perceive_features(encoded | {modality: None}, 2).boxes.velocity_mps)
 
 
 @pytest.mark.parametrize("modality", MODALITIES)

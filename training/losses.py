@@ -50,7 +50,7 @@ def regression_losses(logits: DetectionLogits, targets: DetectionTargets) -> dic
 
     Each is a mean over what is known.
     """
-    found = at_cells(logits.regression.float(), targets.cell)  # [B, M, 12]
+    found = logits.regressed(targets.cell, targets.label)  # [B, M, 12]
     error = (found - targets.regression).abs()
     # Most things stand still. Under L1 they hold the head to "nothing moves" until it can tell them from what does, for half of a
     # short training or for good; under Huber's loss a small error costs little.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import product
 
 import pytest
 import torch
@@ -11,12 +12,23 @@ from hypothesis import strategies as st
 
 from bev.boxes import Boxes
 from bev.grid import BEVGrid
-from bev.heads import AXIS, HEADING, REGRESSION_CHANNELS, DetectionHead, DetectionLogits, HeatmapHead, boxes_at, decode
+from bev.heads import (
+    AXIS,
+    HEADING,
+    MOTION,
+    REGRESSION_CHANNELS,
+    DetectionHead,
+    DetectionLogits,
+    HeatmapHead,
+    boxes_at,
+    decode,
+)
 from bev.targets import make_targets
 from tests.tiny_model import random_boxes
 
 GRID = BEVGrid(-8, 8, -6, 6, 0.5)
 CLASSES, ATTRIBUTES = 4, 3
+MOTION_SIZE = MOTION.stop - MOTION.start
 
 angles = st.floats(-3.1, 3.1)
 speeds = st.floats(-20, 20)
@@ -42,14 +54,20 @@ def scenes(draw: st.DrawFn) -> Boxes:
     )  # fmt: skip
 
 
+def channels(classes: int) -> int:
+    """Of `DetectionLogits.regression`."""
+    return MOTION.start + MOTION_SIZE * classes
+
+
 def perfect_logits(boxes: Boxes) -> DetectionLogits:
     """What a head that has learned the targets by heart would say."""
     samples, count = boxes.label.shape
     targets = make_targets(boxes, torch.ones(samples, count, dtype=torch.bool), GRID, CLASSES)
-    regression = torch.zeros(samples, REGRESSION_CHANNELS, GRID.num_cells)
-    regression.scatter_(
-        2, targets.cell[:, None].expand(-1, REGRESSION_CHANNELS, -1), targets.regression.transpose(1, 2)
-    )
+    regression = torch.zeros(samples, channels(CLASSES), GRID.num_cells)
+    for b, m in product(range(samples), range(count)):
+        cell, mine = targets.cell[b, m], MOTION.start + MOTION_SIZE * targets.label[b, m]
+        regression[b, : MOTION.start, cell] = targets.regression[b, m, : MOTION.start]
+        regression[b, mine : mine + MOTION_SIZE, cell] = targets.regression[b, m, MOTION]
     attributes = torch.zeros(samples, ATTRIBUTES, GRID.num_cells)
     for b in range(samples):
         attributes[b, boxes.attribute[b], targets.cell[b]] = 5.0
@@ -123,14 +141,16 @@ def test_every_field_follows_the_order_of_scores_after_suppression() -> None:
     generator = torch.Generator().manual_seed(0)
     logits = DetectionLogits(
         torch.randn(2, CLASSES, *GRID.shape, generator=generator),
-        torch.randn(2, REGRESSION_CHANNELS, *GRID.shape, generator=generator),
+        torch.randn(2, channels(CLASSES), *GRID.shape, generator=generator),
         torch.randn(2, ATTRIBUTES, *GRID.shape, generator=generator),
     )
     plain = decode(logits, GRID, max_boxes=50)
     found = decode(logits, GRID, max_boxes=50, nms_radius_m=torch.full((CLASSES,), 2.0))
-    rows = {tuple(c.tolist()): i for i, c in enumerate(plain.center_m[0])}
+    rows = {
+        (k, *c): i for i, (k, c) in enumerate(zip(plain.label[0].tolist(), plain.center_m[0].tolist(), strict=True))
+    }
     for i in range(50):
-        j = rows[tuple(found.center_m[0, i].tolist())]
+        j = rows[int(found.label[0, i]), *found.center_m[0, i].tolist()]
         for name in ("size_m", "yaw_rad", "velocity_mps"):
             assert torch.equal(getattr(found, name)[0, i], getattr(plain, name)[0, j])
     kept = found.score[0] > 0
@@ -139,9 +159,7 @@ def test_every_field_follows_the_order_of_scores_after_suppression() -> None:
 
 def test_more_boxes_asked_for_than_cells_gives_every_cell() -> None:
     grid = BEVGrid(0, 2, 0, 2, 1)
-    logits = DetectionLogits(
-        torch.zeros(1, 2, 2, 2), torch.zeros(1, REGRESSION_CHANNELS, 2, 2), torch.zeros(1, 1, 2, 2)
-    )
+    logits = DetectionLogits(torch.zeros(1, 2, 2, 2), torch.zeros(1, channels(2), 2, 2), torch.zeros(1, 1, 2, 2))
     assert len(decode(logits, grid, max_boxes=100)) == 8
 
 
@@ -160,7 +178,7 @@ def test_the_heads_give_their_shapes_and_start_doubtful(attributes: int) -> None
     features = torch.randn(2, 8, 6, 5)
     logits = DetectionHead(8, CLASSES, attributes)(features)
     assert logits.heatmap.shape == (2, CLASSES, 6, 5)
-    assert logits.regression.shape == (2, REGRESSION_CHANNELS, 6, 5)
+    assert logits.regression.shape == (2, channels(CLASSES), 6, 5)
     assert logits.attributes.shape == (2, attributes, 6, 5)
     auxiliary = HeatmapHead(8, CLASSES)(features)
     assert auxiliary.shape == (2, CLASSES, 6, 5)
@@ -169,11 +187,43 @@ def test_the_heads_give_their_shapes_and_start_doubtful(attributes: int) -> None
         assert heatmap.sigmoid().mean().item() == pytest.approx(0.05, abs=0.05)
 
 
+def test_classes_begin_alike_and_learn_to_move_by_themselves() -> None:
+    torch.manual_seed(0)
+    head, features = DetectionHead(8, CLASSES, 0).eval(), torch.randn(1, 8, 6, 5)
+    cell, label = torch.full((1, CLASSES), 7), torch.arange(CLASSES)[None]
+    values = head(features).regressed(cell, label)[0]
+    assert torch.equal(values, values[:1].expand_as(values))
+    with torch.no_grad():
+        head.motion_of_class.weight[MOTION_SIZE : 2 * MOTION_SIZE] += 1.0
+        head.motion_of_class.bias[MOTION_SIZE : 2 * MOTION_SIZE] += 1.0  # type: ignore[index]
+    changed = (head(features).regressed(cell, label)[0] != values).any(1)
+    assert changed.tolist() == [number == 1 for number in range(CLASSES)]
+    with torch.no_grad():
+        head.motion_of_all.weight += 1.0
+    assert (head(features).regressed(cell, label)[0, :, MOTION] != values[:, MOTION]).all()
+
+
+def test_measured_motion_changes_motion_alone_and_says_nothing_before_training() -> None:
+    torch.manual_seed(0)
+    head, features, measured = DetectionHead(8, CLASSES, 0, 3), torch.randn(2, 8, 6, 5), torch.randn(2, 3, 6, 5)
+    head.eval()
+    nothing = torch.zeros_like(measured)
+    fresh = head(features, measured)
+    assert torch.equal(fresh.regression, head(features, nothing).regression)
+    with torch.no_grad():
+        for name in ("motion.0", "motion_of_all", "motion_of_class"):
+            head.get_parameter(f"{name}.weight").add_(0.1)
+    with_motion, without = head(features, measured), head(features, nothing)
+    changed = (with_motion.regression != without.regression).flatten(2).any(2).all(0)
+    assert changed.tolist() == [False] * MOTION.start + [True] * (MOTION_SIZE * CLASSES)
+    assert torch.equal(with_motion.heatmap, without.heatmap)
+
+
 def attributes_found(label: list[int], allowed: list[list[bool]], sure: int) -> list[int]:
     """What attribute boxes of these classes get, at cells that are surest of `sure`, then of the ones before it."""
     logits = DetectionLogits(
         torch.zeros(1, CLASSES, *GRID.shape),
-        torch.zeros(1, REGRESSION_CHANNELS, *GRID.shape),
+        torch.zeros(1, channels(CLASSES), *GRID.shape),
         torch.zeros(1, ATTRIBUTES, *GRID.shape) - (torch.arange(ATTRIBUTES) - sure).abs()[:, None, None],
     )
     labels = torch.tensor([label])
@@ -195,7 +245,7 @@ def test_decoding_never_gives_an_attribute_that_the_class_cannot_have(
 ) -> None:
     generator = torch.Generator().manual_seed(seed)
     heatmap, regression, attributes = (
-        torch.randn(1, n, *GRID.shape, generator=generator) for n in (CLASSES, REGRESSION_CHANNELS, ATTRIBUTES)
+        torch.randn(1, n, *GRID.shape, generator=generator) for n in (CLASSES, channels(CLASSES), ATTRIBUTES)
     )
     found = decode(DetectionLogits(heatmap, regression, attributes), GRID, max_boxes=40, allowed=torch.tensor(allowed))
     for label, attribute in zip(found.label[0].tolist(), found.attribute[0].tolist(), strict=True):

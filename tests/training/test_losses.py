@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -103,6 +104,7 @@ def two_boxes() -> tuple[DetectionLogits, DetectionTargets]:
             regression=target,
             known=known,
             attribute=torch.tensor([[0, 1, -1]]),
+            label=torch.zeros(1, 3, dtype=torch.long),
         ),
     )
 
@@ -136,13 +138,11 @@ def test_no_boxes_and_no_attributes_lose_nothing() -> None:
     logits, targets = two_boxes()
     none = DetectionTargets(
         targets.heatmap, targets.cell[:, :0], targets.valid[:, :0], targets.regression[:, :0], targets.known[:, :0],
-        targets.attribute[:, :0],
+        targets.attribute[:, :0], targets.label[:, :0],
     )  # fmt: skip
     assert all(value == 0 for value in regression_losses(logits, none).values())
     bare = DetectionLogits(logits.heatmap, logits.regression, logits.attributes[:, :0])
-    unnamed = DetectionTargets(
-        targets.heatmap, targets.cell, targets.valid, targets.regression, targets.known, torch.full((1, 3), -1)
-    )
+    unnamed = replace(targets, attribute=torch.full((1, 3), -1))
     assert regression_losses(bare, unnamed)["attribute"] == 0
 
 

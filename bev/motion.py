@@ -1,0 +1,94 @@
+"""What points tell of motion by themselves, before anything is learned: how places move from sweep to sweep, and Doppler.
+
+A walker of 1.3 m/s moves a third of a metre between two sweeps a quarter of a second apart, less than a cell is long; the mean of
+what stands in a window around the cell shows it all the same. Of a truck, which is longer than the window, it shows
+nothing; the classes of the detection head learn by themselves what to make of it.
+
+Letters: B samples, P points (padded), S sums, W windows, X and Y cells.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .grid import BEVGrid
+from .pillars import point_cells
+
+_WINDOWS_M = (2.4, 4.0)
+_OVER_GROUND_M = 0.3  # rings on the ground keep their distance from the vehicle, and seem to go with it
+_LEAST_POINTS = 4
+_LEAST_VARIANCE_S2 = 1e-3  # of ages: of two sweeps 0.063 s apart; what moves in less is less than a LiDAR is exact
+_FASTEST_MPS, _UNIT_MPS = 15.0, 5.0
+
+MOTION_CHANNELS = 3 * len(_WINDOWS_M)
+
+
+@torch.no_grad()
+def point_drift(
+    points: Tensor,
+    age_s: Tensor,
+    count: Tensor,
+    grid: BEVGrid,
+    z_range_m: tuple[float, float],
+    valid: Tensor | None = None,
+) -> Tensor:
+    """[B, 3 W, X, Y] float32: velocity x and y in 5 m/s, and whether they are known (1, else all 0), by windows of 2.4 and 4 m.
+
+    `points` [B, P, 3 or more] begin with x, y, z (m), where the motion of the vehicle has been taken out of them; `age_s` [B, P];
+    of each sample the first `count` [B] count, without what is not `valid` [B, P], below 0.3 m or outside `z_range_m`.
+    """
+    use = (points[..., 2] >= _OVER_GROUND_M) & _inside(points, count, grid, z_range_m, valid)
+    x_m, y_m, t_s = points[..., 0], points[..., 1], age_s
+    moments = torch.stack([torch.ones_like(t_s), t_s, x_m, y_m, t_s * t_s, t_s * x_m, t_s * y_m], dim=-1)
+    return torch.cat([_fit(sums) for sums in _windows(points, moments, use, grid)], dim=1)
+
+
+@torch.no_grad()
+def point_velocity(
+    points: Tensor, velocity_mps: Tensor, count: Tensor, grid: BEVGrid, z_range_m: tuple[float, float]
+) -> Tensor:
+    """[B, 3 W, X, Y] float32, as `point_drift`, of points whose velocity over ground [B, P, 2] is measured: its mean."""
+    use = _inside(points, count, grid, z_range_m, None)
+    measured = torch.cat([torch.ones_like(velocity_mps[..., :1]), velocity_mps], dim=-1)
+    means = []
+    for sums in _windows(points, measured, use, grid):
+        known = sums[:, :1] > 0.5
+        means += [_in_units(sums[:, 1:] / sums[:, :1].clamp(min=1.0)), known.float()]
+    return torch.cat(means, dim=1)
+
+
+def _inside(
+    points: Tensor, count: Tensor, grid: BEVGrid, z_range_m: tuple[float, float], valid: Tensor | None
+) -> Tensor:
+    """[B, P] bool, which points lie in a cell."""
+    rows = point_cells(points, count, grid, z_range_m, valid).view(points.shape[:2])
+    return rows % (grid.num_cells + 1) != grid.num_cells
+
+
+def _windows(points: Tensor, values: Tensor, use: Tensor, grid: BEVGrid) -> list[Tensor]:
+    """Of each window [B, S, X, Y], the sums of `values` [B, P, S] of its points that are in `use` [B, P]."""
+    samples = points.shape[0]
+    cell = torch.where(use, grid.flat_index(points[..., :2]), 0)
+    rows = (cell + torch.arange(samples, device=cell.device)[:, None] * grid.num_cells).flatten()
+    used = torch.where(use[..., None], values, 0.0).flatten(0, 1).float()  # padding may be NaN
+    sums = torch.zeros(samples * grid.num_cells, used.shape[1], device=used.device).index_add(0, rows, used)
+    maps = sums.view(samples, *grid.shape, -1).permute(0, 3, 1, 2)
+    reaches = [max(1, round((window_m / grid.cell_m - 1) / 2)) for window_m in _WINDOWS_M]
+    return [F.avg_pool2d(maps, 2 * r + 1, stride=1, padding=r) * (2 * r + 1) ** 2 for r in reaches]
+
+
+def _fit(sums: Tensor) -> Tensor:
+    """[B, 7, X, Y] sums of a window's moments -> [B, 3, X, Y]."""
+    points, *moments = sums.unbind(1)
+    t, x, y, tt, tx, ty = (s / points.clamp(min=1.0) for s in moments)
+    variance = tt - t * t
+    known = (points > _LEAST_POINTS - 0.5) & (variance > _LEAST_VARIANCE_S2)
+    # Older points lie where it was: place falls with age as fast as it moves.
+    velocity = torch.stack([t * x - tx, t * y - ty], dim=1) / torch.where(known, variance, 1.0)[:, None]
+    return torch.cat([torch.where(known[:, None], _in_units(velocity), 0.0), known[:, None].float()], dim=1)
+
+
+def _in_units(velocity_mps: Tensor) -> Tensor:
+    return velocity_mps.clamp(-_FASTEST_MPS, _FASTEST_MPS) / _UNIT_MPS

@@ -1,0 +1,101 @@
+"""Points promise the velocity of what stands by itself on its place, and say where they cannot know."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from bev.grid import BEVGrid
+from bev.motion import MOTION_CHANNELS, point_drift, point_velocity
+
+GRID = BEVGrid(-51.2, 51.2, -51.2, 51.2, 0.8)
+Z_RANGE_M = (-2.0, 4.0)
+UNIT_MPS = 5.0
+
+
+def walker(x_m: float, y_m: float, velocity_mps: tuple[float, float], ages_s: Tensor, each: int = 12) -> Tensor:
+    """[P, 4] x, y, z and age of a column of points seen in each sweep."""
+    generator = torch.Generator().manual_seed(0)
+    body_m = torch.stack([0.2 * torch.randn(each, generator=generator) for _ in range(2)], dim=1)
+    rows = []
+    for age_s in ages_s.tolist():
+        place_m = torch.tensor([x_m, y_m]) - age_s * torch.tensor(velocity_mps) + body_m
+        rows.append(torch.cat([place_m, torch.linspace(0.4, 1.7, each)[:, None], torch.full((each, 1), age_s)], dim=1))
+    return torch.cat(rows)
+
+
+def drift_of(points: Tensor, grid: BEVGrid = GRID) -> Tensor:
+    return point_drift(points[None, :, :3], points[None, :, 3], torch.tensor([len(points)]), grid, Z_RANGE_M)[0]
+
+
+places = st.floats(-45.0, 45.0)
+speeds = st.floats(-2.0, 2.0)
+
+
+@settings(deadline=None)
+@given(places, places, speeds, speeds, st.sampled_from([(0.0, 0.25), tuple(0.05 * i for i in range(10))]))
+def test_it_is_the_velocity_of_what_stands_alone(
+    x_m: float, y_m: float, vx_mps: float, vy_mps: float, ages_s: tuple[float, ...]
+) -> None:
+    drift = drift_of(walker(x_m, y_m, (vx_mps, vy_mps), torch.tensor(ages_s)))
+    cell = GRID.flat_index(torch.tensor([[x_m, y_m]]))[0]
+    small, large = drift.flatten(1)[:, cell].split(3)
+    # The window of 4 m holds every point of it; that of 2.4 m may cut off the oldest.
+    assert large[2] == 1
+    assert large[:2].tolist() == pytest.approx([vx_mps / UNIT_MPS, vy_mps / UNIT_MPS], abs=0.01)
+    assert small[2] == 1
+
+
+def test_it_is_not_known_where_nothing_is_and_from_one_sweep() -> None:
+    assert not drift_of(torch.zeros(0, 4)).any()
+    alone = drift_of(walker(3.0, 2.0, (1.0, 0.0), torch.tensor([0.0])))
+    assert not alone.any()
+    together = drift_of(walker(3.0, 2.0, (1.0, 0.0), torch.tensor([0.0, 0.05])))  # too soon after each other
+    assert not together.any()
+    three = walker(3.0, 2.0, (1.0, 0.0), torch.tensor([0.0, 0.25]), each=12)[[0, 5, 15]]
+    assert not drift_of(three).any()
+
+
+@pytest.mark.parametrize("spoil", ["ground", "padding", "invalid"])
+def test_what_does_not_count_changes_nothing(spoil: str) -> None:
+    points = walker(3.0, 2.0, (1.0, -1.0), torch.tensor([0.0, 0.25]))
+    more = walker(3.0, 2.0, (-9.0, 9.0), torch.tensor([0.0, 0.25]))
+    more[:, 2] = 0.1 if spoil == "ground" else torch.nan if spoil == "padding" else more[:, 2]
+    both = torch.cat([points, more])[None]
+    count = torch.tensor([len(points) if spoil == "padding" else both.shape[1]])
+    valid = (torch.arange(both.shape[1]) < len(points))[None] if spoil == "invalid" else None
+    found = point_drift(both[..., :3], both[..., 3], count, GRID, Z_RANGE_M, valid)[0]
+    assert torch.equal(found, drift_of(points))
+
+
+def test_samples_keep_to_themselves_and_speeds_are_bounded() -> None:
+    slow = walker(3.0, 2.0, (1.0, 0.0), torch.tensor([0.0, 0.25]))
+    fast = walker(3.0, 2.0, (5.0, 0.0), torch.tensor([0.0, 0.25]))
+    fast[:12, 0] += 100.0 / 60  # as fast as nothing on a road
+    both = torch.stack([slow, fast])
+    found = point_drift(both[..., :3], both[..., 3], torch.tensor([len(slow)] * 2), GRID, Z_RANGE_M)
+    assert found.shape == (2, MOTION_CHANNELS, *GRID.shape)
+    assert torch.equal(found[0], drift_of(slow))
+    assert found.abs().max() <= 3.0
+
+
+@settings(deadline=None)
+@given(places, places, st.lists(st.tuples(speeds, speeds), min_size=1, max_size=5))
+def test_measured_velocities_are_averaged_in_the_window(
+    x_m: float, y_m: float, velocities_mps: list[tuple[float, float]]
+) -> None:
+    count = len(velocities_mps)
+    points = torch.tensor([[x_m, y_m, 0.5]]).expand(1, count + 1, 3).clone()
+    points[0, count] = torch.nan  # padding
+    velocity_mps = torch.tensor([[*velocities_mps, (torch.nan, torch.nan)]])
+    found = point_velocity(points, velocity_mps, torch.tensor([count]), GRID, Z_RANGE_M)[0]
+    mean = torch.tensor(velocities_mps).mean(0) / UNIT_MPS
+    cell = GRID.flat_index(points[0, :1, :2])[0]
+    for window in found.flatten(1)[:, cell].split(3):
+        assert window.tolist() == pytest.approx([*mean.tolist(), 1.0], abs=1e-5)
+    cells = found[2].sum().item()
+    assert cells <= 9  # of 2.4 m, or less at the border
+    assert not found[:3][:, found[2] == 0].any()
