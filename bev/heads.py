@@ -81,7 +81,7 @@ class DetectionHead(nn.Module):
         _start_at_prior(self.heatmap[-1])
 
     def forward(self, features: Tensor, motion: Tensor | None = None) -> DetectionLogits:
-        """`motion` [B, `motion_channels`, X, Y], 0 where nothing is measured; None where the head has no such channels."""
+        """`motion` [B, `motion_channels`, X, Y], 0 where nothing is measured; None: nowhere."""
         shared = self.shared(features)
         boxes = self.boxes(shared)
         return DetectionLogits(
@@ -91,13 +91,15 @@ class DetectionHead(nn.Module):
         )
 
     def _motion(self, shared: Tensor, measured: Tensor | None) -> Tensor:
-        parts = [] if measured is None else [measured.to(shared.dtype)]
-        learned = self.motion(torch.cat([shared, *parts], dim=1))
+        if measured is None:
+            measured = shared.new_zeros(shared.shape[0], self.motion_channels, *shared.shape[2:])
+        measured = measured.to(shared.dtype)
+        learned = self.motion(torch.cat([shared, measured], dim=1))
         every, each = self.motion_of_all, self.motion_of_class
         classes = each.out_channels // every.out_channels
         weight = each.weight + every.weight.repeat(classes, 1, 1, 1)
         bias = _bias(each) + _bias(every).repeat(classes)
-        return F.conv2d(torch.cat([learned, *parts], dim=1), weight, bias)
+        return F.conv2d(torch.cat([learned, measured], dim=1), weight, bias)
 
 
 class HeatmapHead(nn.Sequential):

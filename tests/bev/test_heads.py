@@ -210,6 +210,7 @@ def test_measured_motion_changes_motion_alone_and_says_nothing_before_training()
     nothing = torch.zeros_like(measured)
     fresh = head(features, measured)
     assert torch.equal(fresh.regression, head(features, nothing).regression)
+    assert torch.equal(fresh.regression, head(features).regression)
     with torch.no_grad():
         for name in ("motion.0", "motion_of_all", "motion_of_class"):
             head.get_parameter(f"{name}.weight").add_(0.1)
