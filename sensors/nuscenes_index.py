@@ -159,7 +159,8 @@ def build_index(config: NuScenesConfig) -> Path:
     Raises:
         DataRootError: no data root, no such version, a table is missing or unreadable.
         SensorDataError: a row of the tables lacks a key, names a row that is not there, or holds what cannot be: a time, a pose,
-            an intrinsic matrix, a box.
+            an intrinsic matrix, a lens, a box.
+        MissingExtraError: a camera has a lens, and OpenCV is not installed.
     """
     found = find_index(config)
     if found is not None:

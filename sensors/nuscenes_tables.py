@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sensors.calibration import QUATERNION_TOLERANCE, intrinsics_fault, pose_fault
+from sensors.calibration import QUATERNION_TOLERANCE, CalibrationError, intrinsics_fault, pose_fault
 from sensors.errors import DataRootError, SensorDataError
 from sensors.extras import require
 from sensors.nuscenes_config import NuScenesConfig
 from sensors.nuscenes_index import OPTIONAL_TABLES, IndexArrays, check_root
 from sensors.nuscenes_schema import SCHEMA, Row, check_links, check_rows, is_matrix, row_fault
-from sensors.rectification import MOST_COEFFICIENTS, distortion_doubt, distortion_fault, model_of
+from sensors.rectification import MOST_COEFFICIENTS, Lens, distortion_doubt, distortion_fault, model_of
 
 # The devkit's evaluation takes its own splits only with the versions that they were made for.
 _VERSION_OF_SPLIT = {
@@ -266,6 +266,7 @@ def _check_poses(config: NuScenesConfig, arrays: IndexArrays, data: list[Row], d
             f"{got} (of {row['channel']}, {row['filename']})", len(bad),
         )  # fmt: skip
     used = {int(i) for i in np.unique(arrays.data_calibration)}
+    sizes_px = _sizes_px(arrays)
     for i, row in enumerate(devkit.calibrated_sensor):
         sensor = devkit.get("sensor", row["sensor_token"])
         key, fault = "translation, rotation", pose_fault(arrays.calibration_pose[i])
@@ -273,10 +274,33 @@ def _check_poses(config: NuScenesConfig, arrays: IndexArrays, data: list[Row], d
             key, fault = "camera_intrinsic", intrinsics_fault(arrays.calibration_intrinsics[i])
         if fault is None and sensor["modality"] == "camera":
             key = "camera_distortion, camera_distortion_model"
-            fault = distortion_fault(_distortion_model(row), row["camera_distortion"])
+            fault = _lens_fault(row, arrays.calibration_intrinsics[i], sizes_px.get(i, set()) if i in used else set())
         if fault and i in used:
             expected, got = _said(fault)
             raise row_fault(_path(config, "calibrated_sensor"), row, key, expected, f"{got} (of {sensor['channel']})")
+
+
+def _sizes_px(arrays: IndexArrays) -> dict[int, set[tuple[int, int]]]:
+    """Calibration -> the sizes (height, width) of its pictures, as far as the tables tell."""
+    told = arrays.data_size_px.min(axis=1) > 0
+    rows = np.unique(np.column_stack([arrays.data_calibration, arrays.data_size_px])[told], axis=0)
+    sizes: dict[int, set[tuple[int, int]]] = {}
+    for calibration, height, width in rows.tolist():
+        sizes.setdefault(calibration, set()).add((height, width))
+    return sizes
+
+
+def _lens_fault(row: Row, K: NDArray[np.float64], sizes_px: set[tuple[int, int]]) -> str | None:
+    """What is wrong with a camera's distortion, or with what it leaves of pictures of these sizes."""
+    model, coefficients = row["camera_distortion_model"], row["camera_distortion"]
+    if fault := distortion_fault(model, coefficients):
+        return fault
+    try:
+        for size_px in sorted(sizes_px):
+            Lens.of(model, coefficients, K, size_px)
+    except CalibrationError as error:
+        return str(error)
+    return None
 
 
 def _path(config: NuScenesConfig, table: str) -> Path:
@@ -325,7 +349,7 @@ def _lens_notes(config: NuScenesConfig, devkit: Any) -> list[str]:
 
 
 def _distortion_model(row: Row) -> str:
-    return str(row["camera_distortion_model"]) or model_of(row["camera_distortion"])
+    return model_of(row["camera_distortion_model"], row["camera_distortion"])
 
 
 def _splits(config: NuScenesConfig, devkit: Any) -> dict[str, list[int]]:

@@ -37,13 +37,26 @@ _WIDEST_RAD = np.deg2rad(65.0)  # from the optical axis: beyond it a pinhole pic
 _LEAST_LEFT = 0.25  # of the source's width and height
 MOST_COEFFICIENTS = max(count for counts in MODELS.values() for count in counts)
 _MOST_PX = 32767  # a side, in OpenCV's fixed-point maps
+_RAYS_AT_ONCE = 1 << 14
 _AZIMUTHS, _ANGLES = 360, 257  # twice refined: to 65 deg / 256^2
 # Of a rig's cameras. A map of 1600 x 900 px takes 9 MB, and a data set whose scenes are calibrated one by one has no end of them.
 _KEPT_MAPS = 16
 
 
+def model_of(model: str, coefficients: ArrayLike) -> str:
+    """A model's name as in `MODELS`, whatever its case and spaces; without a name the pinhole model of so many coefficients."""
+    by_count = "plumb_bob" if np.size(coefficients) <= max(MODELS["plumb_bob"]) else "rational_polynomial"
+    return model.strip().lower() or by_count
+
+
+def is_fisheye(model: str) -> bool:
+    """Whether a model, of whatever case and spaces, is OpenCV's fisheye."""
+    return model.strip().lower() in _FISHEYE
+
+
 def distortion_fault(model: str, coefficients: ArrayLike) -> str | None:
     """What is wrong with a distortion that is not all 0, as "expected ..., got ..."; None where it is sound."""
+    model = model_of(model, coefficients)
     values = np.asarray(coefficients, np.float64).ravel()
     if not np.isfinite(values).all():
         return f"expected finite distortion coefficients, got {values.tolist()}"
@@ -59,20 +72,17 @@ def distortion_fault(model: str, coefficients: ArrayLike) -> str | None:
 
 def distortion_doubt(model: str, coefficients: ArrayLike) -> str | None:
     """What is doubtful about pictures that are not called rectified; None where nothing is."""
-    if model not in _FISHEYE or np.any(coefficients):
+    name = model_of(model, coefficients)
+    if np.any(coefficients) or (name in MODELS and name not in _FISHEYE):
         return None
-    return f"the model is {model} and its coefficients are all 0, which is a fisheye still: pictures are taken to be rectified"
-
-
-def model_of(coefficients: ArrayLike) -> str:
-    """The pinhole model of so many coefficients."""
-    return "plumb_bob" if np.size(coefficients) <= max(MODELS["plumb_bob"]) else "rational_polynomial"
+    why = "which is a fisheye still" if name in _FISHEYE else f"and it is none of {', '.join(MODELS)}"
+    return f"the model is {name} and its coefficients are all 0, {why}: pictures are taken to be rectified"
 
 
 def trimmed(model: str, coefficients: ArrayLike) -> Float64:
     """The coefficients without the zeros behind them that say nothing; [0] where all are 0. `distortion_fault` comes first."""
     values = np.asarray(coefficients, np.float64).ravel()
-    return values[: _count(model, values)] if values.any() else np.zeros(0)
+    return values[: _count(model_of(model, values), values)] if values.any() else np.zeros(0)
 
 
 @dataclass(frozen=True)
@@ -89,13 +99,16 @@ class Lens:
     size_px: tuple[int, int]  # height, width of the full picture
 
     def __post_init__(self) -> None:
-        fault = distortion_fault(self.model, self.coefficients) or intrinsics_fault(self.K)
+        K = np.reshape(self.matrix, (3, 3)) if len(self.matrix) == 9 else np.array(self.matrix)
+        fault = distortion_fault(self.model, self.coefficients) or intrinsics_fault(K)
         if fault is None and not (self.K[0, 0] > 0 and self.K[1, 1] > 0):
             fault = f"expected positive focal lengths, got {self.K[0, 0]:g} and {self.K[1, 1]:g} px"
         if fault is None and not 0 < min(self.size_px) <= max(self.size_px) <= _MOST_PX:
             fault = f"expected a picture of 1 to {_MOST_PX} px a side, got {self.size_px[1]} x {self.size_px[0]} px"
         if fault is not None:
             raise CalibrationError(fault)
+        # Equal lenses are equal, and share their maps, however many zeros a driver fills up with.
+        object.__setattr__(self, "coefficients", tuple(trimmed(self.model, self.coefficients).tolist()))
 
     @classmethod
     def of(cls, model: str, coefficients: ArrayLike, K: ArrayLike, size_px: tuple[int, int]) -> Lens | None:
@@ -108,14 +121,10 @@ class Lens:
             CalibrationError: as `Lens`, and where too little of the picture would be left.
             MissingExtraError: there is a lens, and OpenCV is not installed.
         """
-        if fault := distortion_fault(model, coefficients):
-            raise CalibrationError(fault)
-        values = trimmed(model, coefficients)
-        if not len(values):
+        values, matrix = np.asarray(coefficients, np.float64).ravel(), np.asarray(K, np.float64).ravel()
+        if not values.any():
             return None
-        if fault := intrinsics_fault(K):
-            raise CalibrationError(fault)
-        lens = cls(model, tuple(values.tolist()), tuple(np.asarray(K, np.float64).ravel().tolist()), size_px)
+        lens = cls(model_of(model, values), tuple(values.tolist()), tuple(matrix.tolist()), size_px)
         _pinhole(lens)
         return lens
 
@@ -175,9 +184,9 @@ def _pinhole(lens: Lens) -> _Pinhole:
     size_px = int(tall * zoom + 1e-6) + 1, int(wide * zoom + 1e-6) + 1
     if size_px[1] < _LEAST_LEFT * width or size_px[0] < _LEAST_LEFT * height:
         raise CalibrationError(
-            f"expected a lens of which a quarter of the picture's width and height can be rectified, got {size_px[1]} x "
-            f"{size_px[0]} of {width} x {height} px by {lens.model} {list(lens.coefficients)} and K {lens.K.tolist()}. Correct "
-            "the calibration, or rectify the pictures before"
+            "expected a lens of which a quarter of the picture's width and height can be rectified (else do so before), got "
+            f"{size_px[1]} x {size_px[0]} of {width} x {height} px by {lens.model}, D (camera_distortion) "
+            f"{list(lens.coefficients)} and K (camera_intrinsic) {lens.K.tolist()}"
         )
     focal = float(K[0, 0] * zoom), float(K[1, 1] * zoom)
     return _Pinhole(focal, (left * focal[0], above * focal[1]), size_px)
@@ -211,11 +220,11 @@ def _reach(lens: Lens, azimuth: Float64) -> Float64:
 
 def _distorted(lens: Lens, rays: Float64) -> Float64:
     """[A, N, 2] where rays (x, y, 1) come to lie in the picture at focal length 1."""
-    cv2, D = _opencv(), np.array(lens.coefficients)
-    if lens.model in _FISHEYE:
-        flat, _ = cv2.fisheye.projectPoints(_homogeneous(rays), np.zeros(3), np.zeros(3), np.eye(3), D)
-    else:
-        flat, _ = cv2.projectPoints(_homogeneous(rays), np.zeros(3), np.zeros(3), np.eye(3), D)
+    cv2, D, flat = _opencv(), np.array(lens.coefficients), _homogeneous(rays)
+    project = cv2.fisheye.projectPoints if lens.model in _FISHEYE else cv2.projectPoints
+    # In parts: it gives derivatives too, which take ten times the memory of the points.
+    parts = [flat[at : at + _RAYS_AT_ONCE] for at in range(0, len(flat), _RAYS_AT_ONCE)]
+    flat = np.concatenate([project(part, np.zeros(3), np.zeros(3), np.eye(3), D)[0].reshape(-1, 2) for part in parts])
     distorted: Float64 = flat.reshape(rays.shape)
     return distorted
 

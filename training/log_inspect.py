@@ -30,9 +30,8 @@ def print_log_summary(summary: LogSummary, console: Console | None = None) -> No
     if summary.frames:
         console.print(_frames(summary))
     for child, parents in summary.several_parents().items():
-        said = (
-            f"{child} has several parents, {', '.join(parents)}: a replay takes the one that leads to the global frame"
-        )
+        ways = "a replay takes the shortest way, and tells where ways disagree"
+        said = f"{child} has several parents, {', '.join(parents)}: {ways}"
         console.print(escape(said), style="yellow", soft_wrap=True)
     for reason in summary.proposal.reasons:
         console.print(f"  {escape(reason)}", soft_wrap=True)
@@ -59,6 +58,8 @@ def _overview(summary: LogSummary) -> list[str]:
         places = ", ".join(str(offset) for offset in damage.bad_chunk_offsets[:5])
         more = ", ..." if damage.bad_chunks > 5 else ""
         lines.append(f"damage: {damage.bad_chunks} chunks left out, at bytes {places}{more}")
+    if damage.bad_files:
+        lines.append(f"damage: {damage.bad_files} files left out")
     if damage.bad_records:
         lines.append(f"damage: {damage.bad_records} records make no sense")
     if damage.malformed:

@@ -127,6 +127,7 @@ class ReplaySummary:
             "ticks_without_perception": counted.not_perceived,
             "ticks_without_ego_pose": counted.without_ego_pose,
             "why_without_ego_pose": self.poses.why,
+            "poses_left_out": dict(self.poses.left_out),
             "resets": counted.resets,
             "boxes": counted.boxes,
             "most_waited_ms": counted.most_waited_us / 1e3,
@@ -135,6 +136,7 @@ class ReplaySummary:
                 for channel, states in counted.states.items()
             },
             "first_trouble": dict(counted.details),
+            "first_note": dict(counted.notes),
             "messages": dict(sorted(self.messages.by_topic.items())),
             "unused": dict(sorted(self.unused().items())),
             "malformed": dict(sorted(self.messages.malformed.items())),
@@ -142,6 +144,7 @@ class ReplaySummary:
             "truncated_at_byte": self.damage.truncated_at_byte,
             "bad_chunks": self.damage.bad_chunks,
             "bad_records": self.damage.bad_records,
+            "bad_files": self.damage.bad_files,
             "latency_ms": {
                 stage: dict(zip(("p50", "p95", "p99"), row, strict=True))
                 for stage, row in self.latencies.percentiles_ms().items()
@@ -155,17 +158,21 @@ class ReplaySummary:
         }
 
     def trouble(self) -> list[str]:
-        """A line for each kind of damage in the log, and one for ego poses that are missing."""
+        """A line for each kind of damage in the log, for ego poses that are missing and for poses that cannot be."""
         damage, lines = self.damage, []
         if self.poses.ticks:
             lines.append(
                 f"{self.poses.ticks} of {self.counted.ticks} ticks have no ego pose, so that no motion is compensated at them: "
                 f"{self.poses.why}. {MissingPoses.ADVICE}"
             )
+        for edge, count in self.poses.left_out.items():
+            lines.append(f"{count} poses of the transform {edge} cannot be and were left out")
         if damage.truncated_at_byte is not None:
             lines.append(f"the log is cut at byte {damage.truncated_at_byte}: all that is whole before it was replayed")
         if damage.bad_chunks:
             lines.append(f"{damage.bad_chunks} damaged chunks were left out")
+        if damage.bad_files:
+            lines.append(f"{damage.bad_files} files of the log could not be opened and were left out")
         if damage.bad_records:
             lines.append(f"{damage.bad_records} damaged records were left out")
         return lines
@@ -206,7 +213,7 @@ class ReplaySummary:
             table.add_column(str(state), justify="right")
         table.add_column("messages", justify="right")
         table.add_column("used", justify="right")
-        table.add_column("first trouble")
+        table.add_column("first trouble, or what was done")
         for channel, counts in self.counted.states.items():
             row = [str(counts[s]) if counts[s] else "" for s in states]
             came = self.messages.by_topic[self.topic_of.get(channel, "")]

@@ -1,59 +1,111 @@
-"""ROS 2 bags as folders: a metadata.yaml, and the files that it lists."""
+"""ROS 2 bags as folders: a metadata.yaml, and the files that it lists; without it, the files that are there."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
 from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
 from sensors.documents import DocumentError, read_yaml, short
-from sensors.logs.log import LogError, TopicInfo
+from sensors.logs.decode import ChannelInfo
+from sensors.logs.log import LogError, LogWarning, TopicInfo
 from sensors.logs.mcap_log import McapFile
 from sensors.logs.recorded import Promise, RecordedLog
 from sensors.logs.recorded_file import OpenFile
-from sensors.logs.sqlite_log import SqliteFile
+from sensors.logs.sqlite_log import SqliteFiles
 
 _METADATA = "metadata.yaml"
 _MOST_VALUES = 4_000_000  # in it: some 17 for each file, so more than 200,000 files
-_LONGEST_NAME = 255  # of a file, bytes
-_STORAGES: Mapping[str, OpenFile] = {"sqlite3": SqliteFile, "mcap": McapFile}
+_LONGEST_NAME = 255  # of a file
+_STORAGES: Mapping[str, Callable[[], OpenFile]] = {"sqlite3": SqliteFiles, "mcap": lambda: McapFile}
+_SUFFIXES = {"sqlite3": ".db3", "mcap": ".mcap"}
 
 
 def open_bag(path: Path) -> RecordedLog:
     """The bag in the folder `path`. Where its metadata.yaml says when each file begins, few of them are opened for it.
 
+    Without metadata.yaml (a killed recorder writes none) all files of the folder are read, where they are of one storage. That,
+    files that are listed twice and files of the bag's storage that are not listed, and so not read, are told as LogWarnings.
+
     Raises:
-        LogError: no metadata.yaml, or none of a bag; files that it lists are missing; another storage, or compressed files.
+        LogError: metadata of no bag, or none, and files of both storages or of neither; another storage, or compressed files;
+            not one of the files can be opened.
     """
     file = path / _METADATA
-    if not file.is_file():
-        inside = sorted(entry.name for entry in path.iterdir())
-        logs = [name for name in inside if name.endswith((".mcap", ".db3", ".bag"))]
-        advice = f"Name one of its files: {', '.join(logs[:5])}" if logs else "It holds no .mcap or .db3 either"
-        raise LogError(f"{path}: expected a ROS 2 bag's folder with {_METADATA}, got a folder without. {advice}")
-    bag = _metadata(file)
-    storage, names = bag.get("storage_identifier"), bag.get("relative_file_paths")
+    try:
+        present = {entry.name for entry in path.iterdir() if entry.is_file() and not entry.name.startswith(".")}
+    except OSError as error:
+        raise LogError(f"{path}: cannot be read: {error.strerror}") from error
+    bag = _metadata(file) if _METADATA in present else _without_metadata(path, present)
+    storage, listed = bag.get("storage_identifier"), bag.get("relative_file_paths")
     compression = bag.get("compression_mode")
     if compression and compression not in ("none", "NONE"):
         raise LogError(
             f"{path}: expected a bag without compression of its own, got {_word(compression)}-wise "
             f"{_word(bag.get('compression_format'))}. Convert it: ros2 bag convert, or rosbags-convert"
         )
-    if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
-        raise LogError(f"{file}: expected relative_file_paths with the bag's files, got {short(names)}")
-    files = [path / Path(name).name for name in names]  # whatever folders a name has, the file lies in this one
-    missing = [entry.name for entry in files if len(entry.name) > _LONGEST_NAME or not entry.is_file()]
-    if missing:
-        raise LogError(
-            f"{path}: expected the files that {_METADATA} lists, got none named {', '.join(missing[:3]):.300}"
-        )
-    open_file = _STORAGES.get(storage) if isinstance(storage, str) else None
-    if open_file is None:
+    if not isinstance(listed, list) or not listed or not all(map(_names_a_file, listed)):
+        raise LogError(f"{file}: expected relative_file_paths with the bag's files, got {short(listed)}")
+    if not isinstance(storage, str) or storage not in _STORAGES:
         raise LogError(
             f"{path}: expected a bag of storage sqlite3 or mcap, got {short(storage)}. Convert it: ros2 bag convert"
         )
-    return RecordedLog(path, files, open_file, _promise(bag, files))
+    names = Counter(Path(name).name for name in listed)  # whatever folders a name has, the file lies in this one
+    if twice := [name for name, times in names.items() if times > 1]:
+        _warn(f"{file}: expected each file once, got more than once: {_some(twice)}. Each is read once")
+    if unlisted := sorted(_with_suffix(present, storage) - names.keys()):
+        _warn(
+            f"{path}: {len(unlisted)} files are not read, because {_METADATA} does not list them: {_some(unlisted)}. "
+            "Where they belong to the bag, have it written anew: ros2 bag reindex"
+        )
+    files = [path / name for name in names]
+    promise = _promise(bag, files) if names.keys() <= present else None  # without a file it is broken
+    return RecordedLog(path, files, _STORAGES[storage](), promise)
+
+
+def _without_metadata(path: Path, present: set[str]) -> dict[str, Any]:
+    """What metadata would say of the folder's files."""
+    logs = {storage: found for storage in _STORAGES if (found := _with_suffix(present, storage))}
+    if len(logs) != 1:
+        raise LogError(
+            f"{path}: expected a ROS 2 bag's folder, with {_METADATA} or with files of one kind, .mcap or .db3, got "
+            f"{'both kinds. Name one file' if logs else 'neither'}: {_some(sorted(present)) or 'no files'}"
+        )
+    ((storage, found),) = logs.items()
+    _warn(
+        f"{path}: expected {_METADATA}, got none, as a killed recorder leaves it; what lies there is read by the files' own "
+        f"times: {_some(_natural(found))}. Have it written: ros2 bag reindex"
+    )
+    return {"storage_identifier": storage, "relative_file_paths": _natural(found)}
+
+
+def _with_suffix(names: Iterable[str], storage: str) -> set[str]:
+    return {name for name in names if name.endswith(_SUFFIXES[storage])}
+
+
+def _natural(names: Iterable[str]) -> list[str]:
+    """In the order of their numbers: bag_9 before bag_10."""
+
+    def key(name: str) -> list[int | str]:
+        return [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", name)]
+
+    return sorted(names, key=key)
+
+
+def _names_a_file(name: object) -> bool:
+    return isinstance(name, str) and 0 < len(Path(name).name) <= _LONGEST_NAME
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
+
+
+def _warn(text: str) -> None:
+    warnings.warn(text, LogWarning, stacklevel=3)
 
 
 def _promise(bag: Mapping[str, Any], files: list[Path]) -> Promise | None:
@@ -69,13 +121,15 @@ def _promise(bag: Mapping[str, Any], files: list[Path]) -> Promise | None:
             words = (about["name"], about["type"], about["serialization_format"])
             if not all(isinstance(word, str) for word in words) or words[0] in topics:
                 return None
-            topics[words[0]] = TopicInfo(*words, count)
+            channel = ChannelInfo(*words)  # which spells types as it does those of files
+            topics[channel.topic] = TopicInfo(channel.topic, channel.type, channel.encoding, count)
         total = _whole(bag["message_count"])
     except (KeyError, TypeError):
         return None
     counted = sum(counts) == total == sum(topic.count or 0 for topic in topics.values()) and min(counts, default=0) > 0
     within = all(first_ns <= start <= end <= last_ns for start, end in spans)
-    if not (ordered and counted and within):
+    starts = [start for start, _ in spans]
+    if not (ordered and counted and within and starts == sorted(starts)):  # a recorder splits a bag as time goes on
         return None
     return Promise(spans, tuple(sorted(topics.values(), key=attrgetter("name"))))
 
@@ -106,4 +160,7 @@ def _metadata(file: Path) -> dict[str, Any]:
         got = type(bag).__name__
     except (OSError, DocumentError, KeyError, TypeError) as error:
         got = short(f"{type(error).__name__}: {error}", 300)
-    raise LogError(f"{file}: expected a ROS 2 bag's metadata (rosbag2_bagfile_information), got {got}")
+    raise LogError(
+        f"{file}: expected a ROS 2 bag's metadata (rosbag2_bagfile_information), got {got}. "
+        "Have it written anew: ros2 bag reindex"
+    )

@@ -118,10 +118,53 @@ def _many(message: Any, name: str) -> Any:
     return [] if isinstance(message, _JsonMessage) and not message.has(name) else getattr(message, name)
 
 
+def _text(message: Any, name: str) -> str:
+    value = getattr(message, name)
+    if not isinstance(value, str):
+        raise DecodeError(f"expected text in {name}, got {_shown(value)}")
+    return value
+
+
+def _whole(message: Any, name: str) -> int:
+    """A whole number, which JSON may write as 3.0 or, as protobuf's JSON does those of 64 bits, as "3"."""
+    value = getattr(message, name)
+    try:
+        if not isinstance(value, bool) and (isinstance(value, str) or value == int(value)):
+            return int(value)
+    except (TypeError, ValueError, OverflowError):
+        pass
+    raise DecodeError(f"expected a whole number in {name}, got {_shown(value)}")
+
+
+def _float(message: Any, name: str) -> float:
+    """A number, which protobuf's JSON may write as "NaN" or "Infinity"."""
+    return _as_float(getattr(message, name), name)
+
+
+def _floats(message: Any, name: str) -> list[float]:
+    values = _many(message, name)
+    if isinstance(message, _JsonMessage) and not isinstance(values, list):
+        raise DecodeError(f"expected an array of numbers in {name}, got {_shown(values)}")
+    return [_as_float(value, name) for value in values]
+
+
+def _as_float(value: Any, name: str) -> float:
+    try:
+        if not isinstance(value, bool):
+            return float(value)
+    except (TypeError, ValueError, OverflowError):
+        pass
+    raise DecodeError(f"expected a number in {name}, got {_shown(value)}")
+
+
+def _shown(value: Any) -> str:
+    return "an object" if isinstance(value, _JsonMessage) else short(value, 60)
+
+
 def _stamp_ns(message: Any) -> int:
     time = message.timestamp
     if isinstance(time, _JsonMessage):
-        return int(time.sec) * 1_000_000_000 + int(time.nsec)
+        return _whole(time, "sec") * 1_000_000_000 + _whole(time, "nsec")
     if isinstance(message, _JsonMessage):
         return _text_ns(time)
     return int(time.seconds) * 1_000_000_000 + int(time.nanos)
@@ -154,50 +197,49 @@ def _bytes(value: str | bytes) -> bytes:
 
 
 def _xyz(vector: Any) -> tuple[float, float, float]:
-    return float(vector.x), float(vector.y), float(vector.z)
+    return _float(vector, "x"), _float(vector, "y"), _float(vector, "z")
 
 
 def _wxyz(rotation: Any) -> tuple[float, float, float, float]:
-    return float(rotation.w), float(rotation.x), float(rotation.y), float(rotation.z)
+    return _float(rotation, "w"), *_xyz(rotation)
 
 
 def _compressed_image(message: Any, _: int) -> Payload:
     data = check_picture(_bytes(message.data))
-    return EncodedImage(_stamp_ns(message), message.frame_id, message.format.lower(), data)
+    return EncodedImage(_stamp_ns(message), _text(message, "frame_id"), _text(message, "format").lower(), data)
 
 
 def _raw_image(message: Any, _: int) -> Payload:
-    height, width, step, data = int(message.height), int(message.width), int(message.step), _bytes(message.data)
-    return check_raw(RawImage(_stamp_ns(message), message.frame_id, message.encoding, height, width, step, data))
+    height, width, step = (_whole(message, name) for name in ("height", "width", "step"))
+    frame_id, encoding = _text(message, "frame_id"), _text(message, "encoding")
+    return check_raw(RawImage(_stamp_ns(message), frame_id, encoding, height, width, step, _bytes(message.data)))
 
 
 def _calibration(message: Any, _: int) -> Payload:
-    empty = np.zeros(0)
-    info = CameraInfo(
-        _stamp_ns(message), message.frame_id, int(message.width), int(message.height), message.distortion_model,
-        np.asarray(list(_many(message, "D")), np.float64), empty, empty, empty,
-    )  # fmt: skip
-    return camera_info(info, message.K, _many(message, "R"), _many(message, "P"))
+    width, height, model = _whole(message, "width"), _whole(message, "height"), _text(message, "distortion_model")
+    D, empty = np.array(_floats(message, "D")), np.zeros(0)
+    info = CameraInfo(_stamp_ns(message), _text(message, "frame_id"), width, height, model, D, empty, empty, empty)
+    return camera_info(info, _floats(message, "K"), _floats(message, "R"), _floats(message, "P"))
 
 
 def _transform(message: Any) -> FrameTransform:
     return FrameTransform(
-        _stamp_ns(message), message.parent_frame_id, message.child_frame_id,
+        _stamp_ns(message), _text(message, "parent_frame_id"), _text(message, "child_frame_id"),
         _xyz(message.translation), _wxyz(message.rotation),
     )  # fmt: skip
 
 
 def _point_cloud(message: Any, _: int) -> Payload:
-    data, stride = _bytes(message.data), int(message.point_stride)
+    data, stride = _bytes(message.data), _whole(message, "point_stride")
     if stride <= 0 or len(data) % stride:
         raise DecodeError(f"expected whole points of point_stride {stride}, got {len(data)} bytes")
-    fields = [
-        PointField(field.name, _NUMERIC[kind] if 0 <= (kind := int(field.type)) < len(_NUMERIC) else f"type {kind}",
-                   int(field.offset))
-        for field in message.fields
-    ]  # fmt: skip
+    fields = []
+    for field in message.fields:
+        number = _whole(field, "type")
+        kind = _NUMERIC[number] if 0 <= number < len(_NUMERIC) else f"type {number}"
+        fields.append(PointField(_text(field, "name"), kind, _whole(field, "offset")))
     points = points_of(data, fields, stride, 1, len(data) // stride, 0, big_endian=False)
-    cloud = check_cloud(PointCloud(_stamp_ns(message), message.frame_id, points))
+    cloud = check_cloud(PointCloud(_stamp_ns(message), _text(message, "frame_id"), points))
     return _moved(cloud, message.pose) if _has(message, "pose") else cloud
 
 
@@ -226,7 +268,7 @@ def _moved(cloud: PointCloud, pose: Any) -> PointCloud:
 def _scene(message: Any, log_ns: int) -> Payload:
     """The cubes of a scene's entities as boxes; entities without any are left out."""
     entities = [entity for entity in _many(message, "entities") if _many(entity, "cubes")]
-    frames = sorted({entity.frame_id for entity in entities})
+    frames = sorted({_text(entity, "frame_id") for entity in entities})
     if len(frames) > 1:
         raise DecodeError(f"expected the boxes of one instant in one frame, got {', '.join(frames)}")
     stamped = [*entities, *_many(message, "deletions")]
@@ -237,12 +279,12 @@ def _scene(message: Any, log_ns: int) -> Payload:
 
 
 def _box(entity: Any, cube: Any, number: int) -> TruthBox:
-    notes = {note.key: note.value for note in _many(entity, "metadata")}
+    notes = {_text(note, "key"): _text(note, "value") for note in _many(entity, "metadata")}
     size_x, size_y, size_z = _xyz(cube.size)
     velocity = (_number(notes, "velocity_x"), _number(notes, "velocity_y"))
     count = _number(notes, "num_points")
     return TruthBox(
-        id=entity.id if number == 0 else f"{entity.id}#{number}",
+        id=_text(entity, "id") + f"#{number}" * (number > 0),
         category=_category(entity, notes),
         center_m=_xyz(cube.pose.position),
         size_m=(size_y, size_x, size_z),
@@ -257,7 +299,7 @@ def _category(entity: Any, notes: dict[str, str]) -> str:
     for key in ("category", "category_name", "class", "label"):
         if notes.get(key):
             return notes[key]
-    match = _CATEGORY_IN_ID.match(entity.id)
+    match = _CATEGORY_IN_ID.match(_text(entity, "id"))
     return match.group(1) if match else ""
 
 

@@ -38,10 +38,12 @@ class Damage:
     bad_chunks: int = 0  # left out: their checksum is wrong, or they do not decompress
     bad_chunk_offsets: list[int] = field(default_factory=list)
     bad_records: int = 0  # left out: records outside any chunk, or metadata, that make no sense
+    bad_files: int = 0  # left out: they cannot be opened, of a log in several
     malformed: dict[str, int] = field(default_factory=dict)  # topic -> messages that came whole and make no sense
 
     def __bool__(self) -> bool:
-        return bool(self.truncated_at_byte is not None or self.bad_chunks or self.bad_records or self.malformed)
+        left_out = self.bad_chunks or self.bad_records or self.bad_files or self.malformed
+        return bool(self.truncated_at_byte is not None or left_out)
 
 
 class Log(Protocol):

@@ -7,8 +7,12 @@ from typing import Annotated
 
 from pydantic import Field, model_validator
 
+from sensors.logs.messages import CameraInfo
 from sensors.nuscenes_config import StrictModel
+from sensors.rectification import is_fisheye
 
+_RECTIFIED = frozenset({"rect", "rectified", "undistorted"})
+_NOT = frozenset({"not", "non", "no", "un", "pre", "without"})
 Seconds = Annotated[float, Field(allow_inf_nan=False)]
 
 
@@ -19,15 +23,25 @@ def words_of(topic: str) -> list[str]:
 
 
 def called_rectified(topic: str) -> bool:
-    """Whether a topic of pictures is called after rectified ones."""
-    return not {"rect", "rectified", "undistorted"}.isdisjoint(words_of(topic))
+    """Whether a topic of pictures is called after rectified ones, and nowhere after such as are not (non_rectified)."""
+    words = words_of(topic)
+    before = [words[i - 1] if i else "" for i, word in enumerate(words) if word in _RECTIFIED]
+    return bool(before) and _NOT.isdisjoint(before)
+
+
+def is_rectified(info: CameraInfo, topic: str, rectified: bool | None) -> bool:
+    """Whether the pictures on a topic are rectified, as `CameraTopics.rectified` tells of them."""
+    if rectified is not None:
+        return rectified
+    return called_rectified(topic) or not (info.D.any() or is_fisheye(info.distortion_model))
 
 
 class CameraTopics(StrictModel):
     """A camera: pictures and their calibration.
 
     `rectified`: whether the pictures are, as the calibration's R and P say; else K and D hold, and they are rectified here.
-    None: they are where D is all 0 or the topic is called rectified (a word "rect", "rectified" or "undistorted").
+    None: they are where D is all 0 (but a fisheye's), or the topic is called rectified: a word "rect", "rectified" or
+    "undistorted", without a "not", "non", "no", "un", "pre" or "without" before it.
     """
 
     image: str

@@ -296,6 +296,8 @@ def parse_content(data: bytes) -> Content:
         begin, end = at + HEAD_BYTES, at + HEAD_BYTES + length
         if end > total:
             raise RecordError(f"expected a record of {length} bytes at byte {at} of the content, got {total - begin}")
+        if not opcode:  # the format has none such; a length that is wrong leads into zeros
+            raise RecordError(f"expected a record at byte {at} of the content, got zeros")
         if opcode == MESSAGE:
             if length < _MESSAGE.size:
                 raise RecordError(f"expected a message of at least {_MESSAGE.size} bytes, got {length}")

@@ -16,7 +16,7 @@ _ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
 
 
 def open_log(path: Path) -> Log:
-    """The log at `path`: an MCAP file, a ROS 2 bag's .db3, or a ROS 2 bag's folder with its metadata.yaml.
+    """The log at `path`: an MCAP file, a ROS 2 bag's .db3, or a ROS 2 bag's folder.
 
     Raises:
         LogError: missing, empty, or nothing of these; a ROS 1 bag; a bag of another storage.

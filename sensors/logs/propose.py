@@ -10,7 +10,15 @@ import numpy as np
 from sensors.logs.decode import CAMERA_INFO_TYPES, IMAGE_TYPES, POINT_TYPES, VIDEO_TYPES
 from sensors.logs.frames import propose_frames
 from sensors.logs.log import Log
-from sensors.logs.mapping import CameraTopics, LidarTopics, LogMapping, RadarTopics, called_rectified, words_of
+from sensors.logs.mapping import (
+    CameraTopics,
+    LidarTopics,
+    LogMapping,
+    RadarTopics,
+    called_rectified,
+    is_rectified,
+    words_of,
+)
 from sensors.logs.mapping_file import check_mapping, dump_mapping, load_mapping
 from sensors.logs.messages import (
     CameraInfo,
@@ -24,6 +32,7 @@ from sensors.logs.messages import (
     SceneBoxes,
 )
 from sensors.pictures.raw import unknown_encoding
+from sensors.rectification import distortion_fault, model_of
 
 __all__ = ["Proposal", "check_mapping", "dump_mapping", "load_mapping", "propose_mapping"]
 
@@ -211,8 +220,23 @@ def _cameras(seen: _Seen, reasons: list[str]) -> dict[str, CameraTopics]:
     for info, (image, frame) in sorted(chosen.items(), key=lambda item: item[1]):
         channel, why = _channel("CAM", image, frame, "CAM_FRONT", len(chosen) == 1, cameras)
         cameras[channel] = CameraTopics(image=image, info=info)
-        reasons.append(f"{channel}: {image}, pictures; {why}. Calibrated by {info}")
+        reasons.append(
+            f"{channel}: {image}, pictures; {why}. Calibrated by {info}{_rectified(image, seen.first(info))}"
+        )
     return cameras
+
+
+def _rectified(image: str, info: Payload | None) -> str:
+    """What a replay does about the lens of a camera."""
+    if not isinstance(info, CameraInfo):
+        return ""
+    if is_rectified(info, image, None):
+        return f", rectified already {'by its name' if called_rectified(image) else 'as D is all 0'}"
+    if not info.D.any():
+        return ", a fisheye whose D is all 0: not rectified here"
+    if fault := distortion_fault(info.distortion_model, info.D):
+        return f", cannot be rectified: {fault}"
+    return f", to be rectified here by {model_of(info.distortion_model, info.D)}"
 
 
 def _preference(seen: _Seen, topic: str) -> tuple[bool, bool, bool, str]:
@@ -284,9 +308,8 @@ def _intensity_scale(seen: _Seen, topic: str) -> float:
     """255 for a LiDAR whose intensities are 0..1, as KITTI's."""
     clouds = [one.points for one in seen.payloads[topic] if isinstance(one, PointCloud)]
     name = _renamed(PointCloud(0, "", clouds[0]), _FIELD_NAMES).get("intensity", "intensity")
-    if name not in (clouds[0].dtype.names or ()) or clouds[0].dtype[name].kind != "f":
-        return 1.0
-    values = np.concatenate([points[name] for points in clouds])
+    telling = [points for points in clouds if name in (points.dtype.names or ()) and points.dtype[name].kind == "f"]
+    values = np.concatenate([np.zeros(0), *(points[name] for points in telling)])
     values = values[np.isfinite(values)]
     return 255.0 if len(values) and 0 < values.max() <= 1 else 1.0
 

@@ -31,9 +31,10 @@ class _Part:
 
     path: Path
     notices: Notices = field(default_factory=Notices)
-    span_ns: tuple[int, int] | None = None  # None: not known, or no messages
+    span_ns: tuple[int, int] | None = None  # as promised until it is opened; None: not known, or no messages
     publish_ns: tuple[int, int] | None = None
     damage: Damage | None = None  # None: whole, as far as is known
+    opened: bool = False  # once, at least, or it cannot be
 
 
 @dataclass(frozen=True)
@@ -59,8 +60,8 @@ class RecordedLog:
     Of several files each is opened when the first of its messages is due and closed after its last, so that neither memory nor
     descriptors grow with their number, but with how many overlap in time. When that is says each file's own index, looked at
     once, or a `promise`, of which a few are checked. Messages earlier than was promised come late, with a LogWarning, and in
-    their place from the next reading on; a file that is promised to begin after `end_ns` is not opened. Of several files, one
-    that cannot be opened is left out as damage.
+    their place from the next reading on; files that are promised to begin after `end_ns` are opened only until one of them
+    does. Of several files, one that cannot be opened is left out as damage.
 
     Raises:
         LogError: not one of the files can be opened.
@@ -71,6 +72,7 @@ class RecordedLog:
         self._open_file = open_file
         self._parts = [_Part(file) for file in files]
         self._only: RecordedFile | None = None  # a log's only file keeps its index
+        self._promised: frozenset[tuple[str, str, str]] | None = None  # topics that are believed
         self._known: _Channels | None = None
         self._storage = ""
         self._malformed: dict[str, int] = {}
@@ -94,6 +96,7 @@ class RecordedLog:
             total.bad_chunks += count.bad_chunks
             total.bad_chunk_offsets += count.bad_chunk_offsets
             total.bad_records += count.bad_records
+            total.bad_files += count.bad_files
         return total
 
     @property
@@ -135,6 +138,8 @@ class RecordedLog:
         self, topics: frozenset[str] | None, query: Query, counts: dict[int, Damage], only_latched: bool = False
     ) -> Iterator[_Due]:
         """The messages of all files, in order."""
+        if query.order == "log" and query.end_ns is not None:
+            self._look_behind(query.end_ns)
         waiting = []
         for number, part in enumerate(self._parts):
             if query.order == "publish" and len(self._parts) > 1 and part.publish_ns is None:
@@ -174,6 +179,13 @@ class RecordedLog:
             counts[number] = part.damage
             return
         channels = self._channels(file)
+        if self._promised is not None and (others := _topics(file) - self._promised):
+            name, type_, _ = min(others)
+            part.notices.tell(
+                f"{part.path}: expected topics and types as the log's index says, got others too: {name} of type {type_}. "
+                "Let the index be written anew (ros2 bag reindex)",
+                "topics",
+            )
         if topics is not None or only_latched:
             keys = [
                 key
@@ -223,20 +235,34 @@ class RecordedLog:
             self._malformed[topic] = self._malformed.get(topic, 0) + 1
         return LogMessage(topic, raw.log_ns, raw.publish_ns, payload)
 
+    def _look_behind(self, end_ns: int) -> None:
+        """Open the files that are promised to begin after the end, in turn, until one does: those before may hold more."""
+        spans = [(part.span_ns[0], number) for number, part in enumerate(self._parts) if part.span_ns is not None]
+        for promised_ns, number in sorted(span for span in spans if span[0] >= end_ns):
+            part = self._parts[number]
+            if not part.opened:
+                self._open(part)
+            if part.span_ns is not None and part.span_ns[0] >= promised_ns:
+                return
+
     def _keeps(self, promise: Promise) -> bool:
-        """Whether the first and the last file, and some between, hold what was promised: the spans are then taken from it."""
+        """Whether the first and the last file, and some between, hold what was promised: the rest is then taken from it."""
         spans = promise.spans_ns
+        found: frozenset[tuple[str, str, str]] = frozenset()
+        topics = frozenset((topic.name, topic.type, topic.encoding) for topic in promise.topics)
         for part, span in zip(self._parts, spans, strict=True):
             part.span_ns = span
         numbers = range(len(spans))
         first, last = min(numbers, key=lambda n: spans[n][0]), max(numbers, key=lambda n: spans[n][1])
-        for number in {first, last, *numbers[:: max(1, len(spans) // _CHECKED_FILES)]}:
+        for number in sorted({first, last, *numbers[:: max(1, len(spans) // _CHECKED_FILES)]}):
             part = self._parts[number]
-            opened = self._open(part) is not None
+            file = self._open(part)
             span = part.span_ns
-            if not opened or span is None or span[0] < spans[number][0] or span[1] > spans[number][1]:
+            if file is None or span is None or span[0] < spans[number][0] or span[1] > spans[number][1]:
                 return False
-        return True
+            found |= _topics(file)
+        self._promised = topics if found == topics else None
+        return found == topics
 
     def _look(self) -> tuple[TopicInfo, ...]:
         """Open each file once, for its span and its topics."""
@@ -254,28 +280,34 @@ class RecordedLog:
                 total = None if known.count is None or count is None else known.count + count
                 topics[channel.topic] = replace(known, count=total)
         if not opened:
-            self._open_file(self._parts[0].path, self._parts[0].notices)  # raises as it did before
+            self._open_new(self._parts[0])  # raises as it did before
         return tuple(sorted(topics.values(), key=attrgetter("name")))
 
     def _open(self, part: _Part) -> RecordedFile | None:
         """The file, its span now known to be what it says itself; None, told, where one of several cannot be opened."""
         if self._only is not None:
             return self._only
+        part.opened = True
         try:
-            file = self._open_file(part.path, part.notices)
+            file = self._open_new(part)
         except LogError as error:
             if len(self._parts) == 1:
                 raise
             part.notices.tell(f"{error}. This file of {self._path} is left out")
-            part.span_ns, part.damage = None, Damage(bad_records=1)
+            part.span_ns, part.damage = None, Damage(bad_files=1)
             return None
         part.span_ns = file.span_ns()
         part.damage = file.new_damage() or None
-        if part is self._parts[0]:
-            self._storage = file.storage()
+        self._storage = self._storage or file.storage()
         if len(self._parts) == 1:
             self._only = file
         return file
+
+    def _open_new(self, part: _Part) -> RecordedFile:
+        try:
+            return self._open_file(part.path, part.notices)
+        except OSError as error:
+            raise LogError(f"{part.path}: cannot be read: {error.strerror}") from error
 
     def _channels(self, file: RecordedFile) -> _Channels:
         """The file's channels with a decoder, which files of the same channels share: to make one takes time."""
@@ -286,3 +318,8 @@ class RecordedLog:
     def _damages(self) -> dict[int, Damage]:
         """Part -> what is known to be damaged before any message is read; parts that are whole are not in it."""
         return {number: deepcopy(part.damage) for number, part in enumerate(self._parts) if part.damage is not None}
+
+
+def _topics(file: RecordedFile) -> frozenset[tuple[str, str, str]]:
+    """(name, type, encoding) of each."""
+    return frozenset((channel.topic, channel.type, channel.encoding) for channel in file.channels.values())

@@ -114,6 +114,9 @@ def _camera_info(message: Any) -> Payload:
             got = f"{wide} x {tall} px at ({left}, {top})"
             raise DecodeError(f"expected a roi within width x height of {width} x {height} px, got {got}")
         width, height = wide, tall
+    if across > width > 0 or down > height > 0:
+        got = f"binning_x {across} and binning_y {down}"
+        raise DecodeError(f"expected a binning that leaves a pixel of {width} x {height} px, got {got}")
     info = CameraInfo(
         _stamp_ns(header), header.frame_id, width // across, height // down, message.distortion_model,
         np.array(message.d, np.float64), empty, empty, empty,

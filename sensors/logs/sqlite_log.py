@@ -23,18 +23,34 @@ from sensors.logs.recorded import RecordedLog
 from sensors.logs.recorded_file import Notices, Query, RawMessage
 
 MAGIC = b"SQLite format 3\x00"
+_COUNTS = "SELECT (SELECT COUNT(*) FROM messages), (SELECT COUNT(*) FROM messages NOT INDEXED)"
 _CHANGES = ("-wal", "-journal")  # logs of changes that were not merged, or not completed
 
 
 class SqliteLog(RecordedLog):
-    """A ROS 2 bag in one SQLite file or several; implements `sensors.logs.log.Log`. Publish times are not in it: log times.
+    """A ROS 2 bag in one SQLite file; implements `sensors.logs.log.Log`. Publish times are not in it: log times.
 
     Raises:
         LogError: missing, no SQLite file, or none of a ROS 2 bag.
     """
 
-    def __init__(self, path: Path, files: list[Path] | None = None) -> None:
-        super().__init__(path, files or [path], SqliteFile)
+    def __init__(self, path: Path) -> None:
+        super().__init__(path, [path], SqliteFile)
+
+
+class SqliteFiles:
+    """Opens the files of one log. The last that was read from a copy is kept, so that it is not copied for every look at it."""
+
+    def __init__(self) -> None:
+        self._copied: SqliteFile | None = None
+
+    def __call__(self, path: Path, notices: Notices) -> SqliteFile:
+        if self._copied is not None and self._copied.path == path:
+            return self._copied
+        file = SqliteFile(path, notices)
+        if file.is_copy:
+            self._copied = file
+        return file
 
 
 class SqliteFile:
@@ -43,6 +59,7 @@ class SqliteFile:
     def __init__(self, path: Path, notices: Notices | None = None) -> None:
         self.path = path
         self._damage = Damage()
+        self._counted: tuple[int, int] | None = None  # messages in the index over times, and in the table
         self._notices = notices or Notices()
         if not path.is_file():
             raise LogError(f"{path}: expected a SQLite file, got {'a folder' if path.is_dir() else 'nothing there'}")
@@ -50,7 +67,9 @@ class SqliteFile:
         self._check_length()
         try:
             with closing(self._open()) as database:
-                self._channels = _channels(database)
+                self._channels, nameless = _channels(database)
+                if nameless:  # their messages are counted as damage when they come
+                    self._warn(f"{nameless} of its topics have no name and type in text; their messages are left out")
                 self._span = self._find_span(database)
         except sqlite3.Error as error:
             raise LogError(
@@ -58,6 +77,10 @@ class SqliteFile:
             ) from error
         except _NoBagError as error:
             raise LogError(f"{path}: expected a ROS 2 bag in SQLite, got a database {error}") from error
+
+    @property
+    def is_copy(self) -> bool:
+        return self._whole != self.path
 
     @property
     def channels(self) -> dict[int, ChannelInfo]:
@@ -92,21 +115,35 @@ class SqliteFile:
                     yield RawMessage(time, time, topic, data)
 
     def _rows(self, database: sqlite3.Connection, query: Query, damage: Damage) -> Iterator[tuple[int, int, int]]:
-        """(id, time, topic) in order; where the index over times is damaged, by a scan of the table as far as it goes."""
-        last = None
+        """(id, time, topic) in order; where the index over times is damaged, by a scan of the table as far as it goes.
+
+        No checksum covers the index: it has to hold as many rows as the table, each with the time that the row has, in order.
+        """
+        last: tuple[int, int] | None = None
         try:
-            for row in database.execute(*_selection(query, self._channels, "ORDER BY timestamp, id")):
-                last = (row[1], row[0])
-                yield row
+            if self._counted is None:
+                self._counted = database.execute(_COUNTS).fetchone()
+            by_index, by_table = self._counted
+            if by_index != by_table:
+                raise sqlite3.DatabaseError(f"its index over times holds {by_index} of {by_table} messages")
+            for number, time, topic, told in database.execute(
+                *_selection(query, self._channels, "ORDER BY i.timestamp, i.id")
+            ):
+                if time != told or (last is not None and isinstance(time, int) and (time, number) <= last):
+                    raise sqlite3.DatabaseError(
+                        f"its index over times says {time} of message {number}, which says {told}"
+                    )
+                last = (time, number) if isinstance(time, int) else last
+                yield number, time, topic
             return
         except sqlite3.Error as error:
             damage.bad_records += 1
             self._warn(f"only what a scan of it finds is read: {error}")
         found = []
         with contextlib.suppress(sqlite3.Error):  # its end, already told
-            for row in database.execute(*_selection(query, self._channels, "", "NOT INDEXED")):
+            for *row, _ in database.execute(*_selection(query, self._channels, "", "NOT INDEXED")):
                 if isinstance(row[1], int) and (last is None or (row[1], row[0]) > last):
-                    found.append(row)
+                    found.append((row[0], row[1], row[2]))
         yield from sorted(found, key=lambda row: (row[1], row[0]))
 
     def _data(self, database: sqlite3.Connection, number: int, damage: Damage) -> bytes | None:
@@ -156,17 +193,17 @@ class SqliteFile:
             return self.path
         files = [bag, *changes]
         beside = " and ".join(file.name for file in changes)
-        before = _versions(files)
-        sizes = [size for size, _ in before]
-        room, needed = shutil.disk_usage(tempfile.gettempdir()).free, sum(sizes) + sum(sizes[1:])
-        if room < needed:
-            raise LogError(
-                f"{self.path}: {beside} holds changes that a killed recorder has not merged; expected {needed} bytes free "
-                f"in {tempfile.gettempdir()} for a copy of both, got {room}. Set TMPDIR to a folder with more"
-            )
-        folder = Path(tempfile.mkdtemp(prefix="robustbev-bag-"))
-        weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
         try:
+            before = _versions(files)
+            sizes = [size for size, _ in before]
+            room, needed = shutil.disk_usage(tempfile.gettempdir()).free, sum(sizes) + sum(sizes[1:])
+            if room < needed:
+                raise LogError(
+                    f"{self.path}: {beside} holds changes that a killed recorder has not merged; expected {needed} bytes free "
+                    f"in {tempfile.gettempdir()} for a copy of both, got {room}. Set TMPDIR to a folder with more"
+                )
+            folder = Path(tempfile.mkdtemp(prefix="robustbev-bag-"))
+            weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
             for file in files:
                 shutil.copyfile(file, folder / file.name)
             if _versions(files) != before:
@@ -174,9 +211,11 @@ class SqliteFile:
             with closing(sqlite3.connect(folder / bag.name)) as database:
                 database.execute("PRAGMA journal_mode = DELETE").fetchall()  # merges, or rolls back
         except (OSError, sqlite3.Error) as error:
-            raise LogError(f"{self.path}: {beside} beside it cannot be merged into a copy of it: {error}") from error
+            raise LogError(
+                f"{self.path}: {beside} beside it cannot be merged into a copy of it: {error}. The copy is made in TMPDIR"
+            ) from error
         self._notices.tell(
-            f"{self.path}: {beside} holds changes that a killed recorder has not merged; a copy with them, in {folder}, is read",
+            f"{self.path}: {beside} holds changes that a killed recorder has not merged; a temporary copy with them is read",
             "copy",
         )
         return folder / bag.name
@@ -226,19 +265,22 @@ class _NoBagError(ValueError):
     """A database that is no bag: its tables are others."""
 
 
-def _channels(database: sqlite3.Connection) -> dict[int, ChannelInfo]:
+def _channels(database: sqlite3.Connection) -> tuple[dict[int, ChannelInfo], int]:
+    """The topics, and how many there are beside them that have no text for name and type."""
     tables = {name for (name,) in database.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
     if not {"topics", "messages"} <= tables:
         raise _NoBagError(f"with the tables {', '.join(sorted(tables)) or '(none)'}, and not topics and messages")
     schemas: dict[str, tuple[bytes, str]] = {}
     if "message_definitions" in tables:
         rows = database.execute("SELECT topic_type, encoding, encoded_message_definition FROM message_definitions")
-        schemas = {type_: (str(text).encode(), encoding) for type_, encoding, text in rows}
-    channels = {}
+        schemas = {row[0]: (row[2].encode(), row[1]) for row in rows if all(isinstance(word, str) for word in row)}
+    channels, nameless = {}, 0
     for number, name, type_, encoding in database.execute("SELECT id, name, type, serialization_format FROM topics"):
-        schema, schema_encoding = schemas.get(type_, (b"", ""))
-        channels[number] = ChannelInfo(name, type_, encoding, schema, schema_encoding)
-    return channels
+        if isinstance(number, int) and all(isinstance(word, str) for word in (name, type_, encoding)):
+            channels[number] = ChannelInfo(name, type_, encoding, *schemas.get(type_, (b"", "")))
+        else:
+            nameless += 1
+    return channels, nameless
 
 
 def _selection(query: Query, channels: dict[int, ChannelInfo], order: str, index: str = "") -> tuple[str, list[int]]:
@@ -246,10 +288,13 @@ def _selection(query: Query, channels: dict[int, ChannelInfo], order: str, index
     where, arguments = ["1"], []
     if query.channels is not None:
         numbers = sorted(query.channels & channels.keys())
-        where.append(f"topic_id IN ({','.join('?' * len(numbers))})")
+        where.append(f"(t.topic_id IN ({','.join('?' * len(numbers))}) OR t.id IS NULL)")
         arguments += numbers
     for bound, time in ((">=", query.start_ns), ("<", query.end_ns)):
         if time is not None:
-            where.append(f"timestamp {bound} ?")
+            where.append(f"i.timestamp {bound} ?")
             arguments.append(max(-(2**63), min(time, 2**63 - 1)))
-    return f"SELECT id, timestamp, topic_id FROM messages {index} WHERE {' AND '.join(where)} {order}", arguments
+    # The times come by the index, and once more by the rows that it leads to.
+    columns = "i.id, i.timestamp, t.topic_id, t.timestamp"
+    joined = f"messages i {index} LEFT JOIN messages t ON t.id = i.id"
+    return f"SELECT {columns} FROM {joined} WHERE {' AND '.join(where)} {order}", arguments

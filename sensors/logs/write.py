@@ -6,7 +6,7 @@ import dataclasses
 import warnings
 from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Literal, TypeAlias, get_args
 
 from sensors.logs.encode import EncodeError
 from sensors.logs.log import Log, LogError, LogWarning
@@ -14,6 +14,8 @@ from sensors.logs.messages import FrameTransform, FrameTransforms, LogMessage, M
 from sensors.logs.targets import FoxgloveTarget, Ros2McapTarget, Ros2SqliteTarget, Target, dynamic_topic
 
 LogFormat = Literal["foxglove", "ros2", "ros2-sqlite"]
+_Edges: TypeAlias = "dict[tuple[str, str], FrameTransform]"  # by parent and child: a frame may have several parents
+_Held: TypeAlias = "dict[str, _Edges]"  # by topic
 Progress = Callable[[int, int | None], None]  # messages of the source so far, and how many there are
 
 _REPEAT_NS = 250_000_000  # between repeats of transforms that hold for all times
@@ -119,39 +121,39 @@ def repeat_static(messages: Iterator[LogMessage], known: Collection[LogMessage] 
     They go to the topic without _static, with the stamp of the message that they come before. `known` are sent from the
     beginning, however late they come in `messages`.
     """
-    held: dict[str, dict[str, FrameTransform]] = {}  # topic -> child -> transform
+    held: _Held = {}
     for message in known:
         if isinstance(message.payload, FrameTransforms) and message.payload.static:
-            children = held.setdefault(dynamic_topic(message.topic), {})
+            edges = held.setdefault(dynamic_topic(message.topic), {})
             for transform in message.payload.transforms:
-                children.setdefault(transform.child, transform)
+                edges.setdefault((transform.parent, transform.child), transform)
     last_ns: int | None = None
     for message in messages:
         static = isinstance(message.payload, FrameTransforms) and message.payload.static
         changed = static and _hold(held, message)
         if changed or last_ns is None or not 0 <= message.log_time_ns - last_ns < _REPEAT_NS:
             last_ns = message.log_time_ns
-            for topic, children in held.items():
-                yield _again(message, topic, children)
+            for topic, edges in held.items():
+                yield _again(message, topic, edges)
         if not static:
             yield message
 
 
-def _hold(held: dict[str, dict[str, FrameTransform]], message: LogMessage) -> bool:
+def _hold(held: _Held, message: LogMessage) -> bool:
     """Takes static transforms in; True where they say something new."""
     assert isinstance(message.payload, FrameTransforms)
-    children = held.setdefault(dynamic_topic(message.topic), {})
+    edges = held.setdefault(dynamic_topic(message.topic), {})
     changed = False
     for transform in message.payload.transforms:
-        old = children.get(transform.child)
+        old = edges.get(key := (transform.parent, transform.child))
         changed |= old is None or dataclasses.replace(old, stamp_ns=transform.stamp_ns) != transform
-        children[transform.child] = transform
+        edges[key] = transform
     return changed
 
 
-def _again(message: LogMessage, topic: str, children: dict[str, FrameTransform]) -> LogMessage:
+def _again(message: LogMessage, topic: str, edges: _Edges) -> LogMessage:
     stamp_ns = _stamp_ns(message)
-    transforms = tuple(dataclasses.replace(transform, stamp_ns=stamp_ns) for transform in children.values())
+    transforms = tuple(dataclasses.replace(transform, stamp_ns=stamp_ns) for transform in edges.values())
     return LogMessage(topic, message.log_time_ns, message.publish_time_ns, FrameTransforms(transforms, static=False))
 
 

@@ -138,9 +138,8 @@ class Assembler:
     def _given(self, item: _Taken, tick_ns: int, doubts: Sequence[str], slow: str) -> SensorStatus:
         found = [*item.reading.doubts, *doubts, *self.rig.alike(item.source.channel)]
         state = SensorState.FLAGGED if found else SensorState.RATE_LOW if slow else SensorState.OK
-        lens = item.mounting.lens
-        how = [] if lens is None else [f"rectified here by {lens.model}"]  # no doubt, and so no state
-        return _status(item.source, state, tick_ns, item.reading, "; ".join([*found, *([slow] if slow else []), *how]))
+        detail = "; ".join(filter(None, [*found, slow, item.mounting.note]))
+        return _status(item.source, state, tick_ns, item.reading, detail)
 
     def _camera(self, item: _Taken, motion: _Motion, doubts: list[str]) -> CameraImage:
         picture, intrinsics = self._picture(item), item.mounting.intrinsics

@@ -14,7 +14,8 @@ import numpy as np
 
 from sensors.calibration import CalibrationError, Float64, intrinsics_fault, rigid_fault
 from sensors.logs.messages import CameraInfo
-from sensors.rectification import distortion_doubt
+from sensors.rectification import distortion_fault
+from sensors.replay.poses import SAME_M, SAME_RAD
 from sensors.replay.readings import lens_of, rectified_intrinsics
 
 REACH_M = 20.0  # no sensor of a road vehicle is further from the middle of its rear axle
@@ -22,8 +23,8 @@ _BASELINE_M = 5.0  # between two cameras that P's fourth column ties together
 _AGREE = 0.01  # relative difference of focal lengths, share of the picture for the principal point
 _FOCAL_SHARES = (0.1, 20.0)  # focal length over the width: fields of view from 157 to 3 degrees
 _SIDEWAYS = 0.2  # sine of the 11.5 degrees by which a camera may look past what its name says
+_RECTIFIED_ALREADY = "set `rectified: true` in the mapping where the pictures are rectified"
 _STRAIGHT_RAD = math.radians(45)
-_SAME_M, _SAME_RAD = 1e-3, 1e-3
 
 
 @dataclass(frozen=True)
@@ -44,11 +45,11 @@ def check_camera_info(
 
     Of pictures that are not `rectified`, `info` is as `sensors.replay.readings.unrectified` gives it.
     """
-    if fault := _matrices_fault(info, picture_px) or (None if rectified else _lens_fault(info)):
+    if fault := _matrices_fault(info, picture_px, rectified) or (None if rectified else _lens_fault(info)):
         return Findings(refused=(f"{topic}: {fault}",))
     flagged = [*_doubtful_intrinsics(info), *_doubtful_rectification(info)]
-    if not rectified and (doubt := distortion_doubt(info.distortion_model, info.D)):
-        flagged.append(doubt)
+    if rectified and info.D.any() and not info.P.any():
+        flagged.append("P is all 0 and D is not: K, which holds before rectification, is used of rectified pictures")
     return Findings(flagged=tuple(f"{topic}: {text}" for text in flagged))
 
 
@@ -77,8 +78,8 @@ def check_rig(cameras: Mapping[str, Float64]) -> dict[str, tuple[str, ...]]:
     out: dict[str, tuple[str, ...]] = {}
     for (a, pose_a), (b, pose_b) in itertools.combinations(cameras.items(), 2):
         cosine = (np.trace(pose_a[:3, :3].T @ pose_b[:3, :3]) - 1) / 2
-        near = np.linalg.norm(pose_a[:3, 3] - pose_b[:3, 3]) < _SAME_M
-        if near and math.acos(float(np.clip(cosine, -1, 1))) < _SAME_RAD:
+        near = np.linalg.norm(pose_a[:3, 3] - pose_b[:3, 3]) < SAME_M
+        if near and math.acos(float(np.clip(cosine, -1, 1))) < SAME_RAD:
             out[a] = (*out.get(a, ()), f"{a}: has the same pose as {b}")
             out[b] = (*out.get(b, ()), f"{b}: has the same pose as {a}")
     return out
@@ -112,7 +113,7 @@ def info_difference(before: CameraInfo, after: CameraInfo) -> str:
     return ", ".join(names)
 
 
-def _matrices_fault(info: CameraInfo, picture_px: tuple[int, int] | None) -> str | None:
+def _matrices_fault(info: CameraInfo, picture_px: tuple[int, int] | None, rectified: bool) -> str | None:
     """Why these intrinsics cannot be; the first that is found."""
     if info.width_px <= 0 or info.height_px <= 0:
         return f"expected the picture's size in CameraInfo, got {info.width_px} x {info.height_px} px"
@@ -131,7 +132,9 @@ def _matrices_fault(info: CameraInfo, picture_px: tuple[int, int] | None) -> str
     if not np.isfinite(info.D).all():
         return f"expected finite numbers in D, got {info.D.tolist()}"
     if not info.K.any() and not info.P.any():
-        return "expected K or P, got both all 0: this camera is not calibrated"
+        if rectified:
+            return "expected K or P, got both all 0: this camera is not calibrated"
+        return f"expected K of pictures that are not rectified, got all 0. Correct K, or {_RECTIFIED_ALREADY} by P"
     matrix, name = rectified_intrinsics(info), "P" if info.P.any() else "K"
     if fault := intrinsics_fault(matrix):
         return f"{name}: {fault}"
@@ -175,10 +178,12 @@ def _doubtful_intrinsics(info: CameraInfo) -> list[str]:
 
 def _lens_fault(info: CameraInfo) -> str | None:
     """Why pictures cannot be rectified by this calibration."""
+    if fault := distortion_fault(info.distortion_model, info.D):
+        return f"D: {fault}. Correct D, or {_RECTIFIED_ALREADY}"
     try:
         lens_of(info)
     except CalibrationError as error:
-        return str(error)
+        return f"{error}. Correct the calibration, or {_RECTIFIED_ALREADY}"
     return None
 
 

@@ -113,7 +113,7 @@ class Playback:
     def _time_goes_on(self, time_ns: int, *, first: bool = True) -> Iterator[Tick]:
         """What was taken out of the drive, or does not drive the clock, as time; `first`: it may be the first."""
         if self._now_ns is None:
-            self._now_ns = time_ns if first else None
+            self._now_ns = time_ns if first and self._jumped(time_ns) is None else None
         elif 0 < time_ns - self._now_ns <= self._config.jump_s * SECOND_NS:
             yield from self._advance(time_ns)
 
@@ -124,7 +124,7 @@ class Playback:
             self._take_calibration(message)
             return
         time_ns = arrival_ns - self._epoch.shift_ns
-        how = None if self._now_ns is None else jump(self._now_ns, time_ns, self._config)
+        how = self._jumped(time_ns)
         if how is not None:
             shift_ns = self._shift_after(message, arrival_ns)
             yield from self._jump(message, f"the log's time goes {how}", arrival_ns, shift_ns)
@@ -136,6 +136,12 @@ class Playback:
             what = f"the stamps of most sensors are now {shift_ns / SECOND_NS:.3f} s behind the log's time"
             yield from self._jump(message, what, arrival_ns, shift_ns)
             self._take(message, arrival_ns)
+
+    def _jumped(self, time_ns: int) -> str | None:
+        """What to call the step to a time where it is a jump. The first message may come before the first tick, or soon after."""
+        if self._now_ns is None:
+            return jump(min(self._grid.time_ns, time_ns), time_ns, self._config)
+        return jump(self._now_ns, time_ns, self._config)
 
     def _jump(self, message: LogMessage, what: str, arrival_ns: int, shift_ns: int) -> Iterator[Tick]:
         """End what was before a jump, and begin anew at this message."""

@@ -15,12 +15,11 @@ from numpy.typing import NDArray
 from sensors.calibration import Float64
 from sensors.errors import SensorDataError
 from sensors.images import DecodeSize
-from sensors.logs.mapping import called_rectified
 from sensors.logs.messages import CameraInfo, EncodedImage, PointCloud, RawImage
 from sensors.pictures import PictureError
 from sensors.pictures.files import decode_file, file_size_px
 from sensors.pictures.raw import decode_raw
-from sensors.rectification import Lens, distortion_doubt
+from sensors.rectification import Lens
 
 LIDAR_FIELDS = ("x", "y", "z", "intensity", "ring")
 RADAR_FIELDS = ("x", "y", "z", "rcs", "vx_comp", "vy_comp")
@@ -98,13 +97,6 @@ def radar_points(cloud: PointCloud, fields: Mapping[str, str]) -> NDArray[np.flo
         SensorDataError: x, y, rcs, vx_comp or vy_comp is not among the fields; `fields` may name the log's for each.
     """
     return _columns(cloud, RADAR_FIELDS, fields, _RADAR_DEFAULTS, "radar")
-
-
-def is_rectified(info: CameraInfo, topic: str, rectified: bool | None) -> bool:
-    """Whether the pictures on a topic are rectified, as `CameraTopics.rectified` tells of them."""
-    if rectified is not None:
-        return rectified
-    return called_rectified(topic) or not (info.D.any() or distortion_doubt(info.distortion_model, info.D))
 
 
 def unrectified(info: CameraInfo) -> CameraInfo:

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from sensors.calibration import CalibrationError, Float64
-from sensors.logs.mapping import LogMapping
+from sensors.logs.mapping import LogMapping, called_rectified, is_rectified
 from sensors.logs.messages import CameraInfo, FrameTransforms
-from sensors.rectification import Lens
+from sensors.rectification import Lens, distortion_doubt
 from sensors.replay.calibration_checks import (
     Findings,
     check_camera_info,
@@ -23,7 +23,7 @@ from sensors.replay.calibration_checks import (
     info_difference,
 )
 from sensors.replay.channels import Source
-from sensors.replay.readings import frame_T_camera, is_rectified, lens_of, rectified_intrinsics, unrectified
+from sensors.replay.readings import frame_T_camera, lens_of, rectified_intrinsics, unrectified
 from sensors.replay.transforms import TransformError, TransformTree
 
 
@@ -35,6 +35,7 @@ class Mounting:
     intrinsics: Float64 | None  # [3, 3] px of the full picture; None for points
     flagged: tuple[str, ...]
     lens: Lens | None = None  # by which its pictures are to be rectified; None: they are, or are points
+    note: str = ""  # what the lens does, no doubt and so no state
 
 
 class Rig:
@@ -144,7 +145,10 @@ class Rig:
         topic, key = source.info_topic or "", (self._versions[channel], picture_px)
         rectified = is_rectified(info, source.topic, source.rectified)
         info = info if rectified else unrectified(info)
-        found = self._look(source, "info", key, lambda: check_camera_info(info, topic, picture_px, rectified=rectified))
+        found = self._look(
+            source, "info", key,
+            lambda: check_camera_info(info, topic, picture_px, rectified=rectified) + _doubt(source, topic, info),
+        )  # fmt: skip
         if source.frame is None:
             found += check_frame_ids(channel, frame_id, info.frame_id, self._frames)
         _refuse(found)
@@ -161,8 +165,9 @@ class Rig:
         )
         flagged = (*found.flagged, *changed, *broken, *self.tree.changes(self._ego, frame))
         lens = None if rectified else lens_of(info)
-        intrinsics = rectified_intrinsics(info) if lens is None else lens.intrinsics
-        return Mounting(ego_T_camera, intrinsics, flagged, lens)
+        if lens is None:
+            return Mounting(ego_T_camera, rectified_intrinsics(info), flagged)
+        return Mounting(ego_T_camera, lens.intrinsics, flagged, lens, _note(lens, info))
 
     def _look(self, source: Source, what: str, key: object, check: Callable[[], Findings]) -> Findings:
         """The findings of a check, made anew only where what it looks at has changed."""
@@ -177,6 +182,19 @@ class Rig:
         if not np.array_equal(self._poses.get(channel, ()), pose):
             self._poses[channel] = pose
             self._alike = check_rig(self._poses)
+
+
+def _doubt(source: Source, topic: str, info: CameraInfo) -> Findings:
+    """Of a lens that may be one after all, unless the mapping or the pictures' name says that they are rectified."""
+    sure = called_rectified(source.topic) if source.rectified is None else source.rectified
+    doubt = None if sure else distortion_doubt(info.distortion_model, info.D)
+    return Findings(flagged=(f"{topic}: {doubt}",) if doubt else ())
+
+
+def _note(lens: Lens, info: CameraInfo) -> str:
+    (height, width), (full_height, full_width) = lens.rectified_size_px, lens.size_px
+    unnamed = "" if info.distortion_model.strip() else f" (the model of {info.D.size} coefficients: none is named)"
+    return f"rectified here by {lens.model}{unnamed}, {width} x {height} of {full_width} x {full_height} px"
 
 
 def _refuse(found: Findings) -> None:

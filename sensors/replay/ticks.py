@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 from sensors.images import DecodeSize
@@ -33,11 +33,12 @@ class MissingPoses:
     """Ticks at which the global frame that the mapping names had no transform to the ego's."""
 
     ADVICE: ClassVar[str] = (
-        "Name in the mapping a global_frame that the log moves the ego in, or null for none; ego_pose_gap_s=SECONDS bridges "
-        "poses that come seldom"
+        "Name in the mapping a global_frame that the log moves the ego in, best by one transform, or null for none; "
+        "ego_pose_gap_s=SECONDS bridges poses that come seldom"
     )
     ticks: int = 0
     why: str = ""  # at the first of them
+    left_out: dict[str, int] = field(default_factory=dict)  # transform -> its poses that cannot be, of all frames
 
 
 def ticks(
@@ -58,7 +59,8 @@ def ticks(
 
     `alter_messages` takes and gives messages in the order of their times; it is called anew for each pass. Where it takes
     some out, time goes on as in the log. `decode` lets JPEGs be decoded at a reduced scale. `poses` takes why ticks have no
-    ego pose where the mapping names a global frame; the first such tick is told as a LogWarning too.
+    ego pose where the mapping names a global frame, and in the end how many poses could not be used; the first such tick and
+    the first such pose are told as LogWarnings too.
 
     Raises:
         LogError: the log is empty, the mapping does not fit it, or a start or duration is outside of it.
@@ -71,6 +73,7 @@ def ticks(
     topics = wanted_topics(log, found)
     begin_ns, shift_ns = _begin(log, found, channels, part, config)
     rig, poses = Rig(mapping, gap_ns=round(config.ego_pose_gap_s * SECOND_NS)), poses or MissingPoses()
+    poses.left_out = rig.tree.left_out
     replay = Playback(
         found, rig, channels, config, part,
         hz=tick_rate_hz(log, found, config, part), log_hz=_rates_hz(log, found), decode=decode,

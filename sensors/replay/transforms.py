@@ -9,6 +9,7 @@ from __future__ import annotations
 import warnings
 from bisect import bisect_left
 from collections import deque
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
@@ -19,12 +20,9 @@ from sensors.logs.log import LogWarning
 from sensors.logs.messages import FrameTransform, FrameTransforms
 from sensors.replay.poses import apart, difference, in_words, interpolate, pose_matrix
 
-_AGREE_M, _AGREE_RAD = (
-    0.05,
-    0.01,
-)  # two ways this near are one: stamps of moving frames never meet, and cells are larger
+_AGREE_M, _AGREE_RAD = 0.05, 0.01  # ways this near are one: stamps of moving frames never meet, and cells are larger
 _BASELINE_NS = 100_000_000  # the velocity that a pose is carried on with is taken over about this time
-_NAMED = 12  # frames that an error lists, transforms of a way that another may lead around
+_NAMED = 12  # frames or transforms that a message lists
 
 
 class TransformError(CalibrationError):
@@ -59,7 +57,8 @@ class TransformTree:
     """Transforms by the two frames that they are between. Frame ids are taken without a leading slash, as ROS 2 has them.
 
     ROS wants a tree, logs do not always hold one: a lookup goes along the transforms in either direction, and so a frame may
-    have several parents, or a global frame stand in that of the ego. Where two ways lead to a frame they must agree.
+    have several parents, or a global frame stand in that of the ego. Where several ways lead to a frame they must agree; only a
+    transform between the two frames themselves, if it is the only one, wins over ways around it.
 
     `gap_ns`: transforms over time that are further apart are not interpolated, and none is carried further than this, with the
     velocity that it had, beyond the first and the last one known.
@@ -67,19 +66,22 @@ class TransformTree:
 
     def __init__(self, *, gap_ns: int) -> None:
         self.version = 0  # changes with every static transform, every edge that is new, every fault
-        self._ways: dict[tuple[str, str], tuple[int, _Way, _Way]] = {}  # with the version that they hold for
+        self.left_out: dict[str, int] = {}  # transform -> its unsound poses over time
+        self._ways: dict[tuple[str, str], tuple[int, tuple[_Way, ...]]] = {}  # with the version that they hold for
         self._gap_ns = gap_ns
         self._edges: dict[tuple[str, str], _Edge] = {}  # by parent and child
         self._at_frame: dict[str, list[_Edge]] = {}  # that begin or end at a frame
         self._faults: dict[tuple[str, str], str] = {}  # parent, child -> why no lookup may pass the child
         self._fault_is_static: dict[tuple[str, str], bool] = {}
-        self._changed: dict[tuple[str, str], str] = {}  # how a static transform changed
-        self._told: set[str] = set()  # children of several parents
+        self._changed: dict[tuple[str, str], str] = {}  # how a static transform changed, or is sent over time too
+        self._apart: dict[tuple[str, str], str] = {}  # target, source -> how a way around first disagreed
+        self._told: set[tuple[str, str]] = set()  # edges whose child's parents were looked at
 
     def add(self, message: FrameTransforms) -> None:
         """Take in what was sent. What is unsound is kept as the fault of its child; over time it is left out.
 
-        A frame that gets a second parent is told once, as a LogWarning.
+        Told once, as a LogWarning: a frame that gets another parent, a transform that is static and over time and differs, one
+        of which poses are unsound.
         """
         for transform in message.transforms:
             self._add(transform, static=message.static)
@@ -114,38 +116,35 @@ class TransformTree:
         `hold_constant`: a transform sent over time that has never changed holds at any time, as mountings do.
 
         Raises:
-            TransformError: a frame is unknown, the two are not connected, on the way is an unsound transform, two ways between
-                them disagree, or nothing is known near enough to the time.
+            TransformError: a frame is unknown, the two are not connected, on the way is an unsound transform, ways between them
+                disagree, or nothing is known near enough to the time.
         """
         target, source = _name(target), _name(source)
-        way, other = self._find_ways(target, source)
-        if not other:
-            return self._product(way, source, time_ns, hold_constant)
-        try:
-            matrix = self._product(way, source, time_ns, hold_constant)
-        except TransformError:
-            return self._product(other, source, time_ns, hold_constant)
-        try:
-            second = self._product(other, source, time_ns, hold_constant)
-        except TransformError:  # not known at this time
-            return matrix
-        shift_m, turn_rad = apart(matrix, second)
-        if shift_m > _AGREE_M or turn_rad > _AGREE_RAD:
-            raise TransformError(
-                f"two ways between {target!r} and {source!r} differ by {in_words(shift_m, turn_rad)}: {_told(way)}, and "
-                f"{_told(other)}. Record the log with one of them"
-            )
+        ways = self._find_ways(target, source)
+        known: list[tuple[_Way, Float64]] = []
+        for way in ways:
+            try:
+                known.append((way, self._product(way, source, time_ns, hold_constant)))
+            except TransformError:  # not known at this time
+                if way is ways[-1] and not known:
+                    raise
+        (way, matrix), *others = known
+        for other, second in others:
+            shift_m, turn_rad = apart(matrix, second)
+            if shift_m > _AGREE_M or turn_rad > _AGREE_RAD:
+                self._disagree(target, source, in_words(shift_m, turn_rad), way, other)
         return matrix
 
     def is_static(self, target: str, source: str) -> bool:
         """Whether nothing between two frames was sent over time; errors as `lookup`."""
-        way, other = self._find_ways(_name(target), _name(source))
-        return not any(edge.rows for edge in (*way, *other))
+        return not any(edge.rows for way in self._find_ways(_name(target), _name(source)) for edge in way)
 
     def changes(self, target: str, source: str) -> tuple[str, ...]:
         """What between two frames is not as in a tree, or did not stay as it was first told; errors as `lookup`."""
-        way, _ = self._find_ways(_name(target), _name(source))
-        found = [fault for edge in way if (fault := self._two_parents(edge.child))]
+        key = _name(target), _name(source)
+        way, *_ = self._find_ways(*key)
+        found = [fault for edge in way if (fault := self._several_parents(edge.child))]
+        found += [self._apart[key]] if key in self._apart else []
         found += [self._changed[edge.parent, edge.child] for edge in way if (edge.parent, edge.child) in self._changed]
         found += [f"transform {edge} moves during the drive" for edge in way if edge.moves]
         return tuple(found)
@@ -153,7 +152,7 @@ class TransformTree:
     def newest_ns(self, target: str, source: str) -> tuple[int, int] | None:
         """Up to when the transform is known by messages, and their spacing there; None: not sent over time, or unknown."""
         try:
-            way, _ = self._find_ways(_name(target), _name(source))
+            way, *_ = self._find_ways(_name(target), _name(source))
         except TransformError:
             return None
         edges = [edge for edge in way if edge.rows]
@@ -168,6 +167,8 @@ class TransformTree:
         row = np.array([*transform.translation_m, *transform.rotation_wxyz], np.float64)
         edge = self._edges.get(key)
         if fault := _fault(parent, child, row):
+            if not static:
+                self._count_left_out(f"{parent!r} -> {child!r}", fault)
             # One bad pose among many is left out; the newest calibration, if bad, is not replaced by an older one.
             if static or edge is None or not edge.rows:
                 self._faults[key], self._fault_is_static[key] = fault, static
@@ -178,25 +179,56 @@ class TransformTree:
             for frame in key:
                 self._at_frame.setdefault(frame, []).append(edge)
             self.version += 1
-            self._tell_parents(child)
+            self._tell_parents(key)
         if static:
             self._add_static(edge, row)
         else:
             self._add_row(edge, transform.stamp_ns, row)
+        if edge.static is not None and edge.first is not None and key not in self._changed:
+            self._tell_both(edge, edge.static, row if not static else edge.first)
         if key in self._faults:
             del self._faults[key], self._fault_is_static[key]
             self.version += 1
 
-    def _two_parents(self, child: str) -> str:
-        parents = (edge.parent for edge in self._at_frame[child] if edge.child == child)
-        first, second = next(parents), next(parents, None)
-        return "" if second is None else f"{child!r} has two parents, {first!r} and {second!r}"
+    def _disagree(self, target: str, source: str, difference: str, way: _Way, other: _Way) -> None:
+        """Two transforms between the same two frames, or two ways around, leave nothing to choose by."""
+        text = f"ways between {target!r} and {source!r} differ by {difference}: {_told(way)}, and {_told(other)}"
+        if len(other) == 1:
+            raise TransformError(f"two {text}. Record the log with one of them")
+        if len(way) > 1:
+            raise TransformError(
+                f"two {text}. Name in the mapping frames between which the log sends a transform, or record it with one way"
+            )
+        if (target, source) not in self._apart:
+            self._apart[target, source] = f"{text}; the transform between the two themselves is taken"
+            warnings.warn(f"transforms: {self._apart[target, source]}", LogWarning, stacklevel=3)
 
-    def _tell_parents(self, child: str) -> None:
-        if child not in self._told and (fault := self._two_parents(child)):
-            self._told.add(child)
-            text = f"transforms: {fault}, where ROS has one; of these the one that leads to the wanted frame is taken"
-            warnings.warn(text, LogWarning, stacklevel=2)
+    def _count_left_out(self, edge: str, fault: str) -> None:
+        self.left_out[edge] = self.left_out.get(edge, 0) + 1
+        if self.left_out[edge] == 1:
+            warnings.warn(f"transforms: {fault}; such poses are left out", LogWarning, stacklevel=4)
+
+    def _tell_both(self, edge: _Edge, static: Float64, row: Float64) -> None:
+        if change := difference(static, row):
+            text = f"transform {edge} is sent as static and over time, {change} apart; the one over time is taken"
+            self._changed[edge.parent, edge.child] = text
+            warnings.warn(f"transforms: {text}", LogWarning, stacklevel=4)
+
+    def _several_parents(self, child: str) -> str:
+        parents = tuple(repr(edge.parent) for edge in self._at_frame[child] if edge.child == child)
+        if len(parents) < 2:
+            return ""
+        if len(parents) == 2:
+            return f"{child!r} has two parents, {parents[0]} and {parents[1]}"
+        return f"{child!r} has {len(parents)} parents, {_listed(parents)}"
+
+    def _tell_parents(self, edge: tuple[str, str]) -> None:
+        if edge in self._told:  # before a reset
+            return
+        self._told.add(edge)
+        if fault := self._several_parents(edge[1]):
+            text = f"transforms: {fault}, where ROS has one; of these the one on the shortest way to the wanted frame is taken"
+            warnings.warn(text, LogWarning, stacklevel=4)
 
     def _add_static(self, edge: _Edge, row: Float64) -> None:
         if edge.static is not None and np.array_equal(edge.static, row):
@@ -219,38 +251,39 @@ class TransformTree:
             edge.first = row
         edge.moves = edge.moves or bool(difference(edge.first, row))
 
-    def _find_ways(self, target: str, source: str) -> tuple[_Way, _Way]:
-        """The shortest way from `source` to `target`, and another one; empty where there is none."""
+    def _find_ways(self, target: str, source: str) -> tuple[_Way, ...]:
+        """The shortest way from `source` to `target`, and through each other transform the shortest that passes it."""
         if target == source:
-            return (), ()
+            return ((),)
         known = self._ways.get((target, source))
         if known is None or known[0] != self.version:
-            way = self._shortest(target, source)
-            if way is None:
+            from_source, from_target = self._came_by(source), self._came_by(target)
+            if target not in from_source:
                 raise self._no_way(target, source)
+            way = _trace(from_source, target)
             if fault := self._fault_on(way):
                 raise TransformError(f"transform to {source!r} from {target!r}: {fault}")
-            others = (self._shortest(target, source, without=edge) for edge in way[:_NAMED])
-            other = next((other for other in others if other and not self._fault_on(other)), ())
-            known = self._ways[target, source] = (self.version, way, other)
-        return known[1], known[2]
+            ways = {way: None}  # in order, each once
+            for edge in self._edges.values():
+                for near, far in ((edge.parent, edge.child), (edge.child, edge.parent)):
+                    if near in from_source and edge not in way:
+                        other = (*_trace(from_source, near), edge, *reversed(_trace(from_target, far)))
+                        if _is_simple(other, source) and not self._fault_on(other):
+                            ways[other] = None
+            known = self._ways[target, source] = (self.version, tuple(ways))
+        return known[1]
 
-    def _shortest(self, target: str, source: str, without: _Edge | None = None) -> _Way | None:
-        came_by: dict[str, _Edge | None] = {source: None}
-        frames = deque([source])
-        while frames and target not in came_by:
+    def _came_by(self, start: str) -> dict[str, _Edge | None]:
+        """Frame -> the last transform of the shortest way to it from `start`, of all that there is a way to."""
+        came_by: dict[str, _Edge | None] = {start: None}
+        frames = deque([start])
+        while frames:
             frame = frames.popleft()
             for edge in self._at_frame.get(frame, ()):
-                if edge is not without and (beyond := edge.other(frame)) not in came_by:
+                if (beyond := edge.other(frame)) not in came_by:
                     came_by[beyond] = edge
                     frames.append(beyond)
-        if target not in came_by:
-            return None
-        way, frame = [], target
-        while (last := came_by[frame]) is not None:
-            way.append(last)
-            frame = last.other(frame)
-        return tuple(reversed(way))
+        return came_by
 
     def _fault_on(self, way: _Way) -> str:
         children = {edge.child for edge in way}
@@ -327,6 +360,23 @@ class TransformTree:
                 break
             other += step
         return min(near, other), max(near, other)
+
+
+def _trace(came_by: Mapping[str, _Edge | None], frame: str) -> _Way:
+    """The way to a frame from where `came_by` starts."""
+    way: list[_Edge] = []
+    while (last := came_by[frame]) is not None:
+        way.append(last)
+        frame = last.other(frame)
+    return tuple(reversed(way))
+
+
+def _is_simple(way: _Way, frame: str) -> bool:
+    """Whether a way from a frame passes none twice."""
+    passed = [frame]
+    for edge in way:
+        passed.append(edge.other(passed[-1]))
+    return len(set(passed)) == len(passed)
 
 
 def _name(frame: str) -> str:

@@ -15,7 +15,7 @@ from sensors import rectification
 from sensors.calibration import CalibrationError
 from sensors.errors import MissingExtraError
 from sensors.images import resize, scaled_intrinsics
-from sensors.rectification import Lens, distortion_fault, model_of, trimmed
+from sensors.rectification import Lens, distortion_doubt, distortion_fault, model_of, trimmed
 from tests.sensors.distortion import apart, center_of_dot, distorted, dots, pixels
 
 SIZE_PX = (360, 640)
@@ -135,13 +135,17 @@ def test_zeros_that_drivers_fill_up_with_say_nothing() -> None:
     ("model", "coefficients", "words"),
     [
         ("thin_prism", [0.1] * 4, "expected one of the distortion models plumb_bob, .*, got 'thin_prism'"),
-        ("", [0.1] * 5, "got ''"),
+        ("", [0.1] * 6, "expected 8 or 12 or 14 distortion coefficients of rational_polynomial, got 6"),
         ("plumb_bob", [0.1] * 3, "expected 4 or 5 distortion coefficients of plumb_bob, got 3"),
         ("plumb_bob", [0.1] * 8, "expected 4 or 5 distortion coefficients of plumb_bob, got 8"),
         ("rational_polynomial", [0.1] * 5, "expected 8 or 12 or 14 .* got 5"),
         ("equidistant", [0.1] * 5, "expected 4 distortion coefficients of equidistant, got 5"),
         ("plumb_bob", [0.1, float("nan"), 0, 0], "expected finite"),
-        ("plumb_bob", [-90.0, 0, 0, 0], r"a quarter .* got \d+ x \d+ of 640 x 360 px .*rectify the pictures before"),
+        (
+            "plumb_bob",
+            [-90.0, 0, 0, 0],
+            r"a quarter .* got \d+ x \d+ of 640 x 360 px .*camera_distortion.*camera_intrinsic",
+        ),
     ],
 )
 def test_coefficients_that_cannot_be_are_refused_by_name(model: str, coefficients: list[float], words: str) -> None:
@@ -181,7 +185,24 @@ def test_whatever_the_numbers_there_is_a_lens_none_or_one_clear_error(model: str
 
 
 def test_the_models_of_a_list_alone_are_opencvs_by_its_length() -> None:
-    assert [model_of([0.1] * count) for count in (4, 5, 8, 12, 14)] == ["plumb_bob"] * 2 + ["rational_polynomial"] * 3
+    assert [model_of(" ", [0.1] * count) for count in (4, 5, 8, 12, 14)] == ["plumb_bob"] * 2 + [
+        "rational_polynomial"
+    ] * 3
+
+
+@pytest.mark.parametrize("model", ["PLUMB_BOB", " Plumb_Bob", "plumb_bob\n", ""])
+def test_a_models_name_may_be_of_any_case_and_have_spaces_around(model: str) -> None:
+    assert Lens.of(model, [-0.1, 0, 0, 0], K, SIZE_PX) == Lens.of("plumb_bob", [-0.1, 0, 0, 0], K, SIZE_PX)
+    assert distortion_fault(model, [-0.1, 0, 0, 0]) is None
+
+
+@pytest.mark.parametrize(
+    ("model", "doubted"),
+    [("", False), (" ", False), ("Plumb_Bob", False), ("Fisheye ", True), ("equidistant", True), ("ocam", True)],
+)
+def test_what_may_be_a_lens_though_its_coefficients_are_all_0_is_doubted(model: str, doubted: bool) -> None:
+    assert bool(distortion_doubt(model, [0] * 4)) == bool(distortion_doubt(model, [])) == doubted
+    assert distortion_doubt(model, [0.1, 0, 0, 0]) is None
 
 
 def test_maps_are_made_once_for_a_calibration_and_a_scale(monkeypatch: pytest.MonkeyPatch) -> None:

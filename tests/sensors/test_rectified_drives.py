@@ -73,7 +73,7 @@ class Drive:
         self.config = self.small.config
         change = {"camera_distortion": coefficients} | ({} if model is None else {"camera_distortion_model": model})
         edit(root, change)
-        name = model or rectification.model_of(coefficients)
+        name = rectification.model_of(model or "", coefficients)
         lens = Lens.of(name, coefficients, K, SIZE_PX)
         assert lens is not None
         self.lens = lens
@@ -162,7 +162,7 @@ def test_a_scene_and_logs_written_of_it_are_the_readers_frames(drive: Drive, tmp
         assert proposed is not None
         for ours, theirs in zip(replay(log, proposed, drive.config), expected, strict=True):
             assert ours.sensors["CAM_FRONT"].state is SensorState.OK
-            assert ours.sensors["CAM_FRONT"].detail == f"rectified here by {drive.lens.model}"
+            assert ours.sensors["CAM_FRONT"].detail.startswith(f"rectified here by {drive.lens.model}, ")
             assert ours.frame.cameras is not None
             assert theirs.frame.cameras is not None
             (a,), (b,) = ours.frame.cameras, theirs.frame.cameras
@@ -256,10 +256,39 @@ def test_a_distortion_that_cannot_be_is_named(plain: SmallNuScenes, change: dict
     assert "orrect" in str(error.value)
 
 
-def test_a_lens_of_which_too_little_is_left_is_named_with_its_picture(plain: SmallNuScenes) -> None:
+def test_a_lens_of_which_too_little_is_left_is_named_with_its_row_before_any_picture_is_read(
+    plain: SmallNuScenes,
+) -> None:
     edit(plain.root, {"camera_distortion": [-90.0, 0, 0, 0]})
+    where = r"calibrated_sensor\.json: row calibration-CAM_FRONT: camera_distortion, .*: expected .* a quarter"
+    with pytest.raises(SensorDataError, match=where):
+        open_index(plain.config)
+
+
+def test_a_lens_of_which_too_little_is_left_is_named_with_its_picture_where_tables_have_no_size(
+    plain: SmallNuScenes,
+) -> None:
+    edit(plain.root, {"camera_distortion": [-90.0, 0, 0, 0]})
+    edit(plain.root, {"width": 0, "height": 0}, "sample_data")
     with pytest.raises(SensorDataError, match=r"CAM_FRONT: .*\.jpg \(token CAM_FRONT-0-0\): expected .* a quarter"):
         NuScenesReader(plain.config, "small_train").frame(0)
+
+
+@pytest.mark.parametrize("value", [[0] * 4, []])
+def test_an_unknown_model_without_coefficients_is_told(plain: SmallNuScenes, value: list[float]) -> None:
+    edit(plain.root, {"camera_distortion": value, "camera_distortion_model": "ocam"})
+    (note,) = open_index(plain.config).meta.notes
+    assert "the model is ocam and its coefficients are all 0, and it is none of plumb_bob" in note
+
+
+def test_a_models_name_in_capitals_is_the_same_data_set(plain: SmallNuScenes) -> None:
+    ids = set()
+    for model in ("plumb_bob", " PLUMB_BOB", None):
+        edit(plain.root, {"camera_distortion": [-0.1, 0, 0, 0], "camera_distortion_model": model})
+        index = open_index(plain.config)
+        ids.add(index.meta.data_id)
+        assert index.meta.notes == ()
+    assert len(ids) == 1
 
 
 def test_a_fisheye_without_coefficients_is_told(plain: SmallNuScenes) -> None:

@@ -44,8 +44,17 @@ def summary(ticks: list[Tick]) -> ReplaySummary:
     )
 
 
+def test_files_that_were_left_out_are_called_files() -> None:
+    damaged = replace(summary([noise_tick(0)]), damage=Damage(bad_files=2))
+    assert damaged.trouble() == ["2 files of the log could not be opened and were left out"]
+    assert damaged.to_json()["bad_files"] == 2
+
+
 def test_ticks_without_an_ego_pose_are_counted_with_why_and_what_to_do() -> None:
-    told = replace(summary([noise_tick(0), noise_tick(1)]), poses=MissingPoses(2, "'map' is in no transform"))
+    left_out = {"'map' -> 'base_link'": 3}
+    told = replace(summary([noise_tick(0), noise_tick(1)]), poses=MissingPoses(2, "'map' is in no transform", left_out))
+    assert told.to_json()["poses_left_out"] == left_out
+    assert told.trouble()[1] == "3 poses of the transform 'map' -> 'base_link' cannot be and were left out"
     assert told.to_json()["why_without_ego_pose"] == "'map' is in no transform"
     line = told.trouble()[0]
     assert line.startswith(
@@ -69,10 +78,12 @@ def test_a_measurement_used_by_two_ticks_counts_once() -> None:
 def test_the_figures_stand_in_the_json_and_the_tables() -> None:
     told = summary([noise_tick(0), noise_tick(1, ("camera",)), noise_tick(2, reset=True)])
     told.counted.details["LIDAR_TOP"] = "malformed: expected 16 bytes"
+    told.counted.notes["CAM_FRONT"] = "rectified here by plumb_bob, 449 x 152 of 640 x 360 px"
     content = json.loads(json.dumps(told.to_json()))
     assert (content["ticks"], content["resets"], content["ticks_without_perception"]) == (3, 1, 1)
     assert content["sensors"]["LIDAR_TOP"] == {"missing": 1, "ok": 2}
     assert content["first_trouble"] == {"LIDAR_TOP": "malformed: expected 16 bytes"}
+    assert content["first_note"] == {"CAM_FRONT": "rectified here by plumb_bob, 449 x 152 of 640 x 360 px"}
     assert content["malformed"] == {"/lidar_top": 1}
     assert content["malformed_reasons"]["/lidar_top"].startswith("expected 16 bytes")
     assert content["bad_chunks"] == 2

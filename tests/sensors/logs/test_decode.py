@@ -144,9 +144,13 @@ def test_a_cameras_roi_and_binning_are_in_its_matrices_and_size(
     binning: tuple[int, int], corner: tuple[int, int], size: tuple[int, int], do_rectify: bool
 ) -> None:
     info, full = calibrated(binning, (*corner, *size), do_rectify), calibrated((0, 0), (0, 0, 0, 0))
+    across, down = max(binning[0], 1), max(binning[1], 1)
+    if size[0] < across or size[1] < down:
+        assert isinstance(info, Malformed)
+        assert f"leaves a pixel of {size[0]} x {size[1]} px, got binning_x {across} and binning_y {down}" in info.reason
+        return
     assert isinstance(info, CameraInfo)
     assert isinstance(full, CameraInfo)
-    across, down = max(binning[0], 1), max(binning[1], 1)
     assert (info.width_px, info.height_px) == (size[0] // across, size[1] // down)
     X = np.array([0.3, -0.2, 2.0, 1.0])
     for ours, theirs in ((info.K @ X[:3], full.K @ X[:3]), (info.P @ X, full.P @ X)):
@@ -395,3 +399,40 @@ def test_other_times_in_json_are_malformed(time: Any) -> None:
 def test_noise_never_raises(type_: str, encoding: str, data: bytes) -> None:
     payload = decode(type_, encoding, data, schema=fox.PointCloud().get_schema().data)
     assert not isinstance(payload, Malformed) or payload.reason.startswith("expected ")
+
+
+def calibration_in_json(**changes: Any) -> Payload:
+    members = {"timestamp": {"sec": 12, "nsec": 345}, "frame_id": "cam", "width": 4, "height": 2, "distortion_model": "plumb_bob",
+               "D": [], "K": [1.0, 0, 2, 0, 1, 1, 0, 0, 1]}  # fmt: skip
+    return decode("foxglove.CameraCalibration", "json", json.dumps(members | changes).encode())
+
+
+@pytest.mark.parametrize(
+    ("member", "value", "expected"),
+    [
+        ("frame_id", 3.5, "text in frame_id, got 3.5"),
+        ("frame_id", ["cam"], "text in frame_id, got ['cam']"),
+        ("distortion_model", None, "text in distortion_model, got None"),
+        ("width", 3.7, "a whole number in width, got 3.7"),
+        ("width", True, "a whole number in width, got True"),
+        ("width", float("inf"), "a whole number in width, got inf"),
+        ("height", "two", "a whole number in height, got 'two'"),
+        ("height", {}, "a whole number in height, got an object"),
+        ("K", "123456789", "an array of numbers in K, got '123456789'"),
+        ("K", [True] * 9, "a number in K, got True"),
+        ("D", {"k1": 0.5}, "an array of numbers in D, got an object"),
+        ("D", [0, 0, 0, None], "a number in D, got None"),
+        ("timestamp", {"sec": 1.5, "nsec": 0}, "a whole number in sec, got 1.5"),
+    ],
+)
+def test_a_member_in_json_of_another_type_is_malformed_by_name(member: str, value: Any, expected: str) -> None:
+    payload = calibration_in_json(**{member: value})
+    assert isinstance(payload, Malformed)
+    assert payload.reason == f"expected {expected}"
+
+
+def test_numbers_in_json_may_be_written_as_protobuf_writes_them() -> None:
+    payload = calibration_in_json(width="4", height=2.0, D=["NaN", 1, 0.5, 0])
+    assert isinstance(payload, CameraInfo)
+    assert (payload.width_px, payload.height_px) == (4, 2)
+    assert_array_equal(payload.D, [np.nan, 1, 0.5, 0])

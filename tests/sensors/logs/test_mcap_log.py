@@ -274,6 +274,18 @@ def test_a_lost_schema_makes_messages_malformed_and_keeps_the_rest(file: Path) -
     assert log.damage.malformed == {"/lost": 1}
 
 
+def test_a_chunk_whose_records_lead_into_zeros_is_left_out(file: Path) -> None:
+    """Its checksum is right, and one length is not: a walk through zeros as through records would lose a message in silence."""
+    messages = [Written("/zeros", time, time, bytes(90)) for time in range(4)]
+    data = bytearray(write_mcap(messages, compression=CompressionType.NONE, crcs=False, summary=False))
+    at = data.index(struct.pack("<BQ", MESSAGE, 22 + 90))
+    data[at + 1 : at + 9] = struct.pack("<Q", 22)  # none of the 90 zeros, which are ten heads of records of no length
+    file.write_bytes(data)
+    log, got, _ = read(file)
+    assert got == []
+    assert log.damage.bad_chunks == 1
+
+
 def test_an_unknown_compression_is_refused_by_name(file: Path) -> None:
     data = write_mcap(some_messages(50))
     file.write_bytes(data.replace(b"zstd", b"brot"))

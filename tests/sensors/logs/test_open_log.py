@@ -189,6 +189,7 @@ def _database(path: Path) -> None:
     database.close()
 
 
+@pytest.mark.filterwarnings("ignore::sensors.logs.log.LogWarning")
 @pytest.mark.parametrize(
     ("make", "words"),
     [
@@ -197,12 +198,12 @@ def _database(path: Path) -> None:
         (lambda path: path.write_text("some words, no log"), "18 bytes that begin with"),
         (lambda path: path.write_bytes(b"#ROSBAG V2.0\n"), "ROS 1 bag. Convert it to ROS 2: rosbags-convert"),
         (lambda path: path.write_bytes(b"\x28\xb5\x2f\xfd123"), "zstd -d"),
-        (_folder, "Name one of its files: drive.mcap"),
-        (lambda path: path.mkdir(), "holds no .mcap or .db3"),
+        (_folder, "drive.mcap: expected an MCAP file"),
+        (lambda path: path.mkdir(), "got neither: no files"),
         (_database, "tables birds"),
         (lambda path: path.write_bytes(b"SQLite format 3\x00" + bytes(100)), "SQLite cannot read"),
         (_bag_of(storage_identifier="rocks"), "got 'rocks'"),
-        (_bag_of(relative_file_paths=["b.db3"]), "none named b.db3"),
+        (_bag_of(relative_file_paths=["b.db3"]), "b.db3: expected a SQLite file, got nothing there"),
         (_bag_of(relative_file_paths=[]), "relative_file_paths"),
         (_bag_of(compression_mode="FILE", compression_format="zstd"), "FILE-wise zstd"),
     ],

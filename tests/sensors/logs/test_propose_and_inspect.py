@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
+import re
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -202,6 +204,27 @@ def test_a_log_of_nothing_but_what_cannot_be_read_gets_reasons_and_no_mapping() 
     assert proposal.unread == ("/velodyne: cannot be read: expected ROS 2 messages (cdr), got ROS 1",)
 
 
+@pytest.mark.parametrize(
+    ("topic", "model", "D", "says"),
+    [
+        ("/c/image_rect", "plumb_bob", [0.1] * 5, "rectified already by its name"),
+        ("/c/image_raw", "plumb_bob", [0] * 5, "rectified already as D is all 0"),
+        ("/c/image_raw", " Plumb_Bob", [0.1] * 5, "to be rectified here by plumb_bob"),
+        ("/c/image_non_rectified", "", [0.1] * 8, "to be rectified here by rational_polynomial"),
+        ("/c/image_raw", "fisheye", [0] * 4, "a fisheye whose D is all 0: not rectified here"),
+        ("/c/image_raw", "ocam", [0.1], "cannot be rectified: expected one of the distortion models .*, got 'ocam'"),
+    ],
+)
+def test_of_every_camera_it_is_said_whether_it_is_rectified_here(
+    topic: str, model: str, D: list[float], says: str
+) -> None:
+    info = dataclasses.replace(calibration("c"), distortion_model=model, D=np.array(D, float))
+    reasons = propose_mapping(listed((topic, picture("c")), ("/c/camera_info", info))).reasons
+    assert any(
+        re.fullmatch(rf"CAM_FRONT: {topic}, .*Calibrated by /c/camera_info, {says}", reason) for reason in reasons
+    )
+
+
 def test_fields_in_capitals_are_mapped_and_tell_a_radar() -> None:
     log = listed(
         ("/lidar", cloud("l", "x", "y", "z", "Intensity", "RING")),
@@ -382,7 +405,7 @@ def test_every_parent_of_a_frame_is_shown() -> None:
     out = io.StringIO()
     print_log_summary(summary, Console(file=out, width=60))
     assert (
-        "base_link has several parents, map, odom: a replay takes the one that leads to the global frame"
+        "base_link has several parents, map, odom: a replay takes the shortest way, and tells where ways disagree"
         in out.getvalue()
     )
 
@@ -393,3 +416,16 @@ def test_an_empty_log_has_a_summary() -> None:
     out = io.StringIO()
     print_log_summary(summary, Console(file=out))
     assert "no messages" in out.getvalue()
+
+
+@pytest.mark.parametrize("others", [("x", "y", "z"), ("x", "y", "z", "intensity", "ring")])
+def test_a_lidars_clouds_need_not_have_the_same_fields(others: tuple[str, ...]) -> None:
+    array = np.zeros(3, np.dtype([("x", "f4"), ("y", "f4"), ("z", "f4"), ("intensity", "f4", (2,))]))
+    clouds = [
+        cloud("top", "x", "y", "z", "intensity", value=0.5),
+        cloud("top", *others, value=0.25),
+        PointCloud(0, "top", array),
+    ]
+    proposed = propose_mapping(listed(*(("/lidar", one) for one in clouds))).mapping
+    assert proposed is not None
+    assert proposed.lidars["LIDAR_TOP"].intensity_scale == 255

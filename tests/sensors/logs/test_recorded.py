@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import sqlite3
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sensors.logs.log import LogError, LogWarning, Order
+from sensors.logs.log import LogError, LogWarning, Order, TopicInfo
 from sensors.logs.mcap_log import McapFile
 from sensors.logs.messages import Other
 from sensors.logs.recorded import Promise, RecordedLog
@@ -42,6 +43,14 @@ def told(log: RecordedLog, **asked: Any) -> tuple[list[Written], list[str]]:
 def spans(parts: list[list[Written]]) -> tuple[tuple[int, int], ...]:
     times = [[message.log_ns for message in part] for part in parts]
     return tuple((min(part), max(part)) for part in times)
+
+
+def promise(parts: list[list[Written]], promised: Sequence[tuple[int, int]] | None = None) -> Promise:
+    """What an index says of these files: the truth, but for times that are given."""
+    topics = sorted({message.topic for part in parts for message in part})
+    return Promise(
+        tuple(promised or spans(parts)), tuple(TopicInfo(topic, "test.Bytes", "raw", None) for topic in topics)
+    )
 
 
 def descriptors() -> int:
@@ -78,7 +87,7 @@ def test_many_files_give_what_one_would(
     promised: bool,
 ) -> None:
     files = write_parts(tmp_path_factory.mktemp("split"), parts, chunk_bytes=100)
-    log = RecordedLog(Path("bag"), files, McapFile, Promise(spans(parts), ()) if promised else None)
+    log = RecordedLog(Path("bag"), files, McapFile, promise(parts) if promised else None)
     end = None if length is None else (start or 100) + length
 
     def time_of(message: Written) -> int:
@@ -121,7 +130,7 @@ def test_streams_are_begun_when_due(streams: list[list[int]]) -> None:
 def test_one_file_at_a_time_is_open(tmp_path: Path, asked: dict[str, Any], promised: bool) -> None:
     parts, opened = one_after_another(60), Opened()
     files = write_parts(tmp_path / "bag", parts)
-    log = RecordedLog(tmp_path / "bag", files, opened, Promise(spans(parts), ()) if promised else None)
+    log = RecordedLog(tmp_path / "bag", files, opened, promise(parts) if promised else None)
     before = descriptors()
     for _ in log.messages(**asked):
         assert descriptors() <= before
@@ -177,7 +186,7 @@ def test_a_promise_that_is_broken_where_it_is_checked_is_not_believed(tmp_path: 
     parts = one_after_another(60)
     files = write_parts(tmp_path / "bag", parts)
     late = tuple((start + 25, end + 25) for start, end in spans(parts))
-    log = RecordedLog(tmp_path, files, McapFile, Promise(late, ()))
+    log = RecordedLog(tmp_path, files, McapFile, promise(parts, late))
     assert told(log) == ([message for part in parts for message in part], [])
     assert [topic.count for topic in log.topics()] == [100, 100, 100]  # as the files say
 
@@ -187,7 +196,7 @@ def test_messages_before_what_was_promised_come_late_and_are_told(tmp_path: Path
     files = write_parts(tmp_path / "bag", parts)
     promised = list(spans(parts))
     promised[33] = promised[40]  # between those that are checked
-    log = RecordedLog(tmp_path, files, McapFile, Promise(tuple(promised), ()))
+    log = RecordedLog(tmp_path, files, McapFile, promise(parts, promised))
     ordered = [message for part in parts for message in part]
     got, warned = told(log)
     assert sorted(got, key=lambda message: message.log_ns) == ordered  # none is lost
@@ -204,27 +213,96 @@ def test_a_seek_knows_where_the_files_before_it_end(tmp_path: Path) -> None:
     files = write_parts(tmp_path / "bag", parts)
     promised = list(spans(parts))
     promised[33] = (promised[33][0], promised[33][0])
-    log = RecordedLog(tmp_path, files, McapFile, Promise(tuple(promised), ()))
+    log = RecordedLog(tmp_path, files, McapFile, promise(parts, promised))
     begin = parts[33][3].log_ns
     wanted = [message for part in parts for message in part if message.log_ns >= begin]
     assert told(log, start_ns=begin) == (wanted, [])
 
 
+@given(late=st.lists(st.sampled_from([0, 0, 20, 50, 200]), min_size=40, max_size=40), end=st.integers(1_000, 3_000))
+def test_nothing_before_an_end_is_lost_to_promises_that_come_too_late(
+    forty: list[Path], late: list[int], end: int
+) -> None:
+    promised = list(spans(FORTY))
+    for number in reversed(range(39)):
+        if number % 5:  # the others are checked
+            start = min(promised[number][0] + late[number], promised[number + 1][0])  # in order all the same
+            promised[number] = (start, max(start, promised[number][1]))
+    log = RecordedLog(Path("bag"), forty, McapFile, promise(FORTY, promised))
+    ordered = [message for part in FORTY for message in part]
+    got, _ = told(log, end_ns=end)
+    assert sorted(got, key=lambda message: message.log_ns) == [one for one in ordered if one.log_ns < end]
+
+
+FORTY = one_after_another(40)
+
+
+@pytest.fixture(scope="module")
+def forty(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    return write_parts(tmp_path_factory.mktemp("forty"), FORTY)
+
+
+def test_only_the_first_file_behind_the_end_is_opened(forty: list[Path]) -> None:
+    opened = Opened()
+    log = RecordedLog(Path("bag"), forty, opened, promise(FORTY))
+    opened.names.clear()
+    assert len(read(log, end_ns=FORTY[6][2].log_ns)) == 6 * 5 + 2
+    assert sorted(opened.names) == [*(name_of(number) for number in range(8))]
+
+
+@pytest.mark.parametrize(
+    "lie", [TopicInfo("/topic_9", "test.Bytes", "raw", None), TopicInfo("/topic_1", "a.B", "raw", None)]
+)
+@pytest.mark.parametrize("further", [False, True])
+def test_promised_topics_that_the_files_contradict_are_not_believed(
+    forty: list[Path], lie: TopicInfo, further: bool
+) -> None:
+    said = promise(FORTY)
+    topics = (*said.topics, lie) if further else (said.topics[0], lie, said.topics[2])
+    log = RecordedLog(Path("bag"), forty, McapFile, replace(said, topics=topics))
+    names = [(topic.name, topic.type, topic.count) for topic in log.topics()]
+    assert names == [(f"/topic_{n}", "test.Bytes", count) for n, count in enumerate((67, 67, 66))]
+
+
+def test_a_topic_that_only_an_unchecked_file_has_is_told(tmp_path: Path) -> None:
+    parts = one_after_another(60)
+    said = promise(parts)
+    parts[33] = [replace(message, topic="/more") for message in parts[33]]
+    log = RecordedLog(tmp_path, write_parts(tmp_path / "bag", parts), McapFile, said)
+    got, warned = told(log)
+    assert len(got) == 300
+    assert len(warned) == 1
+    assert "bag_33.mcap: expected topics and types as the log's index says, got others too: /more of type" in warned[0]
+
+
+@pytest.mark.parametrize("gone", [False, True])
 @pytest.mark.parametrize("promised", [False, True])
-def test_a_file_that_cannot_be_opened_is_left_out_and_told_once(tmp_path: Path, promised: bool) -> None:
+def test_a_file_that_cannot_be_opened_is_left_out_and_told_once(tmp_path: Path, promised: bool, gone: bool) -> None:
     parts = one_after_another(60)
     files = write_parts(tmp_path / "bag", parts)
-    files[33].write_bytes(b"no MCAP at all")
+    if gone:
+        files[33].unlink()
+    else:
+        files[33].write_bytes(b"no MCAP at all")
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        log = RecordedLog(tmp_path / "bag", files, McapFile, Promise(spans(parts), ()) if promised else None)
+        log = RecordedLog(tmp_path / "bag", files, McapFile, promise(parts) if promised else None)
         rest = [message for number, part in enumerate(parts) for message in part if number != 33]
         for _ in range(2):
             assert read(log) == rest
-            assert log.damage.bad_records == 1
+            assert log.damage.bad_files == 1
     assert len(caught) == 1
     assert "bag_33.mcap: expected an MCAP file" in str(caught[0].message)
     assert "left out" in str(caught[0].message)
+
+
+def test_files_that_the_system_refuses_are_left_out(tmp_path: Path) -> None:
+    files = [*write_parts(tmp_path, one_after_another(2)), tmp_path / ("ä" * 200)]  # longer than a name may be
+    with pytest.warns(LogWarning, match="cannot be read: File name too long. This file of .* is left out"):
+        log = RecordedLog(tmp_path, files, McapFile)
+    assert len(read(log)) == 10
+    with pytest.raises(LogError, match="cannot be read: File name too long"):
+        RecordedLog(tmp_path, files[2:], McapFile)
 
 
 @pytest.mark.parametrize("promised", [False, True])
@@ -234,7 +312,7 @@ def test_a_bag_none_of_whose_files_can_be_opened_is_refused(tmp_path: Path, prom
     for file in files:
         file.write_bytes(b"no MCAP at all")
     with pytest.warns(LogWarning), pytest.raises(LogError, match=r"bag_0\.mcap: expected an MCAP file"):
-        RecordedLog(tmp_path / "bag", files, McapFile, Promise(spans(parts), ()) if promised else None)
+        RecordedLog(tmp_path / "bag", files, McapFile, promise(parts) if promised else None)
 
 
 def test_damage_of_every_file_counts_once_a_reading(tmp_path: Path) -> None:

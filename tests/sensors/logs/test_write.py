@@ -363,6 +363,17 @@ def test_a_sqlite_bag_that_cannot_take_its_place_gives_the_old_one_back(
     assert len(list(open_log(tmp_path / "a").messages())) == 1
 
 
+def test_every_parent_of_a_static_frame_is_repeated_for_foxglove(tmp_path: Path) -> None:
+    edges = {("base_link", "lidar"), ("calib", "lidar"), ("base_footprint", "base_link"), ("lidar", "base_link")}
+    static = FrameTransforms(tuple(transform(parent, child) for parent, child in sorted(edges)), static=True)
+    picture = EncodedImage(T0_NS, "CAM_FRONT", "jpeg", b"x")
+    made = MadeLog([message("/tf_static", static), *(message("/cam", picture, n * 300_000_000) for n in range(3))])
+    write_log(made, tmp_path / "a.mcap", "foxglove")
+    sent = [m.payload for m in open_log(tmp_path / "a.mcap").messages() if isinstance(m.payload, FrameTransforms)]
+    assert len(sent) > 1
+    assert all({(one.parent, one.child) for one in each.transforms} == edges for each in sent)
+
+
 def test_static_transforms_that_come_late_stand_at_the_beginning_of_a_foxglove_file(tmp_path: Path) -> None:
     picture = EncodedImage(T0_NS, "CAM_FRONT", "jpeg", b"x")
     made = MadeLog(

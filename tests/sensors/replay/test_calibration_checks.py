@@ -313,7 +313,10 @@ def raw_camera(topic: str, rectified: bool | None = None, **changes: Any) -> tup
     return tick.sensors["CAM_FRONT"], tick.frame.cameras[0]
 
 
-RAW_TOPICS = ["/cam_front/image", "/direct/image_raw", "/image_unrectified"]
+RAW_TOPICS = [
+    "/cam_front/image", "/direct/image_raw", "/image_unrectified", "/front/image_non_rectified", "/front/imageNotRectified",
+    "/image/rect_false/not_rectified", "/image_un_rect", "/pre_rect/image",
+]  # fmt: skip
 RECTIFIED_TOPICS = ["/cam_front/image_rect", "/image_rect_color/compressed", "/front/imageRect", "/undistorted/image"]
 DISTORTED = np.array([-0.3, 0.1, 0, 0, 0])
 
@@ -329,7 +332,8 @@ def test_a_topic_that_is_not_called_rectified_is_rectified_by_k_and_d_whatever_r
     assert camera.image.shape[:2] == lens.rectified_size_px
     np.testing.assert_allclose(camera.reference_T_camera[:3, :3], transforms([0, 0, 0, *FRONT])[:3, :3], atol=1e-12)
     assert status.state is SensorState.OK
-    assert status.detail == "rectified here by plumb_bob"
+    height, width = lens.rectified_size_px
+    assert status.detail == f"rectified here by plumb_bob, {width} x {height} of 64 x 36 px"
 
 
 @pytest.mark.parametrize("topic", RECTIFIED_TOPICS)
@@ -358,11 +362,17 @@ def test_the_mapping_says_of_either_name_whether_pictures_are_rectified() -> Non
     ("changes", "words"),
     [
         ({"distortion_model": "thin_prism"}, r"expected one of .*plumb_bob.*kannala_brandt, got 'thin_prism'"),
-        ({"distortion_model": ""}, r"expected one of .* got ''"),
-        ({"D": np.array([0.1, 0.2])}, r"expected 4 or 5 distortion coefficients of plumb_bob, got 2"),
+        ({"distortion_model": "", "D": np.full(6, 0.1)}, r"D: expected 8 or 12 or 14 distortion coefficients .* got 6"),
+        (
+            {"D": np.array([0.1, 0.2])},
+            r"D: expected 4 or 5 .* of plumb_bob, got 2.* Correct D, or set `rectified: true`",
+        ),
         ({"D": np.array([np.nan] * 5)}, r"expected finite numbers in D"),
-        ({"D": np.array([-90.0, 0, 0, 0, 0])}, r"a quarter .* can be rectified, got \d+ x \d+ of 64 x 36 px"),
-        ({"K": np.zeros((3, 3))}, r"expected K or P, got both all 0"),
+        (
+            {"D": np.array([-90.0, 0, 0, 0, 0])},
+            r"a quarter .* can be rectified .* of 64 x 36 px .* D .* K .*rectified: true",
+        ),
+        ({"K": np.zeros((3, 3))}, r"expected K of pictures that are not rectified, got all 0. .*rectified: true"),
     ],
 )
 def test_a_lens_that_cannot_be_makes_a_camera_uncalibrated(changes: dict[str, Any], words: str) -> None:
@@ -370,6 +380,42 @@ def test_a_lens_that_cannot_be_makes_a_camera_uncalibrated(changes: dict[str, An
     assert camera is None
     assert status.state is REFUSED
     assert re.search(f"^/cam_front/camera_info: .*{words}", status.detail), status.detail
+
+
+@pytest.mark.parametrize("model", ["", "  "])
+def test_a_lens_without_a_models_name_has_that_of_so_many_coefficients(model: str) -> None:
+    status, camera = raw_camera("/cam_front/image_raw", D=DISTORTED, distortion_model=model)
+    assert camera is not None
+    assert status.state is SensorState.OK
+    assert re.fullmatch(
+        r"rectified here by plumb_bob \(the model of 5 coefficients: none is named\), \d+ x \d+ .*", status.detail
+    )
+    assert raw_camera("/cam_front/image_raw", D=np.zeros(5), distortion_model=model)[0].detail == ""
+
+
+def test_pictures_called_rectified_whose_p_is_all_0_are_flagged() -> None:
+    for topic, rectified in (("/cam_front/image_rect", None), ("/cam_front/image", True)):
+        status, camera = raw_camera(topic, rectified, D=DISTORTED, P=np.zeros((3, 4)))
+        assert camera is not None
+        assert status.state is FLAGGED
+        assert "P is all 0 and D is not: K, which holds before rectification, is used" in status.detail
+    assert raw_camera("/cam_front/image_rect", D=np.zeros(5), P=np.zeros((3, 4)))[0].state is SensorState.OK
+
+
+@pytest.mark.parametrize("size", [0, 4])
+def test_an_unknown_model_without_coefficients_is_doubted_unless_it_is_called_rectified(size: int) -> None:
+    odd: dict[str, Any] = {
+        "distortion_model": "ocam",
+        "D": np.zeros(size),
+        "P": np.hstack([K + np.diag([3.0, 3, 0]), Z]),
+    }
+    status, camera = raw_camera("/cam_front/image_raw", **odd)
+    assert camera is not None
+    np.testing.assert_array_equal(camera.intrinsics, K + np.diag([3.0, 3, 0]))
+    assert status.state is FLAGGED
+    assert "the model is ocam and its coefficients are all 0, and it is none of plumb_bob, " in status.detail
+    assert "ocam" not in raw_camera("/cam_front/image_rect", **odd)[0].detail
+    assert "ocam" not in raw_camera("/cam_front/image_raw", True, **odd)[0].detail
 
 
 def test_a_fisheye_without_coefficients_is_doubted_unless_it_is_called_rectified() -> None:

@@ -493,6 +493,22 @@ def test_ticks_without_an_ego_pose_are_told_once_with_their_reason(
         assert seldom == poses
 
 
+def test_poses_that_cannot_be_are_left_out_told_at_the_first_and_counted() -> None:
+    def broken(transform: FrameTransform) -> tuple[FrameTransform, ...]:
+        bad = 1000 * MS <= transform.stamp_ns - START_NS < 1200 * MS
+        return (dataclasses.replace(transform, translation_m=(np.nan, 0.0, 0.0)) if bad else transform,)
+
+    messages = transformed(drive(2.0), broken)
+    number = sum("nan" in repr(m.payload) for m in messages if isinstance(m.payload, FrameTransforms))
+    poses = MissingPoses()
+    with pytest.warns(LogWarning, match="such poses are left out") as told:
+        out = replay(messages, poses=poses)
+    assert len(told) == 1
+    assert poses.left_out == {"'map' -> 'base_link'": number}
+    assert number > 1
+    assert all(tick.ego_pose_known for tick in out)
+
+
 def test_a_field_of_several_numbers_where_one_is_needed_makes_its_sensor_malformed() -> None:
     def arrays(message: LogMessage) -> LogMessage:
         assert isinstance(message.payload, PointCloud)

@@ -182,7 +182,74 @@ def test_of_two_parents_the_one_that_leads_there_is_taken_and_they_are_told_once
     assert t.changes("ego", "cam") == ()
 
 
-def test_two_ways_that_agree_are_one_and_others_are_refused() -> None:
+def test_of_several_parents_every_one_is_named() -> None:
+    rows = [link(f"p{n}", "ego") for n in range(15)]
+    with pytest.warns(LogWarning) as told:
+        t = tree(moving=rows)
+    assert [str(one.message) for one in told if "'ego' has 3 parents, 'p0', 'p1', 'p2', where" in str(one.message)]
+    assert t.changes("p0", "ego")[0].endswith(
+        "'ego' has 15 parents, " + ", ".join(f"'p{n}'" for n in range(12)) + " and 3 more"
+    )
+    t.reset()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        t.add(FrameTransforms(tuple(reversed(rows)), static=False))
+
+
+@pytest.mark.parametrize("static_first", [True, False])
+def test_a_transform_that_is_static_and_over_time_is_told_where_the_two_differ(static_first: bool) -> None:
+    moving = FrameTransforms((link("map", "ego", (5, 2, 3, 1, 0, 0, 0)), link("map", "ego", stamp_ns=1)), static=False)
+    sent = [FrameTransforms((link("map", "ego"), link("ego", "cam")), static=True), moving]
+    same = FrameTransforms((link("ego", "cam"),), static=False)
+    t = TransformTree(gap_ns=SECOND_NS)
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        for message in sent if static_first else reversed(sent):
+            t.add(message)
+            t.add(same)
+    (text,) = (str(one.message) for one in told)
+    assert "'map' -> 'ego' is sent as static and over time, 4.000 m, 0.00 deg apart" in text
+    assert t.lookup("map", "ego", 0)[0, 3] == 5
+    assert any("the one over time is taken" in change for change in t.changes("map", "ego"))
+    assert t.changes("ego", "cam") == ()
+
+
+@given(st.integers(2, 5), st.data())
+def test_every_way_around_is_compared_however_many_there_are(ways: int, data: st.DataObject) -> None:
+    """Of several ways of two or three transforms one is off: which one does not matter."""
+    wrong = data.draw(st.integers(0, ways - 1))
+    links, half = [], (1, 0, 0, 1, 0, 0, 0)
+    for n in range(ways):
+        off = (1 + 3 * (n == wrong), 0, 0, 1, 0, 0, 0)
+        if data.draw(st.booleans()):
+            links += [link("map", f"f{n}", half), link(f"f{n}", "ego", off)]
+        else:
+            nothing = (0, 0, 0, 1, 0, 0, 0)
+            links += [link("map", f"f{n}", off), link(f"f{n}", f"g{n}", nothing), link(f"g{n}", "ego", half)]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", LogWarning)  # several parents
+        t = tree(*links)
+        with pytest.raises(TransformError, match=r"two ways between 'map' and 'ego' differ by 3.000 m"):
+            t.lookup("map", "ego", 0)
+        t.add(FrameTransforms((link("map", "ego", (2, 0, 0, 1, 0, 0, 0)),), static=True))
+    with pytest.warns(
+        LogWarning, match=r"differ by 3.000 m.*the transform between the two themselves is taken"
+    ) as told:
+        assert t.lookup("map", "ego", 0)[0, 3] == t.lookup("map", "ego", 1)[0, 3] == 2
+    assert len(told) == 1
+    assert any("differ by 3.000 m" in change for change in t.changes("map", "ego"))
+
+
+def test_a_way_of_many_transforms_is_compared_to_its_last() -> None:
+    chain = [link("ego" if n == 0 else f"f{n}", f"f{n + 1}") for n in range(20)]
+    around = [link("f19", "g"), link("g", "h"), link("h", "f20")]
+    with pytest.warns(LogWarning, match="two parents"):
+        t = tree(*chain, *around)
+    with pytest.raises(TransformError, match=r"two ways between 'ego' and 'f20' differ"):
+        t.lookup("ego", "f20", 0)
+
+
+def test_two_ways_that_agree_are_one_and_others_are_refused_but_beside_a_direct_one() -> None:
     def odd(off_m: float) -> TransformTree:
         out = tree(moving=[link("map", "odom", (5, 0, 0, 1, 0, 0, 0)), link("odom", "ego", (2, 0, 0, 1, 0, 0, 0))])
         with pytest.warns(LogWarning, match="two parents"):
@@ -190,10 +257,13 @@ def test_two_ways_that_agree_are_one_and_others_are_refused() -> None:
         return out
 
     assert odd(0.01).lookup("map", "ego", 0)[0, 3] == 7.01
-    with pytest.raises(
-        TransformError, match=r"two ways between 'map' and 'ego' differ by 0.100 m, 0.00 deg: 'map' -> 'ego', and"
-    ):
-        odd(0.1).lookup("map", "ego", 0)
+    differ = r"ways between 'map' and '{}' differ by 0.100 m, 0.00 deg: 'map' -> 'ego'"
+    with pytest.warns(LogWarning, match=differ.format("ego") + ", and .*; the transform between the two themselves"):
+        assert odd(0.1).lookup("map", "ego", 0)[0, 3] == pytest.approx(7.1)
+    beyond = odd(0.1)
+    beyond.add(FrameTransforms((link("ego", "cam"),), static=True))
+    with pytest.raises(TransformError, match=rf"two {differ.format('cam')}, 'ego' -> 'cam', and .*Name in the mapping"):
+        beyond.lookup("map", "cam", 0)
     late = odd(0.1)
     late.add(FrameTransforms((link("map", "ego", (9, 0, 0, 1, 0, 0, 0), SECOND_NS),), static=False))
     assert late.lookup("map", "ego", SECOND_NS)[0, 3] == 9  # the other way is not known so late
@@ -216,8 +286,17 @@ def test_how_far_two_poses_are_apart_is_their_shift_and_turn(a: Any, b: Any) -> 
 
 def test_a_bad_pose_among_many_is_left_out() -> None:
     rows = [link("map", "ego", (0, 0, 0, 1, 0, 0, 0), 0), link("map", "ego", (np.nan, 0, 0, 1, 0, 0, 0), 100_000_000)]
-    t = tree(moving=[*rows, link("map", "ego", (2, 0, 0, 1, 0, 0, 0), 200_000_000)])
+    more = [
+        link("map", "ego", (2, 0, 0, 1, 0, 0, 0), 200_000_000),
+        link("map", "ego", (np.inf, 0, 0, 1, 0, 0, 0), 300_000_000),
+    ]
+    with pytest.warns(
+        LogWarning, match=r"'map' -> 'ego': expected finite numbers, .*; such poses are left out"
+    ) as told:
+        t = tree(moving=[*rows, *more])
     np.testing.assert_allclose(t.lookup("map", "ego", 100_000_000)[:3, 3], [1, 0, 0])
+    assert len(told) == 1
+    assert t.left_out == {"'map' -> 'ego'": 2}
 
 
 def test_a_reset_forgets_what_moves_and_keeps_what_is_static() -> None:
