@@ -70,7 +70,9 @@ def _inside(
 def _windows(points: Tensor, values: Tensor, use: Tensor, grid: BEVGrid) -> list[Tensor]:
     """Of each window [B, S, X, Y], the sums of `values` [B, P, S] of its points that are in `use` [B, P]."""
     samples = points.shape[0]
-    cell = torch.where(use, grid.flat_index(points[..., :2]), 0)
+    # Points that are not used add nothing, each to another cell: on a GPU those that share one wait for each other.
+    anywhere = torch.arange(points.shape[1], device=points.device) % grid.num_cells
+    cell = torch.where(use, grid.flat_index(points[..., :2]), anywhere)
     rows = (cell + torch.arange(samples, device=cell.device)[:, None] * grid.num_cells).flatten()
     used = torch.where(use[..., None], values, 0.0).flatten(0, 1).float()  # padding may be NaN
     sums = torch.zeros(samples * grid.num_cells, used.shape[1], device=used.device).index_add(0, rows, used)
