@@ -16,6 +16,7 @@ from bev.lift import LiftTable, build_lift_table
 from fusion import BEVFeatures
 from robustbev import PerceptionModel
 from sensors.batch import CameraBatch, LidarBatch, RadarBatch, SensorBatch
+from sensors.features import MovingFeatures
 from tests.tiny_model import random_sensors, tiny_model
 
 # torch warns of its own deprecated habits while it exports.
@@ -71,7 +72,11 @@ class Fuse(nn.Module):
         self.modalities = modalities
 
     def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
-        features = {n: BEVFeatures(*tensors[2 * i : 2 * i + 2]) for i, n in enumerate(self.modalities)}
+        features: dict[str, BEVFeatures | None] = {}
+        left = list(tensors)
+        for name in self.modalities:
+            kind = BEVFeatures if name == "camera" else MovingFeatures
+            features[name] = kind(*(left.pop(0) for _ in fields(kind)))
         return flat(self.model.perceive_features(features, tensors[0].shape[0]))
 
 
