@@ -73,10 +73,14 @@ class Fuse(nn.Module):
 
     def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
         features: dict[str, BEVFeatures | None] = {}
-        left = list(tensors)
+        first = 0
         for name in self.modalities:
-            kind = BEVFeatures if name == "camera" else MovingFeatures
-            features[name] = kind(*(left.pop(0) for _ in fields(kind)))
+            if name == "camera":
+                features[name] = BEVFeatures(tensors[first], tensors[first + 1])
+                first += 2
+            else:
+                features[name] = MovingFeatures(tensors[first], tensors[first + 1], tensors[first + 2])
+                first += 3
         return flat(self.model.perceive_features(features, tensors[0].shape[0]))
 
 
