@@ -26,7 +26,6 @@ from sensors.replay.assembly import Assembler
 from sensors.replay.channels import Channels, Source
 from sensors.replay.clock import SECOND_NS, Heartbeats, Measurement, TickGrid, Window, drives_clock, jump
 from sensors.replay.config import ReplayConfig
-from sensors.replay.readings import LIDAR_FIELDS, RADAR_FIELDS
 from sensors.replay.results import Tick
 from sensors.replay.rig import Rig
 from sensors.replay.synchroniser import Reading, SensorQueue
@@ -250,8 +249,6 @@ class Playback:
         if not isinstance(payload, expected):
             kinds = " or ".join(kind.__name__ for kind in expected)
             payload = Malformed(type(payload).__name__, _reason(payload, kinds))
-        elif isinstance(payload, PointCloud) and (fault := _field_fault(source, payload)):
-            payload = Malformed("PointCloud", fault)
         doubts: tuple[str, ...] = ()
         if isinstance(payload, Malformed):
             stamp_ns = queue.stamp_of_malformed_ns(time_ns)
@@ -278,13 +275,3 @@ def _reason(payload: Payload, expected: str) -> str:
         return payload.reason
     got = payload.type if isinstance(payload, Other) else type(payload).__name__
     return f"expected {expected}, got a message of type {got}"
-
-
-def _field_fault(source: Source, cloud: PointCloud) -> str:
-    """Why a field that the sensor's points need is no number; "" where all are."""
-    kinds = cloud.points.dtype
-    for name in LIDAR_FIELDS if source.modality == "lidar" else RADAR_FIELDS:
-        theirs = source.fields.get(name, name)
-        if theirs in (kinds.names or ()) and (shape := kinds[theirs].shape):
-            return f"expected one number in the field {theirs}, got {shape[0]}"
-    return ""

@@ -82,7 +82,7 @@ def lidar_points(
     `fields` maps x, y, z, intensity, ring to the log's names where they differ. Without a ring it is -1, without an intensity 0.
 
     Raises:
-        SensorDataError: x, y or z is not among the fields.
+        SensorDataError: x, y or z is not among the fields, or a field holds several numbers.
     """
     points = _columns(cloud, LIDAR_FIELDS, fields, _LIDAR_DEFAULTS, "LiDAR")
     points[:, 3] *= intensity_scale
@@ -94,7 +94,8 @@ def radar_points(cloud: PointCloud, fields: Mapping[str, str]) -> NDArray[np.flo
     """Points [P, 6] float32 as `sensors.frames.RadarSweep` has them. Without a z it is 0.
 
     Raises:
-        SensorDataError: x, y, rcs, vx_comp or vy_comp is not among the fields; `fields` may name the log's for each.
+        SensorDataError: x, y, rcs, vx_comp or vy_comp is not among the fields (`fields` may name the log's for each), or a field
+            holds several numbers.
     """
     return _columns(cloud, RADAR_FIELDS, fields, _RADAR_DEFAULTS, "radar")
 
@@ -141,6 +142,8 @@ def _columns(
     for column, name in enumerate(wanted):
         theirs = fields.get(name, name)
         if theirs in names:
+            if shape := cloud.points.dtype[theirs].shape:
+                raise SensorDataError(f"expected one number in the field {theirs}, got {shape[0]}")
             with np.errstate(
                 over="ignore", invalid="ignore"
             ):  # what float32 cannot hold is infinite, and left out later
