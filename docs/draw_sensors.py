@@ -13,8 +13,8 @@ import torch
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 
-from bev.boxes import Boxes
-from bev.heads import decode
+from bev.detection.boxes import Boxes
+from bev.detection.head import decode
 
 PAGE = Path(__file__).with_name("sensors.md")
 PICTURE = PAGE.with_suffix(".png")

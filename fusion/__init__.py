@@ -1,14 +1,14 @@
 """How modalities become one. Needs torch only, and imports itself relatively, so that it can be vendored."""
 
 from .alignment import AlignmentMode, ObjectAlignment
-from .attention import CrossAttentionFusion
 from .dropout import draw_subsets, drop_members, drop_modalities, every_subset
 from .features import BEVFeatures, FusedBEV, Fuser
-from .fusers import ChannelWeightFusion, ConcatFusion, MeanFusion
-from .gated import GatedFusion
-from .joint import JointFusion
-from .late import LateFusion
-from .latent import LatentFusion
+from .fusers.cross_attention import CrossAttentionFusion
+from .fusers.gated import GatedFusion
+from .fusers.joint import JointFusion
+from .fusers.late import LateFusion
+from .fusers.latent import LatentFusion
+from .fusers.simple import ChannelWeightFusion, ConcatFusion, MeanFusion
 from .named import named_state
 from .nulls import Absent, ModalityTokens
 

@@ -21,10 +21,10 @@ from robustbev.config import (
     StrictModel,
 )
 from robustbev.detections import Detection, Detections, NoPerceptionError
-from robustbev.devices import DeviceError
-from robustbev.inference import perceive_frame, preparation
-from robustbev.model import Perception, PerceptionModel, TrainingOutputs
-from robustbev.precision import Precision, PrecisionWarning, choose_precision
+from robustbev.inference import preparation
+from robustbev.model import PerceptionModel, perceive_frame
+from robustbev.perception import Perception, TrainingOutputs
+from robustbev.precision import DeviceError, Precision, PrecisionWarning, choose_precision
 from robustbev.weights import FORMAT_VERSION, gated_state, load, load_weights, save, write_card
 
 __all__ = [

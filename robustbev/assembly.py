@@ -8,8 +8,8 @@ import torch
 from torch import nn
 
 from bev.backbone import BEVBackbone
+from bev.detection.head import DetectionHead, HeatmapHead
 from bev.grid import BEVGrid
-from bev.heads import DetectionHead, HeatmapHead
 from bev.motion import MOTION_CHANNELS
 from fusion import (
     ChannelWeightFusion,
@@ -24,12 +24,13 @@ from fusion import (
     ObjectAlignment,
 )
 from robustbev.config import CameraConfig, FuserConfig, FuserKind, LidarConfig, ModelConfig
-from robustbev.model import MEASURE_MOTION, PerceptionModel
-from sensors.camera_encoder import CameraEncoder
-from sensors.lidar_encoder import LidarEncoder
-from sensors.radar_encoder import RadarEncoder
-from sensors.sparse_pillars import DenseStages, SparseStages
-from sensors.vit import VisionTransformer
+from robustbev.model import PerceptionModel
+from robustbev.network import MEASURE_MOTION
+from sensors.camera.encoder import CameraEncoder
+from sensors.camera.vit import VisionTransformer
+from sensors.lidar.encoder import LidarEncoder
+from sensors.lidar.sparse_pillars import DenseStages, SparseStages
+from sensors.radar.encoder import RadarEncoder
 
 
 def build(config: ModelConfig) -> PerceptionModel:

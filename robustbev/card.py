@@ -15,7 +15,7 @@ _LIMITS = (
     "A score is a ranking, not a probability: it was not calibrated.",
     "Where `coverage` is 0 it knows nothing: no box there does not mean that nothing is there.",
     "It tells that a sensor is lost when it is told so. Of a sensor that lies it may believe a part: watch the health of the "
-    "sensors (`sensors.health`).",
+    "sensors (`sensors.health.monitor`).",
 )
 
 

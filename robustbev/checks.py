@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bev.lift import LiftTable
+from bev.lift.table import LiftTable
 from robustbev.config import CameraConfig, ModelConfig
 from sensors.batch import MODALITIES, CameraBatch, LidarBatch, RadarBatch, SensorBatch
 
@@ -148,7 +148,8 @@ def _check_cameras(cameras: CameraBatch, config: ModelConfig, camera: CameraConf
     height, width = camera.image_size
     grid = config.grid.bev().shape
     axes.set("model.config", H=height, W=width, X=grid[0], Y=grid[1])
-    size = f"the network takes pictures of {height} x {width} px: sensors.images.fit_image cuts them and their intrinsics to it"
+    fit = "sensors.camera.images.fit_image cuts them and their intrinsics to it"
+    size = f"the network takes pictures of {height} x {width} px: {fit}"
     axes.check("cameras.images", cameras.images, torch.uint8, "B N 3 H W", size)
     axes.check("cameras.present", cameras.present, torch.bool, "B N", "one entry for each camera of each sample")
     axes.check("cameras.intrinsics", cameras.intrinsics, torch.float32, "B N 3 3", "one 3 x 3 matrix for each camera")
@@ -164,7 +165,7 @@ def _check_cameras(cameras: CameraBatch, config: ModelConfig, camera: CameraConf
 def _check_lift(table: Any, camera: CameraConfig, axes: _Axes) -> None:
     if not isinstance(table, LiftTable):
         raise ValueError(
-            f"cameras.lift: expected a bev.lift.LiftTable or None, got {type(table).__name__}: build_lift_table makes one"
+            f"cameras.lift: expected a bev.lift.table.LiftTable or None, got {type(table).__name__}: build_lift_table makes one"
         )
     anew = "the table is of another batch, grid or picture: build it with build_lift_table, or leave it None"
     length, stride = axes.length, camera.feature_stride_px

@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from bev.grid import BEVGrid
-from bev.lift import DepthBins
+from bev.lift.table import DepthBins
 from fusion import Absent
 from sensors.batch import MODALITIES
 
@@ -180,7 +180,7 @@ class DecodeConfig(StrictModel):
     """From heatmaps to boxes."""
 
     max_boxes: Positive = 200
-    # A class without an entry: by its boxes' own size, see `bev.suppression.near`. 0: no suppression.
+    # A class without an entry: by its boxes' own size, see `bev.detection.suppression.near`. 0: no suppression.
     nms_radius_m: dict[str, Annotated[float, Field(ge=0)]] = {
         "car": 1.5, "truck": 2.0, "bus": 3.0, "trailer": 3.0, "construction_vehicle": 2.0, "pedestrian": 0.3,
         "motorcycle": 0.6, "bicycle": 0.6, "traffic_cone": 0.3, "barrier": 0.6,

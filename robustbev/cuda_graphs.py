@@ -14,20 +14,18 @@ from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from threading import Lock
-from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from bev.boxes import Boxes
+from bev.detection.boxes import Boxes
 from bev.pillars import PillarEncoder
 from fusion import FusedBEV
+from robustbev.network import PerceptionNetwork
+from robustbev.perception import Perception
 from sensors.batch import SensorBatch
-
-if TYPE_CHECKING:
-    from robustbev.model import Perception, PerceptionModel
 
 _MOST_GRAPHS = 16  # of one model; those of 7 subsets and two lengths of points
 _WARMUPS = 3  # runs before a graph is recorded: kernels are compiled, and libraries choose theirs and take their memory
@@ -56,7 +54,7 @@ class CudaGraphs:
     def __init__(self) -> None:
         self._recorded: OrderedDict[Hashable, _Recorded] = OrderedDict()
         self._of: Hashable = None  # the state of the model that they are of
-        self._folded: PerceptionModel | None = None  # whose weights all of them read
+        self._folded: PerceptionNetwork | None = None  # whose weights all of them read
         self._pool: object | None = None
         self._streams: dict[torch.device, list[torch.cuda.Stream]] = {}  # memory is shared by graphs of one stream
         self._done: torch.cuda.Event | None = None  # the last answer is out of its graph's memory
@@ -73,7 +71,7 @@ class CudaGraphs:
         self.__init__()  # type: ignore[misc]
 
     @torch.inference_mode()
-    def __call__(self, model: PerceptionModel, batch: SensorBatch) -> Perception:
+    def __call__(self, model: PerceptionNetwork, batch: SensorBatch) -> Perception:
         """What `model` sees, on its device, in memory that the next call leaves alone. `batch` may lie on the CPU.
 
         Warns:
@@ -88,7 +86,7 @@ class CudaGraphs:
                         return self._replayed(recorded, batch)
             return model(batch.to(model.nms_radius_m.device))
 
-    def _find(self, model: PerceptionModel, batch: SensorBatch) -> _Recorded | None:
+    def _find(self, model: PerceptionNetwork, batch: SensorBatch) -> _Recorded | None:
         """The graph of such batches, made if there is none; None where it cannot be made."""
         if self._refused:  # by what another thread asked meanwhile
             return None
@@ -138,7 +136,7 @@ class CudaGraphs:
         self._recorded.clear()
         self._folded = self._pool = self._done = None
 
-    def _record(self, model: PerceptionModel, batch: SensorBatch) -> _Recorded:
+    def _record(self, model: PerceptionNetwork, batch: SensorBatch) -> _Recorded:
         batch = batch.copied()  # the caller's own memory must not become what the graph reads
         if self._folded is None:
             self._folded = folded(model)
@@ -167,7 +165,7 @@ class CudaGraphs:
         return _Recorded(batch, seen, graph.replay)
 
 
-def _answer(model: PerceptionModel, batch: SensorBatch, beside: Mapping[str, torch.cuda.Stream]) -> Perception:
+def _answer(model: PerceptionNetwork, batch: SensorBatch, beside: Mapping[str, torch.cuda.Stream]) -> Perception:
     """`model(batch)`, with the encoders of some modalities on streams of their own."""
     here = torch.cuda.current_stream(model.nms_radius_m.device)
     features = {}
@@ -182,7 +180,7 @@ def _answer(model: PerceptionModel, batch: SensorBatch, beside: Mapping[str, tor
     return model.perceive_features(features, batch.batch_size)
 
 
-def folded(model: PerceptionModel) -> PerceptionModel:
+def folded(model: PerceptionNetwork) -> PerceptionNetwork:
     """A copy that answers the same in evaluation mode, but for rounding, with less to do for each frame.
 
     Batch normalisation goes into the convolution before it, and the weights of layers that autocast runs in half precision are

@@ -1,7 +1,4 @@
-"""One frame of sensor data in, what the model sees out.
-
-Letters: M modalities, T boxes, X and Y cells.
-"""
+"""What a model wants of a frame, and whether the frame's sensors are those of its rig."""
 
 from __future__ import annotations
 
@@ -9,20 +6,11 @@ import warnings
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING
-
-import torch
 
 from robustbev.config import ModelConfig, RigConfig
-from robustbev.detections import Detections
-from sensors.absence import Absence, Lack
-from sensors.collate import collate
 from sensors.errors import SensorDataWarning
-from sensors.frames import CameraImage, SensorFrame
-from sensors.prepare import Preparation, prepare
-
-if TYPE_CHECKING:
-    from robustbev.model import Perception, PerceptionModel
+from sensors.frames import Absence, CameraImage, Lack, SensorFrame
+from sensors.preparation.preparation import Preparation
 
 
 def preparation(config: ModelConfig, rig: RigConfig | None = None) -> Preparation:
@@ -57,65 +45,7 @@ def preparation(config: ModelConfig, rig: RigConfig | None = None) -> Preparatio
     )
 
 
-@torch.inference_mode()
-def perceive_frame(model: PerceptionModel, frame: SensorFrame, preparation: Preparation) -> Perception:
-    """What the model sees in one frame, as tensors: B = 1, on the CPU but for the fused features, which stay where they are.
-
-    A modality that is None costs nothing. On a GPU the answer is replayed, see `robustbev.cuda_graphs`.
-
-    Args:
-        model: in evaluation mode, on any device.
-        frame: of any subset of the sensors, none included.
-        preparation: what the model wants to be given; depth targets are not made.
-
-    Raises:
-        CalibrationError, ValueError: see `sensors.prepare.prepare`.
-    """
-    if model.training:
-        raise ValueError("the model is in training mode, in which it answers at random: call model.eval() first")
-    on_gpu = model.nms_radius_m.device.type == "cuda"
-    # A GPU makes the lift table itself, in a fiftieth of the time.
-    preparation = replace(preparation, depth_targets=False, depth_bins=None if on_gpu else preparation.depth_bins)
-    prepared = prepare(frame, preparation)
-    batch = collate([prepared], preparation)
-    seen: Perception = model.graphs(model, batch) if on_gpu else model(batch.to(model.nms_radius_m.device))
-    fused = replace(seen.fused, attention=seen.fused.attention.cpu(), coverage=seen.fused.coverage.cpu())
-    return replace(
-        seen, boxes=seen.boxes.to("cpu"), fused=fused, perceived=seen.perceived.cpu(), absent=prepared.absent
-    )
-
-
-def detect(model: PerceptionModel, frame: SensorFrame, rig: RigConfig | None, min_score: float) -> Detections:
-    """`PerceptionModel.perceive`."""
-    if not 0 <= min_score < 1:
-        raise ValueError(f"min_score: expected 0 to less than 1, got {min_score}")
-    wanted = preparation(model.config, rig)
-    rig = model.config.rig if rig is None else rig
-    assert rig is not None
-    seen = perceive_frame(model, _on_rig(frame, rig), wanted)
-    absent = seen.absent or {}
-    _warn(absent)
-    boxes = seen.shown(0)
-    boxes = boxes[boxes.score >= min_score]
-    return Detections(
-        perceived=bool(seen.perceived[0]),
-        classes=model.config.classes,
-        attributes=model.config.attributes,
-        center_m=boxes.center_m.numpy(),
-        size_m=boxes.size_m.numpy(),
-        yaw_rad=boxes.yaw_rad.numpy(),
-        velocity_mps=boxes.velocity_mps.numpy(),
-        label=boxes.label.numpy(),
-        attribute=boxes.attribute.numpy(),
-        score=boxes.score.numpy(),
-        modalities=seen.modalities,
-        attention=seen.fused.attention[0].float().numpy(),
-        coverage=seen.fused.coverage[0].float().numpy(),
-        absent={channel: absence.reason for channel, absence in absent.items()},
-    )
-
-
-def _warn(absent: Mapping[str, Absence]) -> None:
+def warn_of_absent(absent: Mapping[str, Absence]) -> None:
     """Of sensors that were given, without the counts: so Python shows each such warning once and not at every frame."""
     for channel, absence in absent.items():
         if absence.lack is not Lack.READING:
@@ -123,7 +53,7 @@ def _warn(absent: Mapping[str, Absence]) -> None:
             warnings.warn(message, SensorDataWarning, stacklevel=4)  # where `perceive` was called
 
 
-def _on_rig(frame: SensorFrame, rig: RigConfig) -> SensorFrame:
+def on_rig(frame: SensorFrame, rig: RigConfig) -> SensorFrame:
     """The frame with its cameras in the places of the rig's; ValueError for a sensor that the rig does not have."""
     _check_sweeps(frame.token, [s.channel for s in frame.lidar or ()], "LiDAR", rig.lidar_channels, rig.lidar_sweeps)
     _check_sweeps(frame.token, [s.channel for s in frame.radar or ()], "radar", rig.radar_channels, rig.radar_sweeps)

@@ -1,151 +1,35 @@
-"""The network: encoders, fuser, backbone and heads as one module."""
+"""The model as a robot uses it: one frame of sensor data in, what it sees out.
+
+Letters: B samples, M modalities, T boxes, X and Y cells.
+"""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from functools import cached_property
 
 import torch
-from torch import Tensor, nn
 
-from bev.backbone import BEVBackbone
-from bev.boxes import Boxes
-from bev.heads import DetectionHead, DetectionLogits, HeatmapHead, decode
-from bev.merge import merge_boxes, no_boxes
-from bev.motion import MOTION_CHANNELS
-from bev.suppression import cross_class_nms
-from fusion import BEVFeatures, FusedBEV, Fuser, LateFusion, ObjectAlignment
-from robustbev.checks import check_batch, check_views, check_weights
-from robustbev.config import ModelConfig, RigConfig
+from robustbev.config import RigConfig
 from robustbev.cuda_graphs import CudaGraphs
 from robustbev.detections import Detections
-from robustbev.inference import detect
-from robustbev.precision import FLOAT32, Precision
-from sensors.absence import Absence
-from sensors.batch import SensorBatch
-from sensors.camera_encoder import CameraEncoder
-from sensors.features import MovingFeatures
+from robustbev.inference import on_rig, preparation, warn_of_absent
+from robustbev.network import PerceptionNetwork
+from robustbev.perception import Perception
 from sensors.frame_checks import check_frame
 from sensors.frames import SensorFrame
-from sensors.lidar_encoder import LidarEncoder
-from sensors.radar_encoder import RadarEncoder
-
-MEASURE_MOTION = ("lidar", "radar")  # from sweep to sweep, and by Doppler
-
-
-@dataclass(frozen=True)
-class Perception:
-    """What the model sees.
-
-    `perceived` is False for a sample of which no sensor covers any cell: its boxes have score 0 and mean "no perception",
-    not "nothing there".
-    """
-
-    boxes: Boxes  # [B, T], sorted by score, reference frame
-    fused: FusedBEV  # attention [B, M, X, Y]
-    modalities: tuple[str, ...]  # M names, in the order of the attention
-    perceived: Tensor  # [B] bool
-    absent: Mapping[str, Absence] | None = None
-    """Channel -> why, of the rig's sensors that are absent in the frame (`perceive_frame`); None: of a batch, it has no rig."""
-    cross_class_iou: float = 1.0  # of `shown`; see `DecodeConfig`
-
-    def found(self, sample: int) -> Boxes:
-        """The boxes [T] of one sample without those that are none; no box where nothing was perceived."""
-        boxes = self.boxes[sample]
-        return boxes[(boxes.score > 0) & self.perceived[sample]]
-
-    def shown(self, sample: int) -> Boxes:
-        """Of `found`, one box a place: the better one where a vehicle was found as truck, bus and trailer.
-
-        For people and robots. Evaluations rank every class by itself, and measure `found`.
-        """
-        return cross_class_nms(self.found(sample), self.cross_class_iou)
-
-    def to(self, device: torch.device | str) -> Perception:
-        fused = FusedBEV(*(t.to(device) for t in (self.fused.features, self.fused.attention, self.fused.coverage)))
-        return replace(self, boxes=self.boxes.to(device), fused=fused, perceived=self.perceived.to(device))
+from sensors.preparation.collate import collate
+from sensors.preparation.preparation import Preparation
+from sensors.preparation.prepare import prepare
 
 
-@dataclass(frozen=True)
-class TrainingOutputs:
-    """The logits that the losses are made of."""
+class PerceptionModel(PerceptionNetwork):
+    """The network that also takes frames of numpy arrays; `build` makes it from a `ModelConfig`."""
 
-    detection: tuple[DetectionLogits, ...]  # one a view of the batch, see `PerceptionModel.training_outputs`
-    features: dict[str, BEVFeatures | None]  # of each modality, before anything was hidden from the fuser
-    auxiliary: dict[str, Tensor]  # heatmap logits [B, K, X, Y] by modality
-    depth_logits: Tensor | None  # [B, N, h, w, D]
-    image: Tensor | None  # [B, N, K, h, w] heatmap logits of objects in the pictures
-
-
-class PerceptionModel(nn.Module):
-    """Encoders, fuser, backbone and head, handed in built; `build` makes them from a `ModelConfig`.
-
-    Letters: B samples, C channels, M modalities, K classes, T boxes, X and Y cells.
-    """
-
-    nms_radius_m: Tensor  # [K], NaN: by the boxes' own size
-    allowed_attributes: Tensor  # [K, A] bool
-    graphs: CudaGraphs
-    """By which `perceive` answers on a GPU."""
-    precision: Precision
-    """What inference computes in; `robustbev.load` chooses it. Training has its own, `training.step.TrainingStep.precision`."""
-
-    def __init__(
-        self,
-        config: ModelConfig,
-        *,
-        camera: CameraEncoder | None,
-        lidar: LidarEncoder | None,
-        radar: RadarEncoder | None,
-        fuser: Fuser,
-        backbone: BEVBackbone,
-        head: DetectionHead,
-        auxiliary: dict[str, HeatmapHead],
-        image_head: HeatmapHead | None,
-        alignment: ObjectAlignment | None = None,
-    ) -> None:
-        super().__init__()
-        self.config = config
-        self.precision = FLOAT32
-        self.graphs = CudaGraphs()
-        self.frozen: tuple[str, ...] = ()
-        self.grid = config.grid.bev()
-        self.camera, self.lidar, self.radar = camera, lidar, radar
-        self.fuser, self.backbone, self.head = fuser, backbone, head
-        self.auxiliary, self.image_head = nn.ModuleDict(auxiliary), image_head
-        self.alignment = alignment
-        radius = [config.decode.nms_radius_m.get(name, math.nan) for name in config.classes]
-        self.register_buffer("nms_radius_m", torch.tensor(radius), persistent=False)
-        allowed = [config.can_have(name, attribute) for name in config.classes for attribute in config.attributes]
-        allowed_map = torch.tensor(allowed, dtype=torch.bool).view(len(config.classes), len(config.attributes))
-        self.register_buffer("allowed_attributes", allowed_map, persistent=False)
-
-    def freeze(self, prefixes: Sequence[str]) -> None:
-        """Let the parameters whose names start with one of `prefixes` learn no more, and their batch statistics stand still.
-
-        Raises:
-            ValueError: a prefix fits no parameter.
-        """
-        names = [name for name, _ in self.named_parameters()]
-        for prefix in prefixes:
-            if not any(is_under(name, prefix) for name in names):
-                parts = ", ".join(dict.fromkeys(name.partition(".")[0] for name in names))
-                raise ValueError(f"freeze: no parameter lies under {prefix!r}; the model's parts are {parts}")
-        self.frozen = tuple(prefixes)
-        for name, parameter in self.named_parameters():
-            if any(is_under(name, prefix) for prefix in self.frozen):
-                parameter.requires_grad_(False)
-        self.train(self.training)
-
-    def train(self, mode: bool = True) -> PerceptionModel:
-        """As of every module, but what is frozen stays in evaluation mode."""
-        super().train(mode)
-        for name, module in self.named_modules():
-            if any(is_under(name, prefix) for prefix in self.frozen):
-                module.eval()
-        return self
+    @cached_property
+    def graphs(self) -> CudaGraphs:
+        """By which `perceive` answers on a GPU."""
+        return CudaGraphs()
 
     def perceive(self, frame: SensorFrame, rig: RigConfig | None = None, *, min_score: float = 0.05) -> Detections:
         """What the model sees in one frame of numpy arrays: boxes, and whom it trusted. Runs on the device of the model.
@@ -165,157 +49,57 @@ class PerceptionModel(nn.Module):
             CalibrationError: a calibration that is none.
         """
         check_frame(frame)
-        return detect(self, frame, rig, min_score)
-
-    def forward(self, batch: SensorBatch) -> Perception:
-        return self.perceive_features(self.encode(batch), batch.batch_size)
-
-    def encode(self, batch: SensorBatch) -> dict[str, BEVFeatures | None]:
-        """Each modality's grid [B, C, X, Y]; None where the batch has no such modality (nothing is computed).
-
-        Raises:
-            ValueError: the batch does not fit the model, see `robustbev.checks.check_batch`, or the weights are not float32.
-        """
-        check_weights(self)
-        check_batch(batch, self.config, self.nms_radius_m.device)
-        features: dict[str, BEVFeatures | None] = dict.fromkeys(self.config.modalities)
-        with self._autocast():
-            if self.camera is not None and batch.cameras is not None:
-                features["camera"] = self.camera(batch.cameras).bev
-            if self.lidar is not None and batch.lidar is not None:
-                features["lidar"] = self.lidar(batch.lidar)
-            if self.radar is not None and batch.radar is not None:
-                features["radar"] = self.radar(batch.radar)
-        return features
-
-    def perceive_features(self, features: Mapping[str, BEVFeatures | None], batch_size: int) -> Perception:
-        """Fuse, detect and decode: `features` as `encode` gives them, any of them None. One encoding serves every subset."""
-        with self._autocast():
-            fused = self.fuser(features, grid_shape=self.grid.shape, batch_size=batch_size)
-        perceived = fused.coverage.flatten(1).amax(1) > 0
-        if isinstance(self.fuser, LateFusion):
-            boxes = self._merged_boxes(self.fuser, features, batch_size)
-        else:
-            boxes = self._detect(fused.features, self._measured(features, batch_size), perceived)
-        if self.precision.name != "float32":
-            fused = FusedBEV(fused.features.float(), fused.attention.float(), fused.coverage.float())
-        return Perception(
-            boxes, fused, self.config.modalities, perceived, cross_class_iou=self.config.decode.cross_class_iou
-        )
-
-    def _autocast(self) -> AbstractContextManager[object]:
-        return self.precision.autocast(self.nms_radius_m.device.type)
-
-    def _measured(self, features: Mapping[str, BEVFeatures | None], batch_size: int) -> Tensor:
-        """[B, Q, X, Y] what the sensors that are there measure of motion by themselves, for the head; 0 where none does."""
-        shape = (batch_size, MOTION_CHANNELS, *self.grid.shape)
-        parts = []
-        for name in MEASURE_MOTION:
-            seen = features.get(name)
-            if isinstance(seen, MovingFeatures):
-                parts.append(torch.where(seen.coverage[:, None] > 0, seen.motion, 0.0))
-            else:
-                parts.append(torch.zeros(shape, device=self.nms_radius_m.device))
-        return torch.cat(parts, dim=1)
-
-    def _detect(self, grids: Tensor, motion: Tensor, perceived: Tensor) -> Boxes:
-        with self._autocast():
-            logits = self.head(self.backbone(grids), motion)
-        boxes = decode(
-            logits, self.grid, max_boxes=self.config.decode.max_boxes, nms_radius_m=self.nms_radius_m,
-            allowed=self.allowed_attributes,
-        )  # fmt: skip
-        return replace(boxes, score=torch.where(perceived[:, None], boxes.score, 0.0))
-
-    def _merged_boxes(self, fuser: LateFusion, features: Mapping[str, BEVFeatures | None], batch_size: int) -> Boxes:
-        """Late fusion: the boxes of each sensor that is there, from its own grid alone, merged."""
-        with self._autocast():
-            grids = fuser.separate(features, grid_shape=self.grid.shape, batch_size=batch_size)
-        present = [(name, g) for g, name in zip(grids, fuser.modalities, strict=True) if features.get(name) is not None]
-        max_boxes = self.config.decode.max_boxes
-        if not present:
-            count = min(max_boxes, len(self.config.classes) * self.grid.num_cells)
-            return no_boxes(batch_size, count, self.nms_radius_m.device)
-        # One after the other: in one batch a convolution's last bits could depend on how many sensors there are.
-        boxes = [
-            self._detect(
-                g.features, self._measured({name: features[name]}, batch_size), g.coverage.flatten(1).amax(1) > 0
-            )
-            for name, g in present
-        ]
-        coverage = [g.coverage for _, g in present]
-        return merge_boxes(boxes, coverage, self.grid, radius_m=self.nms_radius_m, max_boxes=max_boxes)
-
-    def training_outputs(self, batch: SensorBatch, views: Sequence[Tensor] | None = ()) -> TrainingOutputs:
-        """Logits of the head, of each modality's auxiliary head, of the depth bins and of objects in the pictures.
-
-        `views`: each [B, M] bool of modalities that the fuser may see (modality dropout); () is one view of everything, None
-        does without fuser, backbone and head (the encoders learn through their auxiliary heads alone). What a
-        view hides has coverage 0, exactly as if it were absent, while its encoder goes on learning through its auxiliary head
-        and the other views. The encoders run once, however many views there are. ValueError as of `encode`.
-        """
-        check_weights(self)
-        check_batch(batch, self.config, self.nms_radius_m.device)
-        check_views(views or (), batch.batch_size, self.config.modalities)
-        features: dict[str, BEVFeatures | None] = dict.fromkeys(self.config.modalities)
-        depth_logits = image = None
-        if self.camera is not None and batch.cameras is not None:
-            output = self.camera(batch.cameras)
-            features["camera"], depth_logits = output.bev, output.depth_logits
-            assert self.image_head is not None
-            image = self.image_head(output.features).unflatten(0, batch.cameras.present.shape)
-        if self.lidar is not None and batch.lidar is not None:
-            features["lidar"] = self.lidar(batch.lidar)
-        if self.radar is not None and batch.radar is not None:
-            features["radar"] = self.radar(batch.radar)
-        auxiliary = {
-            name: head(features[name].features)  # type: ignore[union-attr]
-            for name, head in self.auxiliary.items()
-            if features[name] is not None
-        }
-        detection = () if views is None else self._detect_views(features, views, batch.batch_size)
-        return TrainingOutputs(detection, features, auxiliary, depth_logits, image)
-
-    def _detect_views(
-        self, features: Mapping[str, BEVFeatures | None], views: Sequence[Tensor], batch_size: int
-    ) -> tuple[DetectionLogits, ...]:
-        if isinstance(self.fuser, LateFusion):
-            return self._detect_each(self.fuser, features, batch_size)
-        seen = [_hide(features, kept) for kept in views] or [dict(features)]
-        fused = [self.fuser(view, grid_shape=self.grid.shape, batch_size=batch_size).features for view in seen]
-        # All views at once: they share the batch statistics, too.
-        motion = torch.cat([self._measured(view, batch_size) for view in seen])
-        return self.head(self.backbone(torch.cat(fused)), motion).chunk(len(seen))
-
-    def _detect_each(
-        self, fuser: LateFusion, features: Mapping[str, BEVFeatures | None], batch_size: int
-    ) -> tuple[DetectionLogits, ...]:
-        """Late fusion: the logits of each sensor's own detector. It always sees its sensor, and nothing else to lose.
-
-        What a detector says of a sample without its sensor passes no gradient: there it had nothing to see.
-        """
-        grids = fuser.separate(features, grid_shape=self.grid.shape, batch_size=batch_size)
-        motion = torch.cat([self._measured({name: features.get(name)}, batch_size) for name in fuser.modalities])
-        logits = self.head(self.backbone(torch.cat([g.features for g in grids])), motion).chunk(len(grids))
-        return tuple(
-            DetectionLogits(
-                *(
-                    torch.where(grid.coverage.amax((1, 2))[:, None, None, None] > 0, part, part.detach())
-                    for part in (of_one.heatmap, of_one.regression, of_one.attributes)
-                )
-            )
-            for of_one, grid in zip(logits, grids, strict=True)
+        if not 0 <= min_score < 1:
+            raise ValueError(f"min_score: expected 0 to less than 1, got {min_score}")
+        wanted = preparation(self.config, rig)
+        rig = self.config.rig if rig is None else rig
+        assert rig is not None
+        seen = perceive_frame(self, on_rig(frame, rig), wanted)
+        absent = seen.absent or {}
+        warn_of_absent(absent)
+        boxes = seen.shown(0)
+        boxes = boxes[boxes.score >= min_score]
+        return Detections(
+            perceived=bool(seen.perceived[0]),
+            classes=self.config.classes,
+            attributes=self.config.attributes,
+            center_m=boxes.center_m.numpy(),
+            size_m=boxes.size_m.numpy(),
+            yaw_rad=boxes.yaw_rad.numpy(),
+            velocity_mps=boxes.velocity_mps.numpy(),
+            label=boxes.label.numpy(),
+            attribute=boxes.attribute.numpy(),
+            score=boxes.score.numpy(),
+            modalities=seen.modalities,
+            attention=seen.fused.attention[0].float().numpy(),
+            coverage=seen.fused.coverage[0].float().numpy(),
+            absent={channel: absence.reason for channel, absence in absent.items()},
         )
 
 
-def _hide(features: Mapping[str, BEVFeatures | None], kept: Tensor) -> dict[str, BEVFeatures | None]:
-    """The same features with coverage 0 where `kept` [B, M] is False."""
-    return {
-        name: None if f is None else replace(f, coverage=f.coverage * kept[:, i, None, None])
-        for i, (name, f) in enumerate(features.items())
-    }
+@torch.inference_mode()
+def perceive_frame(model: PerceptionModel, frame: SensorFrame, preparation: Preparation) -> Perception:
+    """What the model sees in one frame, as tensors: B = 1, on the CPU but for the fused features, which stay where they are.
 
+    A modality that is None costs nothing. On a GPU the answer is replayed, see `robustbev.cuda_graphs`.
 
-def is_under(name: str, prefix: str) -> bool:
-    """Whether a dotted name is `prefix` or lies under it."""
-    return f"{name}.".startswith(f"{prefix}.")
+    Args:
+        model: in evaluation mode, on any device.
+        frame: of any subset of the sensors, none included.
+        preparation: what the model wants to be given; depth targets are not made.
+
+    Raises:
+        CalibrationError, ValueError: see `sensors.preparation.prepare.prepare`.
+    """
+    if model.training:
+        raise ValueError("the model is in training mode, in which it answers at random: call model.eval() first")
+    on_gpu = model.nms_radius_m.device.type == "cuda"
+    # A GPU makes the lift table itself, in a fiftieth of the time.
+    preparation = replace(preparation, depth_targets=False, depth_bins=None if on_gpu else preparation.depth_bins)
+    prepared = prepare(frame, preparation)
+    batch = collate([prepared], preparation)
+    seen: Perception = model.graphs(model, batch) if on_gpu else model(batch.to(model.nms_radius_m.device))
+    fused = replace(seen.fused, attention=seen.fused.attention.cpu(), coverage=seen.fused.coverage.cpu())
+    return replace(
+        seen, boxes=seen.boxes.to("cpu"), fused=fused, perceived=seen.perceived.cpu(), absent=prepared.absent
+    )

@@ -18,9 +18,9 @@ from robustbev.assembly import build
 from robustbev.card import ModelCard
 from robustbev.checkpoints import CheckpointError, find_checkpoint
 from robustbev.config import ModelConfig
-from robustbev.devices import usable_device
-from robustbev.model import PerceptionModel, is_under
-from robustbev.precision import PrecisionSetting, PrecisionWarning, choose_precision
+from robustbev.model import PerceptionModel
+from robustbev.network import is_under
+from robustbev.precision import PrecisionSetting, PrecisionWarning, choose_precision, usable_device
 
 FORMAT_VERSION = 1
 _LARGEST_TEXT_BYTES = 2**20  # of a header or a configuration; ours have some 50,000

@@ -13,7 +13,7 @@ from typing import Self, TypeVar
 import torch
 from torch import Tensor
 
-from bev.lift import LiftTable
+from bev.lift.table import LiftTable
 
 MODALITIES = ("camera", "lidar", "radar")
 _RADAR_HEIGHT_MARGIN_M = 5.0  # radars measure no height worth the name: their z must not lose them a point

@@ -27,3 +27,7 @@ def sensor_fault(*, sensor: str, file: Path | str, token: str, expected: str, go
     A plain message and no fields: exceptions are rebuilt from their message when they cross from a loader's worker.
     """
     return SensorDataError(f"{sensor}: {file} (token {token}): expected {expected}, got {got}. {action}")
+
+
+class PictureError(ValueError):
+    """A picture that cannot be read, as "expected ..., got ..."."""

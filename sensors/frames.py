@@ -1,4 +1,4 @@
-"""One instant as the sensors saw it, in numpy: what a data set, a log or a robot hands over.
+"""One instant as the sensors saw it, in numpy: what a data set, a log or a robot hands over; and why a sensor is absent in it.
 
 Frames: `sensor` is a sensor's own frame (camera: x right, y down, z forward). `reference` is the ego frame at the keyframe's
 LiDAR time, x forward, y left, z up. `reference_T_sensor` maps sensor points to the reference and already holds the
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,7 @@ SECTORS = 36  # S, azimuth sectors of the LiDARs; sector s starts at -pi + s * 2
 
 @dataclass(frozen=True)
 class CameraImage:
-    """One picture as a pinhole shows it; what another lens shows is rectified first (`sensors.rectification`).
+    """One picture as a pinhole shows it; what another lens shows is rectified first (`sensors.camera.rectification`).
 
     Pixel (u, v) has its centre at (u, v) + 0: nuScenes intrinsics as they are.
     """
@@ -60,7 +61,7 @@ class RadarSweep:
 class SensorFrame:
     """Everything known at one instant. None is an absent modality, and so is one without pictures or sweeps.
 
-    A LiDAR or radar of which no point can be used counts as absent too (`sensors.prepare_points`): an empty sweep is that of a
+    A LiDAR or radar of which no point can be used is absent too (`sensors.preparation.points`): an empty sweep is that of a
     dead sensor, for all that one frame can tell.
 
     `cameras` keeps the order of the configured channels, None where that camera is absent. `lidar` and `radar` hold sweeps of
@@ -84,3 +85,22 @@ def azimuth_sector(x_m: FloatArray, y_m: FloatArray) -> NDArray[np.int64]:
     """The LiDAR sector (0..S - 1) of points [P] of the reference frame, as seen from its origin; 0 for NaN."""
     turn = np.arctan2(y_m, x_m) / (2 * np.pi) + 0.5
     return np.clip(np.nan_to_num(turn * SECTORS, nan=0.0).astype(np.int64), 0, SECTORS - 1)
+
+
+class Lack(StrEnum):
+    """What a frame lacks of a sensor."""
+
+    READING = "no reading"  # the frame holds no picture or sweep of it
+    RETURN = "no return"  # its sweeps hold no point: one frame cannot tell a dead sensor from an empty world
+    USABLE = "no usable point"  # its sweeps hold points, and none of them can reach the network
+
+
+@dataclass(frozen=True)
+class Absence:
+    """One sensor that counts as absent: what is lacking, and the reason for a person, with counts."""
+
+    lack: Lack
+    reason: str
+
+
+NOT_GIVEN = Absence(Lack.READING, "the frame holds nothing of it")

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
-from sensors.nuscenes_config import NuScenesConfig
+from sensors.nuscenes.config import NuScenesConfig
 from tests.shared import use_folder
 from tests.small_nuscenes import SmallNuScenes, write_small_nuscenes
 
@@ -70,7 +70,7 @@ def small_nuscenes(tmp_path_factory: pytest.TempPathFactory) -> SmallNuScenes:
 @pytest.fixture(scope="session")
 def mlflow_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """MLflow's database without any run. To be copied: making one takes seconds."""
-    from training import mlflow_store
+    from training.tracking import mlflow_store
 
     file = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
     mlflow_store.load_mlflow()

@@ -18,7 +18,7 @@ import simplejpeg
 from numpy.typing import NDArray
 
 from sensors.calibration import inverse_rigid, transforms
-from sensors.nuscenes_config import NuScenesConfig
+from sensors.nuscenes.config import NuScenesConfig
 
 VERSION = "v1.0-small"
 Channel = tuple[str, tuple[float, ...], int]  # modality, pose, time

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from sensors.frames import CameraImage, LidarSweep, RadarSweep, SensorFrame
-from sensors.prepare import Preparation
-from sensors.replay.results import SensorState, SensorStatus, Tick
+from sensors.preparation.preparation import Preparation
+from sensors.replay.tick import SensorState, SensorStatus, Tick
 from tests.tiny_model import CAMERAS, IMAGE_SIZE, RADAR_YAWS_DEG, camera_pose, tiny_config
 
 CAMERA_CHANNELS = tuple(f"CAM_{n}" for n in range(CAMERAS))

@@ -20,7 +20,7 @@ import pytest
 import torch
 import typer
 
-from training.commands import app
+from training.commands.app import app
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]

@@ -11,11 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bev.boxes import Boxes
+from bev.detection.boxes import Boxes
 from robustbev import ModelConfig, PerceptionModel, build
 from sensors.batch import CameraBatch, LidarBatch, RadarBatch, SensorBatch
-from sensors.prepare_points import DroppedPoints
-from training.batch import TrainingBatch
+from sensors.preparation.points import DroppedPoints
+from training.data.batch import TrainingBatch
 
 IMAGE_SIZE = (32, 64)
 CAMERAS, RADARS, SECTORS = 6, 5, 12

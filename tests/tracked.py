@@ -6,8 +6,8 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from training.outbox import Outbox
-from training.run_files import RunFiles
+from training.runs.files import RunFiles
+from training.tracking.outbox import Outbox
 
 AWAY = "http://127.0.0.1:9"  # nobody listens there
 

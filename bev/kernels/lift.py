@@ -180,7 +180,7 @@ def place_points(
     bins: int,
     samples: tuple[int, int],
 ) -> tuple[Tensor, Tensor]:
-    """Cells of all points of all frustums, and their depth bins, as `bev.lift.LiftTable` numbers them: int32 [points] twice.
+    """Cells of all points of all frustums, and their depth bins, both int32 [points], as `bev.lift.table.LiftTable` has them.
 
     Args:
         rays: [B, N, 3, columns] in the reference frame, a metre of depth long.

@@ -27,7 +27,7 @@ def _suppress(close, kept, T, BT: tl.constexpr):
 
 
 def suppress(close: Tensor) -> Tensor:
-    """As `bev.suppression.greedy_suppression`: [B, T, T] bool -> [B, T] bool."""
+    """As `bev.detection.suppression.greedy_suppression`: [B, T, T] bool -> [B, T] bool."""
     samples, boxes = close.shape[:2]
     kept = torch.empty(samples, boxes, device=close.device, dtype=torch.int32)
     if kept.numel():

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from robustbev.export.graphs import BOX_FIELDS, Graph
 from robustbev.export.manifest import Kind
-from robustbev.model import Perception
+from robustbev.perception import Perception
 
 TOLERANCE = 1e-4
 # Where the head is of two minds about a heading, its sine and cosine are near 0 and the angle takes their last bits a hundred

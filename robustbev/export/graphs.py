@@ -12,11 +12,11 @@ import torch
 from torch import Tensor, nn
 
 import robustbev
-from bev.lift_groups import LiftGroups, groups_of, lift_groups
+from bev.lift.groups import LiftGroups, groups_of, lift_groups
 from fusion import BEVFeatures, Fuser
 from robustbev.model import PerceptionModel
 from sensors.batch import LidarBatch, RadarBatch, SensorBatch
-from sensors.camera_encoder import CameraEncoder
+from sensors.camera.encoder import CameraEncoder
 
 BOX_FIELDS = ("center_m", "size_m", "yaw_rad", "velocity_mps", "label", "attribute", "score")
 

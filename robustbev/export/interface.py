@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from bev.lift_groups import GROUP
+from bev.lift.groups import GROUP
 from fusion import Fuser
 from fusion.runtime import Symbol, TensorSpec
 from robustbev.model import PerceptionModel

@@ -13,7 +13,7 @@ from typing import Any
 from sensors.documents import DocumentError, read_yaml, short
 from sensors.logs.decode import ChannelInfo
 from sensors.logs.log import LogError, LogWarning, TopicInfo
-from sensors.logs.mcap_log import McapFile
+from sensors.logs.mcap.log import McapFile
 from sensors.logs.recorded import Promise, RecordedLog
 from sensors.logs.recorded_file import OpenFile
 from sensors.logs.sqlite_log import SqliteFiles

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from sensors.logs.bag import open_bag
 from sensors.logs.log import Log, LogError
-from sensors.logs.mcap_log import McapLog, looks_like_mcap
+from sensors.logs.mcap.log import McapLog, looks_like_mcap
 from sensors.logs.sqlite_log import MAGIC as SQLITE_MAGIC
 from sensors.logs.sqlite_log import SqliteLog
 

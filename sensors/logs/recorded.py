@@ -9,7 +9,8 @@ from operator import attrgetter
 from pathlib import Path
 from typing import NamedTuple
 
-from sensors.logs.decode import ChannelInfo, Decoder, is_camera_info, is_transform
+from sensors.logs.decode import ChannelInfo, is_camera_info, is_transform
+from sensors.logs.decoder import Decoder
 from sensors.logs.log import Damage, LogError, Order, TopicInfo
 from sensors.logs.messages import FrameTransform, FrameTransforms, LogMessage, Malformed
 from sensors.logs.recorded_file import Notices, OpenFile, Query, RawMessage, RecordedFile, merge_due

@@ -10,8 +10,8 @@ from typing import Literal, TypeAlias, get_args
 
 from sensors.logs.encode import EncodeError
 from sensors.logs.log import Log, LogError, LogWarning
+from sensors.logs.mapping.targets import FoxgloveTarget, Ros2McapTarget, Ros2SqliteTarget, Target, dynamic_topic
 from sensors.logs.messages import FrameTransform, FrameTransforms, LogMessage, Malformed
-from sensors.logs.targets import FoxgloveTarget, Ros2McapTarget, Ros2SqliteTarget, Target, dynamic_topic
 
 LogFormat = Literal["foxglove", "ros2", "ros2-sqlite"]
 _Edges: TypeAlias = "dict[tuple[str, str], FrameTransform]"  # by parent and child: a frame may have several parents

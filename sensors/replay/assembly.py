@@ -12,15 +12,15 @@ from dataclasses import dataclass
 import numpy as np
 
 from sensors.calibration import CalibrationError, Float64, inverse_rigid
+from sensors.camera.images import DecodeSize, scaled_intrinsics
 from sensors.errors import SensorDataError
 from sensors.frames import CameraImage, LidarSweep, RadarSweep, SensorFrame
-from sensors.images import DecodeSize, scaled_intrinsics
 from sensors.logs.messages import EncodedImage, Malformed, PointCloud, RawImage
 from sensors.replay.channels import Channels, Source
 from sensors.replay.readings import Picture, decode_picture, lidar_points, picture_size_px, radar_points
-from sensors.replay.results import SensorState, SensorStatus, Tick
 from sensors.replay.rig import Mounting, Rig
 from sensors.replay.synchroniser import Reading, SensorQueue
+from sensors.replay.tick import SensorState, SensorStatus, Tick
 
 _NO_MOTION = "no ego pose at its time: not brought to the tick"
 

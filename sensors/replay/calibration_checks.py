@@ -13,8 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from sensors.calibration import CalibrationError, Float64, intrinsics_fault, rigid_fault
+from sensors.camera.rectification import distortion_fault
 from sensors.logs.messages import CameraInfo
-from sensors.rectification import distortion_fault
 from sensors.replay.poses import SAME_M, SAME_RAD
 from sensors.replay.readings import lens_of, rectified_intrinsics
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from sensors.logs.log import Log, LogError
-from sensors.logs.mapping import CameraTopics, LidarTopics, LogMapping, RadarTopics
+from sensors.logs.mapping.mapping import CameraTopics, LidarTopics, LogMapping, RadarTopics
 from sensors.replay.config import ReplayConfig
 
 _SECOND_NS = 1_000_000_000

@@ -13,16 +13,16 @@ from typing import Annotated
 
 from pydantic import Field, model_validator
 
-from sensors.images import DecodeSize
+from sensors.camera.images import DecodeSize
 from sensors.logs.log import LogError, LogWarning
-from sensors.logs.mapping import LogMapping
+from sensors.logs.mapping.mapping import LogMapping
 from sensors.logs.messages import LogMessage
 from sensors.replay.channels import Channels, Source, sources
 from sensors.replay.clock import SECOND_NS, Measurement, Window, drives_clock, jump
 from sensors.replay.config import ReplayConfig, Span
 from sensors.replay.playback import Playback
-from sensors.replay.results import Tick
 from sensors.replay.rig import Rig
+from sensors.replay.tick import Tick
 
 
 class LiveConfig(ReplayConfig):

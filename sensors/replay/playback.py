@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
-from sensors.images import DecodeSize
+from sensors.camera.images import DecodeSize
 from sensors.logs.log import LogWarning
 from sensors.logs.messages import (
     CameraInfo,
@@ -26,9 +26,9 @@ from sensors.replay.assembly import Assembler
 from sensors.replay.channels import Channels, Source
 from sensors.replay.clock import SECOND_NS, Heartbeats, Measurement, TickGrid, Window, drives_clock, jump
 from sensors.replay.config import ReplayConfig
-from sensors.replay.results import Tick
 from sensors.replay.rig import Rig
 from sensors.replay.synchroniser import Reading, SensorQueue
+from sensors.replay.tick import Tick
 
 _PICTURES, _POINTS = (EncodedImage, RawImage), (PointCloud,)
 _EXPECTED: dict[str, tuple[type[Measurement], ...]] = {"camera": _PICTURES, "lidar": _POINTS, "radar": _POINTS}

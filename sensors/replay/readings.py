@@ -13,13 +13,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sensors.calibration import Float64
-from sensors.errors import SensorDataError
-from sensors.images import DecodeSize
+from sensors.camera.images import DecodeSize
+from sensors.camera.picture_files import decode_file, file_size_px
+from sensors.camera.rectification import Lens
+from sensors.errors import PictureError, SensorDataError
 from sensors.logs.messages import CameraInfo, EncodedImage, PointCloud, RawImage
-from sensors.pictures import PictureError
-from sensors.pictures.files import decode_file, file_size_px
-from sensors.pictures.raw import decode_raw
-from sensors.rectification import Lens
+from sensors.logs.pixels import decode_raw
 
 LIDAR_FIELDS = ("x", "y", "z", "intensity", "ring")
 RADAR_FIELDS = ("x", "y", "z", "rcs", "vx_comp", "vy_comp")
@@ -51,7 +50,7 @@ def decode_picture(payload: EncodedImage | RawImage, decode: DecodeSize | None =
     """The picture in RGB; a JPEG perhaps at a reduced scale. Its size is to be checked before, by `picture_size_px`.
 
     Raises:
-        SensorDataError: none of the formats and layouts of `sensors.pictures`, or damaged.
+        SensorDataError: none of the formats and layouts of `picture_files` and `pixels`, or damaged.
         ImportError: simplejpeg, for JPEG, or OpenCV, for all else, is not installed.
     """
     with _named(payload):
@@ -62,7 +61,7 @@ def decode_picture(payload: EncodedImage | RawImage, decode: DecodeSize | None =
 
 @contextmanager
 def _named(payload: EncodedImage | RawImage) -> Iterator[None]:
-    """What `sensors.pictures` raises, with the log's word for the picture, or with the extra that brings what is missing."""
+    """Errors of the decoders with the log's word for the picture, or with the extra that brings what is missing."""
     try:
         yield
     except PictureError as error:

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from sensors.calibration import CalibrationError, Float64
-from sensors.logs.mapping import LogMapping, called_rectified, is_rectified
+from sensors.camera.rectification import Lens, distortion_doubt
+from sensors.logs.mapping.mapping import LogMapping, called_rectified, is_rectified
 from sensors.logs.messages import CameraInfo, FrameTransforms
-from sensors.rectification import Lens, distortion_doubt
 from sensors.replay.calibration_checks import (
     Findings,
     check_camera_info,

@@ -16,7 +16,7 @@ from sensors.logs.messages import EncodedImage, Malformed, PointCloud, RawImage
 from sensors.replay.channels import Source
 from sensors.replay.clock import SECOND_NS
 from sensors.replay.config import ReplayConfig
-from sensors.replay.results import SensorState
+from sensors.replay.tick import SensorState
 
 _AHEAD_NS = 10_000_000  # a stamp this much later than its arrival is doubted
 _PERIODS = 20  # the last ones, for their median

@@ -15,16 +15,16 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-from sensors.images import DecodeSize
+from sensors.camera.images import DecodeSize
 from sensors.logs.log import Log, LogWarning, Order
-from sensors.logs.mapping import LogMapping
-from sensors.logs.mapping_file import check_mapping
+from sensors.logs.mapping.file import check_mapping
+from sensors.logs.mapping.mapping import LogMapping
 from sensors.replay.channels import Channels, Source, sources, wanted_topics
 from sensors.replay.clock import SECOND_NS, Measurement, Window, first_measurement, tick_rate_hz, window
 from sensors.replay.config import ReplayConfig
 from sensors.replay.playback import AlterMessages, Playback
-from sensors.replay.results import Tick
 from sensors.replay.rig import Rig
+from sensors.replay.tick import Tick
 from sensors.replay.transforms import TransformError
 
 

@@ -7,8 +7,8 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from sensors.simulation.mesh import Array
-from sensors.simulation.radar import DTYPE
+from sensors.simulation.sensing.radar import DTYPE
+from sensors.simulation.shapes.mesh import Array
 
 _TYPES = {"f": "F", "i": "I"}
 

@@ -10,8 +10,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from sensors.processes import run_each
-from sensors.simulation import rig
 from sensors.simulation.config import SimulationConfig
+from sensors.simulation.sensing import rig
 from sensors.simulation.tables import Rows, common_rows
 
 MARKER = "simulation.json"

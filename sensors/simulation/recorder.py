@@ -6,14 +6,14 @@ from pathlib import Path
 
 import numpy as np
 
-from sensors.simulation import lidar, radar, rig
-from sensors.simulation.camera import CameraRenderer
-from sensors.simulation.casting import RayBundle, rotate
 from sensors.simulation.config import SimulationConfig
 from sensors.simulation.files import write_image, write_lidar, write_mask, write_radar
-from sensors.simulation.mesh import Array
+from sensors.simulation.sensing import lidar, radar, rig
+from sensors.simulation.sensing.camera import CameraRenderer
+from sensors.simulation.sensing.casting import RayBundle, rotate
+from sensors.simulation.sensing.world import KEYFRAME_STEP_S, Pose, World, random_generator
+from sensors.simulation.shapes.mesh import Array
 from sensors.simulation.tables import Row, Rows, link, token, visibility_token
-from sensors.simulation.world import KEYFRAME_STEP_S, Pose, World, random_generator
 
 EPOCH_US = 1_600_000_000_000_000
 SCENE_GAP_US = 100_000_000

@@ -6,7 +6,7 @@ import hashlib
 from dataclasses import dataclass, field
 from typing import Any
 
-from sensors.simulation import rig
+from sensors.simulation.sensing import rig
 
 Row = dict[str, Any]
 

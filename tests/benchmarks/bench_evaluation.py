@@ -1,4 +1,4 @@
-"""The detection metrics of a submission of 200 boxes a sample: `training.detection_metrics` against the devkit."""
+"""The detection metrics of a submission of 200 boxes a sample: `training.evaluation.detection_metrics` against the devkit."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from pathlib import Path
 import torch
 
 from robustbev import NUSCENES_ATTRIBUTES, NUSCENES_CLASSES
-from sensors.nuscenes import NuScenesReader
+from sensors.nuscenes.reader import NuScenesReader
 from tests.benchmarks.conftest import Compare
 from tests.benchmarks.tables import write_tables
-from training.official import Metrics, OfficialEvaluation, open_tables
-from training.submission import submission, submission_boxes
+from training.evaluation.official import Metrics, OfficialEvaluation, open_tables
+from training.evaluation.submission import submission, submission_boxes
 
 SCENES, BOXES = 5, 200
 

@@ -15,7 +15,7 @@ from robustbev.export.graphs import ModelGraph
 from sensors.batch import SensorBatch
 from tests.benchmarks.bench_pillars import drive as sweeps
 from tests.benchmarks.conftest import Compare
-from training.config import load_run_config
+from training.runs.config import load_run_config
 
 CAMERAS, RADARS, LIDAR_POINTS, RADAR_POINTS = 6, 5, 35_000, 600
 

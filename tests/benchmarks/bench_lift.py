@@ -17,7 +17,15 @@ import torch
 from torch import Tensor
 
 from bev.grid import BEVGrid
-from bev.lift import DepthBins, Frustums, LiftTable, build_lift_table, frustum_cells, lift_splat, lift_splat_reference
+from bev.lift.table import (
+    DepthBins,
+    Frustums,
+    LiftTable,
+    build_lift_table,
+    frustum_cells,
+    lift_splat,
+    lift_splat_reference,
+)
 from tests.benchmarks.conftest import Compare
 
 IMAGE, STRIDE, CAMERAS = (256, 704), 16, 6

@@ -17,17 +17,17 @@ from PIL import Image
 
 from robustbev import preparation
 from sensors.calibration import apply, transforms
-from sensors.images import DecodeSize, ImageChange, fit_image
-from sensors.nuscenes import NuScenesReader
-from sensors.nuscenes_config import NuScenesConfig
-from sensors.nuscenes_index import open_index
-from sensors.pictures.files import read_picture
-from sensors.prepare_points import lidar_clouds, merge_lidar
+from sensors.camera.images import DecodeSize, ImageChange, fit_image
+from sensors.camera.picture_files import read_picture
+from sensors.nuscenes.config import NuScenesConfig
+from sensors.nuscenes.index import open_index
+from sensors.nuscenes.reader import NuScenesReader
+from sensors.preparation.points import lidar_clouds, merge_lidar
 from sensors.simulation import SimulationConfig, simulate
 from tests.benchmarks.conftest import Compare
 from tests.benchmarks.tables import write_tables
-from training.config import load_run_config
-from training.data import rig_of
+from training.data.dataset import rig_of
+from training.runs.config import load_run_config
 
 SIZE_PX, ZOOM = (256, 704), 1.11  # of the pictures in configs/nuscenes.yaml, and the most that they are enlarged
 SWEEPS = 10

@@ -24,15 +24,16 @@ from robustbev import PerceptionModel, preparation
 from robustbev.checks import check_batch
 from sensors.batch import MODALITIES, SensorBatch
 from sensors.calibration import Float64
-from sensors.collate import collate
 from sensors.frame_checks import check_frame
 from sensors.frames import CameraImage, LidarSweep, RadarSweep, SensorFrame
-from sensors.nuscenes import NuScenesReader
-from sensors.prepare import Preparation, prepare
+from sensors.nuscenes.reader import NuScenesReader
+from sensors.preparation.collate import collate
+from sensors.preparation.preparation import Preparation
+from sensors.preparation.prepare import prepare
 from tests.benchmarks.conftest import Compare
-from tests.test_bad_input import BATCH, FRAME, MODEL
-from training.config import RunConfig, load_run_config
-from training.data import rig_of
+from tests.robustbev.test_bad_input import BATCH, FRAME, MODEL
+from training.data.dataset import rig_of
+from training.runs.config import RunConfig, load_run_config
 
 CONFIG = Path("configs/tiny.yaml")
 IMAGE_PX, LIDAR_POINTS, RADAR_POINTS = (900, 1600), 35_000, 125  # a radar sweep of nuScenes holds at most 125

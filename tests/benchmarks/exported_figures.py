@@ -21,8 +21,8 @@ from robustbev.export import Kind, export, model_inputs
 from robustbev.export.check import compare, perception_outputs, runner
 from robustbev.export.graphs import ModelGraph
 from sensors.batch import SensorBatch
-from training.loader import build_loader
-from training.release import load_with_rig
+from training.data.loader import build_loader
+from training.runs.release import load_with_rig
 
 LOST_CAMERAS = [1, 3, 4]
 KINDS: tuple[Kind, ...] = ("onnx", "pt2", "aoti")

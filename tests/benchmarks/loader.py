@@ -26,22 +26,22 @@ import cv2
 import torch
 
 import tests.benchmarks.loader
-from sensors.nuscenes_index import build_index
-from training.config import RunConfig, load_run_config
-from training.handover import Parcel
-from training.loader import SampleLoader, build_loader
-from training.memory import keep_freed_memory
+from sensors.nuscenes.index import build_index
+from training.data.handover import Parcel
+from training.data.loader import SampleLoader, build_loader
+from training.loop.memory import keep_freed_memory
+from training.runs.config import RunConfig, load_run_config
 
 PARTS = {
-    "JPEG files to pixels": ("sensors.nuscenes.read_picture",),
-    "cut, resize, mirror, colour": ("sensors.prepare.fit_image",),
-    "LiDAR files": ("sensors.nuscenes.read_lidar_file",),
-    "LiDAR points": ("sensors.prepare.lidar_clouds", "sensors.prepare.merge_lidar"),
-    "radar files": ("sensors.nuscenes.read_radar_file",),
-    "radar points": ("sensors.prepare.merge_radar",),
-    "depth targets": ("sensors.prepare._depth",),
-    "batch of tensors": ("training.loader.collate_samples",),
-    "lift table": ("sensors.collate.build_lift_table",),
+    "JPEG files to pixels": ("sensors.nuscenes.reader.read_picture",),
+    "cut, resize, mirror, colour": ("sensors.preparation.prepare.fit_image",),
+    "LiDAR files": ("sensors.nuscenes.reader.read_lidar_file",),
+    "LiDAR points": ("sensors.preparation.prepare.lidar_clouds", "sensors.preparation.prepare.merge_lidar"),
+    "radar files": ("sensors.nuscenes.reader.read_radar_file",),
+    "radar points": ("sensors.preparation.prepare.merge_radar",),
+    "depth targets": ("sensors.preparation.prepare._depth",),
+    "batch of tensors": ("training.data.loader.collate_samples",),
+    "lift table": ("sensors.preparation.collate.build_lift_table",),
     "handed over": ("tests.benchmarks.loader.hand_over",),
 }
 OTHERS = "all others"

@@ -18,9 +18,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from training.loader import build_loader
-from training.recall import match
-from training.release import load_with_rig
+from training.data.loader import build_loader
+from training.evaluation.recall import match
+from training.runs.release import load_with_rig
 
 MIN_SCORE, DISTANCE_M, MOVING_MPS = 0.1, 2.0, 0.5
 

@@ -18,22 +18,22 @@ import torch
 
 import robustbev
 from robustbev.checkpoints import find_checkpoint
-from sensors.images import DecodeSize
+from robustbev.results.result import TickResult
+from sensors.camera.images import DecodeSize
 from sensors.logs.log import Damage, Order, TopicInfo
 from sensors.logs.messages import FrameTransforms, LogMessage, Malformed, Other, Payload
-from sensors.logs.nuscenes_log import NuScenesLog, mapping_of_nuscenes
+from sensors.logs.nuscenes.log import NuScenesLog, mapping_of_nuscenes
 from sensors.logs.open import open_log
 from sensors.logs.write import write_log
-from sensors.nuscenes_config import NuScenesConfig
+from sensors.nuscenes.config import NuScenesConfig
 from sensors.replay.channels import Channels
 from sensors.replay.config import ReplayConfig
-from sensors.replay.results import TickResult
 from sensors.replay.ticks import ticks
 from sensors.simulation import SimulationConfig, simulate
-from training.config import load_run_config
-from training.data import preparation
-from training.memory import resident_memory_bytes
-from training.replay import Latencies, Perceiver, drain, replay
+from training.data.dataset import preparation
+from training.loop.memory import resident_memory_bytes
+from training.replay.play import Latencies, Perceiver, drain, replay
+from training.runs.config import load_run_config
 
 DRIVE_NS = 50_000_000_000
 KEYFRAMES = 100  # of the simulated drive: 50 s

@@ -15,8 +15,8 @@ import sys
 import tempfile
 from pathlib import Path
 
-from sensors.nuscenes_config import NuScenesConfig
-from sensors.nuscenes_index import build_index
+from sensors.nuscenes.config import NuScenesConfig
+from sensors.nuscenes.index import build_index
 from sensors.simulation import SimulationConfig, simulate
 
 SCENE = SimulationConfig(
@@ -64,9 +64,9 @@ _OPEN = """
 import sys, time
 from pathlib import Path
 from nuscenes import NuScenes
-from sensors.nuscenes_config import NuScenesConfig
-from sensors.nuscenes_index import open_index
-from training.memory import resident_memory_bytes
+from sensors.nuscenes.config import NuScenesConfig
+from sensors.nuscenes.index import open_index
+from training.loop.memory import resident_memory_bytes
 root, version, who = sys.argv[1:]
 data = NuScenesConfig(root=Path(root), version=version)
 before, started = resident_memory_bytes(), time.process_time()

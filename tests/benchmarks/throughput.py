@@ -18,25 +18,25 @@ import torch
 
 import robustbev
 from robustbev import choose_precision
-from sensors.nuscenes_index import build_index
+from sensors.nuscenes.index import build_index
 from sensors.simulation import SimulationConfig, simulate
-from training.batch import TrainingBatch
-from training.callbacks import Callback, StepRecord
-from training.checkpoint import TrainingState
-from training.config import RunConfig, load_run_config
-from training.loader import build_loader
-from training.loop import Plan, train
-from training.memory import keep_freed_memory
-from training.optim import AveragedWeights, build_optimizer
-from training.random_state import seed_everything
-from training.step import TrainingStep
+from training.data.batch import TrainingBatch
+from training.data.loader import build_loader
+from training.loop.callbacks import Callback, StepRecord
+from training.loop.checkpoint import TrainingState
+from training.loop.memory import keep_freed_memory
+from training.loop.optim import AveragedWeights, build_optimizer
+from training.loop.random_state import seed_everything
+from training.loop.step import TrainingStep
+from training.loop.train import Plan, train
+from training.runs.config import RunConfig, load_run_config
 
 SCENES = 6
 
 
 @dataclass(frozen=True)
 class InMemory:
-    """`training.loop.Batches` that go round and round."""
+    """`training.loop.train.Batches` that go round and round."""
 
     batches: list[TrainingBatch]
     steps: int

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from bev import pillars
 from bev.grid import BEVGrid
-from bev.lift import DepthBins, build_lift_table, lift_splat, lift_splat_reference
+from bev.lift.table import DepthBins, build_lift_table, lift_splat, lift_splat_reference
 from bev.pillars import linear_max, linear_max_reference, normalised_linear
 
 

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 
 import robustbev
-from bev.lift import LiftTable, lift_splat, lift_splat_reference
+from bev.detection.suppression import greedy_suppression, greedy_suppression_reference
+from bev.lift.table import LiftTable, lift_splat, lift_splat_reference
 from bev.pillars import linear_max, linear_max_reference
-from bev.suppression import greedy_suppression, greedy_suppression_reference
 from fusion import BEVFeatures, CrossAttentionFusion
 from fusion.kernels.cells import cell_attention
 from fusion.kernels.neighbours import neighbour_attention, neighbour_attention_reference

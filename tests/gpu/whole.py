@@ -20,15 +20,15 @@ import torch
 from torch import Tensor, nn
 
 import robustbev
-from bev.boxes import Boxes
+from bev.detection.boxes import Boxes
 from robustbev import ModelConfig, PerceptionModel, choose_precision
 from robustbev.cuda_graphs import CudaGraphs, GraphWarning
 from robustbev.export.example import random_batch
 from sensors.batch import MODALITIES, SensorBatch
-from sensors.prepare_points import DroppedPoints
+from sensors.preparation.points import DroppedPoints
 from tests.gpu.measure import ROOT, host_waits, milliseconds, peak_mib, relative_error, synchronise
-from training.batch import TrainingBatch
-from training.step import StepConfig, TrainingStep
+from training.data.batch import TrainingBatch
+from training.loop.step import StepConfig, TrainingStep
 
 PARTS = ("camera", "camera.vit", "lidar", "radar", "fuser", "backbone", "head")
 

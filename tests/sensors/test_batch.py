@@ -13,8 +13,8 @@ from torch.utils.data._utils.pin_memory import pin_memory
 
 from sensors.batch import TensorBatch
 from tests.tiny_model import random_training_batch, tiny_model
-from training.batch import TrainingBatch
-from training.step import StepConfig, TrainingStep
+from training.data.batch import TrainingBatch
+from training.loop.step import StepConfig, TrainingStep
 
 
 def whole_batch() -> TrainingBatch:

@@ -9,13 +9,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from bev.lift import build_lift_table
+from bev.lift.table import build_lift_table
 from fusion import BEVFeatures
 from sensors.batch import CameraBatch
-from sensors.camera_encoder import CameraEncoder
-from sensors.lidar_encoder import LidarEncoder, azimuth_sectors
-from sensors.radar_encoder import RadarEncoder, radar_view
-from sensors.vit import VisionTransformer
+from sensors.camera.encoder import CameraEncoder
+from sensors.camera.vit import VisionTransformer
+from sensors.lidar.encoder import LidarEncoder, azimuth_sectors
+from sensors.radar.encoder import RadarEncoder, radar_view
 from tests.tiny_model import (
     CAMERAS,
     IMAGE_SIZE,

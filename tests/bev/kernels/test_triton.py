@@ -16,12 +16,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from bev import lift, pillars, suppression
-from bev.lift import LiftTable, lift_splat, lift_splat_reference
+from bev import pillars
+from bev.detection import suppression
+from bev.detection.suppression import greedy_suppression, greedy_suppression_reference
+from bev.lift import table as lift
+from bev.lift.table import LiftTable, lift_splat, lift_splat_reference
 from bev.pillars import linear_max, linear_max_reference
-from bev.suppression import greedy_suppression, greedy_suppression_reference
+from tests.bev.lift.test_table import BINS, GRID, Z_RANGE_M, Rig, assert_same_entries, random_rig, table_of
 from tests.bev.test_fast_gradients import gradients
-from tests.bev.test_lift import BINS, GRID, Z_RANGE_M, Rig, assert_same_entries, random_rig, table_of
 from tests.tiny_model import camera_pose
 
 pytest.importorskip("triton", reason="Triton is for Linux on x86-64")

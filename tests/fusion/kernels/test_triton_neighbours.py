@@ -12,7 +12,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from fusion import CrossAttentionFusion, attention
+from fusion import CrossAttentionFusion
+from fusion.fusers import cross_attention as attention
 from fusion.kernels import devices, neighbours
 from fusion.kernels.blocks import BlockAttention
 from fusion.kernels.neighbours import neighbour_attention, neighbour_attention_reference

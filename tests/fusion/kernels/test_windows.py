@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from fusion import CrossAttentionFusion, attention
+from fusion import CrossAttentionFusion
+from fusion.fusers import cross_attention as attention
 from fusion.kernels import windows
 from fusion.kernels.neighbours import neighbour_attention_reference
 from tests.fusion.grids import CHANNELS, SHAPE, random_features

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 import fusion.runtime
 from fusion.runtime import Artifact, ArtifactError, load
-from tests.fuzzed_json import JSON, named, places
+from tests.hostile.fuzzed_json import JSON, named, places
 from tests.small_artifact import (
     manifest_of,
     write_manifest,

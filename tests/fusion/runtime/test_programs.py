@@ -19,8 +19,8 @@ from hypothesis import strategies as st
 
 import fusion.runtime
 from fusion.runtime import Artifact, ArtifactError, load, onnx_file, pt2_archive, pt2_program
-from tests.fuzzed_json import JSON, named, places
-from tests.hostile import CANARY, pickled
+from tests.hostile.files import CANARY, pickled
+from tests.hostile.fuzzed_json import JSON, named, places
 from tests.small_artifact import (
     SUFFIX,
     eager,

@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from sensors.logs.mcap_log import McapFile
+from sensors.logs.mcap.log import McapFile
 from sensors.logs.recorded_file import Notices
-from tests.sensors.logs.mcap_files import Written, write_mcap
+from tests.sensors.logs.mcap.mcap_files import Written, write_mcap
 
 
 class Opened:

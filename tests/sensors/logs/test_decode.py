@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from numpy.testing import assert_allclose, assert_array_equal
 from rosbags.typesys import Stores, get_typestore
 
-from sensors.logs.decode import ChannelInfo, Decoder
+from sensors.logs.decode import ChannelInfo
+from sensors.logs.decoder import Decoder
 from sensors.logs.messages import (
     CameraInfo,
     EncodedImage,
@@ -28,7 +29,7 @@ from sensors.logs.messages import (
     SceneBoxes,
     TruthBox,
 )
-from sensors.logs.ros2_types import typestore
+from sensors.logs.ros2.types import typestore
 
 STORE = get_typestore(Stores.ROS2_HUMBLE)
 TIME = fox.Timestamp(12, 345)

@@ -13,12 +13,13 @@ from mcap.records import Schema
 from mcap_protobuf.decoder import DecoderFactory
 from numpy.typing import NDArray
 
-from sensors.logs.decode import ChannelInfo, Decoder
+from sensors.logs.decode import ChannelInfo
+from sensors.logs.decoder import Decoder
 from sensors.logs.encode import EncodeError
-from sensors.logs.foxglove_encode import METADATA_KEYS, foxglove_bytes
+from sensors.logs.foxglove.encode import METADATA_KEYS, foxglove_bytes
 from sensors.logs.messages import EncodedImage, Malformed, Other, Payload, PointCloud, SceneBoxes
-from sensors.logs.ros2_encode import ros2_bytes
-from sensors.logs.ros2_types import typestore
+from sensors.logs.ros2.encode import ros2_bytes
+from sensors.logs.ros2.types import typestore
 from tests.sensors.logs.made_log import T0_NS, one_of_each, some_points
 
 EACH = one_of_each()

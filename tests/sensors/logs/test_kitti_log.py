@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 import simplejpeg
 
-from sensors.logs.inspect import inspect_log
 from sensors.logs.log import Log
+from sensors.logs.mapping.inspect import inspect_log
+from sensors.logs.mapping.propose import check_mapping
 from sensors.logs.messages import CameraInfo, EncodedImage, FrameTransforms, PointCloud
 from sensors.logs.open import open_log
-from sensors.logs.propose import check_mapping
 
 START_NS = 1_317_038_400_000_000_000  # 2011-09-26T12:00:00Z, by the log's README
 

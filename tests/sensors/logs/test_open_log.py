@@ -13,11 +13,11 @@ from rosbags.rosbag2 import StoragePlugin, Writer
 from rosbags.typesys import Stores, get_typestore
 
 from sensors.logs.log import Log, LogError, LogWarning
-from sensors.logs.mcap_log import McapLog
+from sensors.logs.mcap.log import McapLog
 from sensors.logs.messages import CameraInfo, FrameTransforms, LogMessage
 from sensors.logs.open import open_log
 from sensors.logs.sqlite_log import SqliteLog
-from tests.sensors.logs.mcap_files import some_messages, write_mcap
+from tests.sensors.logs.mcap.mcap_files import some_messages, write_mcap
 
 STORE = get_typestore(Stores.ROS2_HUMBLE)
 T = STORE.types

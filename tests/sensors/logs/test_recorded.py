@@ -14,12 +14,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sensors.logs.log import LogError, LogWarning, Order, TopicInfo
-from sensors.logs.mcap_log import McapFile
+from sensors.logs.mcap.log import McapFile
 from sensors.logs.messages import Other
 from sensors.logs.recorded import Promise, RecordedLog
 from sensors.logs.recorded_file import merge_due
 from sensors.logs.sqlite_log import SqliteFile
-from tests.sensors.logs.mcap_files import Written
+from tests.sensors.logs.mcap.mcap_files import Written
 from tests.sensors.logs.split_bag import Opened, name_of, one_after_another, write_parts
 
 

@@ -19,7 +19,7 @@ from rosbags.interfaces import ConnectionExtRosbag2, QosDurability
 
 from sensors.calibration import transforms
 from sensors.logs.log import LogError, LogWarning
-from sensors.logs.mcap_out import CHUNK_BYTES
+from sensors.logs.mcap.out import CHUNK_BYTES
 from sensors.logs.messages import (
     EncodedImage,
     FrameTransforms,
@@ -29,9 +29,9 @@ from sensors.logs.messages import (
     PointCloud,
     SceneBoxes,
 )
-from sensors.logs.nuscenes_log import NuScenesLog
+from sensors.logs.nuscenes.log import NuScenesLog
 from sensors.logs.open import open_log
-from sensors.logs.ros2_types import typestore
+from sensors.logs.ros2.types import typestore
 from sensors.logs.write import LogFormat, write_log
 from tests.sensors.logs.made_log import T0_NS, MadeLog, message, one_of_each, transform
 from tests.sensors.logs.test_encode import same

@@ -16,7 +16,7 @@ import numpy as np
 import simplejpeg
 
 from sensors.logs.log import Damage, Order, TopicInfo
-from sensors.logs.mapping import CameraTopics, LidarTopics, LogMapping, RadarTopics
+from sensors.logs.mapping.mapping import CameraTopics, LidarTopics, LogMapping, RadarTopics
 from sensors.logs.messages import (
     CameraInfo,
     EncodedImage,

@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 from scipy.spatial.transform import Rotation
 
 from sensors.calibration import transforms
+from sensors.camera.rectification import Lens
 from sensors.frames import CameraImage
-from sensors.logs.mapping import CameraTopics, LidarTopics, LogMapping
+from sensors.logs.mapping.mapping import CameraTopics, LidarTopics, LogMapping
 from sensors.logs.messages import (
     CameraInfo,
     EncodedImage,
@@ -25,11 +26,10 @@ from sensors.logs.messages import (
     Malformed,
     RawImage,
 )
-from sensors.rectification import Lens
 from sensors.replay.calibration_checks import Findings, check_camera_info, check_mount, check_rig
-from sensors.replay.results import SensorState, SensorStatus
+from sensors.replay.tick import SensorState, SensorStatus
 from sensors.replay.ticks import ticks
-from sensors.simulation.rig import SENSORS
+from sensors.simulation.sensing.rig import SENSORS
 from tests.sensors.replay.drive import (
     BACK,
     CHANNELS,

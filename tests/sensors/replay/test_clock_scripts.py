@@ -13,7 +13,7 @@ import pytest
 from sensors.frames import LidarSweep, RadarSweep
 from sensors.logs.log import LogWarning
 from sensors.logs.messages import CameraInfo, FrameTransforms, LogMessage, PointCloud
-from sensors.replay.results import SensorState, Tick
+from sensors.replay.tick import SensorState, Tick
 from sensors.replay.ticks import ticks
 from tests.sensors.replay.drive import (
     CHANNELS,

@@ -13,8 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.spatial.transform import Rotation
 
+from sensors.camera.images import DecodeSize
 from sensors.errors import SensorDataError
-from sensors.images import DecodeSize
 from sensors.logs.messages import CameraInfo, EncodedImage, PointCloud, RawImage
 from sensors.replay.readings import (
     decode_picture,

@@ -15,14 +15,14 @@ from rosbags.highlevel import AnyReader
 from scipy.spatial.transform import Rotation
 
 from sensors.calibration import Float64, apply
-from sensors.depth import project
+from sensors.camera.depth import project
+from sensors.camera.images import DecodeSize
 from sensors.frames import CameraImage, LidarSweep
-from sensors.images import DecodeSize
-from sensors.logs.mapping import CameraTopics, LidarTopics, LogMapping
+from sensors.logs.mapping.mapping import CameraTopics, LidarTopics, LogMapping
 from sensors.logs.open import open_log
 from sensors.replay.channels import Channels
 from sensors.replay.config import ReplayConfig
-from sensors.replay.results import SensorState, Tick
+from sensors.replay.tick import SensorState, Tick
 from sensors.replay.ticks import ticks
 
 CHANNELS = Channels(("CAM_FRONT_LEFT", "CAM_FRONT", "CAM_BACK"), ("LIDAR_TOP",), ("RADAR_FRONT",))

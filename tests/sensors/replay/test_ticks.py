@@ -14,10 +14,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from sensors.camera.images import DecodeSize
 from sensors.frames import CameraImage, LidarSweep, RadarSweep
-from sensors.images import DecodeSize
 from sensors.logs.log import LogError, LogWarning
-from sensors.logs.mapping import CameraTopics, LidarTopics
+from sensors.logs.mapping.mapping import CameraTopics, LidarTopics
 from sensors.logs.messages import (
     EncodedImage,
     FrameTransform,
@@ -28,14 +28,14 @@ from sensors.logs.messages import (
     PointCloud,
     RawImage,
 )
-from sensors.logs.nuscenes_log import NuScenesLog, mapping_of_nuscenes
-from sensors.nuscenes import NuScenesReader
-from sensors.nuscenes_config import NuScenesConfig
+from sensors.logs.nuscenes.log import NuScenesLog, mapping_of_nuscenes
+from sensors.nuscenes.config import NuScenesConfig
+from sensors.nuscenes.reader import NuScenesReader
 from sensors.replay.channels import Channels
 from sensors.replay.config import ReplayConfig, Tolerances
 from sensors.replay.readings import Picture, decode_picture
-from sensors.replay.results import SensorState, Tick
 from sensors.replay.synchroniser import Reading, SensorQueue
+from sensors.replay.tick import SensorState, Tick
 from sensors.replay.ticks import MissingPoses, ticks
 from tests.sensors.replay.drive import (
     CHANNELS,

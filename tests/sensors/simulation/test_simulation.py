@@ -22,10 +22,11 @@ from nuscenes.utils.data_classes import LidarPointCloud, RadarPointCloud
 from nuscenes.utils.geometry_utils import points_in_box
 from pyquaternion import Quaternion
 
-from sensors.simulation import SimulationConfig, generate, rig, simulate
-from sensors.simulation.camera import CameraRenderer
-from sensors.simulation.mesh import Array
-from sensors.simulation.world import Pose, World, random_generator
+from sensors.simulation import SimulationConfig, generate, simulate
+from sensors.simulation.sensing import rig
+from sensors.simulation.sensing.camera import CameraRenderer
+from sensors.simulation.sensing.world import Pose, World, random_generator
+from sensors.simulation.shapes.mesh import Array
 
 TINY = SimulationConfig(
     scenes_train=1, scenes_val=1, keyframes_per_scene=3, image_width_px=96, image_height_px=54, lidar_azimuth_steps=360
@@ -210,7 +211,7 @@ def test_lidar_points_on_an_agent_fall_on_its_pixels() -> None:
     renderer = CameraRenderer(world, random_generator(0), width_px=320, height_px=180)
     ego = world.ego.pose(0.0)
     lidar_pose = Pose.of_sensor(ego, rig.LIDAR)
-    from sensors.simulation.lidar import scan
+    from sensors.simulation.sensing.lidar import scan
 
     points = scan(world, 0.0, random_generator(1), azimuth_steps=720, range_m=90.0)[:, :3]
     points = points @ lidar_pose.rotation.T + lidar_pose.translation_m
@@ -274,7 +275,7 @@ def test_radar_files_read_with_finite_values_in_the_official_layout(nusc: NuScen
 
 def test_doppler_has_the_sign_of_approach_and_standing_things_stand() -> None:
     """`vx, vy` along the line of sight is the measured closing speed; `vx_comp, vy_comp` is what is left of it over ground."""
-    from sensors.simulation import radar
+    from sensors.simulation.sensing import radar
 
     config = SimulationConfig()
     approaching = standing = 0

@@ -15,9 +15,9 @@ from rclpy.executors import ExternalShutdownException
 from rclpy.node import Node
 from rclpy.qos import DurabilityPolicy, HistoryPolicy, QoSProfile, ReliabilityPolicy
 
+from robustbev.results.ros2.topics import Kind
 from robustbev_ros.perception import OUTPUTS, open_perception, ros_fields
 from robustbev_ros.settings import parameters, settings_from
-from sensors.replay.ros2_topics import Kind
 
 _TIMER_PER_TICK = 10  # how finely a tick's time-out is noticed
 _DEPTH = {Kind.SENSOR: 5, Kind.CALIBRATION: 5, Kind.TRANSFORMS: 100, Kind.STATIC_TRANSFORMS: 100}

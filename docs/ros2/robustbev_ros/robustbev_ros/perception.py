@@ -10,19 +10,20 @@ from typing import Any, TypeAlias
 import torch
 
 from robustbev import ModelConfig, PerceptionModel, RigConfig, load, perceive_frame, preparation
-from robustbev.ticks import tick_result
+from robustbev.results.live_loop import LiveLoop, LiveReport
+from robustbev.results.result import TickResult
+from robustbev.results.ros2.messages import Make, detection_array, diagnostic_array, marker_array
+from robustbev.results.ros2.topics import ListenedTopic, Ros2Decoder, listened_topics, most_waiting
+from robustbev.results.ticks import tick_result
 from robustbev_ros.settings import NodeSettings
-from sensors.images import DecodeSize
+from sensors.camera.images import DecodeSize
 from sensors.logs.log import LogError
-from sensors.logs.mapping import LogMapping
-from sensors.logs.mapping_file import load_mapping
-from sensors.prepare import Preparation
+from sensors.logs.mapping.file import load_mapping
+from sensors.logs.mapping.mapping import LogMapping
+from sensors.preparation.preparation import Preparation
 from sensors.replay.channels import Channels
 from sensors.replay.live import LivePlayback
-from sensors.replay.live_loop import LiveLoop, LiveReport
-from sensors.replay.results import Tick, TickResult
-from sensors.replay.ros2_messages import Make, detection_array, diagnostic_array, marker_array
-from sensors.replay.ros2_topics import ListenedTopic, Ros2Decoder, listened_topics, most_waiting
+from sensors.replay.tick import Tick
 
 Send: TypeAlias = Callable[[str, Any], None]  # output, message
 
@@ -77,7 +78,7 @@ class Reporter:
     """Publishes what became of a tick.
 
     Args:
-        make: a message of a type with some of its fields, as `sensors.replay.ros2_messages` wants it.
+        make: a message of a type with some of its fields, as `robustbev.results.ros2.messages` wants it.
         send: publishes a message as one of `OUTPUTS`.
         name: of the node, before the names in the diagnostics.
     """

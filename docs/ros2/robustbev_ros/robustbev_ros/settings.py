@@ -8,8 +8,8 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, Field, ValidationError
 
+from robustbev.results.ros2.topics import ImageType
 from sensors.replay.live import LiveConfig
-from sensors.replay.ros2_topics import ImageType
 
 Score = Annotated[float, Field(ge=0, le=1)]
 

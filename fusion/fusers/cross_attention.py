@@ -1,0 +1,156 @@
+"""Cross-attention over the modalities of a cell and its neighbours.
+
+Letters: B samples, C channels, H heads, M modalities, X and Y cells.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..features import BEVFeatures, FusedBEV, Fuser
+from ..kernels import devices
+from ..kernels.cells import cell_attention
+from ..kernels.neighbours import by_triton, neighbour_attention
+from ..kernels.norms import SameDtypeNorm
+from ..kernels.windows import window_attention
+from ..named import NamedParameters
+from ..nulls import Absent, ModalityTokens, present_mean, trusted_mean
+from .tokens import check_heads, feed_forward
+
+
+def _cheap_products(query: Tensor) -> bool:
+    """Whether keys and values cost less to form than `cell_attention`'s small products of each cell, which avoid them.
+
+    So it is on a CPU in bfloat16: 15 against 6 ms a sample of 64 x 64 cells, forward and backward on one core. And so it is on a
+    GPU where a kernel reads them: `cell_attention` takes 0.8 ms there for 180 x 180 cells, and a kernel a tenth of that.
+    """
+    return by_triton(query) or (devices.in_blocks(query.device) and devices.autocasts(query.device))
+
+
+def _only_inference(*tensors: Tensor) -> bool:
+    """Whether `window_attention` will do: float32 on a CPU, no gradients wanted, no graph being made."""
+    if torch.is_grad_enabled():
+        return False
+    return all(
+        devices.in_blocks(t.device) and not devices.autocasts(t.device) and t.dtype == torch.float32 for t in tensors
+    )
+
+
+def position_embedding(grid_shape: tuple[int, int], channels: int, device: torch.device | None = None) -> Tensor:
+    """[X, Y, channels] float32 sines and cosines of the cell's place in the grid (-1..1), half for each axis."""
+    if channels % 4:
+        raise ValueError(f"position embedding: channels must be a multiple of 4, got {channels}")
+    frequencies = math.pi * 2.0 ** torch.linspace(-1, 4, channels // 4, device=device)
+    axes = []
+    for cells in grid_shape:
+        place = (torch.arange(cells, device=device, dtype=torch.float32) + 0.5) / cells * 2 - 1
+        angles = place[:, None] * frequencies
+        axes.append(torch.cat([angles.sin(), angles.cos()], dim=-1))
+    x_part = axes[0][:, None].expand(-1, grid_shape[1], -1)
+    y_part = axes[1][None].expand(grid_shape[0], -1, -1)
+    return torch.cat([x_part, y_part], dim=-1)
+
+
+def placed(position: nn.Linear, grid_shape: tuple[int, int]) -> Tensor:
+    """[X, Y, C]: `position` of each cell's embedding."""
+    return devices.projected(position, position_embedding(grid_shape, position.in_features, position.weight.device))
+
+
+class CrossAttentionFusion(Fuser):
+    """At each cell a query attends to the modality tokens of its neighbourhood.
+
+    The query is the mean of what is present, plus a learned query, plus a position embedding. Every token carries an embedding
+    of its modality. What the query draws from them is added to the mean of what is present, each modality weighed by its share
+    of the attention: a weak or new sensor dilutes a strong one only as far as the cell listens to it. An absent modality is a
+    learned null token (`absent="null"`, or `"null_cell"`: one for each cell), a zero token (`"zeros"`) or not attended to
+    (`"mask"`).
+
+    Args:
+        channels: channels of each modality by name; any number of modalities, any names.
+        out_channels: C of the fused grid, a multiple of `heads` and of 4.
+        heads: attention heads.
+        neighbourhood: 1 (the cell alone) or 3 (3 x 3 cells).
+        absent: see above.
+        grid_shape: (X, Y), needed by `null_cell` alone.
+
+    Raises:
+        ValueError: an argument out of its range, or, in `forward`, features that do not fit (says expected and got).
+
+    Source: scaled dot-product attention (Vaswani et al., NeurIPS 2017), where the sequence of a cell is its modalities; position
+    embedding by Fourier features (Tancik et al., NeurIPS 2020).
+    """
+
+    def __init__(
+        self,
+        channels: Mapping[str, int],
+        out_channels: int,
+        *,
+        heads: int = 4,
+        neighbourhood: int = 1,
+        absent: Absent = "null",
+        grid_shape: tuple[int, int] | None = None,
+    ) -> None:
+        super().__init__()
+        check_heads(out_channels, heads)
+        if neighbourhood not in (1, 3):
+            raise ValueError(f"neighbourhood: expected 1 or 3, got {neighbourhood}")
+        self.tokens = ModalityTokens(channels, out_channels, absent, grid_shape)
+        self.modalities, self.in_channels = self.tokens.modalities, self.tokens.in_channels
+        self.out_channels = out_channels
+        self.heads, self.neighbourhood, self.absent = heads, neighbourhood, absent
+        self.modality = NamedParameters(self.modalities, torch.randn(len(channels), out_channels) * 0.02)
+        self.learned_query = nn.Parameter(torch.zeros(out_channels))
+        self.position = nn.Linear(out_channels, out_channels, bias=False)
+        self.token_norm = SameDtypeNorm(out_channels)
+        self.query_norm = SameDtypeNorm(out_channels)
+        self.query = nn.Linear(out_channels, out_channels)
+        self.key_value = nn.Linear(out_channels, 2 * out_channels)
+        self.out = nn.Linear(out_channels, out_channels)
+        self.feed_forward = feed_forward(out_channels)
+
+    def forward(
+        self,
+        features: Mapping[str, BEVFeatures | None],
+        *,
+        grid_shape: tuple[int, int] | None = None,
+        batch_size: int = 1,
+    ) -> FusedBEV:
+        """As `Fuser.forward`; `attention` is the weight of a modality's tokens, mean over heads, summed over neighbours."""
+        tokens, coverage = self.tokens(features, grid_shape, batch_size)  # [M, B, X, Y, C], [M, B, X, Y]
+        place = placed(self.position, (tokens.shape[2], tokens.shape[3]))
+        asking = self.query_norm(present_mean(tokens, coverage) + self.learned_query + place)
+        attended, share = self._attend(asking, tokens, coverage > 0 if self.absent == "mask" else None)
+        fused = trusted_mean(tokens, coverage, share) + attended
+        fused = fused + self.feed_forward(fused)
+        return FusedBEV(features=fused.permute(0, 3, 1, 2), attention=share, coverage=coverage.amax(0))
+
+    def _attend(self, asking: Tensor, tokens: Tensor, seen: Tensor | None) -> tuple[Tensor, Tensor]:
+        """[B, X, Y, C], [M, B, X, Y, C], [M, B, X, Y] -> what each cell draws from tokens [B, X, Y, C], and the shares."""
+        if self.neighbourhood == 3 and _only_inference(asking, tokens, *self.key_value.parameters()):
+            normed = self.token_norm(tokens) + self.modality.stacked()[:, None, None, None]
+            return window_attention(asking, normed, seen, self.heads, self.query, self.key_value, self.out)
+        query = self.query(asking).unflatten(-1, (self.heads, -1))
+        if self.neighbourhood == 1 and not _cheap_products(query):
+            normed = self.token_norm(tokens) + self.modality.stacked()[:, None, None, None]
+            attended, share = cell_attention(query, normed, seen, self.key_value)
+        else:
+            key, value = self._keys_and_values(tokens)
+            attended, share = neighbour_attention(query, key, value, seen, self.neighbourhood)
+        return devices.projected(self.out, attended.flatten(-2)), share
+
+    def _keys_and_values(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """[M, B, X, Y, C] -> twice [M, B, X, Y, H, c]: linear in the normed token plus its modality's embedding."""
+        normed = self.token_norm(tokens)
+        parts = []
+        for weight, bias in zip(self.key_value.weight.chunk(2), self.key_value.bias.chunk(2), strict=True):
+            # The embedding's product is the same at all cells, so it goes into the bias.
+            biases = F.linear(self.modality.stacked(), weight, bias)[:, None]
+            cells = normed.flatten(1, 3)
+            product = torch.baddbmm(biases.to(cells.dtype), cells, weight.T.to(cells.dtype).expand(len(cells), -1, -1))
+            parts.append(product.view(*tokens.shape[:-1], self.heads, -1))
+        return parts[0], parts[1]

@@ -1,0 +1,59 @@
+"""What the model gives: of a batch in inference, and to the losses in training."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from bev.detection.boxes import Boxes
+from bev.detection.head import DetectionLogits
+from bev.detection.suppression import cross_class_nms
+from fusion import BEVFeatures, FusedBEV
+from sensors.frames import Absence
+
+
+@dataclass(frozen=True)
+class Perception:
+    """What the model sees.
+
+    `perceived` is False for a sample of which no sensor covers any cell: its boxes have score 0 and mean "no perception",
+    not "nothing there".
+    """
+
+    boxes: Boxes  # [B, T], sorted by score, reference frame
+    fused: FusedBEV  # attention [B, M, X, Y]
+    modalities: tuple[str, ...]  # M names, in the order of the attention
+    perceived: Tensor  # [B] bool
+    absent: Mapping[str, Absence] | None = None
+    """Channel -> why, of the rig's sensors that are absent in the frame (`perceive_frame`); None: of a batch, it has no rig."""
+    cross_class_iou: float = 1.0  # of `shown`; see `DecodeConfig`
+
+    def found(self, sample: int) -> Boxes:
+        """The boxes [T] of one sample without those that are none; no box where nothing was perceived."""
+        boxes = self.boxes[sample]
+        return boxes[(boxes.score > 0) & self.perceived[sample]]
+
+    def shown(self, sample: int) -> Boxes:
+        """Of `found`, one box a place: the better one where a vehicle was found as truck, bus and trailer.
+
+        For people and robots. Evaluations rank every class by itself, and measure `found`.
+        """
+        return cross_class_nms(self.found(sample), self.cross_class_iou)
+
+    def to(self, device: torch.device | str) -> Perception:
+        fused = FusedBEV(*(t.to(device) for t in (self.fused.features, self.fused.attention, self.fused.coverage)))
+        return replace(self, boxes=self.boxes.to(device), fused=fused, perceived=self.perceived.to(device))
+
+
+@dataclass(frozen=True)
+class TrainingOutputs:
+    """The logits that the losses are made of."""
+
+    detection: tuple[DetectionLogits, ...]  # one a view of the batch, see `PerceptionModel.training_outputs`
+    features: dict[str, BEVFeatures | None]  # of each modality, before anything was hidden from the fuser
+    auxiliary: dict[str, Tensor]  # heatmap logits [B, K, X, Y] by modality
+    depth_logits: Tensor | None  # [B, N, h, w, D]
+    image: Tensor | None  # [B, N, K, h, w] heatmap logits of objects in the pictures

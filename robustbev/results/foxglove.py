@@ -1,0 +1,301 @@
+"""Results as an MCAP file with Foxglove's schemas: it opens in Foxglove beside the log that was replayed, or alone.
+
+| topic | type | content |
+|---|---|---|
+| /tf | foxglove.FrameTransforms | map -> base_link where that is known; base_link -> given/CHANNEL of every sensor given so far |
+| /detections | foxglove.SceneUpdate | boxes in base_link; each tick deletes those before it |
+| /perceived | foxglove.SceneUpdate | a text above the vehicle at ticks without perception |
+| /log | foxglove.Log | ticks without perception, sensors that change state, jumps of the clock |
+| /attention/MODALITY, /bev/score | foxglove.Grid | share of the attention; score of the box on a cell |
+| /diagnostics | diagnostic_msgs/DiagnosticArray, JSON | the perception, then one status a sensor |
+| /replay/tick | robustbev.Tick, JSON | number of the tick, boxes, shares, states: for plots |
+| /given/... | pictures, calibrations, point clouds | with `inputs`: what the model was given, at the tick's time |
+
+Messages carry the tick's time as log time and the time at which it was complete as publish time. Poses of sensors already hold
+the ego motion from their measurement to the tick, so their frames have names of their own and do not disturb the log's.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bev.grid import BEVGrid
+from robustbev.results.content import (
+    NO_PERCEPTION,
+    FoundBox,
+    Level,
+    diagnoses,
+    found_boxes,
+    sensor_poses,
+    state_changes,
+)
+from robustbev.results.given import FrameNames, given_messages, transforms
+from robustbev.results.grids import check_grid, rows_along_y, score_map
+from robustbev.results.palette import ALARM
+from robustbev.results.result import TickResult
+from sensors.logs.encode import MissingLogLibraryError
+from sensors.logs.foxglove.encode import foxglove_bytes
+from sensors.logs.mcap.out import AtomicMcapWriter
+from sensors.logs.messages import Payload
+from sensors.palette import RGB, class_rgb
+from sensors.replay.tick import SensorStatus
+
+if TYPE_CHECKING:
+    from foxglove import Schema
+    from foxglove.messages import Color, Grid, Pose, SceneEntity
+
+_NAMES = FrameNames()
+MOVING_MPS = 0.5  # slower velocities get no arrow
+
+_STAMP = {"type": "object", "properties": {"sec": {"type": "integer"}, "nsec": {"type": "integer"}}}
+_PAIR = {"type": "object", "properties": {"key": {"type": "string"}, "value": {"type": "string"}}}
+_STATUS = {
+    "type": "object",
+    "properties": {
+        "level": {"type": "integer"}, "name": {"type": "string"}, "message": {"type": "string"},
+        "hardware_id": {"type": "string"}, "values": {"type": "array", "items": _PAIR},
+    },
+}  # fmt: skip
+DIAGNOSTICS_SCHEMA = {
+    "type": "object",
+    "properties": {
+        "header": {"type": "object", "properties": {"stamp": _STAMP, "frame_id": {"type": "string"}}},
+        "status": {"type": "array", "items": _STATUS},
+    },
+}
+TICK_SCHEMA = {
+    "type": "object",
+    "properties": {
+        "stamp": _STAMP, "index": {"type": "integer"}, "wait_ms": {"type": "number"},
+        "perceived": {"type": "boolean"}, "reset": {"type": "boolean"}, "ego_pose_known": {"type": "boolean"},
+        "boxes": {"type": "integer"},
+        "shares": {"type": "object", "additionalProperties": {"type": "number"}},
+        "states": {"type": "object", "additionalProperties": {"type": "string"}},
+    },
+}  # fmt: skip
+
+
+class FoxgloveResults:
+    """Writes results as MCAP for Foxglove; see the module.
+
+    Args:
+        path: the file; it appears there on `close`.
+        grid: of the model's attention.
+        min_score: boxes scored lower are left out.
+        inputs: whether the pictures and points that the model was given go along, so that the file stands alone.
+        lifetime_s: boxes and texts vanish this long after their tick, so that none outlives a gap; more than the time
+            between two ticks.
+        names: of the frames, as in the log.
+
+    Raises:
+        LogError: the file exists and `overwrite` is not set, or its folder cannot be written to.
+        MissingLogLibraryError: foxglove-sdk or mcap is not installed.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        grid: BEVGrid,
+        *,
+        min_score: float = 0.3,
+        inputs: bool = False,
+        lifetime_s: float = 1.0,
+        names: FrameNames = _NAMES,
+        overwrite: bool = False,
+    ):
+        if not lifetime_s > 0:
+            raise ValueError(f"lifetime_s: expected more than 0 seconds, got {lifetime_s}")
+        try:
+            import foxglove.messages
+        except ImportError as error:
+            raise MissingLogLibraryError("foxglove-sdk") from error
+        self._types = foxglove.messages
+        self._grid, self._min_score, self._inputs, self._lifetime_s = grid, min_score, inputs, lifetime_s
+        self._names = names
+        self._poses: dict[str, NDArray[Any]] = {}  # channel -> the last known reference_T_sensor
+        self._states: dict[str, SensorStatus] = {}
+        self._perceived = True
+        self._channels: dict[str, int] = {}
+        self._file = AtomicMcapWriter(path, overwrite=overwrite)
+
+    def write(self, result: TickResult) -> None:
+        check_grid(result, self._grid)
+        if result.tick.reset:
+            self._poses.clear()
+        self._write_transforms(result)
+        self._write_detections(result)
+        self._write_grids(result)
+        self._write_log(result)
+        self._write_json(result)
+        if self._inputs:
+            for topic, payload in given_messages(result.tick.frame, result.tick.time_us, self._names.ego):
+                self._add_payload(result, topic, payload)
+
+    def close(self) -> None:
+        self._file.close()
+
+    def abort(self) -> None:
+        self._file.abort()
+
+    def _add(self, result: TickResult, topic: str, message: Any) -> None:
+        """A message of one of Foxglove's types."""
+        self._add_encoded(result, topic, type(message).get_schema(), message.encode())
+
+    def _add_payload(self, result: TickResult, topic: str, payload: Payload) -> None:
+        self._add_encoded(result, topic, *foxglove_bytes(payload))
+
+    def _add_encoded(self, result: TickResult, topic: str, schema: Schema, data: bytes) -> None:
+        self._add_bytes(result, topic, data, "protobuf", schema.name, schema.encoding, schema.data)
+
+    def _add_json(self, result: TickResult, topic: str, schema_name: str, schema: dict[str, Any], content: Any) -> None:
+        data = json.dumps(content, separators=(",", ":")).encode()
+        self._add_bytes(result, topic, data, "json", schema_name, "jsonschema", json.dumps(schema).encode())
+
+    def _add_bytes(self, result: TickResult, topic: str, data: bytes, encoding: str, *schema: Any) -> None:
+        """`schema`: its name, its encoding, its bytes."""
+        if topic not in self._channels:
+            name, schema_encoding, content = schema
+            self._channels[topic] = self._file.add_channel(
+                topic, encoding=encoding, schema_name=name, schema_encoding=schema_encoding, schema=content
+            )
+        tick = result.tick
+        self._file.write(self._channels[topic], tick.time_us * 1000, data, publish_time_ns=tick.ready_us * 1000)
+
+    def _stamp(self, result: TickResult) -> Any:
+        return self._types.Timestamp(**_stamp(result))
+
+    def _write_transforms(self, result: TickResult) -> None:
+        self._poses.update(sensor_poses(result.tick.frame))
+        self._add_payload(result, "/tf", transforms(result, self._poses, self._names))
+
+    def _write_detections(self, result: TickResult) -> None:
+        t = self._types
+        everything = t.SceneEntityDeletion(timestamp=self._stamp(result), type=t.SceneEntityDeletionType.All)
+        boxes = [self._entity(result, box) for box in found_boxes(result, self._min_score)]
+        self._add(result, "/detections", t.SceneUpdate(deletions=[everything], entities=boxes))
+        said = [] if result.perceived else [self._no_perception(result)]
+        self._add(result, "/perceived", t.SceneUpdate(deletions=[everything], entities=said))
+
+    def _entity(self, result: TickResult, box: FoundBox) -> SceneEntity:
+        t, colour = self._types, class_rgb(box.class_name, box.label)
+        x, y, z = box.center_m
+        top = self._pose((x, y, z + box.height_m / 2 + 0.5), (0.0, 0.0, 0.0, 1.0))
+        label = t.TextPrimitive(
+            pose=top, billboard=True, font_size=12, scale_invariant=True, color=self._colour(colour, 1.0),
+            text=f"{box.class_name} {box.score:.2f}",
+        )  # fmt: skip
+        size = t.Vector3(x=box.length_m, y=box.width_m, z=box.height_m)
+        cube = t.CubePrimitive(
+            pose=self._pose(box.center_m, box.rotation_xyzw), size=size, color=self._colour(colour, 0.45)
+        )
+        velocity = f"{box.velocity_mps[0]:.2f}, {box.velocity_mps[1]:.2f}" if box.velocity_mps else "unknown"
+        metadata = {
+            "class": box.class_name, "score": f"{box.score:.4f}", "attribute": box.attribute or "none",
+            "velocity (m/s)": velocity,
+        }  # fmt: skip
+        return t.SceneEntity(
+            timestamp=self._stamp(result), frame_id=self._names.ego, id=box.id, lifetime=self._lifetime(), cubes=[cube],
+            texts=[label],
+            arrows=self._arrows(box, self._colour(colour, 1.0)),
+            metadata=[t.KeyValuePair(key=key, value=value) for key, value in metadata.items()],
+        )  # fmt: skip
+
+    def _arrows(self, box: FoundBox, colour: Color) -> list[Any]:
+        """An arrow from the box's centre along its velocity, as long as the way in a second."""
+        if box.velocity_mps is None or box.speed_mps < MOVING_MPS:
+            return []
+        half = np.arctan2(box.velocity_mps[1], box.velocity_mps[0]) / 2
+        pose = self._pose(box.center_m, (0.0, 0.0, float(np.sin(half)), float(np.cos(half))))
+        head_m = min(0.6, 0.4 * box.speed_mps)
+        return [
+            self._types.ArrowPrimitive(
+                pose=pose, shaft_length=box.speed_mps - head_m, shaft_diameter=0.15, head_length=head_m,
+                head_diameter=0.4, color=colour,
+            )
+        ]  # fmt: skip
+
+    def _no_perception(self, result: TickResult) -> SceneEntity:
+        t = self._types
+        text = t.TextPrimitive(
+            pose=self._pose((0.0, 0.0, 4.0), (0.0, 0.0, 0.0, 1.0)), billboard=True, font_size=28, scale_invariant=True,
+            color=self._colour(ALARM, 1.0), text=NO_PERCEPTION,
+        )  # fmt: skip
+        return t.SceneEntity(
+            timestamp=self._stamp(result),
+            frame_id=self._names.ego,
+            id="no-perception",
+            lifetime=self._lifetime(),
+            texts=[text],
+        )
+
+    def _write_grids(self, result: TickResult) -> None:
+        for name, share in zip(result.modalities, result.attention, strict=True):
+            self._add(result, f"/attention/{name}", self._cells(result, "share", share))
+        self._add(result, "/bev/score", self._cells(result, "score", score_map(result.boxes, self._grid)))
+
+    def _cells(self, result: TickResult, field: str, values: NDArray[np.float32]) -> Grid:
+        """[X, Y] as a Grid: its columns are our X (forward), its rows our Y (to the left)."""
+        t, grid = self._types, self._grid
+        return t.Grid(
+            timestamp=self._stamp(result), frame_id=self._names.ego, column_count=grid.shape[0],
+            pose=self._pose((grid.x_min_m, grid.y_min_m, 0.0), (0.0, 0.0, 0.0, 1.0)),
+            cell_size=t.Vector2(x=grid.cell_m, y=grid.cell_m), cell_stride=4, row_stride=4 * grid.shape[0],
+            fields=[t.PackedElementField(name=field, offset=0, type=t.PackedElementFieldNumericType.Float32)],
+            data=rows_along_y(values).astype("<f4").tobytes(),
+        )  # fmt: skip
+
+    def _write_log(self, result: TickResult) -> None:
+        said = [(Level.WARN, "the clock jumped: all state is reset")] if result.tick.reset else []
+        if not result.perceived:
+            said.append((Level.ERROR, NO_PERCEPTION))
+        elif not self._perceived:
+            said.append((Level.OK, "perception is back"))
+        said += state_changes(result, self._states)
+        self._states, self._perceived = dict(result.tick.sensors), result.perceived
+        levels = self._types.LogLevel
+        names = {Level.OK: levels.Info, Level.WARN: levels.Warning, Level.ERROR: levels.Error}
+        for level, message in said:
+            text = f"tick {result.tick.index}: {message}"
+            log = self._types.Log(timestamp=self._stamp(result), level=names[level], message=text, name="replay")
+            self._add(result, "/log", log)
+
+    def _write_json(self, result: TickResult) -> None:
+        status = [
+            {
+                "level": int(one.level), "name": one.name, "message": one.message, "hardware_id": one.hardware_id,
+                "values": [{"key": key, "value": value} for key, value in one.values],
+            }
+            for one in diagnoses(result)
+        ]  # fmt: skip
+        array = {"header": {"stamp": _stamp(result), "frame_id": self._names.ego}, "status": status}
+        self._add_json(result, "/diagnostics", "diagnostic_msgs/DiagnosticArray", DIAGNOSTICS_SCHEMA, array)
+        tick = result.tick
+        content = {
+            "stamp": _stamp(result), "index": tick.index, "wait_ms": (tick.ready_us - tick.time_us) / 1000,
+            "perceived": result.perceived, "reset": tick.reset, "ego_pose_known": tick.ego_pose_known,
+            "boxes": len(found_boxes(result, self._min_score)), "shares": result.shares,
+            "states": {name: str(sensor.state) for name, sensor in tick.sensors.items()},
+        }  # fmt: skip
+        self._add_json(result, "/replay/tick", "robustbev.Tick", TICK_SCHEMA, content)
+
+    def _pose(self, at_m: tuple[float, float, float], xyzw: tuple[float, float, float, float]) -> Pose:
+        t, (x, y, z), (qx, qy, qz, qw) = self._types, at_m, xyzw
+        return t.Pose(position=t.Vector3(x=x, y=y, z=z), orientation=t.Quaternion(x=qx, y=qy, z=qz, w=qw))
+
+    def _colour(self, rgb: RGB, alpha: float) -> Color:
+        red, green, blue = rgb
+        return self._types.Color(r=red / 255, g=green / 255, b=blue / 255, a=alpha)
+
+    def _lifetime(self) -> Any:
+        seconds, nanoseconds = divmod(round(self._lifetime_s * 1e9), 1_000_000_000)
+        return self._types.Duration(sec=seconds, nsec=nanoseconds)
+
+
+def _stamp(result: TickResult) -> dict[str, int]:
+    seconds, microseconds = divmod(result.tick.time_us, 1_000_000)
+    return {"sec": seconds, "nsec": microseconds * 1000}

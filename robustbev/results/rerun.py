@@ -1,0 +1,263 @@
+"""Results as a Rerun recording (.rrd) with a layout: the scene in 3D, the cameras with boxes, curves of shares and states.
+
+Everything lies on one timeline, "log_time", the drive's own. What was shown stays until something takes its place, so every tick
+says all anew, and clears what has gone. Rerun numbers its rows by the clock of the machine: two recordings of the same results
+hold the same data, not the same bytes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bev.grid import BEVGrid
+from robustbev.results.content import (
+    NO_PERCEPTION,
+    Level,
+    camera_images,
+    found_boxes,
+    quaternion_xyzw,
+    sensor_level,
+    state_changes,
+)
+from robustbev.results.given import cloud_of_channel, jpeg
+from robustbev.results.grids import check_grid
+from robustbev.results.palette import ALARM
+from robustbev.results.result import TickResult
+from sensors.extras import require
+from sensors.frames import CameraImage
+from sensors.logs.log import LogError
+from sensors.logs.mcap.out import check_target, partial_name
+from sensors.palette import MODALITY_COLOURS, RGB, class_rgb, modality_rgb
+from sensors.replay.tick import SensorStatus
+
+TIMELINE = "log_time"
+EGO = "map/ego"
+FOUND = f"{EGO}/found"
+_LIDAR_GREY = (150, 160, 170)
+
+
+class RerunResults:
+    """Writes results as Rerun recording; see the module.
+
+    Args:
+        path: the file, .rrd; it appears there on `close`.
+        grid: of the model's attention.
+        min_score: boxes scored lower are left out.
+
+    Raises:
+        LogError: the file exists and `overwrite` is not set, or its folder cannot be written to.
+        MissingExtraError: rerun-sdk is not there; the message names what to install.
+    """
+
+    def __init__(self, path: Path, grid: BEVGrid, *, min_score: float = 0.3, overwrite: bool = False):
+        require(f"writing {path}", "rerun")
+        import rerun
+
+        self._rr = rerun
+        self._path, self._grid, self._min_score = path, grid, min_score
+        check_target(path, overwrite=overwrite)
+        self._overwrite = overwrite
+        self._partial = partial_name(path)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._partial.touch(exist_ok=False)
+        except OSError as error:
+            raise LogError(f"{path}: cannot be written: {error.strerror}. Give another place") from error
+        self._stream = rerun.RecordingStream(
+            "robustbev replay", recording_id=f"replay of {path.stem}", send_properties=False
+        )
+        self._stream.save(self._partial)
+        self._states: dict[str, SensorStatus] = {}
+        self._shown: set[str] = set()  # entities that hold a picture or points
+        self._started = self._done = False
+
+    def write(self, result: TickResult) -> None:
+        check_grid(result, self._grid)
+        if not self._started:
+            self._started = True
+            self._lay_out(result)
+        self._write_pose(result)
+        self._write_boxes(result)
+        now: set[str] = set()
+        for camera in camera_images(result.tick.frame):
+            now.add(self._write_camera(result, camera))
+        now |= self._write_points(result)
+        for entity in sorted(self._shown - now):
+            self._send(result, entity, self._rr.Clear.columns(is_recursive=[False]))
+        self._shown = now
+        self._write_attention(result)
+        self._write_curves(result)
+        self._write_words(result)
+
+    def close(self) -> None:
+        if self._done:
+            return
+        try:
+            self._stream.flush(blocking=True)
+            self._stream.disconnect()
+            check_target(self._path, overwrite=self._overwrite)
+            self._partial.replace(self._path)
+            self._done = True
+        except BaseException:
+            self.abort()
+            raise
+
+    def abort(self) -> None:
+        if not self._done:
+            self._done = True
+            self._stream.disconnect()
+            self._partial.unlink(missing_ok=True)
+
+    def _send(self, result: TickResult, entity: str, columns: Any) -> None:
+        """One row on the timeline; what has several values a row comes partitioned."""
+        at = np.array([result.tick.time_us], "datetime64[us]")
+        self._stream.send_columns(entity, [self._rr.TimeColumn(TIMELINE, timestamp=at)], columns, strict=True)
+
+    def _lay_out(self, result: TickResult) -> None:
+        import rerun.blueprint as rrb
+
+        cameras = [s.channel for s in result.tick.sensors.values() if s.modality == "camera"]
+        pictures = [
+            rrb.Spatial2DView(origin=f"{EGO}/{name}", contents=["$origin/**", f"/{FOUND}"], name=name)
+            for name in cameras
+        ]
+        scene = rrb.Spatial3DView(origin=f"/{EGO}", contents="$origin/**", name="scene, vehicle at the origin")
+        maps = [rrb.Spatial2DView(origin=f"attention/{name}", name=f"attention: {name}") for name in result.modalities]
+        curves = [
+            rrb.TimeSeriesView(
+                origin="shares", name="shares of the attention", axis_y=rrb.ScalarAxis(range=(0.0, 1.0))
+            ),
+            rrb.TimeSeriesView(origin="sensors", name="sensors: 0 ok, 1 doubted, 2 absent"),
+            rrb.TimeSeriesView(origin="boxes", name="boxes found"),
+        ]
+        words = rrb.Tabs(
+            rrb.TextDocumentView(origin="perception", name="perception"), rrb.TextLogView(origin="log", name="log")
+        )
+        left = rrb.Vertical(scene, rrb.Horizontal(words, *maps), row_shares=[3, 1])
+        right = rrb.Vertical(*([rrb.Grid(*pictures, grid_columns=min(3, len(pictures)))] if pictures else []), *curves)
+        self._stream.send_blueprint(rrb.Blueprint(rrb.Horizontal(left, right), collapse_panels=True))
+        series = [(f"shares/{name}", modality_rgb(name, k), name) for k, name in enumerate(result.modalities)]
+        for status in result.tick.sensors.values():
+            colour = MODALITY_COLOURS.get(status.modality, (90, 90, 90))
+            series.append((f"sensors/{status.channel}", colour, status.channel))
+        for entity, colour, name in series:
+            self._stream.log(entity, self._rr.SeriesLines(colors=[colour], names=[name]), static=True)
+        self._stream.log(EGO, self._rr.ViewCoordinates.FLU, static=True)
+
+    def _write_pose(self, result: TickResult) -> None:
+        """Map -> vehicle; the identity where the log knows no ego motion."""
+        pose = result.tick.frame.global_T_reference if result.tick.ego_pose_known else np.eye(4)
+        self._send(result, EGO, self._transform(pose))
+
+    def _transform(self, pose: NDArray[Any]) -> Any:
+        return self._rr.Transform3D.columns(translation=[pose[:3, 3]], quaternion=[quaternion_xyzw(pose)])
+
+    def _write_boxes(self, result: TickResult) -> None:
+        boxes = found_boxes(result, self._min_score)
+        columns = self._rr.Boxes3D.columns(
+            half_sizes=np.array([(b.length_m / 2, b.width_m / 2, b.height_m / 2) for b in boxes]).reshape(-1, 3),
+            centers=np.array([b.center_m for b in boxes]).reshape(-1, 3),
+            quaternions=np.array([b.rotation_xyzw for b in boxes]).reshape(-1, 4),
+            colors=_packed([class_rgb(b.class_name, b.label) for b in boxes]),
+            labels=[f"{b.class_name} {b.score:.2f}" for b in boxes],
+        )
+        self._send(result, FOUND, columns.partition([len(boxes)]))
+        moving = [b for b in boxes if b.velocity_mps is not None]
+        arrows = self._rr.Arrows3D.columns(
+            vectors=np.array([(*(b.velocity_mps or (0, 0)), 0.0) for b in moving]).reshape(-1, 3),
+            origins=np.array([b.center_m for b in moving]).reshape(-1, 3),
+            colors=_packed([class_rgb(b.class_name, b.label) for b in moving]),
+        )
+        self._send(result, f"{EGO}/velocity", arrows.partition([len(moving)]))
+
+    def _write_camera(self, result: TickResult, camera: CameraImage) -> str:
+        entity, (height, width) = f"{EGO}/{camera.channel}", camera.image.shape[:2]
+        self._send(result, entity, self._transform(camera.reference_T_camera))
+        pinhole = self._rr.Pinhole.columns(
+            image_from_camera=[np.asarray(camera.intrinsics, np.float64)],
+            resolution=[(width, height)],
+            image_plane_distance=[2.0],
+        )
+        self._send(result, entity, pinhole)
+        image = self._rr.EncodedImage.columns(
+            blob=[np.frombuffer(jpeg(camera.image), np.uint8)], media_type=["image/jpeg"]
+        )
+        self._send(result, entity, image)
+        return entity
+
+    def _write_points(self, result: TickResult) -> set[str]:
+        """All sweeps of a channel together; radar larger, in its colour."""
+        frame, shown = result.tick.frame, set()
+        radars = {sweep.channel for sweep in frame.radar or ()}
+        for channel, cloud in cloud_of_channel(frame, frame.time_us).items():
+            points = cloud[np.isfinite(cloud[:, :3]).all(axis=1), :3]
+            colour = MODALITY_COLOURS["radar"] if channel in radars else _LIDAR_GREY
+            radius_px = 3.0 if channel in radars else 1.2
+            columns = self._rr.Points3D.columns(
+                positions=points,
+                colors=_packed([colour] * len(points)),
+                radii=np.full(len(points), -radius_px, np.float32),  # negative radii are pixels of the screen
+            )
+            self._send(result, f"{EGO}/{channel}", columns.partition([len(points)]))
+            shown.add(f"{EGO}/{channel}")
+        return shown
+
+    def _write_attention(self, result: TickResult) -> None:
+        """Shares as grey pictures, a pixel a cell, forward up and left at the left."""
+        for name, share in zip(result.modalities, result.attention, strict=True):
+            picture = np.clip(np.rint(255 * share[::-1, ::-1]), 0, 255).astype(np.uint8)
+            image = self._rr.components.ImageFormat(
+                width=picture.shape[1], height=picture.shape[0],
+                color_model=self._rr.ColorModel.L, channel_datatype=self._rr.ChannelDatatype.U8,
+            )  # fmt: skip
+            columns = self._rr.Image.columns(buffer=[picture.ravel()], format=[image])
+            self._send(result, f"attention/{name}", columns)
+
+    def _write_curves(self, result: TickResult) -> None:
+        values = {f"shares/{name}": share for name, share in result.shares.items()}
+        values |= {f"sensors/{name}": float(sensor_level(status)) for name, status in result.tick.sensors.items()}
+        values["boxes"] = float(len(found_boxes(result, self._min_score)))
+        for entity, value in values.items():
+            self._send(result, entity, self._rr.Scalars.columns(scalars=[value]))
+
+    def _write_words(self, result: TickResult) -> None:
+        head = (
+            f"# tick {result.tick.index}\n\n"
+            if result.perceived
+            else f"# {NO_PERCEPTION}\n\ntick {result.tick.index}\n\n"
+        )
+        rows = [f"| {status.channel} | {status.state} | {status.detail} |" for status in result.tick.sensors.values()]
+        text = head + "\n".join(["| sensor | state | why |", "|---|---|---|", *rows])
+        document = self._rr.TextDocument.columns(text=[text], media_type=["text/markdown"])
+        self._send(result, "perception", document)
+        said = [(Level.WARN, "the clock jumped: all state is reset")] if result.tick.reset else []
+        said += state_changes(result, self._states)
+        if not result.perceived:
+            said.append(
+                (Level.ERROR, NO_PERCEPTION)
+            )  # last: of rows at one time, a table of the recording shows the last
+        self._states = dict(result.tick.sensors)
+        if said:
+            self._write_log(result, said)
+
+    def _write_log(self, result: TickResult, said: Sequence[tuple[Level, str]]) -> None:
+        """Several lines of one tick are several rows at one time."""
+        names = {Level.OK: "INFO", Level.WARN: "WARN", Level.ERROR: "ERROR"}
+        colours = {Level.OK: (34, 136, 51), Level.WARN: (221, 170, 51), Level.ERROR: ALARM}
+        columns = self._rr.TextLog.columns(
+            text=[message for _, message in said],
+            level=[names[level] for level, _ in said],
+            color=_packed([colours[level] for level, _ in said]),
+        )
+        at = np.full(len(said), result.tick.time_us, "datetime64[us]")
+        self._stream.send_columns("log", [self._rr.TimeColumn(TIMELINE, timestamp=at)], columns, strict=True)
+
+
+def _packed(colours: Sequence[RGB]) -> NDArray[np.uint32]:
+    """[N] 0xRRGGBBAA: columns of colours take no other form."""
+    return np.array([r << 24 | g << 16 | b << 8 | 255 for r, g, b in colours], np.uint32)

@@ -1,0 +1,44 @@
+"""What a replay gives, tick by tick, and who listens.
+
+Letters: T boxes, M modalities, X and Y cells.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bev.detection.boxes import Boxes
+from sensors.replay.tick import Tick
+
+
+@dataclass(frozen=True)
+class TickResult:
+    """What the model made of a tick. Nothing in it depends on how fast the machine was."""
+
+    tick: Tick
+    perceived: bool  # False: no sensor covers any cell. `boxes` is empty then, and does not mean "nothing there"
+    boxes: Boxes  # [T] on the CPU, reference frame, sorted by score; one class a place
+    candidates: Boxes  # [T or more] of every class, as evaluations measure them
+    modalities: tuple[str, ...]  # M
+    attention: NDArray[np.float32]  # [M, X, Y] share of each modality
+    classes: tuple[str, ...]
+    attributes: tuple[str, ...]
+
+    @property
+    def shares(self) -> dict[str, float]:
+        """Modality -> its share of the attention, mean over the grid."""
+        return {name: float(self.attention[m].mean()) for m, name in enumerate(self.modalities)}
+
+
+class ResultWriter(Protocol):
+    """Takes results in order. What it writes lies under its final name only after `close`; `abort` leaves nothing behind."""
+
+    def write(self, result: TickResult) -> None: ...
+
+    def close(self) -> None: ...
+
+    def abort(self) -> None: ...

@@ -1,0 +1,90 @@
+"""Results as a ROS 2 bag: an MCAP file that `ros2 bag play` and RViz read, written without ROS.
+
+| topic | type | content |
+|---|---|---|
+| /tf | tf2_msgs/msg/TFMessage | map -> base_link, where ego motion is known; with `inputs` base_link -> given/CHANNEL |
+| /detections | vision_msgs/msg/Detection3DArray | boxes in base_link; no velocity, for which the type has no place |
+| /attention/MODALITY | nav_msgs/msg/OccupancyGrid | share of the attention, 0..100 |
+| /diagnostics | diagnostic_msgs/msg/DiagnosticArray | the perception (none is an error), then one status a sensor |
+| /given/... | pictures, calibrations, PointCloud2 | with `inputs`: what the model was given, at the tick's time |
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from bev.grid import BEVGrid
+from robustbev.results.content import diagnoses, sensor_poses
+from robustbev.results.given import FrameNames, given_messages, transforms
+from robustbev.results.grids import check_grid
+from robustbev.results.result import TickResult
+from robustbev.results.ros2.messages import detection_array, diagnostic_array, occupancy_grid
+from sensors.logs.mapping.targets import Ros2McapTarget
+from sensors.logs.messages import LogMessage, Other, Payload
+from sensors.logs.ros2.types import typestore
+
+_NAMES = FrameNames()
+
+
+class Ros2Results:
+    """Writes results as ROS 2 bag; see the module.
+
+    Args:
+        path: the file; it appears there on `close`.
+        grid: of the model's attention.
+        min_score: boxes scored lower are left out.
+        inputs: whether the pictures and points that the model was given go along, as /given/...
+        names: of the frames, as in the log.
+
+    Raises:
+        LogError: the file exists and `overwrite` is not set, or its folder cannot be written to.
+        MissingLogLibraryError: rosbags or mcap is not installed.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        grid: BEVGrid,
+        *,
+        min_score: float = 0.0,
+        inputs: bool = False,
+        names: FrameNames = _NAMES,
+        overwrite: bool = False,
+    ):
+        self._grid, self._min_score, self._inputs, self._names = grid, min_score, inputs, names
+        self._bag = Ros2McapTarget(path, overwrite=overwrite)
+        self._store = typestore()
+
+    def write(self, result: TickResult) -> None:
+        check_grid(result, self._grid)
+        poses = sensor_poses(result.tick.frame) if self._inputs else {}
+        if poses or result.tick.ego_pose_known:
+            self._add(result, "/tf", transforms(result, poses, self._names))
+        time_us, ego = result.tick.time_us, self._names.ego
+        self._add(result, "/detections", self._encoded(detection_array(self._make, result, ego, self._min_score)))
+        for name, share in zip(result.modalities, result.attention, strict=True):
+            grid = occupancy_grid(self._make, share, self._grid, time_us, ego)
+            self._add(result, f"/attention/{name}", self._encoded(grid))
+        array = diagnostic_array(self._make, diagnoses(result), time_us, ego)
+        self._add(result, "/diagnostics", self._encoded(array))
+        if self._inputs:
+            for topic, payload in given_messages(result.tick.frame, result.tick.time_us, self._names.ego):
+                self._add(result, topic, payload)
+
+    def close(self) -> None:
+        self._bag.close()
+
+    def abort(self) -> None:
+        self._bag.abort()
+
+    def _make(self, type_name: str, /, **fields: Any) -> Any:
+        return self._store.types[type_name](**fields)
+
+    def _encoded(self, message: Any) -> Other:
+        kind = message.__msgtype__
+        return Other(kind, bytes(self._store.serialize_cdr(message, kind)))
+
+    def _add(self, result: TickResult, topic: str, payload: Payload) -> None:
+        tick = result.tick
+        self._bag.write(LogMessage(topic, tick.time_us * 1000, tick.ready_us * 1000, payload))

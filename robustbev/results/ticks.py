@@ -1,0 +1,35 @@
+"""What the model saw at a tick, as the replay and the live node tell it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from robustbev.config import ModelConfig
+from robustbev.perception import Perception
+from robustbev.results.result import TickResult
+from sensors.frames import Absence, Lack
+from sensors.replay.tick import SensorState, SensorStatus, Tick
+
+
+def tick_result(tick: Tick, seen: Perception, config: ModelConfig) -> TickResult:
+    """The result of a tick whose frame `seen` (B = 1, on the CPU) is of."""
+    absent = seen.absent or {}
+    sensors = {channel: _stands(status, absent.get(channel)) for channel, status in tick.sensors.items()}
+    return TickResult(
+        tick=replace(tick, sensors=sensors),
+        perceived=bool(seen.perceived[0]),
+        boxes=seen.shown(0),
+        candidates=seen.found(0),
+        modalities=seen.modalities,
+        attention=seen.fused.attention[0].float().numpy(),
+        classes=config.classes,
+        attributes=config.attributes,
+    )
+
+
+def _stands(status: SensorStatus, absence: Absence | None) -> SensorStatus:
+    """What was given and turned out to hold nothing that the model could use counts as absent."""
+    if absence is None or not status.given:
+        return status
+    state = SensorState.MALFORMED if absence.lack is Lack.USABLE else SensorState.MISSING
+    return replace(status, state=state, detail=absence.reason)

@@ -1,0 +1,32 @@
+"""Files of a data set, read whole; a missing or unreadable one is told with what to do."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from sensors.errors import sensor_fault
+
+COPY_AGAIN = "Copy the file again from the nuScenes archive, or set on_bad_file: absent to count it as a missing sensor"
+
+
+UNPACK = (
+    "Unpack the nuScenes archives (keyframes: samples/, the rest: sweeps/) into the data root, "
+    "or set on_bad_file: absent to count it as a missing sensor"
+)
+
+
+def read_bytes(path: Path, *, sensor: str, token: str) -> bytes:
+    """The file's bytes; SensorDataError where it is missing, cannot be read or is empty."""
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        raise sensor_fault(
+            sensor=sensor, file=path, token=token, expected="a file", got="none there", action=UNPACK
+        ) from None
+    except OSError as error:
+        raise sensor_fault(
+            sensor=sensor, file=path, token=token, expected="a readable file", got=str(error), action=COPY_AGAIN
+        ) from error
+    if not data:
+        raise sensor_fault(sensor=sensor, file=path, token=token, expected="data", got="0 bytes", action=COPY_AGAIN)
+    return data

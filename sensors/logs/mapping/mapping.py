@@ -1,0 +1,91 @@
+"""Which topic of a log is which sensor: a YAML file's content, or proposed from what a log holds."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated
+
+from pydantic import Field, model_validator
+
+from sensors.camera.rectification import is_fisheye
+from sensors.logs.messages import CameraInfo
+from sensors.nuscenes.config import StrictModel
+
+_RECTIFIED = frozenset({"rect", "rectified", "undistorted"})
+_NOT = frozenset({"not", "non", "no", "un", "pre", "without"})
+Seconds = Annotated[float, Field(allow_inf_nan=False)]
+
+
+def words_of(topic: str) -> list[str]:
+    """The words of /camFrontLeft/image_raw: cam, front, left, image, raw."""
+    split = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", topic)
+    return [word.lower() for word in re.findall(r"[A-Za-z]+|\d+", split)]
+
+
+def called_rectified(topic: str) -> bool:
+    """Whether a topic of pictures is called after rectified ones, and nowhere after such as are not (non_rectified)."""
+    words = words_of(topic)
+    before = [words[i - 1] if i else "" for i, word in enumerate(words) if word in _RECTIFIED]
+    return bool(before) and _NOT.isdisjoint(before)
+
+
+def is_rectified(info: CameraInfo, topic: str, rectified: bool | None) -> bool:
+    """Whether the pictures on a topic are rectified, as `CameraTopics.rectified` tells of them."""
+    if rectified is not None:
+        return rectified
+    return called_rectified(topic) or not (info.D.any() or is_fisheye(info.distortion_model))
+
+
+class CameraTopics(StrictModel):
+    """A camera: pictures and their calibration.
+
+    `rectified`: whether the pictures are, as the calibration's R and P say; else K and D hold, and they are rectified here.
+    None: they are where D is all 0 (but a fisheye's), or the topic is called rectified: a word "rect", "rectified" or
+    "undistorted", without a "not", "non", "no", "un", "pre" or "without" before it.
+    """
+
+    image: str
+    info: str
+    rectified: bool | None = None
+    frame: str | None = None  # None: as the messages say
+    offset_s: Seconds = 0.0  # added to the messages' stamps: a clock that is slow by 20 ms has 0.02
+
+
+class LidarTopics(StrictModel):
+    """A LiDAR. `fields` names the log's fields where they are not x, y, z, intensity, ring."""
+
+    points: str
+    frame: str | None = None
+    offset_s: Seconds = 0.0
+    fields: dict[str, str] = Field(default_factory=dict)  # ours -> the log's
+    intensity_scale: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0  # times the log's intensity is 0..255
+
+
+class RadarTopics(StrictModel):
+    """A radar. `fields` names the log's fields where they are not x, y, z, rcs, vx_comp, vy_comp."""
+
+    points: str
+    frame: str | None = None
+    offset_s: Seconds = 0.0
+    fields: dict[str, str] = Field(default_factory=dict)  # ours -> the log's
+
+
+class LogMapping(StrictModel):
+    """Channels are named as in the checkpoint's configuration (CAM_FRONT, LIDAR_TOP, RADAR_FRONT ...)."""
+
+    cameras: dict[str, CameraTopics] = Field(default_factory=dict)
+    lidars: dict[str, LidarTopics] = Field(default_factory=dict)
+    radars: dict[str, RadarTopics] = Field(default_factory=dict)
+    ego_frame: str = "base_link"  # on the ground under the middle of the rear axle, as nuScenes' ego
+    global_frame: str | None = "map"  # None: the log knows no ego motion, and none is compensated
+    truth: str | None = None  # annotated boxes
+
+    @model_validator(mode="after")
+    def _check(self) -> LogMapping:
+        names = [*self.cameras, *self.lidars, *self.radars]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise ValueError(f"channel {twice[0]} is named twice")
+        if not names:
+            raise ValueError("name at least one of cameras, lidars, radars")
+        return self

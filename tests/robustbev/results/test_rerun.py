@@ -1,0 +1,103 @@
+"""Results as Rerun recording: the file opens, and has what was found in it."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from robustbev.results.rerun import RerunResults
+from robustbev.results.result import TickResult
+from sensors.logs.log import LogError
+from sensors.replay.tick import SensorState
+from tests.robustbev.results.replay_results import GRID, START_US, boxes, result
+
+dataframe = pytest.importorskip("rerun.dataframe", reason="rerun-sdk is an extra of its own: robustbev[rerun]")
+
+
+def written(path: Path, *results: TickResult, **settings: Any) -> Any:
+    """The recording, opened again."""
+    writer = RerunResults(path, GRID, **settings)
+    for one in results:
+        writer.write(one)
+    writer.close()
+    return dataframe.load_recording(path)
+
+
+def rows(recording: Any, entity: str) -> list[dict[str, Any]]:
+    """The rows of an entity in order of time, component (without the entity's name) -> value."""
+    view = recording.view(index="log_time", contents=entity, include_tombstone_columns=True)
+    table = view.select().read_all()
+    return [{key.rsplit(":", 1)[-1]: value for key, value in row.items()} for row in table.to_pylist()]
+
+
+def test_boxes_are_where_they_were_found(tmp_path: Path) -> None:
+    recording = written(
+        tmp_path / "out.rrd", result(0), result(1, found=boxes()), result(2, found=boxes((1, 2, 0, 1, 0.7)))
+    )
+    first, second, third = rows(recording, "/map/ego/found")
+    assert np.allclose(first["PoseTranslation3D"], [[10, 3, 0.8], [5, -6, 0.8]])
+    assert np.allclose(first["HalfSize3D"], [[2.25, 0.95, 0.8]] * 2)  # x along the heading
+    assert np.allclose(first["PoseRotationQuat"][0], [0, 0, np.sin(0.25), np.cos(0.25)])
+    assert first["Text"] == ["car 0.90", "forklift 0.60"]
+    assert second["HalfSize3D"] == []  # gone, and not left standing
+    assert third["Text"] == ["pedestrian 0.70"]
+
+
+def test_one_timeline_the_drives_own(tmp_path: Path) -> None:
+    recording = written(tmp_path / "out.rrd", result(0), result(3))
+    assert [column.name for column in recording.schema().index_columns()] == ["log_time"]
+    times = [row["log_time"] for row in rows(recording, "/map/ego/found")]
+    assert [np.datetime64(t).astype("datetime64[us]").astype(int) for t in times] == [START_US, START_US + 1_500_000]
+
+
+def test_curves_of_shares_and_states(tmp_path: Path) -> None:
+    states = {"LIDAR_TOP": SensorState.RATE_LOW}
+    recording = written(tmp_path / "out.rrd", result(0, states=states), result(1, perceived=False))
+    curve = [row["Scalar"] for row in rows(recording, "/sensors/LIDAR_TOP")]
+    assert curve == [[1.0], [2.0]]
+    for name, share in result().shares.items():
+        assert np.allclose(rows(recording, f"/shares/{name}")[0]["Scalar"], share)
+    assert [row["Scalar"] for row in rows(recording, "/boxes")] == [[2.0], [0.0]]
+
+
+def test_no_perception_is_said(tmp_path: Path) -> None:
+    recording = written(tmp_path / "out.rrd", result(0), result(1, perceived=False))
+    first, second = (row["Text"][0] for row in rows(recording, "/perception"))
+    assert "NO PERCEPTION" not in first
+    assert second.startswith("# NO PERCEPTION")
+    assert "| LIDAR_TOP | stale | as told |" in second
+    assert any("NO PERCEPTION" in row["Text"][0] for row in rows(recording, "/log"))
+
+
+def test_pictures_and_points_of_absent_sensors_are_cleared(tmp_path: Path) -> None:
+    recording = written(tmp_path / "out.rrd", result(0), result(1, perceived=False))
+    entities = {str(column.entity_path) for column in recording.schema().component_columns()}
+    assert {"/map/ego/CAM_FRONT", "/map/ego/LIDAR_TOP", "/map/ego/RADAR_FRONT", "/attention/camera"} <= entities
+    assert "/map/ego/CAM_BACK" not in entities
+    lidar = rows(recording, "/map/ego/LIDAR_TOP")
+    assert np.allclose(lidar[0]["Position3D"][0], [10.9, 0, 0.8], atol=1e-5)
+    for entity in ("/map/ego/LIDAR_TOP", "/map/ego/CAM_FRONT"):
+        assert rows(recording, entity)[1]["ClearIsRecursive"] == [False], entity
+
+
+def test_the_file_is_there_whole_or_not_at_all(tmp_path: Path) -> None:
+    writer = RerunResults(tmp_path / "out.rrd", GRID)
+    writer.write(result())
+    assert not (tmp_path / "out.rrd").exists()
+    writer.abort()
+    assert not list(tmp_path.iterdir())
+    written(tmp_path / "out.rrd", result())
+    with pytest.raises(LogError, match="exists already"):
+        RerunResults(tmp_path / "out.rrd", GRID)
+    assert [path.name for path in tmp_path.iterdir()] == ["out.rrd"]
+
+
+def test_a_missing_library_names_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "rerun", None)
+    with pytest.raises(ImportError, match=r'needs rerun, which is not installed: pip install "robustbev\[rerun\]"'):
+        RerunResults(tmp_path / "out.rrd", GRID)
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,589 @@
+"""What an evaluation promises: the devkit's own figures, for every subset, from one pass of the encoders."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import json
+import math
+import os
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from nuscenes import NuScenes
+from nuscenes.eval.detection.algo import accumulate
+from nuscenes.eval.detection.evaluate import DetectionEval
+from pydantic import ValidationError
+from torch import nn
+
+from bev.detection.boxes import Boxes
+from bev.grid import BEVGrid
+from fusion.features import BEVFeatures, FusedBEV
+from robustbev import NUSCENES_ATTRIBUTES, NUSCENES_CLASSES, ModelConfig, Perception
+from sensors.batch import SensorBatch
+from sensors.nuscenes.config import NuScenesConfig
+from sensors.nuscenes.reader import NuScenesReader
+from training.evaluation.config import SUBSETS, EvaluationConfig, subset_name
+from training.evaluation.detection_metrics import FastMetrics
+from training.evaluation.official import Metrics, OfficialEvaluation, detection_config, range_note
+from training.evaluation.recall import match, recall_by_class
+from training.evaluation.submission import submission, submission_boxes
+from training.evaluation.subsets import evaluate_subsets, predict_subsets
+from training.evaluation.tables import read_subsets
+
+CATEGORY = {
+    "car": "vehicle.car", "truck": "vehicle.truck", "bus": "vehicle.bus.rigid", "trailer": "vehicle.trailer",
+    "construction_vehicle": "vehicle.construction", "pedestrian": "human.pedestrian.adult",
+    "motorcycle": "vehicle.motorcycle", "bicycle": "vehicle.bicycle", "traffic_cone": "movable_object.trafficcone",
+    "barrier": "movable_object.barrier",
+}  # fmt: skip
+SAMPLES = 6
+
+
+def _row(token: str, **fields: Any) -> dict[str, Any]:
+    return {"token": token, **fields}
+
+
+def _tables(seed: int = 0) -> dict[str, list[dict[str, Any]]]:
+    """nuScenes tables of one scene with six keyframes, ten classes, a tilted ego, and boxes up to 60 m away."""
+    rng = np.random.default_rng(seed)
+    sensors = {"CAM_FRONT": "camera", "LIDAR_TOP": "lidar", "RADAR_FRONT": "radar"}
+    attribute = {name: f"attr-{name}" for name in NUSCENES_ATTRIBUTES}
+    tables: dict[str, list[dict[str, Any]]] = {
+        "category": [_row(f"cat-{c}", name=name, description="", index=i) for i, (c, name) in enumerate(CATEGORY.items())],
+        "attribute": [_row(token, name=name, description="") for name, token in attribute.items()],
+        "visibility": [_row("4", level="v80-100", description="")],
+        "sensor": [_row(f"sensor-{c}", channel=c, modality=m) for c, m in sensors.items()],
+        "calibrated_sensor": [
+            _row(
+                f"cal-{c}", sensor_token=f"sensor-{c}", translation=[1.0, 0.0, 1.5], rotation=[1.0, 0.0, 0.0, 0.0],
+                camera_intrinsic=[[400.0, 0, 320], [0, 400.0, 180], [0, 0, 1]] if m == "camera" else [],
+            )
+            for c, m in sensors.items()
+        ],
+        "log": [_row("log", logfile="x", vehicle="x", date_captured="2020-01-01", location="nowhere")],
+        "map": [_row("map", log_tokens=["log"], category="semantic_prior", filename="maps/map.png")],
+        "scene": [
+            _row(
+                "scene", log_token="log", nbr_samples=SAMPLES, first_sample_token="s0",
+                last_sample_token=f"s{SAMPLES - 1}", name="scene-a", description="",
+            )
+        ],
+        "ego_pose": [], "sample": [], "sample_data": [], "sample_annotation": [], "instance": [],
+    }  # fmt: skip
+    for i in range(SAMPLES):
+        time_us = 1_600_000_000_000_000 + 500_000 * i
+        turn = 0.3 * i
+        rotation = np.array([math.cos(turn / 2), 0.01, -0.02, math.sin(turn / 2)])
+        rotation /= np.linalg.norm(rotation)
+        tables["sample"].append(
+            _row(
+                f"s{i}", timestamp=time_us, scene_token="scene", prev=f"s{i - 1}" if i else "",
+                next=f"s{i + 1}" if i + 1 < SAMPLES else "",
+            )
+        )  # fmt: skip
+        for channel in sensors:
+            pose = f"pose-{channel}-{i}"
+            tables["ego_pose"].append(
+                _row(pose, timestamp=time_us, rotation=rotation.tolist(), translation=[400.0 + 4 * i, 900.0 - i, 0.5])
+            )
+            tables["sample_data"].append(
+                _row(
+                    f"sd-{channel}-{i}", sample_token=f"s{i}", ego_pose_token=pose, calibrated_sensor_token=f"cal-{channel}",
+                    timestamp=time_us, fileformat="bin", is_key_frame=True, height=360, width=640,
+                    filename=f"samples/{channel}/{i}.bin", prev="", next="",
+                )
+            )  # fmt: skip
+    for k in range(60):
+        name = list(CATEGORY)[k % 10]
+        start, heading, speed = rng.uniform(-45, 45, 2), rng.uniform(-math.pi, math.pi), rng.choice([0.0, 2.0])
+        tables["instance"].append(
+            _row(
+                f"inst-{k}", category_token=f"cat-{name}", nbr_annotations=SAMPLES, first_annotation_token=f"ann-{k}-0",
+                last_annotation_token=f"ann-{k}-{SAMPLES - 1}",
+            )
+        )  # fmt: skip
+        size = rng.uniform(0.5, 5.0, 3)
+        kinds = [a for a in NUSCENES_ATTRIBUTES if a.split(".")[0] == CATEGORY[name].split(".")[0]]
+        kinds = {"human": ["pedestrian.moving"], "movable_object": []}.get(CATEGORY[name].split(".")[0], kinds)
+        if name in ("motorcycle", "bicycle"):
+            kinds = ["cycle.with_rider"]
+        for i in range(SAMPLES):
+            xy = start + 0.5 * i * speed * np.array([math.cos(heading), math.sin(heading)])
+            tables["sample_annotation"].append(
+                _row(
+                    f"ann-{k}-{i}", sample_token=f"s{i}", instance_token=f"inst-{k}", visibility_token="4",
+                    attribute_tokens=[attribute[kinds[k % len(kinds)]]] if kinds else [],
+                    translation=[402.0 + 4 * i + xy[0], 898.0 - i + xy[1], 1.0], size=size.tolist(),
+                    rotation=[math.cos(heading / 2), 0.0, 0.0, math.sin(heading / 2)],
+                    prev=f"ann-{k}-{i - 1}" if i else "", next=f"ann-{k}-{i + 1}" if i + 1 < SAMPLES else "",
+                    num_lidar_pts=int(rng.integers(0, 20)), num_radar_pts=int(rng.integers(0, 2)),
+                )
+            )  # fmt: skip
+    return tables
+
+
+@pytest.fixture(scope="session")
+def tables_config(tmp_path_factory: pytest.TempPathFactory) -> NuScenesConfig:
+    root = tmp_path_factory.mktemp("nuscenes")
+    folder = root / "v1.0-test-tables"
+    folder.mkdir()
+    for name, rows in _tables().items():
+        (folder / f"{name}.json").write_text(json.dumps(rows))
+    (folder / "splits.json").write_text(json.dumps({"some": ["scene-a"]}))
+    (root / "maps").mkdir()
+    (root / "maps" / "map.png").write_bytes(b"")
+    return NuScenesConfig(
+        root=root, version=folder.name, train_split="some", val_split="some", camera_channels=("CAM_FRONT",),
+        radar_channels=("RADAR_FRONT",),
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def reader(tables_config: NuScenesConfig) -> NuScenesReader:
+    return NuScenesReader(tables_config, "some", classes=NUSCENES_CLASSES, attributes=NUSCENES_ATTRIBUTES)
+
+
+@pytest.fixture(scope="session")
+def nusc(tables_config: NuScenesConfig) -> NuScenes:
+    return NuScenes(version=tables_config.version, dataroot=str(tables_config.root), verbose=False)
+
+
+@dataclasses.dataclass
+class Batch:
+    """What `predict_subsets` needs of a training batch; `at` says where in the split it lies."""
+
+    sensors: SensorBatch
+    tokens: tuple[str, ...]
+
+    @staticmethod
+    def of(reader: NuScenesReader, size: int) -> Iterator[Batch]:
+        for start in range(0, len(reader), size):
+            tokens = reader.tokens[start : start + size]
+            yield Batch(SensorBatch(cameras=None, lidar=None, radar=None, batch_size=len(tokens)), tokens)
+
+
+class Oracle(nn.Module):
+    """Finds every box of the truth when it has LiDAR, shifted ones with radar alone, nothing with cameras alone.
+
+    Samples are taken in the order of the split. With no feature at all it does not perceive.
+    """
+
+    def __init__(self, reader: NuScenesReader, config: ModelConfig, blind_to: tuple[str, ...] = ()) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(1))
+        self.config, self.reader, self.blind_to = config, reader, blind_to
+        self.encoded = 0
+
+    def encode(self, batch: SensorBatch) -> dict[str, BEVFeatures | None]:
+        self.range = range(self.encoded, self.encoded + batch.batch_size)
+        self.encoded += batch.batch_size
+        something = BEVFeatures(torch.zeros(1), torch.ones(1))
+        return {name: None if name in self.blind_to else something for name in self.config.modalities}
+
+    def perceive_features(self, features: Mapping[str, BEVFeatures | None], batch_size: int) -> Perception:
+        perceived = any(value is not None for value in features.values())
+        each = [self._found(i, features) for i in self.range]
+        top = max(len(boxes) for boxes in each)
+        stacked = [torch.stack([_padded(getattr(b, f.name), top) for b in each]) for f in dataclasses.fields(Boxes)]
+        fused = FusedBEV(torch.zeros(1), torch.zeros(1), torch.zeros(1))
+        return Perception(Boxes(*stacked), fused, self.config.modalities, torch.full((batch_size,), perceived))
+
+    def _found(self, i: int, features: Mapping[str, BEVFeatures | None]) -> Boxes:
+        truth = self.reader.boxes(i)[
+            self.reader.num_points(i) > 0
+        ]  # the official truth leaves out boxes without a point
+        if features.get("lidar") is not None:
+            return truth
+        shift = torch.tensor([1.5, 0.0, 0.0])  # a find at the matching distances of 2 and 4 m only
+        return dataclasses.replace(truth, center_m=truth.center_m + shift)[: None if features.get("radar") else 0]
+
+
+def _padded(values: torch.Tensor, length: int) -> torch.Tensor:
+    return torch.cat([values, values.new_zeros(length - len(values), *values.shape[1:])])
+
+
+def _wide(**fields: Any) -> ModelConfig:
+    grid = {"x_min_m": -51.2, "x_max_m": 51.2, "y_min_m": -51.2, "y_max_m": 51.2}
+    return ModelConfig.model_validate({"grid": grid, **fields})
+
+
+def _evaluate(model: Any, reader: NuScenesReader, out: Path, batches: Any = None, **settings: Any) -> dict[str, Any]:
+    config = EvaluationConfig(**settings)
+    return evaluate_subsets(model, Batch.of(reader, 4) if batches is None else batches, reader, out, config)  # type: ignore[arg-type]
+
+
+@pytest.fixture(scope="session")
+def oracle_results(
+    reader: NuScenesReader, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[dict[str, Any], Path, Oracle]:
+    out = tmp_path_factory.mktemp("evaluation")
+    model = Oracle(reader, _wide())
+    return _evaluate(model, reader, out), out, model
+
+
+def test_perfect_boxes_score_perfectly_by_the_official_evaluation(oracle_results: Any) -> None:
+    results, _, _ = oracle_results
+    full = results["camera+lidar+radar"]
+    assert full.mean_ap == pytest.approx(1.0, abs=1e-6)
+    assert full.nds > 0.99  # tilt of the ego frame costs a trace of scale and orientation
+    assert all(ap == pytest.approx(1.0, abs=1e-6) for ap in full.class_ap.values())
+    assert full.errors["mAVE"] < 0.01
+    assert full.errors["mAAE"] == 0.0
+
+
+def test_every_subset_is_measured_and_the_encoders_run_once_a_sample(oracle_results: Any) -> None:
+    results, _, model = oracle_results
+    assert tuple(results) == SUBSETS
+    assert model.encoded == SAMPLES
+    assert results["lidar"].mean_ap == pytest.approx(1.0, abs=1e-6)
+    assert results["radar"].mean_ap == pytest.approx(results["camera+radar"].mean_ap)
+    assert 0.3 < results["radar"].mean_ap < 0.7  # found at two of the four distances
+    assert results["camera"].mean_ap == 0.0
+
+
+def test_files_of_an_evaluation(oracle_results: Any, reader: NuScenesReader) -> None:
+    results, out, _ = oracle_results
+    for subset in SUBSETS:
+        content = json.loads((out / subset / "results_nusc.json").read_text())
+        assert set(content["results"]) == set(reader.tokens)
+        assert content["meta"]["use_lidar"] == ("lidar" in subset)
+        summary = json.loads((out / subset / "metrics_summary.json").read_text())
+        assert summary["ranges"] == "ranges: official"
+        assert summary["mean_ap"] == results[subset].mean_ap
+        assert summary["classes_without_truth"] == []
+        assert set(summary["label_tp_errors"]) == set(NUSCENES_CLASSES)
+    assert read_subsets(out / "subsets.json")["lidar"].mean_ap == results["lidar"].mean_ap
+    assert "| camera + lidar + radar | 1.000 | 100% |" in (out / "table.md").read_text()
+    assert not list(out.rglob(".*"))  # no temporary file is left
+
+
+def _noisy_submission(reader: NuScenesReader, path: Path, seed: int = 1) -> Path:
+    """Truth with errors of every kind, misses, false alarms and equal scores."""
+    rng = torch.Generator().manual_seed(seed)
+    results = {}
+    for i, token in enumerate(reader.tokens):
+        truth = reader.boxes(i)
+        boxes = Boxes(*(torch.cat([getattr(truth, f.name)] * 2) for f in dataclasses.fields(Boxes)))
+        n = len(boxes)
+        boxes = dataclasses.replace(
+            boxes,
+            center_m=boxes.center_m + torch.randn(n, 3, generator=rng) * torch.rand(n, 1, generator=rng) * 2,
+            size_m=boxes.size_m * (1 + 0.2 * torch.rand(n, 3, generator=rng)),
+            yaw_rad=boxes.yaw_rad + 0.3 * torch.randn(n, generator=rng),
+            velocity_mps=boxes.velocity_mps + 0.3 * torch.randn(n, 2, generator=rng),
+            label=torch.where(torch.rand(n, generator=rng) < 0.8, boxes.label, (boxes.label + 1) % 10),
+            score=(torch.rand(n, generator=rng) * 20).ceil() / 20,
+        )
+        results[token] = submission_boxes(
+            token, boxes[torch.rand(n, generator=rng) < 0.7], reader.global_T_reference(i), NUSCENES_CLASSES,
+            NUSCENES_ATTRIBUTES,
+        )  # fmt: skip
+    path.write_text(json.dumps(submission(results, ("lidar",))))
+    return path
+
+
+@pytest.mark.parametrize("radius_m", [25.6, 51.2])
+def test_shared_ground_truth_gives_the_figures_of_a_plain_detection_eval(
+    reader: NuScenesReader, nusc: NuScenes, tmp_path: Path, radius_m: float
+) -> None:
+    shared = OfficialEvaluation(nusc, reader.tokens, radius_m)
+    for seed in (1, 2):  # the second shows that the first left the shared truth as it was
+        path = _noisy_submission(reader, tmp_path / f"{seed}.json", seed)
+        metrics, _ = shared.measure(path)
+        plain = DetectionEval(
+            nusc, detection_config(radius_m), str(path), "some", str(tmp_path / "plain"), verbose=False
+        )
+        expected, _ = plain.evaluate()
+        ours, theirs = metrics.serialize(), expected.serialize()
+        assert 0.05 < ours["mean_ap"] < 0.9
+        for key in ("label_aps", "mean_ap", "tp_errors", "nd_score", "cfg"):
+            assert ours[key] == theirs[key]
+        np.testing.assert_equal(ours["label_tp_errors"], theirs["label_tp_errors"])
+
+
+def _harder(path: Path, seed: int) -> Path:
+    """The submission with tilted, turned, tied and unnormalised boxes among its own."""
+    rng, content = np.random.default_rng(seed), json.loads(path.read_text())
+    for rows in content["results"].values():
+        for row in rows:
+            match rng.integers(4):
+                case 0:
+                    row["rotation"] = (rng.normal(size=4) * rng.choice([1e-3, 1, 7])).tolist()
+                case 1:
+                    row["rotation"] = [[1, 0, 0, 0], [0, 0, 0, 1], [0.0, 0.0, 0.0, -1.0], [0, 1, 0, 0]][rng.integers(4)]
+                case 2:
+                    row["detection_score"] = 0.5
+        rows.extend(rows[: len(rows) // 3])  # the same place and score twice
+    path.write_text(json.dumps(content))
+    return path
+
+
+@pytest.mark.parametrize("radius_m", [25.6, 51.2])
+def test_the_fast_metrics_are_the_devkits_to_the_last_bit(
+    reader: NuScenesReader, nusc: NuScenes, tmp_path: Path, radius_m: float
+) -> None:
+    racked = copy.deepcopy(nusc)
+    for row in racked.sample_annotation:
+        if row["category_name"] == "human.pedestrian.adult":  # bicycles and motorcycles in what was there do not count
+            row |= {"category_name": "static_object.bicycle_rack", "size": [30.0, 30.0, 30.0]}
+    for tables in (nusc, racked):
+        both = OfficialEvaluation(tables, reader.tokens, radius_m, metrics="both")
+        fast = OfficialEvaluation(tables, reader.tokens, radius_m, metrics="fast")
+        for seed in range(4):
+            path = _harder(_noisy_submission(reader, tmp_path / "noisy.json", seed), seed)
+            figures, meta = both.measure(path)  # raises where they differ
+            again, _ = fast.measure(path)
+            assert figures.mean_ap == again.mean_ap > 0.02
+            assert meta["use_lidar"]
+        nothing = tmp_path / "nothing.json"
+        nothing.write_text(json.dumps(submission({token: [] for token in reader.tokens}, ("lidar",))))
+        assert both.measure(nothing)[0].mean_ap == 0
+
+
+AS_THE_DEVKIT = """
+import numpy as np
+from nuscenes.eval.common.utils import quaternion_yaw
+from pyquaternion import Quaternion
+from training.evaluation.detection_metrics import _norm, _yaw_rad
+random = np.random.default_rng(0)
+rotation, vectors = random.normal(size=(500, 4)), random.normal(size=(500, 2))
+assert _yaw_rad(rotation).tolist() == [quaternion_yaw(Quaternion(row)) for row in rotation]
+assert _norm(vectors).tolist() == [np.linalg.norm(row) for row in vectors]
+"""
+
+
+@pytest.mark.skipif(torch.backends.cpu.get_cpu_capability() not in ("AVX2", "AVX512"), reason="of one kernel each")
+@pytest.mark.parametrize("kernel", ["Prescott", "Haswell"])
+def test_the_fast_metrics_round_as_the_devkit_whatever_blas_does(kernel: str) -> None:
+    """With fused products BLAS rounds otherwise than numpy does: that of this machine may be without."""
+    variables = os.environ | {"OPENBLAS_CORETYPE": kernel}
+    subprocess.run([sys.executable, "-c", AS_THE_DEVKIT], env=variables, timeout=120, check=True)
+
+
+def test_metrics_that_differ_are_an_error(
+    reader: NuScenesReader, nusc: NuScenes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    both = OfficialEvaluation(nusc, reader.tokens, 51.2, metrics="both")
+    path = _noisy_submission(reader, tmp_path / "noisy.json", 1)
+    measure = FastMetrics.measure
+
+    def a_bit_off(self: FastMetrics, results: Any) -> Any:
+        metrics = measure(self, results)
+        metrics.add_label_ap("car", 1.0, math.nextafter(metrics.get_label_ap("car", 1.0), 1))
+        return metrics
+
+    monkeypatch.setattr(FastMetrics, "measure", a_bit_off)
+    with pytest.raises(ValueError, match=r"noisy\.json: the devkit computes"):
+        both.measure(path)
+
+
+@pytest.mark.parametrize("metrics", ["devkit", "fast"])
+@pytest.mark.parametrize("what", ["a sample less", "another class", "too many boxes"])
+def test_what_is_no_submission_is_refused(
+    reader: NuScenesReader, nusc: NuScenes, tmp_path: Path, metrics: Metrics, what: str
+) -> None:
+    path = _noisy_submission(reader, tmp_path / "noisy.json", 1)
+    content = json.loads(path.read_text())
+    rows = content["results"][reader.tokens[1]]
+    match what:
+        case "a sample less":
+            del content["results"][reader.tokens[1]]
+        case "another class":
+            rows[0]["detection_name"] = "tram"
+        case "too many boxes":
+            rows.extend(rows[:1] * 500)
+    path.write_text(json.dumps(content))
+    with pytest.raises(ValueError, match="not a nuScenes submission for these samples"):
+        OfficialEvaluation(nusc, reader.tokens, 51.2, metrics=metrics).measure(path)
+
+
+def test_class_ranges_shrink_to_the_grid_and_say_so(reader: NuScenesReader, tmp_path: Path) -> None:
+    assert detection_config(25.6).class_range["car"] == 25.6
+    assert detection_config(35.0).class_range == {**detection_config(99).class_range, **dict.fromkeys(
+        ("car", "truck", "bus", "trailer", "construction_vehicle", "pedestrian", "motorcycle", "bicycle"), 35.0
+    )}  # fmt: skip
+    assert range_note(50.0) == "ranges: official"
+    results = _evaluate(Oracle(reader, ModelConfig()), reader, tmp_path, subsets=("lidar",))
+    note = "ranges: min(official, 25.6 m)"
+    assert results["lidar"].ranges == note
+    aps = {round(ap, 6) for ap in results["lidar"].class_ap.values()}
+    assert aps == {0.0, 1.0}  # one class has no box so near
+    for name in ("subsets.json", "table.md", "table.csv", "lidar/metrics_summary.json"):
+        assert note in (tmp_path / name).read_text()
+
+
+def test_no_perception_is_recorded_and_is_not_an_empty_road(reader: NuScenesReader, tmp_path: Path) -> None:
+    model = Oracle(reader, _wide(), blind_to=("radar",))
+    results = _evaluate(model, reader, tmp_path, subsets=("radar", "lidar"))
+    assert results["radar"].no_perception == reader.tokens
+    assert results["lidar"].no_perception == ()
+    assert results["radar"].mean_ap == 0.0
+    summary = json.loads((tmp_path / "radar" / "metrics_summary.json").read_text())
+    assert summary["no_perception"] == list(reader.tokens)
+    assert "no perception" in (tmp_path / "table.md").read_text()
+
+
+def test_a_model_without_radar_is_measured_on_what_it_has(reader: NuScenesReader, tmp_path: Path) -> None:
+    results = _evaluate(Oracle(reader, _wide(radar=None)), reader, tmp_path)
+    assert tuple(results) == ("camera+lidar", "camera", "lidar")
+    with pytest.raises(ValueError, match="the model has only camera, lidar"):
+        _evaluate(Oracle(reader, _wide(radar=None)), reader, tmp_path, subsets=("radar",))
+
+
+def test_limit_measures_the_first_samples_only(reader: NuScenesReader, tmp_path: Path) -> None:
+    results = _evaluate(Oracle(reader, _wide()), reader, tmp_path, subsets=("lidar",), limit=3, processes=1)
+    assert results["lidar"].samples == 3
+    assert results["lidar"].mean_ap == pytest.approx(1.0, abs=1e-6)
+
+
+def test_a_loader_that_loses_samples_is_found_out(reader: NuScenesReader, tmp_path: Path) -> None:
+    batches = list(Batch.of(reader, 2))[:-1]
+    with pytest.raises(ValueError, match=r"4 of 6 samples, s4 is missing"):
+        _evaluate(Oracle(reader, _wide()), reader, tmp_path, batches=batches)
+
+
+def test_evaluation_leaves_the_model_in_the_mode_it_was_in(reader: NuScenesReader) -> None:
+    model = Oracle(reader, _wide()).train()
+    predict_subsets(model, Batch.of(reader, 6), ("lidar",))  # type: ignore[arg-type]
+    assert model.training
+
+
+def test_importing_the_configuration_does_not_load_the_devkit() -> None:
+    code = "import sys, training.evaluation.subsets; assert not {'nuscenes', 'matplotlib', 'scipy', 'mlflow'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_the_config_takes_subsets_in_any_order_and_names_what_is_wrong() -> None:
+    assert EvaluationConfig(subsets=("radar+camera", "lidar")).subsets == ("camera+radar", "lidar")
+    with pytest.raises(ValidationError, match="expected some of camera, lidar, radar joined by"):
+        EvaluationConfig(subsets=("sonar",))
+    with pytest.raises(ValidationError):
+        EvaluationConfig(max_boxes_per_sample=501)
+    assert subset_name(["lidar", "camera"]) == "camera+lidar"
+
+
+def _boxes(n: int, **fields: torch.Tensor) -> Boxes:
+    base = Boxes(
+        torch.zeros(n, 3), torch.ones(n, 3), torch.zeros(n), torch.zeros(n, 2), torch.zeros(n, dtype=torch.long),
+        torch.full((n,), -1), torch.ones(n),
+    )  # fmt: skip
+    return dataclasses.replace(base, **fields)
+
+
+def test_a_submission_keeps_the_best_boxes_and_only_valid_attributes() -> None:
+    n = 700
+    boxes = _boxes(
+        n, label=torch.arange(n) % 10, attribute=torch.arange(n) % 9 - 1, score=torch.linspace(0, 1, n),
+        velocity_mps=torch.full((n, 2), math.nan),
+    )  # fmt: skip
+    rows = submission_boxes("t", boxes, np.eye(4), NUSCENES_CLASSES, NUSCENES_ATTRIBUTES)
+    assert len(rows) == 500
+    assert rows[0]["detection_score"] == 1.0
+    assert type(rows[0]["detection_score"]) is float
+    first = {"car": "vehicle", "pedestrian": "pedestrian", "bicycle": "cycle", "barrier": "", "traffic_cone": ""}
+    for row in rows:
+        assert row["velocity"] == [0.0, 0.0]
+        if row["detection_name"] in first:
+            assert row["attribute_name"].split(".")[0] == first[row["detection_name"]]
+    few = submission_boxes(
+        "t", boxes, np.eye(4), NUSCENES_CLASSES, NUSCENES_ATTRIBUTES, score_threshold=0.999, max_boxes=9
+    )
+    assert len(few) == 1
+    assert submission_boxes("t", Boxes.empty(), np.eye(4), NUSCENES_CLASSES, NUSCENES_ATTRIBUTES) == []
+
+
+def test_a_submission_is_in_the_global_frame() -> None:
+    quarter_turn = np.eye(4)
+    quarter_turn[:2, :2] = [[0, -1], [1, 0]]
+    quarter_turn[:3, 3] = [100, 200, 3]
+    boxes = _boxes(
+        1, center_m=torch.tensor([[10.0, 1.0, 0.5]]), velocity_mps=torch.tensor([[2.0, 0.0]]),
+        size_m=torch.tensor([[2.0, 4.0, 1.5]]),
+    )  # fmt: skip
+    row = submission_boxes("t", boxes, quarter_turn, NUSCENES_CLASSES, NUSCENES_ATTRIBUTES)[0]
+    assert row["translation"] == pytest.approx([99.0, 210.0, 3.5])
+    assert row["velocity"] == pytest.approx([0.0, 2.0])
+    assert row["size"] == pytest.approx([2.0, 4.0, 1.5])  # width, length, height
+    assert row["rotation"] == pytest.approx([math.sqrt(0.5), 0, 0, math.sqrt(0.5)], abs=1e-6)  # w, x, y, z
+    assert row["attribute_name"] == "vehicle.moving"
+
+
+def test_a_broken_model_is_named_with_the_sample() -> None:
+    boxes = _boxes(2, center_m=torch.tensor([[0.0, 0.0, 0.0], [math.nan, 0.0, 0.0]]))
+    with pytest.raises(ValueError, match=r"sample abc: .* center_m is NaN"):
+        submission_boxes("abc", boxes, np.eye(4), NUSCENES_CLASSES, NUSCENES_ATTRIBUTES)
+
+
+def test_recall_matches_as_the_devkit_does(reader: NuScenesReader, nusc: NuScenes, tmp_path: Path) -> None:
+    """Finds per class at 1 m equal the true positives that the devkit's `accumulate` counts on the same boxes."""
+    official = OfficialEvaluation(nusc, reader.tokens, 1000.0)
+    official.config.class_range = dict.fromkeys(NUSCENES_CLASSES, 1000)
+    path = _noisy_submission(reader, tmp_path / "noisy.json")
+    plain = DetectionEval(nusc, official.config, str(path), "some", str(tmp_path), verbose=False)
+    for name in NUSCENES_CLASSES:
+        data = accumulate(plain.gt_boxes, plain.pred_boxes, name, official.config.dist_fcn_callable, 1.0)
+        truth_count, hits = 0, 0
+        for token in reader.tokens:
+            truth, found = plain.gt_boxes[token], plain.pred_boxes[token]
+            matches = match(_devkit_boxes(found), _devkit_boxes(truth), 1.0)
+            labels = torch.tensor([NUSCENES_CLASSES.index(box.detection_name) for box in found])
+            hits += int(((matches >= 0) & (labels == NUSCENES_CLASSES.index(name))).sum())
+            truth_count += sum(box.detection_name == name for box in truth)
+        # The devkit keeps recall in steps of 1%, rounded down.
+        assert data.max_recall == pytest.approx(hits / truth_count, abs=0.0101)
+
+
+def _devkit_boxes(boxes: list[Any]) -> Boxes:
+    return _boxes(
+        len(boxes),
+        center_m=torch.tensor([b.translation for b in boxes], dtype=torch.float64).reshape(-1, 3),
+        label=torch.tensor([NUSCENES_CLASSES.index(b.detection_name) for b in boxes], dtype=torch.long),
+        score=torch.tensor([b.detection_score for b in boxes], dtype=torch.float64),
+    )
+
+
+def test_recall_counts_boxes_in_the_grid_with_enough_points() -> None:
+    truth = _boxes(4, center_m=torch.tensor([[0.0, 0, 0], [5, 0, 0], [10, 0, 0], [100, 0, 0]]))
+    points = torch.tensor([9, 9, 2, 9])  # the third has too few points, the fourth is outside
+    found = _boxes(
+        3, center_m=torch.tensor([[0.4, 0, 0], [6.5, 0, 0], [0.1, 0, 0]]), score=torch.tensor([0.9, 0.8, 0.7])
+    )
+    grid = BEVGrid(-25.6, 25.6, -25.6, 25.6, 0.8)
+    recall = recall_by_class([found], [truth], [points], grid, NUSCENES_CLASSES)
+    assert recall.found == {"car": 1}
+    assert recall.total == {"car": 2}
+    assert recall.share == 0.5
+    wrong = dataclasses.replace(found, label=torch.full((3,), 5))
+    assert recall_by_class([wrong], [truth], [points], grid, NUSCENES_CLASSES).share == 0.0
+
+
+def test_perfect_boxes_on_the_real_keyframe(real_keyframe: Path, tmp_path: Path) -> None:
+    config = NuScenesConfig(
+        root=real_keyframe, version="v1.0-mini", val_split="mini_train", index_dir=tmp_path / "index",
+        radar_channels=("RADAR_FRONT",),
+    )  # fmt: skip
+    reader = NuScenesReader(config, "mini_train", classes=NUSCENES_CLASSES, attributes=NUSCENES_ATTRIBUTES)
+    results = _evaluate(Oracle(reader, _wide()), reader, tmp_path, subsets=("camera+lidar+radar",))
+    present = {NUSCENES_CLASSES[i] for i in reader.boxes(0).label[reader.num_points(0) > 0].tolist()}
+    aps = results["camera+lidar+radar"].class_ap
+    assert {name for name, ap in aps.items() if ap > 0.999} == present - _out_of_range(reader)
+
+
+def _out_of_range(reader: NuScenesReader) -> set[str]:
+    """Classes of which no box with points lies within the official range."""
+    truth, ranges = reader.boxes(0), detection_config(51.2).class_range
+    near = {
+        NUSCENES_CLASSES[label]
+        for label, center, points in zip(
+            truth.label.tolist(), truth.center_m, reader.num_points(0).tolist(), strict=True
+        )
+        if points > 0 and float(center[:2].norm()) < ranges[NUSCENES_CLASSES[label]]
+    }
+    return set(NUSCENES_CLASSES) - near

@@ -1,0 +1,129 @@
+"""The real nuScenes keyframe: the tiny model learns it by heart, and configs/nuscenes.yaml takes a whole training step on it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+import robustbev
+from sensors.camera.vit_weights import load_vit_weights
+from sensors.nuscenes.config import NuScenesConfig
+from sensors.nuscenes.index import build_index
+from training.data.batch import TrainingBatch
+from training.data.loader import build_loader
+from training.evaluation.recall import recall_by_class
+from training.loop.callbacks import Callback, StepRecord
+from training.loop.checkpoint import TrainingState
+from training.loop.optim import AveragedWeights, build_optimizer
+from training.loop.step import TrainingStep
+from training.loop.train import Plan, train
+from training.runs.config import RunConfig, load_run_config
+
+CONFIGS = Path(__file__).resolve().parents[3] / "configs"
+
+
+class Repeated:
+    """`training.loop.train.Batches`: one batch again and again."""
+
+    def __init__(self, batch: TrainingBatch, steps: int) -> None:
+        self.batch, self.steps = batch, steps
+
+    def __len__(self) -> int:
+        return self.steps
+
+    def epoch(self, epoch: int, start: int) -> Iterator[TrainingBatch]:
+        return iter([self.batch] * (self.steps - start))
+
+
+class Records(Callback):
+    def __init__(self) -> None:
+        self.steps: list[StepRecord] = []
+
+    def on_step(self, record: StepRecord) -> None:
+        self.steps.append(record)
+
+
+def on_keyframe(name: str, data: NuScenesConfig, *overrides: str) -> RunConfig:
+    """A shipped configuration on the real keyframe, whose radars and sweeps are what it has."""
+    settings = {"root": data.root, "version": data.version, "train_split": "mini_train", "index_dir": data.index_dir}
+    radars = f"data.nuscenes.radar_channels=[{', '.join(data.radar_channels)}]"
+    build_index(data)
+    return load_run_config(
+        CONFIGS / name, [*(f"data.nuscenes.{key}={value}" for key, value in settings.items()), radars, *overrides]
+    )
+
+
+def first_batch(config: RunConfig, batch_size: int = 1) -> TrainingBatch:
+    loader = build_loader(config.data, config.model, "mini_train", batch_size=batch_size, train=True, seed=config.seed)
+    return next(iter(loader.epoch(0)))
+
+
+@pytest.mark.slow
+def test_the_tiny_model_learns_the_keyframe_by_heart(real_config: NuScenesConfig) -> None:
+    """At least 90% of the boxes with 5 or more LiDAR points are found within 1 m and with the right class."""
+    torch.manual_seed(0)
+    config = on_keyframe("tiny.yaml", real_config, "data.workers=0", "optim.lr=0.002")
+    batch = first_batch(config)
+    model = robustbev.build(config.model)
+    step = TrainingStep(model, config.step)
+    state = TrainingState(model, build_optimizer(model, config.optim), None)
+    plan = Plan(epochs=1, optim=config.optim)
+    train(state, step, step.draw, Repeated(batch, 120), plan, device=torch.device("cpu"))
+    loader = build_loader(config.data, config.model, "mini_train", batch_size=1, train=False)
+    with torch.no_grad():
+        perception = model.eval()(next(iter(loader.epoch(0))).sensors)
+    recall = recall_by_class(
+        [perception.boxes[0]],
+        [loader.reader.boxes(0)],
+        [torch.as_tensor(loader.reader.num_lidar_points(0))],
+        model.grid,
+        config.model.classes,
+    )
+    assert sum(recall.total.values()) >= 10
+    assert recall.share >= 0.9, recall
+
+
+def step_of_nuscenes_config(real_config: NuScenesConfig, tmp_path: Path, device: str) -> None:
+    """One optimiser step of configs/nuscenes.yaml, accumulation, mixed precision and averaged weights included."""
+    torch.manual_seed(0)
+    weights = tmp_path / "vit_small_patch16_224.safetensors"
+    config = on_keyframe("nuscenes.yaml", real_config, "data.workers=0", f"camera_weights={weights}")
+    model = robustbev.build(config.model)
+    assert model.camera is not None
+    published = {
+        name: value.contiguous() for name, value in model.camera.vit.state_dict().items() if not name.startswith("neck")
+    }
+    published["pos_embed"] = torch.randn(1, 1 + 14 * 14, 384)  # 224 x 224 px, as published
+    save_file(published, weights)
+    report = load_vit_weights(model.camera.vit, weights)
+    assert not [name for name in report.missing if not name.startswith("neck")]
+    model.to(device)
+    before = {name: value.clone() for name, value in model.named_parameters()}
+    state = TrainingState(model, build_optimizer(model, config.optim), AveragedWeights(model, 0.9))
+    records = Records()
+    accumulation = config.optim.accumulation
+    step = TrainingStep(model, config.step)
+    train(
+        state, step, step.draw, Repeated(first_batch(config), accumulation),
+        Plan(epochs=1, optim=config.optim), device=torch.device(device), callbacks=[records],
+    )  # fmt: skip
+    assert [record.samples for record in records.steps] == [accumulation]
+    assert all(value == value and abs(value) < 1e4 for value in records.steps[0].parts.values())
+    assert {"heatmap", "velocity", "attribute", "depth", "image", "auxiliary_camera"} <= set(records.steps[0].parts)
+    still = [name for name, value in model.named_parameters() if torch.equal(value, before[name])]
+    # Of ten modality draws some leave a null embedding or a head without gradient; the encoders always move.
+    assert not [name for name in still if name.split(".")[0] in {"camera", "lidar", "backbone", "head"}], still
+
+
+@pytest.mark.slow
+def test_the_nuscenes_config_takes_a_training_step(real_config: NuScenesConfig, tmp_path: Path) -> None:
+    step_of_nuscenes_config(real_config, tmp_path, "cpu")
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_the_nuscenes_config_takes_a_training_step_on_a_gpu(real_config: NuScenesConfig, tmp_path: Path) -> None:
+    step_of_nuscenes_config(real_config, tmp_path, "cuda")

@@ -1,0 +1,59 @@
+"""Options that several commands have, and what several print."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from training.evaluation.tables import Results
+    from training.runs.config import RunConfig
+
+_TABLE_WIDTH = 120
+WIDE_TABLE_WIDTH = 136  # subsets beside specialists and a baseline
+
+Settings = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="[key=value]...", help="Settings over the file's, for example optim.lr=1e-3"),
+]
+ConfigFile = Annotated[Path, typer.Option("--config", help="YAML file with the run's configuration.")]
+Fresh = Annotated[bool, typer.Option("--fresh", help="Remove what the run wrote before and start over.")]
+
+
+def config_of(checkpoint: Path, config: Path | None, settings: list[str]) -> RunConfig | None:
+    """The configuration to look at a checkpoint with: the file given, else its run's; None where there is neither."""
+    from robustbev.checkpoints import find_checkpoint
+    from training.runs.config import load_run_config
+    from training.runs.files import run_of
+
+    if config is not None:
+        return load_run_config(config, settings)
+    files = run_of(find_checkpoint(checkpoint))
+    return None if files is None else load_run_config(files.config, settings)
+
+
+def print_wide(table: Table) -> None:
+    """A table, no narrower than it can be read; a terminal may wrap."""
+    from rich.console import Console
+
+    console = Console()
+    if console.width < _TABLE_WIDTH:
+        console = Console(width=_TABLE_WIDTH)
+    console.print(table)
+
+
+def print_tables(results: Results) -> None:
+    """The figures of an evaluation: every subset, and every class."""
+    from rich.console import Console
+
+    from training.evaluation.tables import class_table, terminal_table
+
+    console = Console()
+    if console.width < _TABLE_WIDTH:  # cut-off figures help nobody; a terminal may wrap
+        console = Console(width=_TABLE_WIDTH)
+    console.print(terminal_table(results))
+    console.print(class_table(results))

@@ -1,0 +1,52 @@
+"""`robustbev robustness`."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from training.commands.options import WIDE_TABLE_WIDTH, Settings
+from training.console.errors import INTERRUPTED, tells_errors
+
+
+@tells_errors
+def robustness(
+    checkpoint: Annotated[Path, typer.Option("--checkpoint", help="A run's folder, or a checkpoint in it.")],
+    settings: Settings = None,
+    config: Annotated[
+        Path | None, typer.Option("--config", help="What to measure; default: the subsets and MultiCorrupt's ten.")
+    ] = None,
+    baseline: Annotated[Path | None, typer.Option("--baseline", help="The run to compare with: mRRA and mCE.")] = None,
+    out: Annotated[Path | None, typer.Option("--out", help="Default: `robustness` in the run's folder.")] = None,
+) -> None:
+    """Measure what is left when sensors fail: corruption x severity, every subset, specialists and a baseline."""
+    from sensors.extras import require
+
+    require("robustbev robustness", "data", "nuscenes", "simplejpeg")
+    require("robustbev robustness", "train", "matplotlib")
+    from rich.console import Console
+
+    from training.console.progress import Bars
+    from training.files.config_file import load_config
+    from training.robustness.config import RobustnessConfig
+    from training.robustness.run import run_robustness
+    from training.robustness.tables import tables
+
+    given = {"baseline": baseline, "out": out}
+    words = [*(settings or []), *(f"{key}={path}" for key, path in given.items() if path is not None)]
+    loaded = load_config(RobustnessConfig, config, words)
+    try:
+        with Bars() as bars:
+            found = run_robustness(checkpoint, loaded, bars)
+    except KeyboardInterrupt:
+        print("interrupted; what is measured is kept, the same command goes on from there", file=sys.stderr)
+        raise typer.Exit(INTERRUPTED) from None
+    console = Console()
+    if console.width < WIDE_TABLE_WIDTH:
+        console = Console(width=WIDE_TABLE_WIDTH)
+    for table in tables(found):
+        console.print(table.terminal())
+    print(f"report: {found.out / 'report.html'}")

@@ -1,0 +1,220 @@
+"""The devkit's own detection evaluation, its ground truth loaded once and shared by many submissions.
+
+Everything that decides a figure is the devkit's unmodified code: the boxes, the filters and `DetectionEval.evaluate`. What is
+ours is that ground truth is loaded and filtered once, and that the samples may be fewer than the split's. The same figures come
+faster from `training.evaluation.detection_metrics`, where those are asked for.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import io
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+from nuscenes import NuScenes
+from nuscenes.eval.common.config import config_factory
+from nuscenes.eval.common.data_classes import EvalBoxes
+from nuscenes.eval.common.loaders import (
+    add_center_dist,
+    filter_eval_boxes,
+    load_gt_of_sample_tokens,
+    load_prediction_of_sample_tokens,
+)
+from nuscenes.eval.detection.data_classes import DetectionBox, DetectionConfig, DetectionMetrics
+from nuscenes.eval.detection.evaluate import DetectionEval
+
+from sensors.nuscenes.config import DETECTION_ATTRIBUTES
+from sensors.nuscenes.tables import open_devkit
+from training.evaluation.detection_metrics import FastMetrics
+from training.evaluation.tables import TP_ERRORS, SubsetResult
+from training.files.atomic import write_json
+
+# fast: `training.evaluation.detection_metrics`; both: an error where they differ in one bit
+Metrics = Literal["devkit", "fast", "both"]
+_OFFICIAL_REFERENCE = "LIDAR_TOP"
+
+
+def open_tables(root: Path, version: str) -> NuScenes:
+    """The devkit's tables, loaded without its console output.
+
+    Raises:
+        ValueError: there is no such data set; the message says what was expected where.
+    """
+    if not (root / version).is_dir():
+        raise ValueError(
+            f"{root / version}: no nuScenes tables there. Expected a data root with a folder {version!r} of JSON tables; "
+            "see nuscenes.org for the data set, or run `make demo`, which needs none"
+        )
+    nusc = open_devkit(root, version)
+    for row in nusc.sample_annotation:
+        if len(row["attribute_tokens"]) > 1:  # the devkit refuses the whole set
+            known = [t for t in row["attribute_tokens"] if nusc.get("attribute", t)["name"] in DETECTION_ATTRIBUTES]
+            row["attribute_tokens"] = known[:1]
+    return nusc
+
+
+def detection_config(radius_m: float) -> DetectionConfig:
+    """`detection_cvpr_2019` with no class range beyond `radius_m`, where the grid ends."""
+    config = config_factory("detection_cvpr_2019")
+    config.class_range = {name: min(official, radius_m) for name, official in config.class_range.items()}
+    config.class_names = config.class_range.keys()
+    return config
+
+
+def range_note(radius_m: float) -> str:
+    """What a table says about the class ranges that `detection_config(radius_m)` evaluates."""
+    official = config_factory("detection_cvpr_2019").class_range
+    if radius_m >= max(official.values()):
+        return "ranges: official"
+    return f"ranges: min(official, {radius_m:g} m)"
+
+
+class _SharedEval(DetectionEval):  # type: ignore[misc]
+    """DetectionEval on boxes that are loaded and filtered already; `evaluate` is the devkit's."""
+
+    def __init__(self, config: DetectionConfig, gt_boxes: EvalBoxes, pred_boxes: EvalBoxes) -> None:
+        self.cfg = config
+        self.gt_boxes = gt_boxes
+        self.pred_boxes = pred_boxes
+        self.verbose = False
+
+
+class OfficialEvaluation:
+    """Ground truth of some samples, ready to measure submissions against.
+
+    Args:
+        nusc: the devkit's tables.
+        tokens: the samples to evaluate.
+        radius_m: the grid's radius, to which the class ranges shrink.
+        reference_channel: the channel from whose ego pose ranges are measured, as `NuScenesConfig.reference_channel`.
+        metrics: who computes them, see `Metrics`.
+
+    Raises:
+        ValueError: a token is not in the tables, or a sample has no record of the reference channel.
+    """
+
+    def __init__(
+        self,
+        nusc: NuScenes,
+        tokens: Sequence[str],
+        radius_m: float,
+        reference_channel: str = _OFFICIAL_REFERENCE,
+        metrics: Metrics = "devkit",
+    ) -> None:
+        self.tokens = tuple(tokens)
+        self._metrics = metrics
+        self.config = detection_config(radius_m)
+        self.note = range_note(radius_m)
+        self._nusc = nusc
+        self._check_tokens(reference_channel)
+        with contextlib.redirect_stderr(io.StringIO()):  # the devkit's own progress bar
+            self._truth = load_gt_of_sample_tokens(nusc, list(self.tokens), DetectionBox)
+        self._truth = self._filtered(self._truth)
+        there = {box.detection_name for box in self._truth.all}
+        self.classes_without_truth = tuple(name for name in self.config.class_names if name not in there)
+
+    def _check_tokens(self, reference_channel: str) -> None:
+        if not self.tokens:
+            raise ValueError(f"evaluation: no samples to evaluate in {self._nusc.dataroot} {self._nusc.version}")
+        known = {sample["token"] for sample in self._nusc.sample}
+        for token in self.tokens:
+            if token not in known:
+                raise ValueError(f"evaluation: sample {token} is not in {self._nusc.dataroot} {self._nusc.version}")
+            data = self._nusc.get("sample", token)["data"]
+            if reference_channel not in data:
+                raise ValueError(
+                    f"evaluation: sample {token} has no {reference_channel} record, from whose ego pose the official evaluation "
+                    "measures the class ranges; keep the sample_data row even where the file is missing, or name another "
+                    "channel in data.nuscenes.reference_channel"
+                )
+            data[_OFFICIAL_REFERENCE] = data[reference_channel]  # the devkit knows no other name for it
+
+    def _filtered(self, boxes: EvalBoxes) -> EvalBoxes:
+        """The devkit's filters; it refuses to look at boxes when there is not one, where there is nothing to filter."""
+        if not any(boxes.boxes.values()):
+            return boxes
+        boxes = add_center_dist(self._nusc, boxes)
+        return filter_eval_boxes(self._nusc, boxes, self.config.class_range)
+
+    def measure(
+        self, result_path: Path, content: Mapping[str, Any] | None = None
+    ) -> tuple[DetectionMetrics, dict[str, Any]]:
+        """The metrics of a result file and its `meta`, as `DetectionEval(...).evaluate()` gives them.
+
+        `content` is what the file holds, where that is known: the fast metrics need not read it then.
+
+        Raises:
+            ValueError: the file is no submission for these samples.
+        """
+        computed, meta = [], {}
+        try:
+            if self._metrics != "fast":
+                found, meta = load_prediction_of_sample_tokens(
+                    str(result_path), self.config.max_boxes_per_sample, DetectionBox, sample_tokens=list(self.tokens)
+                )
+                computed.append(_SharedEval(self.config, self._truth, self._filtered(found)).evaluate()[0])
+            if self._metrics != "devkit":
+                content = content or json.loads(result_path.read_bytes())
+                meta = content["meta"]
+                computed.append(self._fast.measure(content["results"]))
+        except (AssertionError, KeyError, json.JSONDecodeError) as error:
+            raise ValueError(f"{result_path}: not a nuScenes submission for these samples: {error}") from error
+        if len({_figures(metrics) for metrics in computed}) > 1:
+            theirs, ours = (_figures(metrics) for metrics in computed)
+            raise ValueError(
+                f"{result_path}: the devkit computes {theirs}, and training.evaluation.detection_metrics {ours}"
+            )
+        return computed[0], meta
+
+    @cached_property
+    def _fast(self) -> FastMetrics:
+        return FastMetrics(self._nusc, self.tokens, self._truth, self.config)
+
+    def evaluate(
+        self,
+        subset: str,
+        result_path: Path,
+        no_perception: Iterable[str] = (),
+        content: Mapping[str, Any] | None = None,
+    ) -> SubsetResult:
+        """Measure `result_path` (see `measure`) and write metrics_summary.json beside it."""
+        metrics, meta = self.measure(result_path, content)
+        blind = tuple(no_perception)
+        summary = {
+            **metrics.serialize(),
+            "meta": copy.deepcopy(meta),
+            "subset": subset,
+            "ranges": self.note,
+            "samples": len(self.tokens),
+            "no_perception": list(blind),
+            "classes_without_truth": list(self.classes_without_truth),
+        }
+        write_json(result_path.with_name("metrics_summary.json"), summary)
+        return subset_result(subset, summary)
+
+
+def _figures(metrics: DetectionMetrics) -> str:
+    """Every figure to its last bit."""
+    return json.dumps({key: value for key, value in metrics.serialize().items() if key not in ("eval_time", "cfg")})
+
+
+def subset_result(subset: str, summary: Mapping[str, Any]) -> SubsetResult:
+    """The figures of a metrics summary."""
+    return SubsetResult(
+        subset=subset,
+        mean_ap=float(summary["mean_ap"]),
+        nds=float(summary["nd_score"]),
+        errors={ours: float(summary["tp_errors"].get(theirs, math.nan)) for theirs, ours in TP_ERRORS.items()},
+        class_ap={name: float(ap) for name, ap in summary["mean_dist_aps"].items()},
+        ranges=str(summary["ranges"]),
+        samples=int(summary["samples"]),
+        no_perception=tuple(summary["no_perception"]),
+        classes_without_truth=tuple(summary.get("classes_without_truth", ())),
+        class_errors={name: dict(errors) for name, errors in summary["label_tp_errors"].items()},
+    )

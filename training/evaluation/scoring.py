@@ -1,0 +1,105 @@
+"""From what a model found to official figures, several subsets of the sensors at a time.
+
+Letters: K boxes.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bev.detection.boxes import Boxes
+from sensors.processes import run_each
+from training.evaluation.submission import submission, submission_boxes
+from training.evaluation.tables import SubsetResult
+from training.files.atomic import write_json
+
+if TYPE_CHECKING:
+    from training.evaluation.official import OfficialEvaluation
+
+Progress = Callable[[str, int, int | None], None]  # what is done, how many so far, of how many (None: unknown)
+
+
+@dataclass
+class Predictions:
+    """What a model found with one subset of its sensors: token -> K boxes in the reference frame, on the CPU."""
+
+    boxes: dict[str, Boxes] = field(default_factory=dict)
+    no_perception: list[str] = field(default_factory=list)  # samples in which every sensor of the subset was absent
+
+
+@dataclass
+class Scoring:
+    """All that is needed to score one subset, in this process or in a forked one."""
+
+    official: OfficialEvaluation
+    poses: Mapping[str, NDArray[np.float64]]  # token -> [4, 4] global_T_reference
+    predictions: dict[str, Predictions]
+    out_dir: Path
+    classes: Sequence[str]
+    attributes: Sequence[str]
+    max_boxes: int
+    score_threshold: float
+
+    def score(self, subset: str) -> SubsetResult:
+        path = self.out_dir / subset / "results_nusc.json"
+        found = self.predictions[subset]
+        rows = {
+            token: submission_boxes(
+                token,
+                found.boxes[token],
+                self.poses[token],
+                self.classes,
+                self.attributes,
+                max_boxes=self.max_boxes,
+                score_threshold=self.score_threshold,
+            )
+            for token in self.official.tokens
+        }
+        content = submission(rows, subset.split("+"))
+        write_json(path, content, indent=None)
+        result = self.official.evaluate(subset, path, found.no_perception, content)
+        return replace(result, boxes=sum(len(boxes) for boxes in rows.values()))
+
+    def run(self, subsets: Sequence[str], processes: int, progress: Progress | None) -> dict[str, SubsetResult]:
+        """Score the subsets, several at a time where processes can be forked.
+
+        Forked children share the loaded tables and ground truth without a copy. They only read small CPU tensors and run numpy
+        and the devkit, so that neither torch's thread pools nor an accelerator's state matters to them.
+        """
+        results: dict[str, SubsetResult] = {}
+        processes = min(processes, len(subsets), os.cpu_count() or 1)
+        if processes == 1 or "fork" not in multiprocessing.get_all_start_methods():
+            for subset in subsets:
+                results[subset] = self.score(subset)
+                _report(progress, results, subsets)
+            return results
+        global _forked
+        _forked = self
+        try:
+            for number, result in run_each(_score_forked, [(subset,) for subset in subsets], processes, "fork"):
+                results[subsets[number]] = result
+                _report(progress, results, subsets)
+        finally:
+            _forked = None
+        return results
+
+
+_forked: Scoring | None = None  # what a forked child inherits; set only while `Scoring.run` runs
+
+
+def _score_forked(subset: str) -> SubsetResult:
+    assert _forked is not None
+    return _forked.score(subset)
+
+
+def _report(progress: Progress | None, results: dict[str, SubsetResult], subsets: Sequence[str]) -> None:
+    if progress is not None:
+        progress("score", len(results), len(subsets))

@@ -1,0 +1,175 @@
+"""Every subset of the sensors, measured by the official nuScenes evaluation.
+
+Letters: B samples, K boxes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from bev.detection.boxes import Boxes
+from robustbev import NUSCENES_CLASSES, ModelConfig, Perception, PerceptionModel
+from sensors.nuscenes.reader import NuScenesReader
+from training.data.batch import TrainingBatch
+from training.evaluation.config import EvaluationConfig
+from training.evaluation.scoring import Predictions, Progress, Scoring
+from training.evaluation.tables import SubsetResult, write_report
+
+if TYPE_CHECKING:
+    pass
+
+
+def possible_subsets(config: ModelConfig, subsets: Sequence[str]) -> tuple[str, ...]:
+    """Those subsets all of whose sensors the model has an encoder for.
+
+    Raises:
+        ValueError: that is none of them.
+    """
+    mine = config.modalities
+    possible = tuple(subset for subset in subsets if set(subset.split("+")) <= set(mine))
+    if not possible:
+        raise ValueError(f"evaluation: subsets: the model has only {', '.join(mine)}, got {', '.join(subsets)}")
+    return possible
+
+
+def check_official_classes(classes: Sequence[str]) -> None:
+    """ValueError for a class that is none of the ten that the official nuScenes evaluation measures."""
+    unknown = [name for name in classes if name not in NUSCENES_CLASSES]
+    if unknown:
+        raise ValueError(
+            f"evaluation: model.classes: expected classes of the official nuScenes evaluation ({', '.join(NUSCENES_CLASSES)}), "
+            f"got {', '.join(unknown)}. Lead their categories to one of these in data.nuscenes.class_map; or replay the scenes, "
+            "which measures average precision of any classes"
+        )
+
+
+@torch.inference_mode()
+def predict_subsets(
+    model: PerceptionModel,
+    batches: Iterable[TrainingBatch],
+    subsets: Sequence[str],
+    *,
+    limit: int | None = None,
+    progress: Progress | None = None,
+    total: int | None = None,
+) -> dict[str, Predictions]:
+    """Run the model once over the batches and fuse every subset from the same encoded features.
+
+    The encoders, which cost most, run once a batch; a modality that a subset lacks is None for the fuser, exactly as when it
+    is absent from the batch.
+    """
+    was_training = model.training
+    model.eval()
+    device = next(model.parameters()).device
+    predictions = {subset: Predictions() for subset in subsets}
+    done = 0
+    try:
+        for batch in _limited(batches, limit):
+            size = batch.sensors.batch_size
+            features = model.encode(batch.sensors.to(device))
+            for subset in subsets:
+                kept = {name: f if name in subset.split("+") else None for name, f in features.items()}
+                _collect(predictions[subset], batch.tokens, model.perceive_features(kept, size), limit)
+            done += size
+            if progress is not None:
+                progress("perceive", done if limit is None else min(done, limit), total)
+    finally:
+        model.train(was_training)
+    return predictions
+
+
+def _limited(batches: Iterable[TrainingBatch], limit: int | None) -> Iterator[TrainingBatch]:
+    seen = 0
+    for batch in batches:
+        yield batch
+        seen += batch.sensors.batch_size
+        if limit is not None and seen >= limit:
+            return
+
+
+def _collect(predictions: Predictions, tokens: Sequence[str], perception: Perception, limit: int | None) -> None:
+    perceived = perception.perceived.tolist()
+    boxes = perception.boxes.to("cpu")
+    for i, token in enumerate(tokens):
+        if limit is not None and len(predictions.boxes) >= limit:
+            return
+        if token in predictions.boxes:  # a sampler that pads the last batch hands a sample out twice
+            continue
+        # "No perception" stays apart from "nothing there": the submission is empty either way, the record is not.
+        predictions.boxes[token] = boxes[i] if perceived[i] else Boxes.empty()
+        if not perceived[i]:
+            predictions.no_perception.append(token)
+
+
+def evaluate_subsets(
+    model: PerceptionModel,
+    batches: Iterable[TrainingBatch],
+    reader: NuScenesReader,
+    out_dir: Path,
+    config: EvaluationConfig,
+    progress: Progress | None = None,
+) -> dict[str, SubsetResult]:
+    """Measure the model under every subset of its sensors, by the devkit's DetectionEval.
+
+    Args:
+        batches: the samples of the reader's split, not augmented, in any order.
+        reader: where the batches come from; its split, data set and poses are the ones evaluated.
+        out_dir: gets subsets.json, table.md, table.csv, and a folder a subset with results_nusc.json and metrics_summary.json.
+
+    Returns:
+        subset -> figures, in the order of `config.subsets`; subsets with sensors that the model has no encoder for are left out.
+
+    Raises:
+        ValueError: a class is none of the official evaluation's, a sample of the split is missing from the batches, or a box
+            is not finite.
+    """
+    subsets = possible_subsets(model.config, config.subsets)
+    check_official_classes(model.config.classes)
+    total = len(reader.tokens[: config.limit])
+    predictions = predict_subsets(model, batches, subsets, limit=config.limit, progress=progress, total=total)
+    results = score_subsets(predictions, model.config, reader, out_dir, config, progress)
+    write_report(out_dir, results)
+    return results
+
+
+def score_subsets(
+    predictions: dict[str, Predictions],
+    model: ModelConfig,
+    reader: NuScenesReader,
+    out_dir: Path,
+    config: EvaluationConfig,
+    progress: Progress | None = None,
+) -> dict[str, SubsetResult]:
+    """Official figures of what was found with each subset; see `evaluate_subsets`. `out_dir` gets a folder a subset."""
+    from training.evaluation.official import OfficialEvaluation, open_tables  # the devkit takes seconds to import
+
+    subsets = tuple(predictions)
+    expected = list(reader.tokens)[: config.limit]
+    tokens = [token for token in reader.tokens if token in predictions[subsets[0]].boxes]
+    if len(tokens) < len(expected):
+        missing = next(token for token in expected if token not in predictions[subsets[0]].boxes)
+        raise ValueError(
+            f"evaluation: the batches held {len(tokens)} of {len(expected)} samples, {missing} is missing; evaluate with a "
+            "loader that drops none and with one rank"
+        )
+    nusc = open_tables(reader.root, reader.config.version)
+    official = OfficialEvaluation(
+        nusc, tokens, model.grid.bev().radius_m, reader.config.reference_channel, config.metrics
+    )
+    poses = {token: reader.global_T_reference(i) for i, token in enumerate(reader.tokens)}
+    scoring = Scoring(
+        official,
+        poses,
+        predictions,
+        out_dir,
+        classes=model.classes,
+        attributes=model.attributes,
+        max_boxes=config.max_boxes_per_sample,
+        score_threshold=config.score_threshold,
+    )
+    found = scoring.run(subsets, config.processes, progress)
+    return {subset: found[subset] for subset in subsets}

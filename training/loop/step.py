@@ -1,0 +1,220 @@
+"""One training step: modality dropout, forward pass, losses. Readable alone; the loop and Ray wrap it.
+
+Letters: B samples, M modalities, N cameras, V views.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Annotated, Literal
+
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+
+from bev.detection.head import DetectionLogits
+from bev.detection.losses import depth_loss, focal_loss, regression_losses
+from bev.detection.targets import DetectionTargets, make_image_targets, make_targets
+from bev.layers import ResidualBlock
+from fusion import draw_subsets, drop_members, drop_modalities, every_subset
+from robustbev import PerceptionModel, Precision, StrictModel, choose_precision
+from robustbev.precision import PrecisionSetting
+from sensors.batch import CameraBatch, SensorBatch
+from sensors.camera.encoder import CameraEncoder
+from training.data.batch import TrainingBatch
+from training.loop.distillation import distillation_loss
+
+Probability = Annotated[float, Field(ge=0, le=1)]
+Weight = Annotated[float, Field(ge=0)]
+
+
+class DropoutConfig(StrictModel):
+    """How a training sample goes without sensors. Never without all of them."""
+
+    schedule: Literal["independent", "structured", "split", "every"] = "independent"
+    """What the fuser sees of a sample. independent: each modality goes by its own probability. structured: a part of the
+    modalities, every part but none and all drawn alike. split: such a part in one view and the rest in another. every: each
+    of these parts in a view of its own."""
+    whole_view: bool = False
+    """Also see each sample with all that it has, from the same pass of the encoders; losses are means over the views. After
+    the sandwich rule of universally slimmable networks (Yu and Huang, ICCV 2019): the largest and a random one at each step."""
+    camera: Probability = 0.25
+    lidar: Probability = 0.25
+    radar: Probability = 0.25
+    single_camera: Probability = 0.05  # each camera by itself
+
+    @property
+    def hides(self) -> bool:
+        """Whether whole modalities are ever hidden from the fuser."""
+        return self.schedule != "independent" or max(self.camera, self.lidar, self.radar) > 0
+
+
+class LossWeights(StrictModel):
+    """Weights of the parts of the loss."""
+
+    heatmap: Weight = 1.0
+    offset: Weight = 0.25
+    height: Weight = 0.25
+    size: Weight = 0.25
+    yaw: Weight = 0.25  # of the axis along which a box lies
+    heading: Weight = 0.25  # which way along it
+    velocity: Weight = 0.25
+    attribute: Weight = 0.1
+    auxiliary: Weight = 0.3  # heatmap of each modality by itself
+    depth: Weight = 0.3
+    image: Weight = 0.3  # heatmap of objects in the pictures, before the lift
+    distillation: Weight = 0.0  # from the whole view to the others; needs dropout.whole_view
+    alignment: Weight = 0.1  # contrastive, between modalities; only where model.alignment is set
+
+
+class StepConfig(StrictModel):
+    """How a training step drops, weighs and computes."""
+
+    stage: Literal["joint", "encoders"] = "joint"
+    """encoders: by their auxiliary heads, depth and pictures alone, the first of two stages; the second freezes them."""
+    dropout: DropoutConfig = DropoutConfig()
+    weights: LossWeights = LossWeights()
+    class_balance: Annotated[float, Field(ge=0, le=1)] = 0.5
+    """How far rare classes weigh as much as frequent ones in every heatmap: 0, every object counts the same; 1, every class."""
+    precision: PrecisionSetting = "auto"
+    """Of everything but geometry, softmax and accumulators. auto: bfloat16 where the device computes it natively, float16 on
+    older GPUs, float32 elsewhere; see `robustbev.choose_precision`."""
+    compile: bool = False
+    """On a GPU, let torch.compile make one kernel of normalisation, activation and shortcut in every residual block: some 20 s at
+    the start, after which steps take a tenth less time (docs/gpu.md)."""
+
+    @model_validator(mode="after")
+    def _check(self) -> StepConfig:
+        if self.weights.distillation > 0 and not self.dropout.whole_view:
+            raise ValueError("weights.distillation needs a teacher that sees everything: set dropout.whole_view=true")
+        return self
+
+
+@dataclass(frozen=True)
+class StepOutput:
+    """The loss and what it is made of."""
+
+    loss: Tensor  # scalar with gradient
+    parts: dict[str, Tensor]  # detached scalars, weighted as they enter the loss
+
+
+class TrainingStep(nn.Module):
+    """Batch -> loss. A module, so that DistributedDataParallel can wrap it.
+
+    Args:
+        model: on the device on which it is to learn.
+        config: of the step.
+        precision: what to compute in; None: chosen by `config.precision` for the model's device.
+    """
+
+    def __init__(self, model: PerceptionModel, config: StepConfig, precision: Precision | None = None) -> None:
+        super().__init__()
+        if config.weights.distillation > 0 and model.config.fuser.kind == "late":
+            raise ValueError(
+                "step.weights.distillation: late fusion has a detector for each sensor and no view of all of them that could "
+                "teach; set it to 0, or choose another model.fuser.kind"
+            )
+        self.model = model
+        self.config = config
+        if config.compile and model.nms_radius_m.device.type == "cuda":
+            for module in model.modules():
+                if isinstance(module, ResidualBlock):
+                    module.compile()
+        self.precision = precision or choose_precision(config.precision, model.nms_radius_m.device, training=True)
+
+    def draw(self, batch: TrainingBatch, generator: torch.Generator) -> TrainingBatch:
+        """The batch without the single cameras that this step drops, and with the views of its modality dropout.
+
+        Args:
+            batch: on the CPU still: what is drawn moves with it, and no step has to wait for masks from a GPU.
+            generator: on the CPU; the dropout depends on it alone.
+        """
+        views = self._views(modality_present(batch.sensors, self.model.config.modalities), generator)
+        sensors, probability = batch.sensors, self.config.dropout.single_camera
+        if sensors.cameras is not None and probability > 0:
+            present = drop_members(sensors.cameras.present, probability, generator)
+            sensors = replace(sensors, cameras=replace(sensors.cameras, present=present))
+        return replace(batch, sensors=sensors, views=torch.stack(views))
+
+    def forward(self, batch: TrainingBatch) -> StepOutput:
+        """`batch`: as `draw` gives it, on the model's device. Nothing here makes the host wait for that device."""
+        model, weights, sensors = self.model, self.config.weights, batch.sensors
+        assert batch.views is not None, "draw the dropout first"
+        targets = make_targets(batch.boxes, batch.box_valid, model.grid, len(model.config.classes))
+        with self.precision.autocast(batch.box_valid.device.type):
+            outputs = model.training_outputs(sensors, None if self.config.stage == "encoders" else batch.views.unbind())
+        balance = self.config.class_balance
+        parts = _mean([_detection_losses(logits, targets, balance) for logits in outputs.detection])
+        if weights.distillation > 0 and len(outputs.detection) > 1:
+            *students, teacher = (logits.heatmap for logits in outputs.detection)
+            taught = [distillation_loss(student, teacher, targets.heatmap) for student in students]
+            parts["distillation"] = torch.stack(taught).mean()
+        available = modality_present(sensors, model.config.modalities)
+        for i, name in enumerate(model.config.modalities):
+            if name in outputs.auxiliary:
+                logits = outputs.auxiliary[name]
+                parts[f"auxiliary_{name}"] = focal_loss(logits, targets.heatmap, available[:, i], balance=balance)
+        if outputs.depth_logits is not None and batch.depth_m is not None and model.camera is not None:
+            assert sensors.cameras is not None
+            parts["depth"] = depth_loss(outputs.depth_logits, batch.depth_m, model.camera.bins, sensors.cameras.present)
+        if outputs.image is not None and sensors.cameras is not None and model.camera is not None:
+            parts["image"] = self._image_loss(outputs.image, batch, sensors.cameras, model.camera)
+        if model.alignment is not None:
+            parts["alignment"] = model.alignment(outputs.features, targets.cell, targets.valid)
+        for name in parts:
+            parts[name] = parts[name] * getattr(weights, name.partition("_")[0])
+        loss = torch.stack(list(parts.values())).sum()
+        return StepOutput(loss, {name: value.detach() for name, value in parts.items()})
+
+    def _image_loss(self, logits: Tensor, batch: TrainingBatch, cameras: CameraBatch, encoder: CameraEncoder) -> Tensor:
+        target = make_image_targets(
+            batch.boxes, batch.box_valid, cameras.intrinsics, cameras.reference_T_camera, cameras.present,
+            logits.shape[2], image_size=encoder.image_size, stride=encoder.stride_px,
+        )  # fmt: skip
+        use, balance = cameras.present.flatten(), self.config.class_balance
+        return focal_loss(logits.flatten(0, 1), target.flatten(0, 1), use, balance=balance)
+
+    def _views(self, available: Tensor, generator: torch.Generator) -> list[Tensor]:
+        """[B, M] bool of what the samples have -> which of it the fuser may see in each view, [B, M] bool."""
+        config = self.config.dropout
+        if config.schedule == "independent":
+            probabilities = [getattr(config, name) for name in self.model.config.modalities]
+            views = [drop_modalities(len(available), probabilities, generator, available=available)]
+        elif config.schedule == "every":
+            views = every_subset(available)
+        else:
+            views = [draw_subsets(available, generator)]
+        if config.schedule == "split":
+            rest = available & ~views[0]
+            views.append(torch.where(rest.any(1, keepdim=True), rest, available))  # of a single sensor nothing is left
+        if config.whole_view and config.hides:
+            views.append(available)
+        return views
+
+
+def _detection_losses(logits: DetectionLogits, targets: DetectionTargets, balance: float) -> dict[str, Tensor]:
+    heatmap = focal_loss(logits.heatmap, targets.heatmap, balance=balance)
+    return {"heatmap": heatmap, **regression_losses(logits, targets)}
+
+
+def _mean(rows: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+    names = rows[0] if rows else ()
+    return {name: torch.stack([row[name] for row in rows]).mean() for name in names}
+
+
+def modality_present(sensors: SensorBatch, modalities: tuple[str, ...]) -> Tensor:
+    """[B, M] bool: does the sample have the modality at all?"""
+    columns = []
+    for name in modalities:
+        match name:
+            case "camera":
+                present = None if sensors.cameras is None else sensors.cameras.present.any(1)
+            case "lidar":
+                present = None if sensors.lidar is None else sensors.lidar.present.any(1)
+            case _:
+                present = None if sensors.radar is None else sensors.radar.present.any(1)
+        columns.append(present)
+    given = next((c for c in columns if c is not None), None)
+    device = None if given is None else given.device
+    absent = torch.zeros(sensors.batch_size, dtype=torch.bool, device=device)
+    return torch.stack([absent if c is None else c for c in columns], dim=1)

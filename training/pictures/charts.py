@@ -1,0 +1,225 @@
+"""Charts of an evaluation and of a training run, and maps of whom the model trusted.
+
+Letters: M modalities, X and Y cells of the bird's-eye-view grid.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bev.grid import BEVGrid
+from training.evaluation.tables import Results, caption, retention
+from training.pictures.drawing import FAINT, INK, OTHER_COLOURS, modality_colour, new_figure, save_figure, tidy
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+MAP_BLUE, SCORE_ORANGE = "#0072B2", "#E69F00"
+
+
+def _label(subset: str) -> str:
+    return subset.replace("+", "\n+ ")
+
+
+def subset_chart(path: Path, results: Results, title: str = "Every subset of the sensors") -> Path:
+    """Bars of the mAP and NDS of each subset, and a heat map of AP by class and subset."""
+    from matplotlib.gridspec import GridSpec
+
+    names = list(results)
+    classes = list(results[names[0]].class_ap)
+    figure = new_figure(max(8.0, 1.6 + 1.35 * len(names)), 9.2)
+    layout = GridSpec(
+        2, 1, figure, height_ratios=[1.0, 1.15], hspace=0.34, left=0.15, right=0.97, top=0.885, bottom=0.07
+    )
+    bars = figure.add_subplot(layout[0])
+    _bars(bars, [("mAP", MAP_BLUE, [results[n].mean_ap for n in names]),
+                 ("NDS", SCORE_ORANGE, [results[n].nds for n in names])], names)  # fmt: skip
+    for i, name in enumerate(names):
+        share = retention(results[name], results)
+        if not math.isnan(share):
+            bars.text(i - 0.2, 0.012, f"{100 * share:.0f}%", ha="center", va="bottom", fontsize=8, color="white")
+    bars.set_title("mAP (in its bar: share of the mAP with all sensors) and NDS", fontsize=10, loc="left", color=INK)
+    heat = figure.add_subplot(layout[1])
+    _heat(heat, np.array([[results[n].class_ap[c] for n in names] for c in classes]), classes, names)
+    figure.suptitle(title, x=0.15, ha="left", fontsize=14, fontweight="bold", color=INK)
+    figure.text(0.15, 0.935, caption(results), fontsize=8.5, color="#555555")
+    return save_figure(figure, path)
+
+
+def _bars(axes: Axes, series: Sequence[tuple[str, str, Sequence[float]]], names: Sequence[str]) -> None:
+    width = 0.8 / len(series)
+    top = max((v for _, _, values in series for v in values if not math.isnan(v)), default=1.0)
+    for k, (name, colour, values) in enumerate(series):
+        at = np.arange(len(names)) + (k - (len(series) - 1) / 2) * width
+        axes.bar(at, values, width * 0.94, color=colour, label=name)
+        for x, value in zip(at, values, strict=True):
+            axes.text(x, value + 0.01 * top, f"{value:.2f}", ha="center", va="bottom", fontsize=8.5, color=INK)
+    axes.set_xticks(range(len(names)), [_label(n) for n in names], fontsize=9)
+    axes.set_ylim(0, max(0.1, min(1.0, top * 1.15)))
+    axes.legend(frameon=False, fontsize=9, ncols=len(series), loc="upper right")
+    tidy(axes)
+
+
+def _heat(axes: Axes, values: NDArray[np.float64], rows: Sequence[str], columns: Sequence[str]) -> None:
+    shown = axes.imshow(values, cmap="cividis", vmin=0, vmax=1, aspect="auto")
+    axes.set_xticks(range(len(columns)), [_label(c) for c in columns], fontsize=9)
+    axes.set_yticks(range(len(rows)), [r.replace("_", " ") for r in rows], fontsize=9)
+    for (i, j), value in np.ndenumerate(values):
+        colour = "white" if value < 0.55 else "black"
+        axes.text(j, i, f"{value:.2f}", ha="center", va="center", fontsize=8.5, color=colour)
+    axes.tick_params(length=0)
+    for spine in axes.spines.values():
+        spine.set_visible(False)
+    axes.set_title("AP by class, mean over 0.5, 1, 2 and 4 m", fontsize=10, loc="left", color=INK)
+    bar = axes.figure.colorbar(shown, ax=axes, fraction=0.025, pad=0.015)
+    bar.outline.set_visible(False)
+    bar.ax.tick_params(labelsize=8)
+
+
+def comparison_chart(
+    path: Path, first: Results, second: Results, names: tuple[str, str] = ("with robustness training", "without")
+) -> Path:
+    """Two models side by side, for every subset that both were measured on; ValueError if there is none."""
+    subsets = [s for s in first if s in second]
+    if not subsets:
+        raise ValueError(f"nothing to compare: {', '.join(first)} and {', '.join(second)} have no subset in common")
+    figure = new_figure(max(8.0, 1.6 + 1.35 * len(subsets)), 7.6)
+    for row, (what, key) in enumerate((("mAP", "mean_ap"), ("NDS", "nds"))):
+        axes = figure.add_subplot(2, 1, row + 1)
+        _bars(axes, [(names[0], MAP_BLUE, [getattr(first[s], key) for s in subsets]),
+                     (names[1], SCORE_ORANGE, [getattr(second[s], key) for s in subsets])], subsets)  # fmt: skip
+        axes.set_title(what, fontsize=11, loc="left", color=INK)
+    figure.suptitle("The same data, two ways to train", x=0.09, ha="left", fontsize=14, fontweight="bold", color=INK)
+    notes = caption(first) if caption(first) == caption(second) else f"{caption(first)}  |  {caption(second)}"
+    figure.text(0.09, 0.925, notes, fontsize=8.5, color="#555555")
+    figure.subplots_adjust(left=0.09, right=0.98, top=0.87, bottom=0.09, hspace=0.42)
+    return save_figure(figure, path)
+
+
+def attention_picture(
+    path: Path,
+    attention: NDArray[np.floating[Any]],
+    modalities: Sequence[str],
+    grid: BEVGrid,
+    present: Iterable[str],
+    title: str = "Whom the fusion trusts",
+) -> Path:
+    """The share of each modality over the grid, and all shares in one composite.
+
+    Args:
+        attention: [M, X, Y] shares that sum to 1 over M.
+        present: the modalities that were given; the share of one that was not is the share of its null embedding.
+    """
+    figure = new_figure(3.6 * (len(modalities) + 1) + 0.6, 4.9)
+    axes = [figure.add_subplot(1, len(modalities) + 1, i + 1) for i in range(len(modalities) + 1)]
+    draw_attention(axes, attention, modalities, grid, present)
+    figure.suptitle(title, x=0.03, ha="left", fontsize=13, fontweight="bold", color=INK)
+    figure.subplots_adjust(left=0.03, right=0.98, top=0.83, bottom=0.12, wspace=0.08)
+    return save_figure(figure, path)
+
+
+def draw_attention(
+    axes: Sequence[Axes],
+    attention: NDArray[np.floating[Any]],
+    modalities: Sequence[str],
+    grid: BEVGrid,
+    present: Iterable[str],
+) -> None:
+    """Draw M share maps and the composite on M + 1 axes; see `attention_picture`."""
+    shown_present = set(present)
+    top = float(np.max(attention))  # one scale for all, so that maps can be compared
+    for k, name in enumerate(modalities):
+        share = np.asarray(attention[k], dtype=np.float64)
+        _map(axes[k], share, grid, cmap="cividis", top=top)
+        if name in shown_present:
+            title = f"attention to {name}  {100 * share.mean():.0f}%"
+        else:
+            title = f"{name} absent  (its null {100 * share.mean():.0f}%)"
+            axes[k].plot([0, 1], [0, 1], transform=axes[k].transAxes, color="white", linewidth=1.2)
+            axes[k].plot([0, 1], [1, 0], transform=axes[k].transAxes, color="white", linewidth=1.2)
+        axes[k].set_title(title, fontsize=9.5, color=INK, loc="left")
+        strip = axes[k].inset_axes((0.0, -0.075, 1.0, 0.035))
+        bar = axes[k].figure.colorbar(axes[k].images[0], cax=strip, orientation="horizontal")
+        bar.outline.set_visible(False)
+        strip.tick_params(labelsize=7, length=2)
+    _map(axes[-1], _composite(attention, modalities), grid)
+    axes[-1].set_title("shares mixed as colours", fontsize=9.5, color=INK, loc="left")
+    for k, name in enumerate(modalities):
+        axes[-1].text(
+            (k + 0.5) / len(modalities), -0.035, f"■ {name}", color=modality_colour(name, k), fontsize=9, fontweight="bold",
+            ha="center", va="top", transform=axes[-1].transAxes,
+        )  # fmt: skip
+
+
+def _composite(attention: NDArray[np.floating[Any]], modalities: Sequence[str]) -> NDArray[np.float64]:
+    """[M, X, Y] shares -> [X, Y, 3]: the modalities' colours mixed by share."""
+    from matplotlib.colors import to_rgb
+
+    colours = np.array([to_rgb(modality_colour(name, k)) for k, name in enumerate(modalities)])
+    mixed = np.einsum("mxy,mc->xyc", np.asarray(attention, dtype=np.float64), colours)
+    return np.clip(mixed, 0.0, 1.0)
+
+
+def _map(axes: Axes, values: NDArray[np.float64], grid: BEVGrid, cmap: str | None = None, top: float = 1.0) -> None:
+    """Show [X, Y] (or [X, Y, 3]) with x up and y to the left, as the driver looks at it."""
+    extent = (grid.y_max_m, grid.y_min_m, grid.x_min_m, grid.x_max_m)
+    axes.imshow(values[::-1, ::-1], extent=extent, cmap=cmap, vmin=0.0, vmax=top, interpolation="nearest")
+    axes.plot(0, 0, marker="^", color="white", markeredgecolor="black", markersize=7)
+    axes.set_xticks([])
+    axes.set_yticks([])
+    for spine in axes.spines.values():
+        spine.set_color(FAINT)
+
+
+def training_curves(path: Path, history: Sequence[Mapping[str, Any]], title: str = "Training") -> Path:
+    """The loss, its parts and the learning rate over the optimiser steps.
+
+    Args:
+        history: the steps as `training.loop.history.read_history` gives them: "step", "loss", "parts" and "lr" of each.
+
+    Raises:
+        ValueError: nothing was logged.
+    """
+    if not history:
+        raise ValueError("training curves: the history is empty, nothing was trained yet")
+    steps = np.array([row["step"] for row in history])
+    figure = new_figure(11.5, 5.2)
+    left, right = figure.add_subplot(1, 2, 1), figure.add_subplot(1, 2, 2)
+    parts = list(dict.fromkeys(name for row in history for name in row.get("parts", {})))
+    colours = [MAP_BLUE, "#D55E00", "#009E73", "#CC79A7", SCORE_ORANGE, "#56B4E9", *OTHER_COLOURS]
+    for k, name in enumerate(parts):
+        values = np.array([row.get("parts", {}).get(name, math.nan) for row in history])
+        left.plot(steps, _smooth(values), color=colours[k % len(colours)], linewidth=1.3, label=name.replace("_", " "))
+    total = np.array([row["loss"] for row in history])
+    left.plot(steps, total, color="#CCCCCC", linewidth=0.6, zorder=1)
+    left.plot(steps, _smooth(total), color=INK, linewidth=2.0, label="total")
+    left.set_yscale("log")
+    left.set_title("loss and its parts, running mean, log scale", fontsize=10.5, loc="left", color=INK)
+    left.legend(frameon=False, fontsize=8.5, ncols=2, loc="upper right")
+    right.plot(steps, [row["lr"] for row in history], color=MAP_BLUE, linewidth=1.8)
+    right.set_title("learning rate", fontsize=10.5, loc="left", color=INK)
+    right.set_ylim(bottom=0)
+    for axes in (left, right):
+        axes.set_xlabel("optimiser step", fontsize=9, color=INK)
+        tidy(axes, "both")
+    figure.suptitle(title, x=0.06, ha="left", fontsize=13, fontweight="bold", color=INK)
+    figure.subplots_adjust(left=0.06, right=0.98, top=0.85, bottom=0.11, wspace=0.18)
+    return save_figure(figure, path)
+
+
+def _smooth(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The mean over the steps around each, 2% of the run wide, without what is not finite."""
+    half = max(1, len(values) // 100)
+    known = np.isfinite(values)
+    sums = np.concatenate([[0.0], np.cumsum(np.where(known, values, 0.0))])
+    counts = np.concatenate([[0], np.cumsum(known)])
+    at = np.arange(len(values))
+    low, high = np.maximum(at - half, 0), np.minimum(at + half + 1, len(values))
+    count = counts[high] - counts[low]
+    return np.where(count > 0, (sums[high] - sums[low]) / np.maximum(count, 1), math.nan)

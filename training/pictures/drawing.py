@@ -1,0 +1,85 @@
+"""What every picture shares: colours that colour-blind people can tell apart, a figure without a display, a whole file.
+
+No pyplot anywhere: figures are drawn by the Agg canvas alone, so that no display, window or global state is needed.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from sensors import palette
+from sensors.palette import RGB
+from training.files.atomic import replacing
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+
+def _hex(colour: RGB) -> str:
+    return "#{:02X}{:02X}{:02X}".format(*colour)
+
+
+MODALITY_COLOURS = {name: _hex(colour) for name, colour in palette.MODALITY_COLOURS.items()}
+OTHER_COLOURS = tuple(map(_hex, palette.OTHER_COLOURS))
+INK = "#222222"
+FAINT = "#B5B5B5"
+
+
+def class_colour(name: str, index: int) -> str:
+    """The colour of a class; classes outside nuScenes' ten take theirs by index."""
+    return _hex(palette.class_rgb(name, index))
+
+
+def modality_colour(name: str, index: int) -> str:
+    """The colour of a modality; others than the three take theirs by index."""
+    return _hex(palette.modality_rgb(name, index))
+
+
+def on_picture(colour: str) -> tuple[float, float, float]:
+    """A colour light enough to be seen on a dark photograph: dark ones are mixed with white, hues stay as they are."""
+    from matplotlib.colors import to_rgb
+
+    red, green, blue = to_rgb(colour)
+    luminance = (
+        0.2126 * red + 0.7152 * green + 0.0722 * blue
+    )  # Rec. 709 weights, on encoded values: a rough measure will do
+    white = max(0.0, 0.4 - luminance) / (1 - luminance)
+    return (red + (1 - red) * white, green + (1 - green) * white, blue + (1 - blue) * white)
+
+
+def new_figure(width_in: float, height_in: float, dpi: int = 110) -> Figure:
+    """An empty white figure that needs no display."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width_in, height_in), dpi=dpi, facecolor="white")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def save_figure(figure: Figure, path: Path) -> Path:
+    """Write the figure as PNG, whole or not at all.
+
+    Raises:
+        ValueError: the name does not end in .png.
+    """
+    path = Path(path)
+    if path.suffix.lower() != ".png":
+        raise ValueError(f"{path}: pictures are PNG, give a name that ends in .png")
+    with replacing(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=figure.dpi, pil_kwargs={"compress_level": 3})
+    return path
+
+
+def tidy(axes: Axes, grid: str | None = "y") -> None:
+    """Thin spines, small ticks, a faint grid behind the data."""
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
+    for side in ("left", "bottom"):
+        axes.spines[side].set_color(FAINT)
+    axes.tick_params(colors=INK, labelsize=9, length=3)
+    if grid is not None:
+        axes.grid(axis=grid, color="#E4E4E4", linewidth=0.8)  # type: ignore[arg-type]
+        axes.set_axisbelow(True)

@@ -1,0 +1,259 @@
+"""What a model is measured on: a subset of its sensors, and what was done to what they deliver.
+
+"camera+lidar" is a subset on clean data, "fog-3" every sensor that the model has in fog of severity 3, "lidar+radar.fog-3" both.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from robustbev import PerceptionModel
+from sensors.batch import MODALITIES
+from sensors.corruptions import CORRUPTIONS, Corruption, CorruptionError
+from sensors.health.monitor import HealthMode
+from sensors.nuscenes.reader import NuScenesReader
+from training.data.loader import build_loader
+from training.evaluation.config import SUBSETS, subset_name
+from training.evaluation.scoring import Progress, Scoring
+from training.evaluation.subsets import check_official_classes, possible_subsets, predict_subsets
+from training.evaluation.tables import SubsetResult
+from training.files.atomic import write_json
+from training.robustness.corrupted import Change
+from training.runs.config import RunConfig
+
+if TYPE_CHECKING:
+    from training.evaluation.official import Metrics, OfficialEvaluation
+
+CLEAN = "clean"
+ALL = "all"  # the sensors that the model has
+_CONDITION = re.compile(r"([a-z_]+)-(\d+)")
+
+
+@dataclass(frozen=True, order=True)
+class Case:
+    """One subset of the sensors under one corruption; "clean" has severity 0.
+
+    Raises:
+        ValueError: there is no such subset, corruption or severity; the message lists those there are.
+    """
+
+    subset: str = ALL
+    corruption: str = CLEAN
+    severity: int = 0
+
+    def __post_init__(self) -> None:
+        if self.subset != ALL:
+            object.__setattr__(self, "subset", known_subset(self.subset))
+        if self.corruption != CLEAN:
+            Corruption(self.corruption, self.severity)
+        elif self.severity != 0:
+            raise ValueError(f"clean data has severity 0, got {self.severity}")
+
+    @property
+    def condition(self) -> str:
+        """Corruption and severity as in "fog-3", or "clean"."""
+        return CLEAN if self.corruption == CLEAN else f"{self.corruption}-{self.severity}"
+
+    @property
+    def name(self) -> str:
+        """As `parse_case` reads it."""
+        if self.subset == ALL:
+            return self.condition
+        return self.subset if self.corruption == CLEAN else f"{self.subset}.{self.condition}"
+
+    def of(self, modalities: Iterable[str]) -> Case:
+        """The case of a model that has these modalities: every sensor means those."""
+        return replace(self, subset=subset_name(modalities)) if self.subset == ALL else self
+
+
+def parse_case(text: str) -> Case:
+    """The case of a name: a subset, a corruption with its severity, or both joined by a dot; "clean" is every sensor of a model.
+
+    Raises:
+        ValueError: for any other text; the message lists what there is.
+    """
+    subset, dot, condition = text.strip().rpartition(".")
+    if not dot:
+        is_subset = "+" in condition or condition in MODALITIES
+        subset, condition = (condition, CLEAN) if is_subset else (ALL, condition)
+    if condition == CLEAN:
+        return Case(subset)
+    match = _CONDITION.fullmatch(condition)
+    if match is None:
+        raise ValueError(
+            f"case {text!r}: expected a subset of the sensors ({', '.join(SUBSETS)}), a corruption and its severity as in "
+            f"fog-3, or both as in lidar+radar.fog-3; corruptions are {', '.join(CORRUPTIONS)}, severities 1 to 5"
+        )
+    return Case(subset, match[1], int(match[2]))
+
+
+def known_subset(text: str) -> str:
+    """The name of a subset of the sensors; ValueError, with those there are, for any other text."""
+    try:
+        return subset_name(text.split("+"))
+    except ValueError:
+        raise ValueError(f"unknown subset {text!r}, expected one of {', '.join(SUBSETS)}") from None
+
+
+def grouped(cases: Iterable[Case]) -> dict[str, list[Case]]:
+    """Condition -> its cases, in the order of first appearance, each once: one encoding serves them all."""
+    groups: dict[str, list[Case]] = {}
+    for case in dict.fromkeys(cases):
+        groups.setdefault(case.condition, []).append(case)
+    return groups
+
+
+def evaluate_cases(
+    model: PerceptionModel,
+    config: RunConfig,
+    cases: Sequence[Case],
+    out_dir: Path,
+    *,
+    seed: int = 0,
+    health: HealthMode = "off",
+    monitor: Path | None = None,
+    progress: Progress | None = None,
+) -> dict[Case, SubsetResult]:
+    """Measure the model in every case on `config.data.nuscenes.val_split`, by the devkit's DetectionEval.
+
+    Cases that differ only in the subset share one pass over the (corrupted) data and one encoding.
+
+    Args:
+        model: on the device it shall run on.
+        config: its data and evaluation settings decide samples, loader, thresholds and processes.
+        out_dir: gets cases.json, and a folder `<condition>/<subset>` a case with submission and metrics_summary.json.
+        seed: of the corruptions.
+        health: "act" replaces sensors that look sick by their null embeddings, "report" and "off" leave data as it is.
+        monitor: the fitted monitor that "act" asks; None: where `robustbev health --fit` puts it.
+
+    Returns:
+        case -> figures, in the order given; cases with sensors that the model has no encoder for are left out.
+
+    Raises:
+        CorruptionError: a corruption changed nothing that a case's sensors deliver, in no frame of the whole run.
+        ValueError: the model has an encoder for none of the subsets; or see `training.evaluation.subsets.evaluate_subsets`.
+    """
+    check_official_classes(model.config.classes)
+    meant = {case: case.of(model.config.modalities) for case in cases}
+    possible = set(possible_subsets(model.config, tuple(dict.fromkeys(case.subset for case in meant.values()))))
+    wanted = [case for case in dict.fromkeys(meant.values()) if case.subset in possible]
+    for case in wanted:
+        _check_touches(case)
+    found: dict[Case, SubsetResult] = {}
+    groups = grouped(wanted)
+    for number, group in enumerate(groups.values()):
+        told = None if progress is None else _Part(progress, number, len(groups), len(found), len(wanted))
+        found |= _evaluate_group(model, config, group, out_dir, seed, health, monitor, told)
+    results = {case: found[as_meant] for case, as_meant in meant.items() if as_meant in found}
+    write_cases(out_dir / "cases.json", results)
+    return results
+
+
+def _check_touches(case: Case) -> None:
+    """What a corruption cannot reach would be measured clean under its name."""
+    touched = () if case.corruption == CLEAN else CORRUPTIONS[case.corruption].modalities
+    if case.corruption != CLEAN and not set(touched) & set(case.subset.split("+")):
+        raise CorruptionError(
+            f"{case.name}: {case.corruption} changes {' and '.join(touched)}, of which {case.subset} has nothing: the "
+            "figures would be those of clean data. Leave this case out"
+        )
+
+
+def write_cases(path: Path, results: Mapping[Case, SubsetResult]) -> None:
+    """One JSON object a case, under its name."""
+    write_json(path, {case.name: result.to_json() for case, result in results.items()})
+
+
+def read_cases(path: Path) -> dict[Case, SubsetResult]:
+    """Read what `write_cases` wrote; ValueError where the file is none of ours."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        cases = {parse_case(name): entry for name, entry in content.items()}
+        return {case: SubsetResult.from_json(case.subset, entry) for case, entry in cases.items()}
+    except (json.JSONDecodeError, AttributeError, KeyError, TypeError) as error:
+        raise ValueError(f'{path}: expected {{"fog-3": {{"mAP": ..., "NDS": ...}}, ...}}, got {error!r}') from None
+
+
+def _evaluate_group(
+    model: PerceptionModel,
+    config: RunConfig,
+    group: Sequence[Case],
+    out_dir: Path,
+    seed: int,
+    health: HealthMode,
+    monitor: Path | None,
+    progress: Progress | None,
+) -> dict[Case, SubsetResult]:
+    """Cases of one condition: one pass over the data, one encoding, then every subset scored."""
+    first, settings = group[0], config.evaluation
+    corruption = None if first.corruption == CLEAN else Corruption(first.corruption, first.severity, seed)
+    change = (
+        None if corruption is None and health != "act" else Change(corruption, health, config.data.workers, monitor)
+    )
+    loader = build_loader(
+        config.data,
+        model.config,
+        config.data.nuscenes.val_split,
+        batch_size=settings.batch_size,
+        train=False,
+        alter=change,
+        device=next(model.parameters()).device,
+    )
+    subsets = [case.subset for case in group]
+    expected = list(loader.reader.tokens)[: settings.limit]
+    with loader:
+        predictions = predict_subsets(
+            model, loader.epoch(0), subsets, limit=settings.limit, progress=progress, total=len(expected)
+        )
+    if change is not None:
+        change.check({case.name: case.subset for case in group})
+    scoring = Scoring(
+        _official(loader.reader, tuple(expected), model.config.grid.bev().radius_m, settings.metrics),
+        {token: loader.reader.global_T_reference(i) for i, token in enumerate(loader.reader.tokens)},
+        predictions,
+        out_dir / first.condition,
+        classes=model.config.classes,
+        attributes=model.config.attributes,
+        max_boxes=settings.max_boxes_per_sample,
+        score_threshold=settings.score_threshold,
+    )
+    found = scoring.run(subsets, settings.processes, progress)
+    return {case: found[case.subset] for case in group}
+
+
+def _official(reader: NuScenesReader, tokens: tuple[str, ...], radius_m: float, metrics: Metrics) -> OfficialEvaluation:
+    config = reader.config
+    many = "fast" if metrics == "devkit" else metrics
+    return _shared_official(reader.root, config.version, tokens, radius_m, config.reference_channel, many)
+
+
+@lru_cache(maxsize=2)  # the devkit takes seconds to load its tables, and many cases share them
+def _shared_official(
+    root: Path, version: str, tokens: tuple[str, ...], radius_m: float, reference_channel: str, metrics: Metrics
+) -> OfficialEvaluation:
+    from training.evaluation.official import OfficialEvaluation, open_tables
+
+    return OfficialEvaluation(open_tables(root, version), tokens, radius_m, reference_channel, metrics)
+
+
+@dataclass
+class _Part:
+    """Tells of one group's progress as a part of the whole."""
+
+    progress: Progress
+    group: int
+    groups: int
+    scored: int
+    cases: int
+
+    def __call__(self, what: str, done: int, total: int | None) -> None:
+        if what == "score":
+            self.progress(what, self.scored + done, self.cases)
+        else:
+            self.progress(what, self.group * (total or 0) + done, None if total is None else self.groups * total)

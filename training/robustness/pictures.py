@@ -1,0 +1,150 @@
+"""Pictures of a robustness run: what corruptions leave as a heat map, how it falls with severity, what subsets are worth."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from training.pictures.drawing import INK, new_figure, save_figure, tidy
+from training.robustness import metrics as metrics
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+    from training.robustness.results import Robustness
+
+MODEL, BASELINE, SPECIALIST = "#0072B2", "#D55E00", "#999999"
+_COLUMNS = 5  # of the small charts
+
+
+def pictures(out_dir: Path, found: Robustness) -> list[Path]:
+    """Draw all that there are figures for; -> their paths."""
+    drawn = [subset_bars(out_dir / "subsets.png", found)]
+    if found.matrix("nds"):
+        drawn += [heat_map(out_dir / "retention.png", found), severity_curves(out_dir / "severity.png", found)]
+    return drawn
+
+
+def heat_map(path: Path, found: Robustness) -> Path:
+    """Corruption x severity: the share of the clean NDS and mAP that is left, absolute figures beneath."""
+    severities, names = found.config.severities, list(found.matrix("nds"))
+    columns = len(severities) + 1
+    figure = new_figure(3.7 + 2 * (0.95 * columns + 0.5), 1.75 + 0.47 * len(names))
+    for k, (title, metric) in enumerate((("NDS", "nds"), ("mAP", "mean_ap"))):
+        axes = figure.add_subplot(1, 2, k + 1)
+        matrix, clean = found.matrix(metric), found.clean(metric)
+        kept = np.array([[metrics.retention(matrix[n].get(s, math.nan), clean) for s in severities] for n in names])
+        mean = np.array([[metrics.resistance_ability(matrix[n], clean)] for n in names])
+        shown = np.concatenate([kept, mean], axis=1)
+        axes.imshow(shown, cmap="cividis", vmin=0, vmax=1, aspect="auto")
+        for (i, j), value in np.ndenumerate(shown):
+            colour = "white" if not value >= 0.45 else "black"
+            text = "-" if math.isnan(value) else f"{100 * value:.0f}%"
+            axes.text(j, i - 0.12, text, ha="center", va="center", fontsize=9.5, color=colour)
+            if j < len(severities):
+                axes.text(j, i + 0.27, f"{matrix[names[i]].get(severities[j], math.nan):.3f}",
+                          ha="center", va="center", fontsize=6.5, color=colour)  # fmt: skip
+        axes.axvline(len(severities) - 0.5, color="white", linewidth=4)
+        axes.set_xticks(range(columns), [*(f"severity {s}" for s in severities), "RA"], fontsize=8.5)
+        axes.set_yticks(range(len(names)), [n.replace("_", " ") for n in names] if k == 0 else [], fontsize=9.5)
+        axes.tick_params(length=0, colors=INK)
+        for spine in axes.spines.values():
+            spine.set_visible(False)
+        mra = metrics.mean_resistance_ability(matrix, clean)
+        axes.set_title(f"{title}: clean {clean:.3f}, mRA {mra:.3f}", fontsize=10.5, loc="left", color=INK)
+    figure.suptitle("What corruptions leave of the clean figure, all sensors", x=0.012, ha="left", fontsize=13,
+                    fontweight="bold", color=INK)  # fmt: skip
+    width, height = figure.get_size_inches()
+    figure.subplots_adjust(
+        left=1.95 / width, right=1 - 0.15 / width, top=1 - 0.85 / height, bottom=0.35 / height, wspace=0.05
+    )
+    return save_figure(figure, path)
+
+
+def severity_curves(path: Path, found: Robustness) -> Path:
+    """One small chart a corruption: mAP over severity, model against baseline; severity 0 is clean."""
+    matrix = found.matrix("mean_ap")
+    theirs = {} if found.baseline is None else found.matrix("mean_ap", baseline=True)
+    columns = min(_COLUMNS, len(matrix))
+    rows = -(-len(matrix) // columns)
+    figure = new_figure(max(5.0, 2.5 * columns + 0.6), 2.15 * rows + 1.0)
+    width, height = figure.get_size_inches()
+    values = [v for row in [*matrix.values(), *theirs.values()] for v in row.values()] + [found.clean("mean_ap")]
+    if found.baseline is not None:
+        values.append(found.clean("mean_ap", baseline=True))
+    top = max(0.05, 1.08 * max((v for v in values if not math.isnan(v)), default=1.0))
+    for k, (name, row) in enumerate(matrix.items()):
+        axes = figure.add_subplot(rows, columns, k + 1)
+        if name in theirs:
+            _curve(axes, theirs[name], found.clean("mean_ap", baseline=True), BASELINE, "baseline", "--")
+        _curve(axes, row, found.clean("mean_ap"), MODEL, "model", "-")
+        axes.set_title(name.replace("_", " "), fontsize=9.5, loc="left", color=INK)
+        axes.set_ylim(0, top)
+        axes.set_xticks([0, *found.config.severities])
+        tidy(axes)
+        axes.tick_params(labelsize=8)
+        if k % columns:
+            axes.set_yticklabels([])
+        if k == 0 and theirs:
+            axes.legend(frameon=False, fontsize=8, loc="lower left")
+    figure.suptitle("mAP of all sensors over severity (0 is clean)", x=0.5 / width, ha="left", fontsize=12.5,
+                    fontweight="bold", color=INK)  # fmt: skip
+    figure.subplots_adjust(left=0.5 / width, right=1 - 0.15 / width, top=1 - 0.75 / height, bottom=0.35 / height, hspace=0.5,
+                           wspace=0.1)  # fmt: skip
+    return save_figure(figure, path)
+
+
+def _curve(axes: Axes, row: metrics.Row, clean: float, colour: str, label: str, style: str) -> None:
+    axes.plot(
+        [0, *row], [clean, *row.values()], style, color=colour, marker="o", markersize=3.5, linewidth=1.6, label=label
+    )
+
+
+def subset_bars(path: Path, found: Robustness) -> Path:
+    """Bars of mAP and NDS of every subset on clean data: the model, its specialists, the baseline."""
+    ours = found.subsets()
+    names = list(ours)
+    theirs = {} if found.baseline is None else found.subsets(baseline=True)
+    figure = new_figure(max(7.0, 1.4 + 1.45 * len(names)), 6.4)
+    for k, (title, metric) in enumerate((("mAP", "mean_ap"), ("NDS", "nds"))):
+        axes = figure.add_subplot(2, 1, k + 1)
+        series = [("model", MODEL, [getattr(ours[n], metric) for n in names])]
+        for label, colour, figures in (("specialist", SPECIALIST, found.specialists), ("baseline", BASELINE, theirs)):
+            if figures:
+                values = [getattr(figures[n], metric) if n in figures else math.nan for n in names]
+                series.append((label, colour, values))
+        _bars(axes, series, names)
+        axes.set_title(title, fontsize=10.5, loc="left", color=INK)
+    figure.suptitle(
+        "Every subset of the sensors, clean data", x=0.06, ha="left", fontsize=13, fontweight="bold", color=INK
+    )
+    figure.subplots_adjust(left=0.06, right=0.985, top=0.89, bottom=0.09, hspace=0.42)
+    return save_figure(figure, path)
+
+
+def _bars(axes: Axes, series: Sequence[tuple[str, str, Sequence[float]]], names: Sequence[str]) -> None:
+    width = 0.8 / len(series)
+    top = max((v for _, _, values in series for v in values if not math.isnan(v)), default=1.0)
+    for k, (label, colour, values) in enumerate(series):
+        at = np.arange(len(names)) + (k - (len(series) - 1) / 2) * width
+        axes.bar(at, [0 if math.isnan(v) else v for v in values], width * 0.94, color=colour, label=label)
+        for x, value in zip(at, values, strict=True):
+            text = "-" if math.isnan(value) else f"{value:.2f}"
+            axes.text(
+                x,
+                (0 if math.isnan(value) else value) + 0.01 * top,
+                text,
+                ha="center",
+                va="bottom",
+                fontsize=8,
+                color=INK,
+            )
+    axes.set_xticks(range(len(names)), [n.replace("+", "\n+ ") for n in names], fontsize=8.5)
+    axes.set_ylim(0, max(0.05, 1.2 * top))
+    if len(series) > 1:
+        axes.legend(frameon=False, fontsize=8.5, ncols=len(series), loc="upper right")
+    tidy(axes)

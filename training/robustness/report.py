@@ -1,0 +1,175 @@
+"""The report of a robustness run: tables as CSV and Markdown, pictures, one HTML file that needs nothing else, MLflow."""
+
+from __future__ import annotations
+
+import base64
+import html
+import json
+import math
+from collections.abc import Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import robustbev
+from training.files.atomic import write_json, write_text
+from training.robustness import metrics as metrics
+from training.robustness.pictures import pictures
+from training.robustness.tables import METRICS, case_table, tables
+from training.tracking.run import git_commit
+from training.tracking.sending import log_report
+
+if TYPE_CHECKING:
+    from training.robustness.results import Robustness
+
+_VERSIONS = ("robustbev", "torch", "numpy", "nuscenes-devkit", "ray")
+_STYLE = """
+body { font: 15px/1.5 system-ui, sans-serif; color: #222; max-width: 1180px; margin: 2em auto; padding: 0 1.2em; }
+h1 { font-size: 1.7em; margin-bottom: .2em; } h2 { font-size: 1.2em; margin: 2em 0 .5em; }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
+th { text-align: left; border-bottom: 2px solid #888; } td { border-bottom: 1px solid #ddd; }
+th, td { padding: .28em .9em .28em 0; white-space: nowrap; } .number { text-align: right; }
+img { max-width: 100%; height: auto; } .note { color: #555; font-size: .9em; max-width: 60em; }
+.wide { overflow-x: auto; } details { margin-top: 2em; } code { font-size: .92em; }
+"""
+_FORMULAS = (
+    (
+        "RA, mRA",
+        "resistance ability (MultiCorrupt): mean over severities of figure / clean figure; its mean over corruptions",
+    ),
+    ("RRA, mRRA", "relative resistance ability (MultiCorrupt): sum over severities / the baseline's sum - 1; its mean"),
+    ("RR, mRR", "resilience rate (RoboBEV, Robo3D): sum over severities / (number of severities x clean); its mean"),
+    (
+        "CE, mCE",
+        "corruption error (RoboBEV, Robo3D): sum of (1 - figure) / the baseline's sum of (1 - figure); its mean",
+    ),
+    ("kept", "share of the figure with all sensors on clean data"),
+    ("gap", "figure / figure of the specialist, which was trained for this subset alone, - 1"),
+)
+
+
+def write_robustness(out_dir: Path, found: Robustness) -> list[Path]:
+    """Write tables, pictures, report.md, report.html and robustness.json; -> their paths."""
+    shown = tables(found)
+    paths = [out_dir / f"{table.name}.csv" for table in [*shown, case_table(found)]]
+    for path, table in zip(paths, [*shown, case_table(found)], strict=True):
+        write_text(path, table.comma_separated())
+    facts = provenance(found)
+    drawn = pictures(out_dir, found)
+    text = ["# Robustness", "", *(f"- {name}: {value}" for name, value in facts.items()), ""]
+    write_text(out_dir / "report.md", "\n".join(text) + "\n" + "\n".join(table.markdown() for table in shown))
+    write_text(out_dir / "report.html", _html(found, facts, drawn))
+    write_json(out_dir / "robustness.json", {"what": facts, "summary": summary(found), "cases": _cases(found)})
+    names = ("report.md", "report.html", "robustness.json")
+    return [*paths, *drawn, *(out_dir / name for name in names)]
+
+
+def summary(found: Robustness) -> dict[str, float | None]:
+    """The single figures, under the names that MLflow shows; null where one is not defined."""
+    figures: dict[str, float] = {}
+    for name, metric in METRICS.items():
+        matrix, clean = found.matrix(metric), found.clean(metric)
+        figures |= {
+            f"robustness/clean_{name}": clean,
+            f"robustness/mRA_{name}": metrics.mean_resistance_ability(matrix, clean),
+            f"robustness/mRR_{name}": metrics.mean_resilience_rate(matrix, clean),
+        }
+        figures |= {f"robustness/RA_{name}/{c}": metrics.resistance_ability(row, clean) for c, row in matrix.items()}
+        for subset, result in found.subsets().items():
+            figures[f"robustness/kept_{name}/{subset}"] = metrics.retention(getattr(result, metric), clean)
+            if subset in found.specialists:
+                special = getattr(found.specialists[subset], metric)
+                figures[f"robustness/gap_{name}/{subset}"] = metrics.specialist_gap(getattr(result, metric), special)
+        if found.baseline is not None:
+            ours, theirs = found.compared(metric)
+            figures[f"robustness/mRRA_{name}"] = metrics.mean_relative_resistance_ability(ours, theirs)
+            figures[f"robustness/mCE_{name}"] = metrics.mean_corruption_error(ours, theirs)
+    return {name: None if math.isnan(value) else value for name, value in figures.items()}
+
+
+def provenance(found: Robustness) -> dict[str, str]:
+    """What was run, for a reader who wants to run it again."""
+    config, model = found.config, found.model
+    facts = {"checkpoint": _place(model.checkpoint), "weights and settings": f"fingerprint {model.fingerprint[:16]}"}
+    run_id = _run_id(model.files.mlflow)
+    if run_id is not None:
+        facts["MLflow run"] = run_id
+    if found.baseline is not None:
+        facts["baseline"] = f"{_place(found.baseline.checkpoint)}, fingerprint {found.baseline.fingerprint[:16]}"
+    facts |= dict(found.data)
+    facts |= {
+        "seed of the corruptions": str(config.seed),
+        "severities": ", ".join(map(str, config.severities)),
+        "health": config.health,
+    }
+    if config.limit is not None:
+        facts["limit"] = f"the first {config.limit} samples only"
+    commit = git_commit(Path(robustbev.__file__).parent)
+    if commit is not None:
+        facts["commit"] = commit
+    facts["versions"] = ", ".join(f"{name} {_version(name)}" for name in _VERSIONS)
+    facts["time"] = f"{found.measured} of {found.tasks} tasks were measured now, in {found.seconds:.0f} s"
+    return facts
+
+
+def track_robustness(found: Robustness, files: Sequence[Path]) -> None:
+    """Hand figures and files to the MLflow of the checkpoint's run, if it has one."""
+    figures = {name: value for name, value in summary(found).items() if value is not None}
+    log_report(found.model.files.mlflow, found.model.checkpoint, figures, {"robustness": files})
+
+
+def _cases(found: Robustness) -> dict[str, dict[str, object]]:
+    groups = {
+        "model": {case.name: result for case, result in found.figures.items()},
+        "baseline": {case.name: result for case, result in found.baseline_figures.items()},
+        "specialists": dict(found.specialists),
+    }
+    return {who: {name: r.to_json() for name, r in results.items()} for who, results in groups.items() if results}
+
+
+def _html(found: Robustness, facts: dict[str, str], drawn: Sequence[Path]) -> str:
+    """One page with everything in it: pictures are inlined, nothing is loaded from anywhere."""
+    pictures_by_name = {path.name: base64.b64encode(path.read_bytes()).decode("ascii") for path in drawn}
+    place = {"subsets": ["subsets.png"], "corruptions_nds": ["retention.png", "severity.png"]}
+    parts = []
+    for table in tables(found):
+        parts.append(f"<h2>{html.escape(table.title)}</h2>\n<div class=wide>{table.html()}</div>")
+        for name in place.get(table.name, []):
+            if name in pictures_by_name:
+                parts.append(f'<p><img alt="{name}" src="data:image/png;base64,{pictures_by_name[name]}"></p>')
+    rows = "".join(
+        f"<tr><td>{html.escape(k)}</td><td><code>{html.escape(v)}</code></td></tr>\n" for k, v in facts.items()
+    )
+    meanings = "".join(f"<tr><td>{k}</td><td>{html.escape(v)}</td></tr>\n" for k, v in _FORMULAS)
+    every = case_table(found)
+    title = f"Robustness of {found.model.config.name}"
+    samples = html.escape(found.data.get("samples", "?"))
+    return (
+        f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><title>{html.escape(title)}</title>\n'
+        f"<style>{_STYLE}</style></head>\n<body>\n<h1>{html.escape(title)}</h1>\n"
+        f"<p class=note>One checkpoint, official nuScenes evaluation on {samples} samples.</p>\n"
+        + "\n".join(parts)
+        + f"\n<h2>Measures</h2>\n<div class=wide><table><tbody>{meanings}</tbody></table></div>\n"
+        f"<h2>What was run</h2>\n<div class=wide><table><tbody>{rows}</tbody></table></div>\n"
+        f"<details><summary>{every.title}: {len(every.rows)} rows</summary>\n<div class=wide>{every.html()}</div></details>\n"
+        "</body></html>\n"
+    )
+
+
+def _place(path: Path) -> str:
+    """Relative to the working directory where it lies below it: a report says nothing of a machine's folders that it need not."""
+    try:
+        return str(path.relative_to(Path.cwd()))
+    except ValueError:
+        return str(path)
+
+
+def _run_id(file: Path) -> str | None:
+    return str(json.loads(file.read_text(encoding="utf-8"))["run_id"]) if file.is_file() else None
+
+
+def _version(name: str) -> str:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return "not installed"

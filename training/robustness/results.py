@@ -1,0 +1,91 @@
+"""What `robustbev robustness` measured, and of which models."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from training.evaluation.config import subset_name
+from training.evaluation.tables import SubsetResult
+from training.robustness.cases import CLEAN, Case
+from training.robustness.config import RobustnessConfig
+from training.robustness.metrics import Matrix
+from training.runs.config import RunConfig
+from training.runs.files import RunFiles
+
+Figures = Mapping[Case, SubsetResult]
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model to be measured."""
+
+    name: str  # "model", "baseline", or the subset of a specialist
+    checkpoint: Path  # absolute
+    files: RunFiles
+    config: RunConfig  # data and evaluation as they are measured, absolute paths
+    fingerprint: str
+    modalities: tuple[str, ...]
+
+    @property
+    def all_sensors(self) -> str:
+        """The subset of everything that it has an encoder for."""
+        return subset_name(self.modalities)
+
+
+@dataclass(frozen=True)
+class Robustness:
+    """What was found."""
+
+    config: RobustnessConfig
+    out: Path
+    model: Subject
+    figures: Figures
+    baseline: Subject | None = None
+    baseline_figures: Figures = field(default_factory=dict)
+    specialists: Mapping[str, SubsetResult] = field(
+        default_factory=dict
+    )  # by subset, of the model trained for it alone
+    data: Mapping[str, str] = field(
+        default_factory=dict
+    )  # what was measured on: data_id, version, split, samples, ranges
+    seconds: float = 0.0  # this took, tasks found in the store not counted
+    measured: int = 0  # tasks that were run now
+    tasks: int = 0
+
+    def clean(self, metric: str, *, baseline: bool = False) -> float:
+        """The figure with all sensors on clean data; NaN where it was not measured. `metric` is "mean_ap" or "nds"."""
+        subject, figures = self._of(baseline)
+        found = figures.get(Case(subject.all_sensors))
+        return math.nan if found is None else float(getattr(found, metric))
+
+    def matrix(self, metric: str, *, baseline: bool = False) -> dict[str, dict[int, float]]:
+        """Corruption -> severity -> figure of all sensors; corruptions that touch none of the model's sensors are left out."""
+        _, figures = self._of(baseline)
+        rows: dict[str, dict[int, float]] = {}
+        for corruption in self.config.corruptions:
+            for severity in self.config.severities:
+                found = figures.get(Case(corruption=corruption, severity=severity))
+                if found is not None:
+                    rows.setdefault(corruption, {})[severity] = float(getattr(found, metric))
+        return rows
+
+    def subsets(self, *, baseline: bool = False) -> dict[str, SubsetResult]:
+        """Subset -> figures on clean data."""
+        _, figures = self._of(baseline)
+        wanted = {case.subset: result for case, result in figures.items() if case.corruption == CLEAN}
+        return {subset: wanted[subset] for subset in self.config.subsets if subset in wanted}
+
+    def compared(self, metric: str) -> tuple[Matrix, Matrix]:
+        """The matrices of model and baseline, of the corruptions that both were measured under."""
+        ours, theirs = self.matrix(metric), self.matrix(metric, baseline=True)
+        common = [name for name in ours if name in theirs]
+        return {name: ours[name] for name in common}, {name: theirs[name] for name in common}
+
+    def _of(self, baseline: bool) -> tuple[Subject, Figures]:
+        if not baseline:
+            return self.model, self.figures
+        assert self.baseline is not None
+        return self.baseline, self.baseline_figures

@@ -1,0 +1,216 @@
+"""`robustbev show`: pictures of one sample, what the sensors saw and, with a checkpoint, what the model made of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from robustbev import Perception, PerceptionModel
+from sensors.corruptions import Corruption, CorruptionError, corrupt
+from sensors.frames import History, SensorFrame
+from sensors.nuscenes.reader import NuScenesReader
+from training.data.dataset import Alter, DataConfig, NuScenesDataset, Past, collate_samples, open_reader
+from training.data.sampling import SampleKey
+from training.evaluation.config import SUBSETS, subset_name
+from training.evaluation.subsets import possible_subsets
+from training.pictures.charts import attention_picture, training_curves
+from training.pictures.scene.bev import Scene, above
+from training.pictures.scene.picture import cameras_picture, scene_picture, subsets_picture
+from training.runs.evaluate import load_model
+
+if TYPE_CHECKING:
+    from training.runs.config import RunConfig
+
+SHOWN_SCORE = 0.3
+
+
+def show(
+    config: RunConfig,
+    out_dir: Path,
+    *,
+    checkpoint: Path | None = None,
+    split: str | None = None,
+    sample: str | int = 0,
+    subset: str | None = None,
+    score: float = SHOWN_SCORE,
+    corruption: Corruption | None = None,
+) -> list[Path]:
+    """Write the pictures of one sample; -> their paths.
+
+    Without a checkpoint: boxes of the truth, points and pictures as they are. LiDAR points that slide off the objects, or
+    boxes beside them, show wrong calibration, times or poses. With one: what it found, whom its fusion trusted, and
+    what is left of it with every other subset of its sensors.
+
+    Args:
+        config: the data to look at; with a checkpoint, the classes and the grid are the checkpoint's own.
+        split: None is the validation split.
+        sample: a token, or a position in the split.
+        subset: the sensors that the model is given; None is all it has.
+        score: found boxes scored lower are not drawn.
+        corruption: what the sensors of this sample suffer.
+
+    Raises:
+        ValueError: no such sample, or the model lacks a sensor of the subset.
+        CorruptionError: the corruption changes nothing in this sample.
+    """
+    split = config.data.nuscenes.val_split if split is None else split
+    if checkpoint is None:
+        return show_truth(_scene(config.data, config.model.classes, config, split, sample, corruption), out_dir)
+    from robustbev.checkpoints import find_checkpoint
+
+    model = load_model(find_checkpoint(checkpoint), config)
+    scene = replace(
+        _scene(config.data, model.config.classes, config, split, sample, corruption),
+        grid=model.grid,
+        modalities=model.config.modalities,
+    )
+    wanted = "+".join(model.config.modalities) if subset is None else subset_name(subset.split("+"))
+    possible_subsets(model.config, [wanted])
+    others = [name for name in SUBSETS if name != wanted and set(name.split("+")) <= set(model.config.modalities)]
+    perceptions = perceive_sample(model, config.data, split, scene.frame.token, [wanted, *others], alter=corruption)
+    return show_found(scene, perceptions, wanted, out_dir, score)
+
+
+def show_run(run_dir: Path, *, sample: str | int | None = None, score: float = SHOWN_SCORE) -> list[Path]:
+    """Training curves, and pictures of one validation sample under every subset, into the run's folder; -> their paths.
+
+    The run's MLflow gets them too. Without a sample the liveliest one is shown: most classes, then most boxes.
+    """
+    from robustbev.checkpoints import find_checkpoint
+    from training.loop.history import read_history
+    from training.runs.config import load_run_config
+    from training.runs.files import RunFiles
+    from training.tracking.run import MLflowRun
+    from training.tracking.sending import send_now
+
+    files = RunFiles(run_dir)
+    config = load_run_config(files.config)
+    checkpoint = find_checkpoint(run_dir)
+    if sample is None:
+        counts = open_reader(config.data, config.model, config.data.nuscenes.val_split).class_counts()
+        sample = int(((counts > 0).sum(axis=1) * 1000 + counts.sum(axis=1)).argmax())
+    paths = show(config, files.pictures, sample=sample)
+    paths += show(config, files.pictures, checkpoint=checkpoint, sample=sample, score=score)
+    history = read_history(files.history)
+    if history:
+        paths.append(training_curves(files.pictures / "training.png", history, f"Training of {config.name}"))
+    tracked = MLflowRun.open(files.mlflow)
+    if tracked is not None:
+        tracked.outbox.files(paths, "pictures")
+        send_now(tracked)
+    return paths
+
+
+def show_truth(scene: Scene, out_dir: Path) -> list[Path]:
+    """Pictures of data alone."""
+    name = _stem(scene)
+    paths = [scene_picture(out_dir / f"{name}_truth.png", scene)]
+    if scene.frame.cameras is not None:
+        paths.append(cameras_picture(out_dir / f"{name}_truth_cameras.png", scene))
+    return paths
+
+
+def show_found(
+    scene: Scene, perceptions: dict[str, Perception], subset: str, out_dir: Path, score: float = SHOWN_SCORE
+) -> list[Path]:
+    """Pictures of what a model found.
+
+    Args:
+        perceptions: subset -> what the model perceived of this one sample, B = 1, on the CPU.
+        subset: the one to show in full; the others are shown from above.
+    """
+    found = {name: above(perception.shown(0), score) for name, perception in perceptions.items()}
+    attention = perceptions[subset].fused.attention[0].float().numpy()
+    note = ", ".join(word for word in (scene.note, f"score at least {score:g}") if word)
+    if not bool(perceptions[subset].perceived[0]):
+        note = "NO PERCEPTION: every one of these sensors is absent"
+    full = replace(scene, found=found[subset], attention=attention, given=tuple(subset.split("+")), note=note)
+    stem = f"{_stem(scene)}_{subset}"
+    paths = [scene_picture(out_dir / f"{stem}.png", full)]
+    if scene.frame.cameras is not None:
+        paths.append(cameras_picture(out_dir / f"{stem}_cameras.png", full))
+    paths.append(
+        attention_picture(
+            out_dir / f"{stem}_attention.png", attention, scene.modalities, scene.grid, full.present,
+            title=f"Whom the fusion trusts, given {subset.replace('+', ' + ')}",
+        )
+    )  # fmt: skip
+    if len(found) > 1:
+        ordered = {name: found[name] for name in SUBSETS if name in found}
+        paths.append(subsets_picture(out_dir / f"{_stem(scene)}_subsets.png", replace(scene, note=note), ordered))
+    return paths
+
+
+def _stem(scene: Scene) -> str:
+    """What the names of a scene's pictures begin with; corrupted ones do not replace those of the clean data."""
+    return f"{scene.frame.token}_{scene.note}" if scene.note else scene.frame.token
+
+
+def _scene(
+    data: DataConfig,
+    classes: Sequence[str],
+    config: RunConfig,
+    split: str,
+    sample: str | int,
+    corruption: Corruption | None,
+) -> Scene:
+    """The sample as its sensors saw it, pictures in full size, newest sweeps only; truth with at least one point."""
+    nuscenes = data.nuscenes.model_copy(update={"lidar_sweeps": 1, "radar_sweeps": 1})
+    reader = NuScenesReader(nuscenes, split, classes=tuple(classes), attributes=config.model.attributes)
+    index = _position(reader, sample)
+    frame = reader.frame(index)
+    if corruption is not None:
+        frame = _corrupted(frame, corruption, lambda n: Past(reader)(index, n))
+    return Scene(
+        frame=frame,
+        grid=config.model.grid.bev(),
+        classes=tuple(classes),
+        truth=reader.boxes(index)[reader.num_points(index) > 0],
+        camera_channels=nuscenes.camera_channels,
+        note="" if corruption is None else str(corruption),
+    )
+
+
+def _corrupted(frame: SensorFrame, corruption: Corruption, history: History) -> SensorFrame:
+    changed = corrupt(frame, corruption, history)
+    if changed is frame:
+        raise CorruptionError(
+            f"{corruption} changes nothing in sample {frame.token}: expected its sensors present, a keyframe before it where old "
+            "data is delivered, and that the draw does not spare it. Choose another --sample"
+        )
+    return changed
+
+
+def _position(reader: NuScenesReader, sample: str | int) -> int:
+    if isinstance(sample, str) and (sample in reader.tokens or not sample.isdigit()):
+        return reader.index_of(sample)
+    index = int(sample)
+    if not 0 <= index < len(reader):
+        raise ValueError(f"sample {index}: split {reader.split!r} has samples 0 to {len(reader) - 1}, or give a token")
+    return index
+
+
+@torch.inference_mode()
+def perceive_sample(
+    model: PerceptionModel,
+    data: DataConfig,
+    split: str,
+    token: str,
+    subsets: Sequence[str],
+    *,
+    alter: Alter | None = None,
+) -> dict[str, Perception]:
+    """Subset -> what the model perceives of one sample (B = 1), perhaps altered, on the CPU."""
+    dataset = NuScenesDataset(data, model.config, split, train=False, seed=0, alter=alter)
+    sample = dataset[SampleKey(epoch=0, index=dataset.reader.index_of(token), visit=0)]
+    device = next(model.parameters()).device
+    features = model.encode(collate_samples([sample], dataset.preparation).sensors.to(device))
+    perceptions = {}
+    for subset in subsets:
+        kept = {name: f if name in subset.split("+") else None for name, f in features.items()}
+        perceptions[subset] = model.perceive_features(kept, 1).to("cpu")
+    return perceptions

@@ -1,0 +1,158 @@
+"""The one place that talks to MLflow. It is imported when it is first used, because that takes seconds.
+
+Everything goes through a client and a run id; there is no global active run.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sensors.extras import require
+from training.tracking.outbox import Row
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+_OUTBOX_TAG = "robustbev.outbox"  # whose rows a run holds: one that was made and not noted down is found again
+_NAME_LENGTH, _VALUE_LENGTH, _PARAMETERS_A_CALL = 250, 500, 100  # what MLflow takes
+
+
+class TrackingWarning(UserWarning):
+    """MLflow is away, or does not have something any more."""
+
+
+@dataclass(frozen=True)
+class RunPlan:
+    """What a run in MLflow is made from."""
+
+    experiment: str = "robustbev"
+    name: str = "run"
+    artifacts: str | None = None  # the folder of artifacts with a SQLite store; a server decides for itself
+    parameters: Mapping[str, Any] = field(default_factory=dict)  # flat
+    tags: Mapping[str, str] = field(default_factory=dict)
+
+
+def load_mlflow() -> None:
+    """Import MLflow; MissingExtraError where it is not installed."""
+    require("tracking in MLflow (tracking.enabled=true)", "train", "mlflow")
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")  # who asks decides when to ask again
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "60")
+    import mlflow  # noqa: F401
+
+    for name in ("mlflow", "alembic"):  # both announce every table that they make; importing sets their levels
+        logging.getLogger(name).setLevel(logging.WARNING)
+
+
+def open_store(uri: str) -> MlflowClient:
+    """A client; makes the SQLite database where there is none."""
+    from mlflow import MlflowClient
+
+    if uri.startswith("sqlite:///"):
+        Path(uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
+    try:
+        return MlflowClient(tracking_uri=uri)
+    except ImportError as error:  # of the database's driver
+        raise OSError(str(error)) from error
+
+
+def begin_run(client: MlflowClient, plan: RunPlan, outbox: str) -> str:
+    """Make a run, or find the one that was made for this outbox before a crash; -> its id."""
+    from mlflow.entities import Param
+
+    experiment = _experiment(client, plan)
+    found = client.search_runs([experiment], f"tags.`{_OUTBOX_TAG}` = '{outbox}'", max_results=1)
+    tags = {**plan.tags, _OUTBOX_TAG: outbox}
+    run = found[0] if found else client.create_run(experiment, run_name=plan.name, tags=tags)
+    known, run_id = run.data.params, str(run.info.run_id)
+    missing = [Param(name, str(v)[:_VALUE_LENGTH]) for name, v in plan.parameters.items() if name not in known]
+    for i in range(0, len(missing), _PARAMETERS_A_CALL):
+        client.log_batch(run_id, params=missing[i : i + _PARAMETERS_A_CALL])
+    return run_id
+
+
+def is_gone(client: MlflowClient, run_id: str) -> bool:
+    """Whether the store does not have a run, or has it among the deleted ones."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        return str(client.get_run(run_id).info.lifecycle_stage) == "deleted"
+    except MlflowException as error:
+        if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+            return True
+        raise
+
+
+def send_rows(client: MlflowClient, run_id: str, rows: Sequence[Row], folder: Path) -> None:
+    """Hand rows of an outbox that lies in `folder` to a run. Handing the same over again changes nothing."""
+    from mlflow.entities import Metric
+
+    metrics = [
+        Metric(re.sub(r"[^\w./ :-]", "-", name)[:_NAME_LENGTH], value, row["time_ms"], row["step"])
+        for row in rows
+        for name, value in row.get("metrics", {}).items()
+    ]
+    if metrics:
+        client.log_batch(run_id, metrics=metrics)
+    for row in rows:
+        if "tag" in row:
+            client.set_tag(run_id, row["tag"], row["value"])
+        elif "file" in row:
+            _send_file(client, run_id, folder / row["file"], row["folder"])
+        elif row.get("status") == "RUNNING":
+            client.update_run(run_id, status="RUNNING")
+        elif "status" in row:
+            client.set_terminated(run_id, status=row["status"], end_time=row["time_ms"])
+
+
+def _send_file(client: MlflowClient, run_id: str, path: Path, folder: str | None) -> None:
+    """What stands in the way of a file alone (it is gone, or its store wants a library or credentials) is a warning."""
+    fault = "it is not there any more"
+    if path.is_file():
+        try:
+            client.log_artifact(run_id, str(path), folder)
+            return
+        except store_errors():
+            raise
+        except Exception as error:  # of boto3 and its like, which speak to an artifact store of its own
+            fault = f"{type(error).__name__}: {' '.join(str(error).split())}"
+    warnings.warn(f"MLflow does not get {path}: {fault}", TrackingWarning, stacklevel=2)
+
+
+def is_refused(error: Exception) -> bool:
+    """Whether a store that works has understood a request and does not take it: the same would come again."""
+    too_large = getattr(getattr(error, "response", None), "status_code", None) == 413  # what a proxy says of a file
+    known = ("INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST", "BAD_REQUEST")
+    return too_large or getattr(error, "error_code", None) in known
+
+
+def store_errors() -> tuple[type[Exception], ...]:
+    """What a store may raise; a database's own errors pass through MLflow as they are."""
+    from mlflow.exceptions import MlflowException
+    from sqlalchemy.exc import SQLAlchemyError
+
+    return MlflowException, SQLAlchemyError, OSError
+
+
+def _experiment(client: MlflowClient, plan: RunPlan) -> str:
+    """The id of the plan's experiment. One that was deleted stays deleted: the next number takes its place."""
+    name, number = plan.experiment, 1
+    while (found := client.get_experiment_by_name(name)) is not None and found.lifecycle_stage == "deleted":
+        number += 1
+        name = f"{plan.experiment}-{number}"
+    if name != plan.experiment:
+        warnings.warn(
+            f"the experiment {plan.experiment} was deleted in MLflow; the run {plan.name} goes to the experiment {name}",
+            TrackingWarning,
+            stacklevel=2,
+        )
+    if found is not None:
+        return str(found.experiment_id)
+    return str(client.create_experiment(name, artifact_location=plan.artifacts))

@@ -1,0 +1,282 @@
+"""A run in MLflow: where it is, and what it gets of figures, files and tags.
+
+All of that goes through the run's outbox, a file; `training.tracking.sending` hands it on. Only to begin a run is MLflow
+waited for.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import re
+import subprocess
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from training.files.atomic import write_json
+from training.files.settings import flat
+from training.loop.callbacks import Callback, StepRecord
+from training.loop.history import read_history
+from training.tracking import mlflow_store as store
+from training.tracking.mlflow_store import RunPlan
+from training.tracking.outbox import Outbox, Row
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+Result = TypeVar("Result")
+PARENT_TAG = "mlflow.parentRunId"  # MLflow shows a run with this tag below the run that it names
+_BEGIN_SECONDS = 9.0  # for a store to answer when a run begins
+_DATABASE_SECONDS = 180.0  # to make a SQLite database, on a slow disk or a busy machine
+
+
+class TrackingError(ValueError):
+    """The tracking store cannot be used as configured."""
+
+
+def default_uri(runs_dir: Path) -> str:
+    """SQLite beside the runs; absolute, because MLflow takes a relative one for the working directory's."""
+    return f"sqlite:///{(runs_dir / 'mlflow.db').resolve()}"
+
+
+def absolute_uri(uri: str) -> str:
+    """`uri` with a relative SQLite path made absolute.
+
+    Raises:
+        TrackingError: it is a plain path: MLflow 3 keeps no files of its own any more.
+    """
+    if "://" not in uri and uri != "databricks":
+        raise TrackingError(
+            f"tracking.uri: expected sqlite:///PATH, a database URI or the http(s) address of an MLflow server, got {uri!r}"
+        )
+    match = re.fullmatch(r"sqlite:///([^/].*)", uri)
+    return f"sqlite:///{Path(match[1]).resolve()}" if match else uri
+
+
+def git_commit(folder: Path) -> str | None:
+    """The commit that `folder` is at, with "-dirty" where files differ; None outside a repository or without git."""
+    try:
+        head = subprocess.run(
+            ["git", "-C", str(folder), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"],
+            capture_output=True,
+            text=True,
+            timeout=20,
+            check=True,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return head.stdout.strip() or None
+
+
+class MLflowRun:
+    """One run in an MLflow store: `start` makes or continues it, `open` finds it again from the file that `start` left.
+
+    Beside that file lie the run's outbox and the note of how much of it was sent.
+    """
+
+    def __init__(self, file: Path) -> None:
+        self._file = file
+        self._sent = sent_of(file)
+        self.outbox = Outbox(outbox_of(file))
+
+    @staticmethod
+    def start(
+        file: Path,
+        *,
+        uri: str,
+        experiment: str,
+        name: str,
+        artifacts: Path,
+        parameters: Mapping[str, Any],
+        tags: Mapping[str, str],
+        patience_s: float = _BEGIN_SECONDS,
+    ) -> MLflowRun:
+        """Continue the run named in `file`, or begin one and write it there. Makes the database where there is none.
+
+        A run that goes on does not wait for the store: whether it is still there turns out when the outbox is sent.
+
+        Args:
+            file: JSON with "uri", "run_id", and what to make the run from where it was deleted in MLflow.
+            artifacts: where artifacts go with a SQLite store; a server decides for itself.
+            parameters: the resolved configuration; nested mappings become dotted names.
+            patience_s: how long a store may take to answer.
+
+        Raises:
+            MissingExtraError: MLflow is not installed.
+            TrackingError: the store of a new run cannot be reached.
+        """
+        run = MLflowRun(file)
+        location = artifacts.resolve().as_uri() if uri.startswith("sqlite:") else None
+        plan = RunPlan(experiment, name, location, flat(parameters), dict(tags))
+        known = _read(file)
+        store.load_mlflow()
+        if known is not None and known["uri"] == uri:
+            run._write(uri, known["run_id"], plan)
+        else:
+            try:
+                opening_s = _DATABASE_SECONDS if uri.startswith("sqlite:") else patience_s
+                client = _within(opening_s, lambda: store.open_store(uri))
+                run_id = _within(patience_s, lambda: store.begin_run(client, plan, run.outbox.id))
+            except store.store_errors() as error:
+                raise TrackingError(
+                    f"tracking.uri: {uri} cannot be used: {short(error)}. Look whether the address is right and the server "
+                    "runs, or train with tracking.enabled=false"
+                ) from error
+            run._write(uri, run_id, plan)
+        run.outbox.status("RUNNING")
+        return run
+
+    @staticmethod
+    def open(file: Path) -> MLflowRun | None:
+        """The run named in `file`, None where there is no such file."""
+        return MLflowRun(file) if file.is_file() else None
+
+    @property
+    def uri(self) -> str:
+        return str(self._known["uri"])
+
+    @property
+    def run_id(self) -> str:
+        """Of the run in MLflow as it is now: one that was deleted there has been replaced."""
+        return str(self._known["run_id"])
+
+    def begin(self, client: MlflowClient) -> None:
+        """Make the run anew in its store, from what the old one was made from."""
+        known = self._known
+        given = {field.name: known[field.name] for field in fields(RunPlan) if field.name in known}
+        plan = RunPlan(**{"name": self._file.parent.name, **given})
+        self._write(known["uri"], store.begin_run(client, plan, self.outbox.id), plan)
+
+    def left(self) -> list[tuple[int, Row]]:
+        """The rows of the outbox that the run in MLflow does not have yet, each with the byte at which it ends."""
+        sent = _read(self._sent) or {}
+        return list(self.outbox.rows(sent["bytes"] if sent.get("run_id") == self.run_id else 0))
+
+    def note_sent(self, run_id: str, end: int) -> None:
+        """Note that a run in MLflow has the outbox up to a byte."""
+        write_json(self._sent, {"run_id": run_id, "bytes": end})
+
+    @contextmanager
+    def sends_alone(self) -> Iterator[bool]:
+        """Whether this process is the one that may send now; False where another is at it."""
+        with self._file.with_name(".mlflow.lock").open("w") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                yield False
+                return
+            try:
+                yield True
+            finally:
+                fcntl.flock(file, fcntl.LOCK_UN)  # closing is not enough where a forked process holds the file too
+
+    @property
+    def _known(self) -> dict[str, Any]:
+        known = _read(self._file)
+        if known is None:
+            raise TrackingError(
+                f"{self._file}: expected the run in MLflow that this file names, and it is not there any more"
+            )
+        return known
+
+    def _write(self, uri: str, run_id: str, plan: RunPlan) -> None:
+        write_json(self._file, {"uri": uri, "run_id": run_id, **asdict(plan)})
+
+
+def outbox_of(run_file: Path) -> Path:
+    """Where the outbox of the run lies that `MLflowRun.start` notes in a file."""
+    return run_file.with_name("mlflow_outbox.jsonl")
+
+
+def sent_of(run_file: Path) -> Path:
+    """Where it is noted how much of that outbox was sent."""
+    return run_file.with_name("mlflow_sent.json")
+
+
+class TrackSteps(Callback):
+    """Puts means over every `every` steps, and over what is left of an epoch, into an outbox.
+
+    Which steps a row is of depends on its own step alone, so a run that was interrupted gives the same rows.
+
+    Args:
+        outbox: where the rows go.
+        every: steps a row.
+        history: the steps before this process began.
+    """
+
+    def __init__(self, outbox: Outbox, every: int, history: Path) -> None:
+        self._outbox, self._every, self._history = outbox, every, history
+        self._steps_per_epoch = 1
+        self._window: list[StepRecord] = []
+
+    def on_start(self, step: int, total_steps: int, steps_per_epoch: int) -> None:
+        self._steps_per_epoch = steps_per_epoch
+        begun = step - min(step % self._every, step % steps_per_epoch)
+        rows = read_history(self._history) if begun < step else []
+        self._window = [StepRecord(**row) for row in rows if begun < row["step"] <= step]
+
+    def on_step(self, record: StepRecord) -> None:
+        self._window.append(record)
+        if record.step % self._every == 0 or record.step % self._steps_per_epoch == 0:
+            self._outbox.metrics(summary(self._window), record.step)
+            self._window.clear()
+
+
+def summary(window: list[StepRecord]) -> dict[str, float]:
+    """The figures of several steps as one row."""
+    last, seconds = window[-1], sum(record.seconds for record in window)
+    row = {
+        "train/loss": sum(record.loss for record in window) / len(window),
+        "train/lr": last.lr,
+        "train/samples_per_s": sum(record.samples for record in window) / seconds,
+        "train/data_wait_share": sum(record.data_wait_seconds for record in window) / seconds,
+        "train/epoch": last.epoch,
+        "memory/resident_mib": last.memory_bytes / 2**20,
+    }
+    norms = [record.grad_norm for record in window if record.grad_norm is not None]
+    if norms:
+        row["train/grad_norm"] = sum(norms) / len(norms)
+    if last.cuda_memory_bytes:
+        row["memory/cuda_mib"] = last.cuda_memory_bytes / 2**20
+    for name in dict.fromkeys(name for record in window for name in record.parts):
+        values = [record.parts[name] for record in window if name in record.parts]
+        row[f"train/loss/{name}"] = sum(values) / len(values)
+    return row
+
+
+def short(error: BaseException) -> str:
+    """The message of an error on one line, from its cause on where it names one."""
+    message = " ".join(str(error).split())
+    _, caused, cause = message.rpartition("(Caused by ")
+    if caused:
+        message = cause.rpartition("): ")[2].rstrip("\"')")  # without which connection of which pool it was
+    return message[:300] or type(error).__name__
+
+
+def _within(seconds: float, call: Callable[[], Result]) -> Result:
+    """The result of a call that may hang; TimeoutError where it takes longer, and it is left to itself then."""
+    results: list[Result] = []
+    errors: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            results.append(call())
+        except BaseException as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=run, name="mlflow-begin", daemon=True)
+    thread.start()
+    thread.join(seconds)
+    if errors:
+        raise errors[0]
+    if not results:
+        raise TimeoutError(f"no answer within {seconds:g} s")
+    return results[0]
+
+
+def _read(file: Path) -> dict[str, Any] | None:
+    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
