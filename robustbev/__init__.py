@@ -8,24 +8,23 @@ from robustbev.config import (
     NUSCENES_CLASSES,
     AlignmentConfig,
     BackboneConfig,
-    CameraConfig,
     DecodeConfig,
-    DepthConfig,
     FuserConfig,
     FuserKind,
     GridConfig,
-    LidarConfig,
     ModelConfig,
-    RadarConfig,
     RigConfig,
-    StrictModel,
 )
 from robustbev.detections import Detection, Detections, NoPerceptionError
-from robustbev.inference import preparation
+from robustbev.inference import decode_size, preparation
 from robustbev.model import PerceptionModel, perceive_frame
 from robustbev.perception import Perception, TrainingOutputs
 from robustbev.precision import DeviceError, Precision, PrecisionWarning, choose_precision
 from robustbev.weights import FORMAT_VERSION, gated_state, load, load_weights, save, write_card
+from sensors.camera.config import CameraConfig, DepthConfig
+from sensors.lidar.config import LidarConfig
+from sensors.radar.config import RadarConfig
+from sensors.settings import StrictModel
 
 __all__ = [
     "FORMAT_VERSION",
@@ -58,6 +57,7 @@ __all__ = [
     "TrainingOutputs",
     "build",
     "choose_precision",
+    "decode_size",
     "gated_state",
     "load",
     "load_weights",

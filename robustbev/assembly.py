@@ -23,13 +23,16 @@ from fusion import (
     MeanFusion,
     ObjectAlignment,
 )
-from robustbev.config import CameraConfig, FuserConfig, FuserKind, LidarConfig, ModelConfig
+from robustbev.config import FuserConfig, FuserKind, Modality, ModelConfig
 from robustbev.model import PerceptionModel
 from robustbev.network import MEASURE_MOTION
+from sensors.camera.config import CameraConfig
 from sensors.camera.encoder import CameraEncoder
 from sensors.camera.vit import VisionTransformer
+from sensors.lidar.config import LidarConfig
 from sensors.lidar.encoder import LidarEncoder
 from sensors.lidar.sparse_pillars import DenseStages, SparseStages
+from sensors.radar.config import RadarConfig
 from sensors.radar.encoder import RadarEncoder
 
 
@@ -40,30 +43,35 @@ def build(config: ModelConfig) -> PerceptionModel:
     """
     grid, z_range_m = config.grid.bev(), (config.grid.z_min_m, config.grid.z_max_m)
     channels, classes = config.channels, len(config.classes)
-    camera = lidar = radar = None
-    if config.camera is not None:
-        camera = _build_camera(config.camera, grid, z_range_m, channels)
-    if config.lidar is not None:
-        lidar = _build_lidar(config.lidar, grid, z_range_m, channels)
-    if config.radar is not None:
-        radar = RadarEncoder(
-            grid=grid, z_range_m=z_range_m, width=config.radar.width, channels=channels, blocks=config.radar.blocks,
-            half_view_rad=math.radians(config.radar.half_view_deg),
-        )  # fmt: skip
     model = PerceptionModel(
         config,
-        camera=camera,
-        lidar=lidar,
-        radar=radar,
+        encoders={
+            name: _build_encoder(modality, grid, z_range_m, channels) for name, modality in config.modalities.items()
+        },
         fuser=_build_fuser(config),
         backbone=BEVBackbone(channels, blocks=config.backbone.blocks, widths=config.backbone.widths),
         # Whether it has these sensors or not: one may be added later, to a head that has learned.
         head=DetectionHead(channels, classes, len(config.attributes), len(MEASURE_MOTION) * MOTION_CHANNELS),
         auxiliary={name: HeatmapHead(channels, classes) for name in config.modalities},
-        image_head=None if config.camera is None else HeatmapHead(config.camera.feature_channels, classes),
+        image_heads={
+            name: HeatmapHead(camera.feature_channels, classes) for name, camera in config.of_kind(CameraConfig).items()
+        },
         alignment=_build_alignment(config),  # last: the weights of all else are drawn the same with it and without
     )
     return model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+
+def _build_encoder(config: Modality, grid: BEVGrid, z_range_m: tuple[float, float], channels: int) -> nn.Module:
+    match config:
+        case CameraConfig():
+            return _build_camera(config, grid, z_range_m, channels)
+        case LidarConfig():
+            return _build_lidar(config, grid, z_range_m, channels)
+        case RadarConfig():
+            return RadarEncoder(
+                grid=grid, z_range_m=z_range_m, width=config.width, channels=channels, blocks=config.blocks,
+                half_view_rad=math.radians(config.half_view_deg),
+            )  # fmt: skip
 
 
 def _build_camera(config: CameraConfig, grid: BEVGrid, z_range_m: tuple[float, float], channels: int) -> CameraEncoder:
@@ -113,7 +121,7 @@ def _build_fuser(config: ModelConfig) -> Fuser:
             of_base = {name: count for name, count in inputs.items() if name not in added}
             return GatedFusion(
                 _build_simple_fuser(fuser.base, fuser, of_base, config.channels, grid_shape), added, config.channels,
-                modalities=config.modalities, heads=fuser.heads, neighbourhood=fuser.neighbourhood,
+                modalities=tuple(config.modalities), heads=fuser.heads, neighbourhood=fuser.neighbourhood,
             )  # fmt: skip
         case kind:
             return _build_simple_fuser(kind, fuser, inputs, config.channels, grid_shape)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from robustbev.config import ModelConfig
+from sensors.camera.config import CameraConfig
+from sensors.lidar.config import LidarConfig
 
 NOT_CERTIFIED = (
     "Research software, not safety-certified: no functional-safety standard (ISO 26262, ISO 21448, UL 4600) was applied. It "
@@ -74,13 +76,15 @@ def _rig(config: ModelConfig) -> list[str]:
         return ["- sensors: not stated"]
     rig = config.rig
     lines = []
-    if config.camera is not None:
-        size = f"{config.camera.image_width_px} x {config.camera.image_height_px} px to the network"
-        lines.append(f"- cameras ({size}): {', '.join(rig.camera_channels) or 'none'}")
-    if config.lidar is not None:
-        lines.append(f"- LiDAR ({_sweeps(rig.lidar_sweeps)}): {', '.join(rig.lidar_channels) or 'none'}")
-    if config.radar is not None:
-        lines.append(f"- radar ({_sweeps(rig.radar_sweeps)}): {', '.join(rig.radar_channels) or 'none'}")
+    for name, modality in config.modalities.items():
+        match modality:
+            case CameraConfig():
+                how = f"{modality.image_width_px} x {modality.image_height_px} px to the network"
+            case LidarConfig():
+                how = _sweeps(rig.lidar_sweeps)
+            case _:
+                how = _sweeps(rig.radar_sweeps)
+        lines.append(f"- {name} ({how}): {', '.join(config.channels_of(name, rig)) or 'none'}")
     return lines
 
 

@@ -6,18 +6,18 @@ h and w feature pixels, X and Y cells.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from bev.lift.table import LiftTable
-from robustbev.config import CameraConfig, ModelConfig
-from sensors.batch import MODALITIES, CameraBatch, LidarBatch, RadarBatch, SensorBatch
+from robustbev.config import ModelConfig
+from sensors.batch import CameraBatch, LidarBatch, RadarBatch, SensorBatch
+from sensors.camera.config import CameraConfig
 
-_FIELDS = {"camera": "cameras", "lidar": "lidar", "radar": "radar"}
-_TYPES = {"camera": CameraBatch, "lidar": LidarBatch, "radar": RadarBatch}
+_TYPES = {"camera": CameraBatch, "lidar": LidarBatch, "radar": RadarBatch}  # by kind
 _SINGULAR = 1e-6  # a determinant nearer to zero than this cannot be inverted
 
 
@@ -41,14 +41,20 @@ def check_batch(batch: SensorBatch, config: ModelConfig, device: torch.device) -
     size: Any = batch.batch_size
     if isinstance(size, bool) or not isinstance(size, int) or size < 1:
         raise ValueError(f"batch_size: expected an int of at least 1, got {size!r}: give the number of samples")
-    for modality in MODALITIES:
-        _check_modality(getattr(batch, _FIELDS[modality]), modality, config)
-    if batch.cameras is not None and config.camera is not None:
-        _check_cameras(batch.cameras, config, config.camera, _Axes(size, device))
-    if batch.lidar is not None:
-        _check_lidar(batch.lidar, _Axes(size, device))
-    if batch.radar is not None:
-        _check_radar(batch.radar, _Axes(size, device))
+    if not isinstance(batch.parts, Mapping):
+        raise ValueError(
+            f"parts: expected a mapping from names of modalities to batches, got {type(batch.parts).__name__}"
+        )
+    for name, part in batch.parts.items():
+        _check_modality(part, name, config)
+        axes = _Axes(size, device)
+        match part, config.modalities[name]:
+            case CameraBatch(), CameraConfig() as camera:
+                _check_cameras(name, part, config, camera, axes)
+            case LidarBatch(), _:
+                _check_lidar(name, part, axes)
+            case RadarBatch(), _:
+                _check_radar(name, part, axes)
 
 
 def check_weights(model: nn.Module) -> None:
@@ -73,18 +79,16 @@ def check_views(views: Sequence[Tensor], batch_size: int, modalities: Sequence[s
             )
 
 
-def _check_modality(part: Any, modality: str, config: ModelConfig) -> None:
-    name, expected = _FIELDS[modality], _TYPES[modality]
-    if part is None:
-        return
-    if modality not in config.modalities:
+def _check_modality(part: Any, name: str, config: ModelConfig) -> None:
+    if name not in config.modalities:
         raise ValueError(
-            f"{name}: this model knows no {modality}, its modalities are {', '.join(config.modalities)}: expected None, got "
+            f"{name}: this model knows no {name}, its modalities are {', '.join(config.modalities)}: expected none, got "
             f"{type(part).__name__}: leave it out with batch.only(model.config.modalities)"
         )
+    expected = _TYPES[config.modalities[name].kind]
     if not isinstance(part, expected):
         raise ValueError(
-            f"{name}: expected a {expected.__name__}, or None where the modality is absent, got {type(part).__name__}: "
+            f"{name}: expected a {expected.__name__}, or no such part where the modality is absent, got {type(part).__name__}: "
             f"make one of sensors.batch.{expected.__name__}"
         )
 
@@ -144,72 +148,72 @@ def _name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def _check_cameras(cameras: CameraBatch, config: ModelConfig, camera: CameraConfig, axes: _Axes) -> None:
+def _check_cameras(name: str, cameras: CameraBatch, config: ModelConfig, camera: CameraConfig, axes: _Axes) -> None:
     height, width = camera.image_size
     grid = config.grid.bev().shape
     axes.set("model.config", H=height, W=width, X=grid[0], Y=grid[1])
     fit = "sensors.camera.images.fit_image cuts them and their intrinsics to it"
     size = f"the network takes pictures of {height} x {width} px: {fit}"
-    axes.check("cameras.images", cameras.images, torch.uint8, "B N 3 H W", size)
-    axes.check("cameras.present", cameras.present, torch.bool, "B N", "one entry for each camera of each sample")
-    axes.check("cameras.intrinsics", cameras.intrinsics, torch.float32, "B N 3 3", "one 3 x 3 matrix for each camera")
+    axes.check(f"{name}.images", cameras.images, torch.uint8, "B N 3 H W", size)
+    axes.check(f"{name}.present", cameras.present, torch.bool, "B N", "one entry for each camera of each sample")
+    axes.check(f"{name}.intrinsics", cameras.intrinsics, torch.float32, "B N 3 3", "one 3 x 3 matrix for each camera")
     poses = cameras.reference_T_camera
-    axes.check("cameras.reference_T_camera", poses, torch.float32, "B N 4 4", "one 4 x 4 pose for each camera")
+    axes.check(f"{name}.reference_T_camera", poses, torch.float32, "B N 4 4", "one 4 x 4 pose for each camera")
     if cameras.lift is not None:
-        _check_lift(cameras.lift, camera, axes)
+        _check_lift(f"{name}.lift", cameras.lift, camera, axes)
     if axes.device.type == "cpu":
-        _check_invertible("cameras.intrinsics", cameras.intrinsics, cameras.present)
-        _check_invertible("cameras.reference_T_camera", poses, cameras.present)
+        _check_invertible(f"{name}.intrinsics", cameras.intrinsics, cameras.present)
+        _check_invertible(f"{name}.reference_T_camera", poses, cameras.present)
 
 
-def _check_lift(table: Any, camera: CameraConfig, axes: _Axes) -> None:
+def _check_lift(where: str, table: Any, camera: CameraConfig, axes: _Axes) -> None:
     if not isinstance(table, LiftTable):
         raise ValueError(
-            f"cameras.lift: expected a bev.lift.table.LiftTable or None, got {type(table).__name__}: build_lift_table makes one"
+            f"{where}: expected a bev.lift.table.LiftTable or None, got {type(table).__name__}: build_lift_table makes one"
         )
     anew = "the table is of another batch, grid or picture: build it with build_lift_table, or leave it None"
     length, stride = axes.length, camera.feature_stride_px
     pixels = length["B"] * length["N"] * (length["H"] // stride) * (length["W"] // stride)
-    axes.check("cameras.lift.visible", table.visible, torch.bool, "B N X Y", anew)
+    axes.check(f"{where}.visible", table.visible, torch.bool, "B N X Y", anew)
     bounds = length["B"] * length["X"] * length["Y"] + 1
-    axes.check("cameras.lift.offsets", table.offsets, torch.int32, f"{bounds}", anew)
-    axes.check("cameras.lift.pixel_offsets", table.pixel_offsets, torch.int32, f"{pixels + 1}", anew)
+    axes.check(f"{where}.offsets", table.offsets, torch.int32, f"{bounds}", anew)
+    axes.check(f"{where}.pixel_offsets", table.pixel_offsets, torch.int32, f"{pixels + 1}", anew)
     entry: Any = table.entry
     if isinstance(entry, Tensor) and entry.ndim == 1:
-        axes.set("cameras.lift.entry", E=len(entry))  # cameras that look past the grid leave it empty
-    for name in ("entry", "pixel_entry", "pixel_cell"):
-        axes.check(f"cameras.lift.{name}", getattr(table, name), torch.int32, "E", anew)
+        axes.set(f"{where}.entry", E=len(entry))  # cameras that look past the grid leave it empty
+    for field in ("entry", "pixel_entry", "pixel_cell"):
+        axes.check(f"{where}.{field}", getattr(table, field), torch.int32, "E", anew)
 
 
-def _check_lidar(lidar: LidarBatch, axes: _Axes) -> None:
+def _check_lidar(name: str, lidar: LidarBatch, axes: _Axes) -> None:
     columns = "the columns are x_m, y_m, z_m, intensity, age_s; no points are one row of padding with count 0"
-    axes.check("lidar.points", lidar.points, torch.float32, "B P 5", columns)
-    axes.check("lidar.present", lidar.present, torch.bool, "B L", "one entry for each LiDAR of each sample")
-    axes.check("lidar.count", lidar.count, torch.int64, "B", "one entry for each sample")
-    axes.check("lidar.sectors", lidar.sectors, torch.float32, "B L S", "one row of azimuth sectors for each LiDAR")
+    axes.check(f"{name}.points", lidar.points, torch.float32, "B P 5", columns)
+    axes.check(f"{name}.present", lidar.present, torch.bool, "B L", "one entry for each LiDAR of each sample")
+    axes.check(f"{name}.count", lidar.count, torch.int64, "B", "one entry for each sample")
+    axes.check(f"{name}.sectors", lidar.sectors, torch.float32, "B L S", "one row of azimuth sectors for each LiDAR")
     if axes.device.type == "cpu":
-        _check_count("lidar", lidar.count, lidar.present.any(1), lidar.points.shape[1])
+        _check_count(name, lidar.count, lidar.present.any(1), lidar.points.shape[1])
         sound = ((lidar.sectors >= 0) & (lidar.sectors <= 1)).all(2) | ~lidar.present
         if not sound.all():
             b, k = divmod(int(sound.int().argmin()), sound.shape[1])
             raise ValueError(
-                f"lidar.sectors: expected 0 (dead) to 1 (works), got {lidar.sectors[b, k].tolist()} in sample {b}, LiDAR {k}: "
+                f"{name}.sectors: expected 0 (dead) to 1 (works), got {lidar.sectors[b, k].tolist()} in sample {b}, LiDAR {k}: "
                 "give the share of each azimuth sector that it covers"
             )
 
 
-def _check_radar(radar: RadarBatch, axes: _Axes) -> None:
+def _check_radar(name: str, radar: RadarBatch, axes: _Axes) -> None:
     columns = (
         "the columns are x_m, y_m, z_m, rcs_dbsm, vx_mps, vy_mps, age_s; no points are one row of padding with count 0"
     )
-    axes.check("radar.points", radar.points, torch.float32, "B P 7", columns)
-    axes.check("radar.present", radar.present, torch.bool, "B R", "one entry for each radar of each sample")
-    axes.check("radar.count", radar.count, torch.int64, "B", "one entry for each sample")
+    axes.check(f"{name}.points", radar.points, torch.float32, "B P 7", columns)
+    axes.check(f"{name}.present", radar.present, torch.bool, "B R", "one entry for each radar of each sample")
+    axes.check(f"{name}.count", radar.count, torch.int64, "B", "one entry for each sample")
     poses = radar.reference_T_radar
-    axes.check("radar.reference_T_radar", poses, torch.float32, "B R 4 4", "one 4 x 4 pose for each radar")
+    axes.check(f"{name}.reference_T_radar", poses, torch.float32, "B R 4 4", "one 4 x 4 pose for each radar")
     if axes.device.type == "cpu":
-        _check_count("radar", radar.count, radar.present.any(1), radar.points.shape[1])
-        _check_invertible("radar.reference_T_radar", poses, radar.present)
+        _check_count(name, radar.count, radar.present.any(1), radar.points.shape[1])
+        _check_invertible(f"{name}.reference_T_radar", poses, radar.present)
 
 
 def _check_count(name: str, count: Tensor, present: Tensor, most: int) -> None:

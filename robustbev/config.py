@@ -4,19 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from types import MappingProxyType
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from bev.grid import BEVGrid
-from bev.lift.table import DepthBins
 from fusion import Absent
-from sensors.batch import MODALITIES
+from sensors.camera.config import CameraConfig
+from sensors.frames import KINDS
+from sensors.lidar.config import LidarConfig
+from sensors.radar.config import RadarConfig
+from sensors.settings import Channels, Layers, Positive, StrictModel
 
-# Bounds beyond any use, so that a configuration from elsewhere cannot ask for a network that fills the memory or never ends.
-Positive = Annotated[int, Field(gt=0, le=2**24)]
-Layers = Annotated[int, Field(gt=0, le=64)]
-LayersOrNone = Annotated[int, Field(ge=0, le=64)]
 MAX_CELLS = 4096  # along each axis of the grid
 NUSCENES_CLASSES = (
     "car", "truck", "bus", "trailer", "construction_vehicle",
@@ -33,12 +32,6 @@ NUSCENES_CLASS_ATTRIBUTES: Mapping[str, tuple[str, ...]] = MappingProxyType({
     **dict.fromkeys(("motorcycle", "bicycle"), NUSCENES_ATTRIBUTES[:2]),
     **dict.fromkeys(("traffic_cone", "barrier"), ()),
 })  # fmt: skip
-
-
-class StrictModel(BaseModel):
-    """Base of every configuration: immutable, and an unknown key is an error."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class GridConfig(StrictModel):
@@ -65,81 +58,6 @@ class GridConfig(StrictModel):
 
     def bev(self) -> BEVGrid:
         return BEVGrid(self.x_min_m, self.x_max_m, self.y_min_m, self.y_max_m, self.cell_m)
-
-
-class DepthConfig(StrictModel):
-    """Depth bins of the lift, metres along the camera's z axis."""
-
-    min_m: float = 1.0
-    max_m: float = 33.0
-    count: Positive = 32
-
-    @model_validator(mode="after")
-    def _check(self) -> DepthConfig:
-        self.bins()
-        return self
-
-    def bins(self) -> DepthBins:
-        return DepthBins(self.min_m, self.max_m, self.count)
-
-
-class CameraConfig(StrictModel):
-    """ViT image encoder, neck, depth and lift."""
-
-    image_height_px: Positive = 64
-    image_width_px: Positive = 176
-    stem: Literal["patch", "conv"] = "conv"
-    patch_px: Positive = 16
-    dim: Positive = 128
-    depth: Layers = 3
-    heads: Positive = 4
-    layer_scale: bool = False
-    feature_stride_px: Positive = 8
-    feature_channels: Positive = 96
-    context_channels: Positive = 64  # of what is lifted
-    lift_samples: tuple[Layers, Layers] = (2, 2)  # points across and along each depth bin of each feature pixel
-    bev_blocks: LayersOrNone = 0  # residual blocks on the lifted grid
-    depth_bins: DepthConfig = DepthConfig()
-
-    @model_validator(mode="after")
-    def _check(self) -> CameraConfig:
-        for name, size in (("image_height_px", self.image_height_px), ("image_width_px", self.image_width_px)):
-            if size % self.patch_px:
-                raise ValueError(f"{name} must be a multiple of patch_px ({self.patch_px}), got {size}")
-        if self.stem == "conv" and (self.patch_px, self.feature_stride_px) != (16, 8):
-            raise ValueError("stem conv needs patch_px 16 and feature_stride_px 8; choose stem patch for other strides")
-        if self.patch_px % self.feature_stride_px:
-            raise ValueError(f"feature_stride_px must divide patch_px ({self.patch_px}), got {self.feature_stride_px}")
-        if self.dim % self.heads:
-            raise ValueError(f"dim must be a multiple of heads ({self.heads}), got {self.dim}")
-        return self
-
-    @property
-    def image_size(self) -> tuple[int, int]:
-        return self.image_height_px, self.image_width_px
-
-
-class LidarConfig(StrictModel):
-    """Pillars on half the grid's cell length, sparse stages, 2D blocks."""
-
-    pillar_channels: Positive = 32
-    blocks: LayersOrNone = 1
-    sparse_blocks: LayersOrNone = 0  # submanifold stages before the dense canvas
-    backend: Literal["dense", "spconv"] = "dense"  # what computes the sparse stages
-
-    @model_validator(mode="after")
-    def _check(self) -> LidarConfig:
-        if self.backend == "spconv" and self.sparse_blocks == 0:
-            raise ValueError("backend spconv needs sparse_blocks >= 1: without them there is nothing for it to compute")
-        return self
-
-
-class RadarConfig(StrictModel):
-    """Pillars with Doppler, 2D blocks, field of view."""
-
-    width: Positive = 32
-    blocks: LayersOrNone = 1
-    half_view_deg: Annotated[float, Field(gt=0, le=180)] = 75.0  # azimuth to either side that one radar covers
 
 
 FuserKind = Literal["cross_attention", "concat", "mean", "channel_weights", "latent", "joint"]
@@ -181,26 +99,23 @@ class DecodeConfig(StrictModel):
 
     max_boxes: Positive = 200
     # A class without an entry: by its boxes' own size, see `bev.detection.suppression.near`. 0: no suppression.
-    nms_radius_m: dict[str, Annotated[float, Field(ge=0)]] = {
+    nms_radius_m: dict[str, Annotated[float, Field(ge=0)]] = Field(default={
         "car": 1.5, "truck": 2.0, "bus": 3.0, "trailer": 3.0, "construction_vehicle": 2.0, "pedestrian": 0.3,
         "motorcycle": 0.6, "bicycle": 0.6, "traffic_cone": 0.3, "barrier": 0.6,
-    }  # fmt: skip
+    })  # fmt: skip
     # Of boxes of different classes whose footprints overlap by more, the best alone is shown, replayed and perceived; 1: all are.
     # Evaluations and exported graphs have them all. No two of 13,923 true boxes (323 keyframes of nuScenes mini) overlap so far.
     cross_class_iou: Annotated[float, Field(ge=0, le=1)] = 0.3
     # Class -> the attributes that it can have, where it is none of nuScenes' or has others; a class of neither can have any.
-    class_attributes: dict[str, tuple[str, ...]] = {}
+    class_attributes: dict[str, tuple[str, ...]] = Field(default={})
 
 
 class AlignmentConfig(StrictModel):
     """Projections of the modalities onto one sphere, for the contrastive loss at objects; see `fusion.ObjectAlignment`."""
 
     mode: Literal["pairs", "anchor"] = "pairs"  # every two modalities, or each with the anchor alone
-    anchor: Literal["camera", "lidar", "radar"] = "lidar"  # of mode anchor
+    anchor: str = "lidar"  # of mode anchor, a modality's name
     dim: Positive = 64
-
-
-Channels = Annotated[tuple[Annotated[str, Field(min_length=1, max_length=100)], ...], Field(max_length=64)]
 
 
 class RigConfig(StrictModel):
@@ -222,13 +137,25 @@ class RigConfig(StrictModel):
         return self
 
     def channels(self) -> dict[str, tuple[str, ...]]:
-        """Modality -> its channels."""
-        return {"camera": self.camera_channels, "lidar": self.lidar_channels, "radar": self.radar_channels}
+        """Kind of sensor -> its channels."""
+        return {kind: getattr(self, f"{kind}_channels") for kind in KINDS}
 
-    def only(self, modalities: Collection[str]) -> RigConfig:
-        """The same rig without the sensors of other modalities."""
-        left = {f"{name}_channels": () for name in self.channels() if name not in modalities}
+    def only(self, kinds: Collection[str]) -> RigConfig:
+        """The same rig without the sensors of other kinds."""
+        left = {f"{kind}_channels": () for kind in self.channels() if kind not in kinds}
         return self.model_copy(update=left)
+
+
+Modality = Annotated[CameraConfig | LidarConfig | RadarConfig, Field(discriminator="kind")]
+Name = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_]*$", max_length=40)]
+Kind = TypeVar("Kind", CameraConfig, LidarConfig, RadarConfig)
+
+
+def _tuples(value: Any) -> Any:
+    """Lists as tuples, however deep: what a validator has looked at is no longer taken for JSON, which has no tuples."""
+    if isinstance(value, Mapping):
+        return {key: _tuples(entry) for key, entry in value.items()}
+    return tuple(map(_tuples, value)) if isinstance(value, list) else value
 
 
 class ModelConfig(StrictModel):
@@ -238,9 +165,12 @@ class ModelConfig(StrictModel):
     attributes: Annotated[tuple[str, ...], Field(max_length=1024)] = NUSCENES_ATTRIBUTES
     grid: GridConfig = GridConfig()
     channels: Positive = 64
-    camera: CameraConfig | None = CameraConfig()
-    lidar: LidarConfig | None = LidarConfig()
-    radar: RadarConfig | None = RadarConfig()
+    modalities: dict[Name, Modality] = Field(
+        default={"camera": CameraConfig(), "lidar": LidarConfig(), "radar": RadarConfig()}
+    )
+    """By names of the user's choice. Several may be of one kind, each with its own encoder, null embedding and dropout. `kind`
+    may be left out where the name is one. A modality that is null is not there; where nothing but nulls is given, they are taken
+    from camera, lidar and radar."""
     fuser: FuserConfig = FuserConfig()
     backbone: BackboneConfig = BackboneConfig()
     decode: DecodeConfig = DecodeConfig()
@@ -251,8 +181,9 @@ class ModelConfig(StrictModel):
     def _check(self) -> ModelConfig:
         if not self.classes:
             raise ValueError("classes: expected at least one")
-        if self.camera is None and self.lidar is None and self.radar is None:
-            raise ValueError("every modality is null: a model needs at least one of camera, lidar, radar")
+        if not self.modalities:
+            raise ValueError("modalities: there is none, or every one is null: a model needs at least one")
+        self._check_channels()
         if self.channels % self.fuser.heads or self.channels % 4:
             raise ValueError(
                 f"channels must be a multiple of 4 and of fuser.heads ({self.fuser.heads}), got {self.channels}"
@@ -266,9 +197,39 @@ class ModelConfig(StrictModel):
         self._check_decode(self.decode)
         if self.alignment is not None:
             self._check_alignment(self.alignment)
-        if self.rig is not None and self.rig.only(self.modalities) != self.rig:
-            raise ValueError(f"rig: expected channels of {', '.join(self.modalities)} alone, which the model has")
+        if self.rig is not None:
+            if self.rig.only(self.kinds) != self.rig:
+                raise ValueError(f"rig: expected channels of {', '.join(self.kinds)} alone, which the model has")
+            for name in self.modalities:
+                self.channels_of(name, self.rig)
         return self
+
+    @field_validator("modalities", mode="before")
+    @classmethod
+    def _with_kinds(cls, modalities: Any) -> Any:
+        if not isinstance(modalities, Mapping):
+            return modalities
+        if modalities and all(modality is None for modality in modalities.values()):
+            modalities = {kind: {} for kind in KINDS} | dict(modalities)
+        named = {name: modality for name, modality in modalities.items() if modality is not None}
+        for name, modality in named.items():
+            if isinstance(modality, Mapping) and "kind" not in modality and name in KINDS:
+                named[name] = {"kind": name, **modality}
+        return _tuples(named)
+
+    def _check_channels(self) -> None:
+        """Of each kind one modality at most takes what is left, and no sensor belongs to two."""
+        for kind in self.kinds:
+            mine = {name: modality.channels for name, modality in self.modalities.items() if modality.kind == kind}
+            rest = [name for name, channels in mine.items() if channels is None]
+            if len(rest) > 1:
+                raise ValueError(
+                    f"modalities: {' and '.join(rest)} are both of kind {kind} and name no channels: say with channels which "
+                    "sensors are whose"
+                )
+            named = [channel for channels in mine.values() for channel in channels or ()]
+            if twice := sorted({channel for channel in named if named.count(channel) > 1}):
+                raise ValueError(f"modalities: channel {twice[0]} belongs to two of kind {kind}")
 
     def _check_decode(self, decode: DecodeConfig) -> None:
         unknown = sorted(set(decode.nms_radius_m) - set(self.classes))
@@ -295,9 +256,40 @@ class ModelConfig(StrictModel):
             )
 
     @property
-    def modalities(self) -> tuple[str, ...]:
-        """The modalities that the model has, in the order of `sensors.batch.MODALITIES`."""
-        return tuple(name for name in MODALITIES if getattr(self, name) is not None)
+    def kinds(self) -> tuple[str, ...]:
+        """The kinds of sensors that the model has, in the order of `sensors.frames.KINDS`."""
+        return tuple(kind for kind in KINDS if any(modality.kind == kind for modality in self.modalities.values()))
+
+    def dense(self) -> ModelConfig:
+        """The same model with sparse stages, if any, in plain torch: it computes the same and needs nothing installed."""
+        dense = {
+            name: lidar.model_copy(update={"backend": "dense"}) for name, lidar in self.of_kind(LidarConfig).items()
+        }
+        return self.model_copy(update={"modalities": {**self.modalities, **dense}})
+
+    def of_kind(self, kind: type[Kind]) -> dict[str, Kind]:
+        """The modalities of one kind, by name."""
+        return {name: modality for name, modality in self.modalities.items() if isinstance(modality, kind)}
+
+    def channels_of(self, name: str, rig: RigConfig) -> tuple[str, ...]:
+        """The channels of a rig that are a modality's, in the rig's order.
+
+        Raises:
+            ValueError: the modality names one that the rig does not have.
+        """
+        modality = self.modalities[name]
+        there = rig.channels()[modality.kind]
+        if modality.channels is None:
+            others = {
+                c for other in self.modalities.values() if other.kind == modality.kind for c in other.channels or ()
+            }
+            return tuple(channel for channel in there if channel not in others)
+        if missing := [channel for channel in modality.channels if channel not in there]:
+            raise ValueError(
+                f"modalities.{name}.channels: the rig has no {modality.kind} {missing[0]}: its {modality.kind} channels are "
+                f"{', '.join(there) or 'none'}"
+            )
+        return tuple(channel for channel in there if channel in modality.channels)
 
     def can_have(self, class_name: str, attribute: str) -> bool:
         """Whether boxes of a class can have an attribute: by `decode.class_attributes`, else as nuScenes has it.

@@ -25,7 +25,7 @@ from bev.pillars import PillarEncoder
 from fusion import FusedBEV
 from robustbev.network import PerceptionNetwork
 from robustbev.perception import Perception
-from sensors.batch import SensorBatch
+from sensors.batch import CameraBatch, SensorBatch
 
 _MOST_GRAPHS = 16  # of one model; those of 7 subsets and two lengths of points
 _WARMUPS = 3  # runs before a graph is recorded: kernels are compiled, and libraries choose theirs and take their memory
@@ -145,7 +145,7 @@ class CudaGraphs:
         if device not in self._streams:
             self._streams[device] = [torch.cuda.Stream(device) for _ in model.config.modalities]
         stream, *others = self._streams[device]
-        beside = dict(zip(model.config.modalities[1:], others, strict=True))
+        beside = dict(zip(tuple(model.config.modalities)[1:], others, strict=True))
         here = torch.cuda.current_stream(device)
         stream.wait_stream(here)
         with torch.cuda.stream(stream):
@@ -170,7 +170,7 @@ def _answer(model: PerceptionNetwork, batch: SensorBatch, beside: Mapping[str, t
     here = torch.cuda.current_stream(model.nms_radius_m.device)
     features = {}
     # The first, on this stream, comes last, and so runs beside the others.
-    for name in reversed(model.config.modalities):
+    for name in reversed(tuple(model.config.modalities)):
         stream = beside.get(name, here)
         stream.wait_stream(here)
         with torch.cuda.stream(stream):
@@ -211,20 +211,18 @@ def _version(tensor: Tensor) -> tuple[int, int]:
 
 
 def _shapes(batch: SensorBatch) -> Hashable:
-    parts = (batch.cameras, batch.lidar, batch.radar)
-    lift = batch.cameras is not None and batch.cameras.lift is not None
     shapes = tuple((tuple(tensor.shape), tensor.dtype) for tensor in batch.tensors())
-    return batch.batch_size, tuple(part is not None for part in parts), lift, shapes
+    tables = tuple(isinstance(part, CameraBatch) and part.lift is not None for part in batch.parts.values())
+    return batch.batch_size, tuple(batch.parts), tables, shapes
 
 
 def _padded(batch: SensorBatch) -> SensorBatch:
     """The batch with its points padded to one of four lengths for each doubling, and to multiples of `_FEWEST_POINTS`."""
-    lidar, radar = batch.lidar, batch.radar
-    if lidar is not None:
-        lidar = replace(lidar, points=_longer(lidar.points))
-    if radar is not None:
-        radar = replace(radar, points=_longer(radar.points))
-    return replace(batch, lidar=lidar, radar=radar)
+    parts = {
+        name: part if isinstance(part, CameraBatch) else replace(part, points=_longer(part.points))
+        for name, part in batch.parts.items()
+    }
+    return replace(batch, parts=parts)
 
 
 def _longer(points: Tensor) -> Tensor:

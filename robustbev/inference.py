@@ -8,9 +8,16 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from robustbev.config import ModelConfig, RigConfig
+from sensors.camera.config import CameraConfig
+from sensors.camera.images import DecodeSize
+from sensors.camera.prepare import Camera
 from sensors.errors import SensorDataWarning
 from sensors.frames import Absence, CameraImage, Lack, SensorFrame
-from sensors.preparation.preparation import Preparation
+from sensors.lidar.config import LidarConfig
+from sensors.lidar.prepare import Lidar
+from sensors.modality import Modality, Preparation
+from sensors.radar.config import RadarConfig
+from sensors.radar.prepare import Radar
 
 
 def preparation(config: ModelConfig, rig: RigConfig | None = None) -> Preparation:
@@ -30,19 +37,40 @@ def preparation(config: ModelConfig, rig: RigConfig | None = None) -> Preparatio
             "this model's config.json does not name its sensors (it has no rig): give rig=robustbev.RigConfig("
             'camera_channels=("CAM_FRONT", ...), lidar_channels=..., radar_channels=...)'
         )
-    camera, mine = config.camera, rig.only(config.modalities)
     return Preparation(
         grid=config.grid.bev(),
         z_range_m=(config.grid.z_min_m, config.grid.z_max_m),
-        image_size_px=None if camera is None else camera.image_size,
-        camera_channels=mine.camera_channels,
-        lidar_channels=mine.lidar_channels,
-        radar_channels=mine.radar_channels,
-        feature_stride_px=8 if camera is None else camera.feature_stride_px,
-        lift_samples=(1, 1) if camera is None else camera.lift_samples,
-        depth_bins=None if camera is None else camera.depth_bins.bins(),
+        modalities=tuple(_modality(name, config, rig) for name in config.modalities),
+        camera_channels=rig.only(config.kinds).camera_channels,
         lidar_min_range_m=rig.lidar_min_range_m,
     )
+
+
+def decode_size(config: ModelConfig, zoom: float = 1.0) -> DecodeSize | None:
+    """How large pictures must be decoded for the largest of the model's camera modalities; None: it has none."""
+    cameras = config.of_kind(CameraConfig).values()
+    if not cameras:
+        return None
+    height, width = (max(sides) for sides in zip(*(camera.image_size for camera in cameras), strict=True))
+    return DecodeSize(height, width, zoom)
+
+
+def _modality(name: str, config: ModelConfig, rig: RigConfig) -> Modality:
+    channels = config.channels_of(name, rig)
+    match config.modalities[name]:
+        case CameraConfig() as camera:
+            return Camera(
+                name,
+                channels,
+                camera.image_size,
+                camera.feature_stride_px,
+                camera.depth_bins.bins(),
+                camera.lift_samples,
+            )
+        case LidarConfig():
+            return Lidar(name, channels)
+        case RadarConfig():
+            return Radar(name, channels)
 
 
 def warn_of_absent(absent: Mapping[str, Absence]) -> None:

@@ -18,9 +18,8 @@ from robustbev.network import PerceptionNetwork
 from robustbev.perception import Perception
 from sensors.frame_checks import check_frame
 from sensors.frames import SensorFrame
-from sensors.preparation.collate import collate
-from sensors.preparation.preparation import Preparation
-from sensors.preparation.prepare import prepare
+from sensors.modality import Preparation
+from sensors.prepare import collate, prepare
 
 
 class PerceptionModel(PerceptionNetwork):
@@ -89,13 +88,13 @@ def perceive_frame(model: PerceptionModel, frame: SensorFrame, preparation: Prep
         preparation: what the model wants to be given; depth targets are not made.
 
     Raises:
-        CalibrationError, ValueError: see `sensors.preparation.prepare.prepare`.
+        CalibrationError, ValueError: see `sensors.prepare.prepare`.
     """
     if model.training:
         raise ValueError("the model is in training mode, in which it answers at random: call model.eval() first")
     on_gpu = model.nms_radius_m.device.type == "cuda"
     # A GPU makes the lift table itself, in a fiftieth of the time.
-    preparation = replace(preparation, depth_targets=False, depth_bins=None if on_gpu else preparation.depth_bins)
+    preparation = replace(preparation, depth_targets=False, lift_tables=not on_gpu)
     prepared = prepare(frame, preparation)
     batch = collate([prepared], preparation)
     seen: Perception = model.graphs(model, batch) if on_gpu else model(batch.to(model.nms_radius_m.device))

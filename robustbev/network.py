@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
-from typing import Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -22,12 +22,9 @@ from robustbev.config import ModelConfig
 from robustbev.perception import Perception, TrainingOutputs
 from robustbev.precision import FLOAT32, Precision
 from sensors.batch import SensorBatch
-from sensors.camera.encoder import CameraEncoder
-from sensors.features import MovingFeatures
-from sensors.lidar.encoder import LidarEncoder
-from sensors.radar.encoder import RadarEncoder
+from sensors.modality import Encoded, MovingFeatures
 
-MEASURE_MOTION = ("lidar", "radar")  # from sweep to sweep, and by Doppler
+MEASURE_MOTION = ("lidar", "radar")  # kinds of sensors: from sweep to sweep, and by Doppler
 
 
 class PerceptionNetwork(nn.Module):
@@ -45,14 +42,12 @@ class PerceptionNetwork(nn.Module):
         self,
         config: ModelConfig,
         *,
-        camera: CameraEncoder | None,
-        lidar: LidarEncoder | None,
-        radar: RadarEncoder | None,
+        encoders: Mapping[str, nn.Module],
         fuser: Fuser,
         backbone: BEVBackbone,
         head: DetectionHead,
-        auxiliary: dict[str, HeatmapHead],
-        image_head: HeatmapHead | None,
+        auxiliary: Mapping[str, HeatmapHead],
+        image_heads: Mapping[str, HeatmapHead],
         alignment: ObjectAlignment | None = None,
     ) -> None:
         super().__init__()
@@ -60,9 +55,9 @@ class PerceptionNetwork(nn.Module):
         self.precision = FLOAT32
         self.frozen: tuple[str, ...] = ()
         self.grid = config.grid.bev()
-        self.camera, self.lidar, self.radar = camera, lidar, radar
+        self.encoders = nn.ModuleDict(encoders)
         self.fuser, self.backbone, self.head = fuser, backbone, head
-        self.auxiliary, self.image_head = nn.ModuleDict(auxiliary), image_head
+        self.auxiliary, self.image_heads = nn.ModuleDict(auxiliary), nn.ModuleDict(image_heads)
         self.alignment = alignment
         radius = [config.decode.nms_radius_m.get(name, math.nan) for name in config.classes]
         self.register_buffer("nms_radius_m", torch.tensor(radius), persistent=False)
@@ -104,17 +99,23 @@ class PerceptionNetwork(nn.Module):
         Raises:
             ValueError: the batch does not fit the model, see `robustbev.checks.check_batch`, or the weights are not float32.
         """
+        with self._autocast():
+            encoded = self._encode(batch)
+        return {name: None if part is None else part.bev for name, part in encoded.items()}
+
+    def _encode(self, batch: SensorBatch) -> dict[str, Encoded | None]:
         check_weights(self)
         check_batch(batch, self.config, self.nms_radius_m.device)
-        features: dict[str, BEVFeatures | None] = dict.fromkeys(self.config.modalities)
-        with self._autocast():
-            if self.camera is not None and batch.cameras is not None:
-                features["camera"] = self.camera(batch.cameras).bev
-            if self.lidar is not None and batch.lidar is not None:
-                features["lidar"] = self.lidar(batch.lidar)
-            if self.radar is not None and batch.radar is not None:
-                features["radar"] = self.radar(batch.radar)
-        return features
+        encoded: dict[str, Encoded | None] = dict.fromkeys(self.config.modalities)
+        for name, encoder in self.encoders.items():
+            if (part := batch.part(name)) is not None:
+                output = encoder(part)
+                encoded[name] = Encoded(output, {}) if isinstance(output, BEVFeatures) else output
+        return encoded
+
+    def encoder(self, name: str) -> Any:
+        """The encoder of one modality, of the kind that its configuration says."""
+        return self.encoders[name]
 
     def perceive_features(self, features: Mapping[str, BEVFeatures | None], batch_size: int) -> Perception:
         """Fuse, detect and decode: `features` as `encode` gives them, any of them None. One encoding serves every subset."""
@@ -128,7 +129,7 @@ class PerceptionNetwork(nn.Module):
         if self.precision.name != "float32":
             fused = FusedBEV(fused.features.float(), fused.attention.float(), fused.coverage.float())
         return Perception(
-            boxes, fused, self.config.modalities, perceived, cross_class_iou=self.config.decode.cross_class_iou
+            boxes, fused, tuple(self.config.modalities), perceived, cross_class_iou=self.config.decode.cross_class_iou
         )
 
     def _autocast(self) -> AbstractContextManager[object]:
@@ -138,12 +139,17 @@ class PerceptionNetwork(nn.Module):
         """[B, Q, X, Y] what the sensors that are there measure of motion by themselves, for the head; 0 where none does."""
         shape = (batch_size, MOTION_CHANNELS, *self.grid.shape)
         parts = []
-        for name in MEASURE_MOTION:
-            seen = features.get(name)
-            if isinstance(seen, MovingFeatures):
-                parts.append(torch.where(seen.coverage[:, None] > 0, seen.motion, 0.0))
-            else:
-                parts.append(torch.zeros(shape, device=self.nms_radius_m.device))
+        for kind in MEASURE_MOTION:
+            of_kind = [features.get(name) for name, modality in self.config.modalities.items() if modality.kind == kind]
+            measured = [
+                torch.where(seen.coverage[:, None] > 0, seen.motion, 0.0)
+                for seen in of_kind
+                if isinstance(seen, MovingFeatures)
+            ]
+            part = measured[0] if measured else torch.zeros(shape, device=self.nms_radius_m.device)
+            for other in measured[1:]:  # of several of a kind the first that knows anything of a cell
+                part = torch.where((part != 0).any(1, keepdim=True), part, other)
+            parts.append(part)
         return torch.cat(parts, dim=1)
 
     def _detect(self, grids: Tensor, motion: Tensor, perceived: Tensor) -> Boxes:
@@ -182,20 +188,15 @@ class PerceptionNetwork(nn.Module):
         view hides has coverage 0, exactly as if it were absent, while its encoder goes on learning through its auxiliary head
         and the other views. The encoders run once, however many views there are. ValueError as of `encode`.
         """
-        check_weights(self)
-        check_batch(batch, self.config, self.nms_radius_m.device)
-        check_views(views or (), batch.batch_size, self.config.modalities)
-        features: dict[str, BEVFeatures | None] = dict.fromkeys(self.config.modalities)
-        depth_logits = image = None
-        if self.camera is not None and batch.cameras is not None:
-            output = self.camera(batch.cameras)
-            features["camera"], depth_logits = output.bev, output.depth_logits
-            assert self.image_head is not None
-            image = self.image_head(output.features).unflatten(0, batch.cameras.present.shape)
-        if self.lidar is not None and batch.lidar is not None:
-            features["lidar"] = self.lidar(batch.lidar)
-        if self.radar is not None and batch.radar is not None:
-            features["radar"] = self.radar(batch.radar)
+        check_views(views or (), batch.batch_size, tuple(self.config.modalities))
+        encoded = self._encode(batch)
+        features = {name: None if part is None else part.bev for name, part in encoded.items()}
+        depth_logits, image = {}, {}
+        for name, head in self.image_heads.items():
+            part = encoded[name]
+            if part is not None:
+                depth_logits[name] = part.extras["depth_logits"]
+                image[name] = head(part.extras["features"]).unflatten(0, batch.part(name).present.shape)
         auxiliary = {
             name: head(features[name].features)  # type: ignore[union-attr]
             for name, head in self.auxiliary.items()

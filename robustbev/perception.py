@@ -55,5 +55,5 @@ class TrainingOutputs:
     detection: tuple[DetectionLogits, ...]  # one a view of the batch, see `PerceptionModel.training_outputs`
     features: dict[str, BEVFeatures | None]  # of each modality, before anything was hidden from the fuser
     auxiliary: dict[str, Tensor]  # heatmap logits [B, K, X, Y] by modality
-    depth_logits: Tensor | None  # [B, N, h, w, D]
-    image: Tensor | None  # [B, N, K, h, w] heatmap logits of objects in the pictures
+    depth_logits: dict[str, Tensor]  # [B, N, h, w, D] by modality, of cameras
+    image: dict[str, Tensor]  # [B, N, K, h, w] heatmap logits of objects in the pictures, by modality

@@ -51,7 +51,7 @@ def state_by_name(model: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Te
     if not isinstance(model, PerceptionModel):
         return dict(state)
     of_fuser = {name.removeprefix("fuser."): tensor for name, tensor in state.items() if name.startswith("fuser.")}
-    named = named_state(model.fuser, of_fuser, model.config.modalities)
+    named = named_state(model.fuser, of_fuser, tuple(model.config.modalities))
     rest = {name: tensor for name, tensor in state.items() if not name.startswith("fuser.")}
     return rest | {f"fuser.{name}": tensor for name, tensor in named.items()}
 

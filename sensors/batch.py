@@ -6,27 +6,28 @@ All geometry is float32 in the reference frame of `sensors.frames`.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, fields, is_dataclass, replace
-from typing import Self, TypeVar
+from typing import Any, Self, TypeVar
 
 import torch
 from torch import Tensor
 
 from bev.lift.table import LiftTable
 
-MODALITIES = ("camera", "lidar", "radar")
 _RADAR_HEIGHT_MARGIN_M = 5.0  # radars measure no height worth the name: their z must not lose them a point
 
 _T = TypeVar("_T")
 
 
 def _changed(value: _T, change: Callable[[Tensor], Tensor]) -> _T:
-    """`value` with every tensor in it changed, however deep in dataclasses."""
+    """`value` with every tensor in it changed, however deep in dataclasses and mappings."""
     if isinstance(value, Tensor):
         return change(value)  # type: ignore[return-value]
     if is_dataclass(value) and not isinstance(value, type):
         return replace(value, **{f.name: _changed(getattr(value, f.name), change) for f in fields(value)})
+    if isinstance(value, Mapping):
+        return {key: _changed(part, change) for key, part in value.items()}  # type: ignore[return-value]
     return value
 
 
@@ -94,23 +95,25 @@ class RadarBatch(TensorBatch):
     reference_T_radar: Tensor  # [B, R, 4, 4]
 
 
+Part = CameraBatch | LidarBatch | RadarBatch
+
+
 @dataclass(frozen=True)
 class SensorBatch(TensorBatch):
-    """What the model is given. A modality that is None is absent for the whole batch and its encoder is not run."""
+    """What the model is given, by the names of its modalities."""
 
-    cameras: CameraBatch | None
-    lidar: LidarBatch | None
-    radar: RadarBatch | None
+    parts: Mapping[str, Part]  # a modality without a part is absent for the whole batch, and its encoder is not run
     batch_size: int  # B, known even when every modality is absent
 
-    def only(self, modalities: tuple[str, ...] | frozenset[str]) -> SensorBatch:
-        """The same batch with every modality not named absent; ValueError for a name that is none of `MODALITIES`."""
-        unknown = sorted(set(modalities) - set(MODALITIES))
-        if unknown:
-            raise ValueError(f"unknown modality {unknown[0]!r}; expected some of {', '.join(MODALITIES)}")
-        return SensorBatch(
-            cameras=self.cameras if "camera" in modalities else None,
-            lidar=self.lidar if "lidar" in modalities else None,
-            radar=self.radar if "radar" in modalities else None,
-            batch_size=self.batch_size,
-        )
+    def part(self, name: str) -> Any:
+        """The batch of one modality, of the kind that its configuration says; None where it is absent."""
+        return self.parts.get(name)
+
+    def only(self, modalities: Collection[str]) -> SensorBatch:
+        """The same batch with every modality that is not named absent."""
+        return replace(self, parts={name: part for name, part in self.parts.items() if name in modalities})
+
+    def having(self, **parts: Part | None) -> SensorBatch:
+        """The same batch with other parts of the modalities named; None makes one absent."""
+        merged = {**self.parts, **parts}
+        return replace(self, parts={name: part for name, part in merged.items() if part is not None})

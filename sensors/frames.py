@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 FloatArray = NDArray[np.floating[Any]]
 
+KINDS = ("camera", "lidar", "radar")  # of sensors; a model may have several modalities of one kind
 SECTORS = 36  # S, azimuth sectors of the LiDARs; sector s starts at -pi + s * 2 pi / S in the reference frame
 
 
@@ -61,7 +62,7 @@ class RadarSweep:
 class SensorFrame:
     """Everything known at one instant. None is an absent modality, and so is one without pictures or sweeps.
 
-    A LiDAR or radar of which no point can be used is absent too (`sensors.preparation.points`): an empty sweep is that of a
+    A LiDAR or radar of which no point can be used is absent too (`sensors.points`): an empty sweep is that of a
     dead sensor, for all that one frame can tell.
 
     `cameras` keeps the order of the configured channels, None where that camera is absent. `lidar` and `radar` hold sweeps of

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
+import robustbev
+from robustbev import RigConfig
 from sensors.frames import CameraImage, LidarSweep, RadarSweep, SensorFrame
-from sensors.preparation.preparation import Preparation
+from sensors.modality import Preparation
 from sensors.replay.tick import SensorState, SensorStatus, Tick
 from tests.tiny_model import CAMERAS, IMAGE_SIZE, RADAR_YAWS_DEG, camera_pose, tiny_config
 
@@ -18,14 +20,8 @@ STEP_US = 500_000
 
 def preparation() -> Preparation:
     """What `tests.tiny_model` wants to be given."""
-    config = tiny_config()
-    assert config.camera is not None
-    return Preparation(
-        grid=config.grid.bev(), z_range_m=(config.grid.z_min_m, config.grid.z_max_m), image_size_px=IMAGE_SIZE,
-        camera_channels=CAMERA_CHANNELS, lidar_channels=("LIDAR_TOP",), radar_channels=RADAR_CHANNELS,
-        depth_bins=config.camera.depth_bins.bins(),
-        feature_stride_px=config.camera.feature_stride_px,
-    )  # fmt: skip
+    rig = RigConfig(camera_channels=CAMERA_CHANNELS, lidar_channels=("LIDAR_TOP",), radar_channels=RADAR_CHANNELS)
+    return robustbev.preparation(tiny_config(), rig)
 
 
 def noise_frame(index: int, modalities: tuple[str, ...] = ("camera", "lidar", "radar")) -> SensorFrame:

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from bev.detection.boxes import Boxes
 from robustbev import ModelConfig, PerceptionModel, build
-from sensors.batch import CameraBatch, LidarBatch, RadarBatch, SensorBatch
-from sensors.preparation.points import DroppedPoints
+from sensors.batch import CameraBatch, LidarBatch, Part, RadarBatch, SensorBatch
+from sensors.points import DroppedPoints
 from training.data.batch import TrainingBatch
 
 IMAGE_SIZE = (32, 64)
@@ -23,21 +23,24 @@ RADAR_YAWS_DEG = (0.0, 45.0, -45.0, 135.0, -135.0)
 
 
 def tiny_config(**changes: Any) -> ModelConfig:
-    """16 x 16 cells of 1.6 m, 16 channels; `changes` replace whole entries of `ModelConfig`."""
+    """16 x 16 cells of 1.6 m, 16 channels; `changes` replace whole entries of `ModelConfig`, or modalities by their names."""
     values: dict[str, Any] = {
         "grid": {"x_min_m": -12.8, "x_max_m": 12.8, "y_min_m": -12.8, "y_max_m": 12.8, "cell_m": 1.6},
         "channels": 16,
+        "fuser": {"heads": 2},
+        "backbone": {"widths": (16, 16)},
+        "decode": {"max_boxes": 20},
+    }  # fmt: skip
+    modalities: dict[str, Any] = {
         "camera": {
             "image_height_px": IMAGE_SIZE[0], "image_width_px": IMAGE_SIZE[1], "dim": 16, "depth": 2, "heads": 2,
             "feature_channels": 16, "depth_bins": {"min_m": 1.0, "max_m": 13.0, "count": 12},
         },
         "lidar": {"pillar_channels": 8},
         "radar": {"width": 8},
-        "fuser": {"heads": 2},
-        "backbone": {"widths": (16, 16)},
-        "decode": {"max_boxes": 20},
     }  # fmt: skip
-    return ModelConfig.model_validate(values | changes)
+    modalities |= {name: changes.pop(name) for name in modalities if name in changes}
+    return ModelConfig.model_validate({"modalities": modalities} | values | changes)
 
 
 def tiny_model(seed: int = 0, **changes: Any) -> PerceptionModel:
@@ -101,9 +104,12 @@ def random_radar(batch_size: int = 2, seed: int = 0, points: int = 40) -> RadarB
 
 def random_sensors(batch_size: int = 2, seed: int = 0) -> SensorBatch:
     """All three modalities, all of them present."""
-    return SensorBatch(
-        random_cameras(batch_size, seed), random_lidar(batch_size, seed), random_radar(batch_size, seed), batch_size
-    )
+    parts: dict[str, Part] = {
+        "camera": random_cameras(batch_size, seed),
+        "lidar": random_lidar(batch_size, seed),
+        "radar": random_radar(batch_size, seed),
+    }
+    return SensorBatch(parts, batch_size)
 
 
 def random_boxes(
@@ -139,7 +145,7 @@ def random_training_batch(batch_size: int = 2, seed: int = 0, sensors: SensorBat
         sensors=random_sensors(batch_size, seed) if sensors is None else sensors,
         boxes=boxes,
         box_valid=box_valid,
-        depth_m=torch.where(depth_m < 10, depth_m, 0.0),
+        depth_m={"camera": torch.where(depth_m < 10, depth_m, 0.0)},
         tokens=tuple(f"sample-{i}" for i in range(batch_size)),
         indices=tuple(range(batch_size)),
         dropped=DroppedPoints(),

@@ -26,7 +26,7 @@ from fusion.runtime.manifest import SUFFIXES
 from robustbev.checks import check_weights
 from robustbev.export.check import Difference, Tensors, compare, compare_tables, perception_outputs, runner
 from robustbev.export.example import fuser_inputs, masked, random_batch, rig_inputs
-from robustbev.export.graphs import FuserGraph, Graph, ModelGraph, RigGraph, model_inputs, own_copy
+from robustbev.export.graphs import FuserGraph, Graph, ModelGraph, RigGraph, model_inputs, own_copy, prefix
 from robustbev.export.interface import (
     GRID,
     OWN_GRID,
@@ -39,6 +39,8 @@ from robustbev.export.interface import (
 from robustbev.export.manifest import Kind, Part, about_fuser, about_model, write_manifest
 from robustbev.export.write import OPSET, need_onnx, trace, write_program
 from robustbev.model import PerceptionModel
+from sensors.batch import CameraBatch, LidarBatch
+from sensors.camera.config import CameraConfig
 
 __all__ = ["ExportError", "Kind", "export", "export_fuser", "model_inputs"]
 
@@ -95,7 +97,7 @@ def export(
         channels = dict.fromkeys(copy.config.modalities, copy.config.channels)
         jobs = [_fuser_job(copy.fuser, channels, copy.config.channels, copy.grid.shape, GRID)]
     else:
-        jobs = _model_jobs(copy, *_counts(copy, cameras, lidars, radars))
+        jobs = _model_jobs(copy, _counts(copy, {"camera": cameras, "lidar": lidars, "radar": radars}))
     return _write_all(jobs, Path(out), name, kind, about)
 
 
@@ -173,51 +175,54 @@ def _check_choice(what: str, value: str, choices: tuple[str, ...]) -> None:
         raise ValueError(f"{what}: expected one of {', '.join(choices)}, got {value!r}")
 
 
-def _counts(
-    model: PerceptionModel, cameras: int | None, lidars: int | None, radars: int | None
-) -> tuple[int, int, int]:
-    """Cameras, LiDARs and radars of the rig; 0 where the model has none."""
-    rig, found = model.config.rig, []
-    if rig is None and lidars is None:
-        lidars = 1
-    for name, given in (("camera", cameras), ("lidar", lidars), ("radar", radars)):
-        count = len(rig.channels()[name]) if given is None and rig is not None else given
-        if name not in model.config.modalities:
-            count = 0
-        elif count is None:
+def _counts(model: PerceptionModel, asked: Mapping[str, int | None]) -> dict[str, int]:
+    """Sensors of each modality, as asked for by kind, or as the rig has them."""
+    rig, counts = model.config.rig, {}
+    for name, modality in model.config.modalities.items():
+        kind = modality.kind
+        count = asked[kind]
+        if count is not None and sum(other.kind == kind for other in model.config.modalities.values()) > 1:
             raise ValueError(
-                f"how many {name}s the model has is not in its config.json (it has no rig): say {name}s=, or --{name}s"
+                f"{kind}s: the model has several modalities of {kind}s; their numbers are those of its rig"
             )
-        elif not 1 <= count <= 64:
-            raise ValueError(f"{name}s: expected 1 to 64, got {count}")
-        found.append(count)
-    return found[0], found[1], found[2]
+        if count is None and rig is not None:
+            count = len(model.config.channels_of(name, rig))
+        elif count is None and kind == "lidar":
+            count = 1
+        if count is None:
+            raise ValueError(
+                f"how many {kind}s the model has is not in its config.json (it has no rig): say {kind}s=, or --{kind}s"
+            )
+        if not 1 <= count <= 64:
+            raise ValueError(f"{kind}s: expected 1 to 64, got {count}")
+        counts[name] = count
+    return counts
 
 
 @torch.no_grad()
-def _model_jobs(model: PerceptionModel, cameras: int, lidars: int, radars: int) -> list[_Job]:
-    first = random_batch(model, cameras=cameras, lidars=lidars, radars=radars)
-    trial = random_batch(model, cameras=cameras, lidars=lidars, radars=radars, seed=1, batch_size=3, points=900)
-    present = torch.ones(3, len(model.config.modalities), dtype=torch.bool)
+def _model_jobs(model: PerceptionModel, counts: Mapping[str, int]) -> list[_Job]:
+    first = random_batch(model, counts)
+    trial = random_batch(model, counts, seed=1, batch_size=3, points=900)
+    modalities = model.config.modalities
+    present = torch.ones(3, len(modalities), dtype=torch.bool)
     present[1, -1] = False
-    for part in (trial.cameras, trial.lidar if lidars > 1 else None):
-        if part is not None:
+    for name, part in trial.parts.items():
+        if isinstance(part, CameraBatch) or (isinstance(part, LidarBatch) and counts[name] > 1):
             part.present[0, 0] = False
-    expected = perception_outputs(model(masked(trial, model.config.modalities, present)))
+    expected = perception_outputs(model(masked(trial, modalities, present)))
     jobs = [
         _Job(
-            "model", "", ModelGraph(model), model_interface(model, cameras, lidars, radars),
+            "model", "", ModelGraph(model), model_interface(model, counts),
             model_inputs(model, first),
             model_inputs(model, trial) | {"present": present}, expected,
         )
     ]  # fmt: skip
-    if model.camera is not None:
-        assert first.cameras is not None
-        assert trial.cameras is not None
-        graph = RigGraph(model.camera)
-        inputs = rig_inputs(trial.cameras)
+    for name, camera in model.config.of_kind(CameraConfig).items():
+        graph = RigGraph(model.encoder(name))
+        inputs = rig_inputs(trial.part(name))
         eager = dict(zip(graph.outputs, graph(*inputs.values()), strict=True))
-        jobs.append(_Job("rig", ".rig", graph, rig_interface(model, cameras), rig_inputs(first.cameras), inputs, eager))
+        interface, suffix = rig_interface(model, camera, counts[name]), f".{prefix(name, 'camera')}rig"
+        jobs.append(_Job("rig", suffix, graph, interface, rig_inputs(first.part(name)), inputs, eager))
     return jobs
 
 

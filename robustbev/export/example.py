@@ -6,54 +6,57 @@ Letters: B samples, N cameras, H and W pixels, P points, L LiDARs, R radars, S a
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from robustbev.export.graphs import RigGraph
 from robustbev.model import PerceptionModel
-from sensors.batch import CameraBatch, LidarBatch, RadarBatch, SensorBatch
+from sensors.batch import CameraBatch, LidarBatch, Part, RadarBatch, SensorBatch
+from sensors.camera.config import CameraConfig
 from sensors.frames import SECTORS
+from sensors.lidar.config import LidarConfig
+from sensors.radar.config import RadarConfig
 
 
 def random_batch(
     model: PerceptionModel,
+    counts: Mapping[str, int],
     *,
-    cameras: int,
-    lidars: int = 1,
-    radars: int,
     seed: int = 0,
     batch_size: int = 2,
     points: int = 700,
 ) -> SensorBatch:
     """Noise for every modality of the model, on a rig of level cameras and radars that look all around; all are there.
 
-    Of several LiDARs each covers the sectors of its own part of the turn.
+    `counts`: of the sensors of each modality. Of several LiDARs each covers the sectors of its own part of the turn.
     """
     draw = torch.Generator().manual_seed(seed)
-    modalities = model.config.modalities
-    return SensorBatch(
-        cameras=_cameras(model, cameras, batch_size, draw) if "camera" in modalities else None,
-        lidar=_lidar(model, lidars, batch_size, points, draw) if "lidar" in modalities else None,
-        radar=_radar(model, radars, batch_size, points // 8 + 1, draw) if "radar" in modalities else None,
-        batch_size=batch_size,
-    )
+    parts: dict[str, Part] = {}
+    for name, modality in model.config.modalities.items():
+        match modality:
+            case CameraConfig():
+                parts[name] = _cameras(modality.image_size, counts[name], batch_size, draw)
+            case LidarConfig():
+                parts[name] = _lidar(model, counts[name], batch_size, points, draw)
+            case RadarConfig():
+                parts[name] = _radar(model, counts[name], batch_size, points // 8 + 1, draw)
+    return SensorBatch(parts, batch_size)
 
 
-def masked(batch: SensorBatch, modalities: tuple[str, ...], present: Tensor) -> SensorBatch:
+def masked(batch: SensorBatch, modalities: Iterable[str], present: Tensor) -> SensorBatch:
     """The batch without what `present` [B, M] takes away."""
-    here = dict(zip(modalities, present.unbind(1), strict=True))
-    cameras, lidar, radar = batch.cameras, batch.lidar, batch.radar
-    if cameras is not None:
-        # The table of a rig knows of the cameras that were there when it was made; it is made anew.
-        cameras = replace(cameras, present=cameras.present & here["camera"][:, None], lift=None)
-    if lidar is not None:
-        lidar = replace(lidar, present=lidar.present & here["lidar"][:, None])
-    if radar is not None:
-        radar = replace(radar, present=radar.present & here["radar"][:, None])
-    return SensorBatch(cameras, lidar, radar, batch.batch_size)
+    parts: dict[str, Part] = dict(batch.parts)
+    for name, here in zip(modalities, present.unbind(1), strict=True):
+        part = parts.get(name)
+        if part is not None:
+            # The table of a rig knows of the cameras that were there when it was made; it is made anew.
+            anew: dict[str, Any] = {"lift": None} if isinstance(part, CameraBatch) else {}
+            parts[name] = replace(part, present=part.present & here[:, None], **anew)
+    return SensorBatch(parts, batch.batch_size)
 
 
 def rig_inputs(cameras: CameraBatch) -> dict[str, Tensor]:
@@ -80,9 +83,8 @@ def _turned(yaw_rad: float) -> tuple[float, float]:
     return math.cos(yaw_rad), math.sin(yaw_rad)
 
 
-def _cameras(model: PerceptionModel, count: int, batch_size: int, draw: torch.Generator) -> CameraBatch:
-    assert model.config.camera is not None
-    height, width = model.config.camera.image_size
+def _cameras(size_px: tuple[int, int], count: int, batch_size: int, draw: torch.Generator) -> CameraBatch:
+    height, width = size_px
     intrinsics = torch.tensor([
         [0.7 * width, 0.0, width / 2 - 0.7], [0.0, 0.7 * width, height / 2 + 0.3], [0.0, 0.0, 1.0]
     ])  # fmt: skip

@@ -7,6 +7,7 @@ points, R radars, S azimuth sectors, M modalities, C channels, K boxes, X and Y 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +16,7 @@ import robustbev
 from bev.lift.groups import LiftGroups, groups_of, lift_groups
 from fusion import BEVFeatures, Fuser
 from robustbev.model import PerceptionModel
-from sensors.batch import LidarBatch, RadarBatch, SensorBatch
+from sensors.batch import CameraBatch, LidarBatch, RadarBatch, SensorBatch
 from sensors.camera.encoder import CameraEncoder
 
 BOX_FIELDS = ("center_m", "size_m", "yaw_rad", "velocity_mps", "label", "attribute", "score")
@@ -38,46 +39,45 @@ class ModelGraph(Graph):
     def __init__(self, model: PerceptionModel) -> None:
         super().__init__()
         self.model = model
-        self.modalities = model.config.modalities
-        self.inputs = (*(name for m in self.modalities for name in _INPUTS[m]), "present")
+        self.kinds = {name: modality.kind for name, modality in model.config.modalities.items()}
+        self.inputs = (
+            *(f"{prefix(m, kind)}{name}" for m, kind in self.kinds.items() for name in _INPUTS[kind]),
+            "present",
+        )
         self.outputs = (*BOX_FIELDS, "perceived", "attention", "coverage")
 
     def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
         given = dict(zip(self.inputs, tensors, strict=True))
         features: dict[str, BEVFeatures | None] = {}
-        for i, name in enumerate(self.modalities):
-            here = given["present"][:, i]
-            match name:
-                case "camera":
-                    features[name] = self._camera(given, here)
-                case "lidar":
-                    features[name] = self._lidar(given, here)
-                case _:
-                    features[name] = self._radar(given, here)
+        for i, (name, kind) in enumerate(self.kinds.items()):
+            mine = {what: given[f"{prefix(name, kind)}{what}"] for what in _INPUTS[kind]}
+            encode = {"camera": _encode_cameras, "lidar": _encode_lidar, "radar": _encode_radar}[kind]
+            features[name] = encode(self.model.encoder(name), mine, given["present"][:, i])
         seen = self.model.perceive_features(features, given["present"].shape[0])
         boxes = tuple(getattr(seen.boxes, field) for field in BOX_FIELDS)
         return (*boxes, seen.perceived, seen.fused.attention, seen.fused.coverage)
 
-    def _camera(self, given: Mapping[str, Tensor], here: Tensor) -> BEVFeatures:
-        assert self.model.camera is not None
-        present = given["camera_present"] & here[:, None]
-        rays = torch.where(present[:, :, None, None], given["camera_rays"], 0.0)
-        table = LiftGroups(given["lift_entry"], given["lift_cell"], given["camera_visible"])
-        return self.model.camera.look(given["images"], rays, present, table).bev
 
-    def _lidar(self, given: Mapping[str, Tensor], here: Tensor) -> BEVFeatures:
-        assert self.model.lidar is not None
-        present = given["lidar_present"] & here[:, None]
-        return self.model.lidar(
-            LidarBatch(given["lidar_points"], given["lidar_count"], present, given["lidar_sectors"])
-        )
+def _encode_cameras(encoder: Any, given: Mapping[str, Tensor], here: Tensor) -> BEVFeatures:
+    present = given["camera_present"] & here[:, None]
+    rays = torch.where(present[:, :, None, None], given["camera_rays"], 0.0)
+    table = LiftGroups(given["lift_entry"], given["lift_cell"], given["camera_visible"])
+    bev: BEVFeatures = encoder.look(given["images"], rays, present, table).bev
+    return bev
 
-    def _radar(self, given: Mapping[str, Tensor], here: Tensor) -> BEVFeatures:
-        assert self.model.radar is not None
-        present = given["radar_present"] & here[:, None]
-        return self.model.radar(
-            RadarBatch(given["radar_points"], given["radar_count"], present, given["reference_T_radar"])
-        )
+
+def _encode_lidar(encoder: Any, given: Mapping[str, Tensor], here: Tensor) -> BEVFeatures:
+    present = given["lidar_present"] & here[:, None]
+    bev: BEVFeatures = encoder(LidarBatch(given["lidar_points"], given["lidar_count"], present, given["lidar_sectors"]))
+    return bev
+
+
+def _encode_radar(encoder: Any, given: Mapping[str, Tensor], here: Tensor) -> BEVFeatures:
+    present = given["radar_present"] & here[:, None]
+    bev: BEVFeatures = encoder(
+        RadarBatch(given["radar_points"], given["radar_count"], present, given["reference_T_radar"])
+    )
+    return bev
 
 
 class FuserGraph(Graph):
@@ -129,6 +129,11 @@ _INPUTS = {
 }
 
 
+def prefix(name: str, kind: str) -> str:
+    """Before the names of a modality's inputs; empty of one that is called as its kind."""
+    return "" if name == kind else f"{name}_"
+
+
 def model_inputs(model: PerceptionModel, batch: SensorBatch) -> dict[str, Tensor]:
     """A batch as the inputs of the model's graph, by name. Modalities that the batch has are present.
 
@@ -136,47 +141,41 @@ def model_inputs(model: PerceptionModel, batch: SensorBatch) -> dict[str, Tensor
         ValueError: the batch lacks a modality of the model; give its tensors and say in `present` that it is not there.
     """
     given: dict[str, Tensor] = {}
-    for name in model.config.modalities:
-        part = {"camera": batch.cameras, "lidar": batch.lidar, "radar": batch.radar}[name]
-        if part is None:
-            raise ValueError(
-                f"the batch has no {name}: expected tensors of every modality of the model; set present to False instead"
-            )
-    if model.camera is not None and batch.cameras is not None:
-        given |= _camera_inputs(model.camera, batch)
-    if model.lidar is not None and batch.lidar is not None:
-        lidar = batch.lidar
-        given |= dict(zip(_INPUTS["lidar"], (lidar.points, lidar.count, lidar.present, lidar.sectors), strict=True))
-    if model.radar is not None and batch.radar is not None:
-        radar = batch.radar
-        given |= dict(
-            zip(_INPUTS["radar"], (radar.points, radar.count, radar.present, radar.reference_T_radar), strict=True)
-        )
+    for name, modality in model.config.modalities.items():
+        match batch.part(name):
+            case None:
+                raise ValueError(
+                    f"the batch has no {name}: expected tensors of every modality of the model; set present to False instead"
+                )
+            case CameraBatch() as cameras:
+                tensors = _camera_inputs(model.encoder(name), cameras)
+            case LidarBatch() as lidar:
+                tensors = (lidar.points, lidar.count, lidar.present, lidar.sectors)
+            case RadarBatch() as radar:
+                tensors = (radar.points, radar.count, radar.present, radar.reference_T_radar)
+            case other:
+                raise ValueError(f"{name}: expected the batch of a modality, got {type(other).__name__}")
+        inputs = (f"{prefix(name, modality.kind)}{what}" for what in _INPUTS[modality.kind])
+        given |= dict(zip(inputs, tensors, strict=True))
     given["present"] = torch.ones(batch.batch_size, len(model.config.modalities), dtype=torch.bool)
     return given
 
 
 @torch.no_grad()
-def _camera_inputs(camera: CameraEncoder, batch: SensorBatch) -> dict[str, Tensor]:
-    cameras = batch.cameras
-    assert cameras is not None
+def _camera_inputs(camera: CameraEncoder, cameras: CameraBatch) -> tuple[Tensor, ...]:
     matrix = cameras.present[:, :, None, None]
     intrinsics = torch.where(matrix, cameras.intrinsics, torch.eye(3))
     reference_T_camera = torch.where(matrix, cameras.reference_T_camera, torch.eye(4))
     table = cameras.lift if cameras.lift is not None else camera.table(intrinsics, reference_T_camera, cameras.present)
     groups = groups_of(table)
     rays = camera.rays(intrinsics, reference_T_camera)
-    tensors = (cameras.images, cameras.present, rays, groups.entry, groups.cell, groups.visible)
-    return dict(zip(_INPUTS["camera"], tensors, strict=True))
+    return cameras.images, cameras.present, rays, groups.entry, groups.cell, groups.visible
 
 
 def own_copy(model: PerceptionModel) -> PerceptionModel:
     """The model on the CPU, in evaluation mode, of what inference needs alone; its sparse stages, if any, in plain torch."""
-    config = model.config
-    if config.lidar is not None and config.lidar.backend != "dense":
-        config = config.model_copy(update={"lidar": config.lidar.model_copy(update={"backend": "dense"})})
-    copy = robustbev.build(config)
-    copy.auxiliary, copy.image_head, copy.alignment = nn.ModuleDict(), None, None
+    copy = robustbev.build(model.config.dense())
+    copy.auxiliary, copy.image_heads, copy.alignment = nn.ModuleDict(), nn.ModuleDict(), None
     state = model.state_dict()
     copy.load_state_dict({name: state[name] for name in copy.state_dict()})
     return copy.eval().requires_grad_(False)

@@ -6,14 +6,19 @@ points, R radars, M modalities, X and Y cells.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import assert_never
 
 from bev.lift.groups import GROUP
 from fusion import Fuser
 from fusion.runtime import Symbol, TensorSpec
+from robustbev.export.graphs import prefix
 from robustbev.model import PerceptionModel
+from sensors.camera.config import CameraConfig
 from sensors.frames import SECTORS
+from sensors.lidar.config import LidarConfig
+from sensors.radar.config import RadarConfig
 
 Size = int | str
 REFERENCE = "reference: ego at the sample's time, x forward, y left, z up"
@@ -33,6 +38,9 @@ _SYMBOLS = {
 }
 
 
+_OWN = ("P", "Q", "E")  # of one modality
+
+
 @dataclass(frozen=True)
 class Interface:
     """The inputs and outputs of one graph."""
@@ -44,19 +52,37 @@ class Interface:
     def symbols(self) -> dict[str, Symbol]:
         """The symbols in the inputs' and outputs' shapes."""
         used = {size for spec in (*self.inputs, *self.outputs) for size in spec.shape if isinstance(size, str)}
-        return {name: symbol for name, symbol in _SYMBOLS.items() if name in used}
+        return {
+            name: symbol
+            for letter, symbol in _SYMBOLS.items()
+            for name in sorted(used)
+            if name.partition("_")[0] == letter
+        }
 
 
-def model_interface(model: PerceptionModel, cameras: int, lidars: int, radars: int) -> Interface:
-    """Of `ModelGraph`, for so many cameras, LiDARs and radars (where the model has them)."""
-    modalities = model.config.modalities
-    inputs = [
-        *(_camera_inputs(model, cameras) if "camera" in modalities else ()),
-        *(_lidar_inputs(lidars) if "lidar" in modalities else ()),
-        *(_radar_inputs(radars) if "radar" in modalities else ()),
-        _present(modalities),
-    ]
+def model_interface(model: PerceptionModel, counts: Mapping[str, int]) -> Interface:
+    """Of `ModelGraph`, for so many sensors of each modality."""
+    inputs = [spec for name, count in counts.items() for spec in _inputs(model, name, count)]
+    inputs.append(_present(tuple(model.config.modalities)))
     return Interface(tuple(inputs), tuple(_model_outputs(model)))
+
+
+def _inputs(model: PerceptionModel, name: str, count: int) -> Iterator[TensorSpec]:
+    modality = model.config.modalities[name]
+    kind: str = modality.kind
+    match modality:
+        case CameraConfig():
+            specs = _camera_inputs(model, modality, count)
+        case LidarConfig():
+            specs = _lidar_inputs(count)
+        case RadarConfig():
+            specs = _radar_inputs(count)
+        case _:
+            assert_never(modality)
+    for spec in specs:
+        # Lengths too are each modality's own: two LiDARs have not as many points.
+        shape = tuple(f"{size}_{name}" if name != kind and size in _OWN else size for size in spec.shape)
+        yield replace(spec, name=f"{prefix(name, kind)}{spec.name}", shape=shape)
 
 
 def fuser_interface(
@@ -76,7 +102,7 @@ def fuser_interface(
     return Interface((*inputs, _present(fuser.modalities)), outputs)
 
 
-def rig_interface(model: PerceptionModel, cameras: int) -> Interface:
+def rig_interface(model: PerceptionModel, camera: CameraConfig, cameras: int) -> Interface:
     """Of `RigGraph`, for so many cameras."""
     intrinsics = TensorSpec(
         "intrinsics", "float32", ("B", cameras, 3, 3), "px", "picture of the network's size, centre of pixel (0, 0) at 0, 0",
@@ -86,14 +112,13 @@ def rig_interface(model: PerceptionModel, cameras: int) -> Interface:
         "reference_T_camera", "float32", ("B", cameras, 4, 4), "m", REFERENCE,
         "camera (z ahead, x right, y down) to reference, at the picture's time",
     )  # fmt: skip
-    images, present, *tables = _camera_inputs(model, cameras)
+    images, present, *tables = _camera_inputs(model, camera, cameras)
     del images
     return Interface((intrinsics, pose, present), tuple(tables))
 
 
-def _camera_inputs(model: PerceptionModel, cameras: int) -> tuple[TensorSpec, ...]:
-    config, grid = model.config.camera, model.grid.shape
-    assert config is not None
+def _camera_inputs(model: PerceptionModel, config: CameraConfig, cameras: int) -> tuple[TensorSpec, ...]:
+    grid = model.grid.shape
     height, width = config.image_size
     tokens = (height // config.patch_px) * (width // config.patch_px)
     stride = config.feature_stride_px
@@ -196,4 +221,4 @@ def _model_outputs(model: PerceptionModel) -> Iterator[TensorSpec]:
     yield TensorSpec(
         "perceived", "bool", ("B",), "", "", "False: no sensor sees anything, which is not that nothing is there"
     )
-    yield from _fused(config.modalities, grid.shape, GRID)
+    yield from _fused(tuple(config.modalities), grid.shape, GRID)

@@ -5,8 +5,6 @@ Letters: B samples, N cameras, H and W pixels, h and w feature pixels, D depth b
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor, nn
 
@@ -17,23 +15,15 @@ from bev.lift.table import DepthBins, LiftTable, build_lift_table, feature_pixel
 from fusion.features import BEVFeatures
 from sensors.batch import CameraBatch
 from sensors.camera.vit import VisionTransformer
+from sensors.modality import Encoded
 
 # Mean and deviation of ImageNet's RGB values in 0..1, which published ViT weights expect.
 _RGB_MEAN = (0.485, 0.456, 0.406)
 _RGB_STD = (0.229, 0.224, 0.225)
 
 
-@dataclass(frozen=True)
-class CameraOutput:
-    """The grid, and what the auxiliary losses are made of."""
-
-    bev: BEVFeatures
-    depth_logits: Tensor  # [B, N, h, w, D]
-    features: Tensor  # [B * N, c, h, w] of the pictures, before the lift
-
-
 class CameraEncoder(nn.Module):
-    """`CameraBatch` -> `CameraOutput`.
+    """`CameraBatch` -> the grid; beside it `depth_logits` [B, N, h, w, D] and, before the lift, `features` [B * N, c, h, w].
 
     Every token is told where it looks: the direction of its ray in the reference frame and the camera's place pass through a
     small network into the token (so one set of weights serves any rig).
@@ -73,7 +63,7 @@ class CameraEncoder(nn.Module):
         self.register_buffer("rgb_mean", torch.tensor(_RGB_MEAN).view(3, 1, 1) * 255, persistent=False)
         self.register_buffer("rgb_std", torch.tensor(_RGB_STD).view(3, 1, 1) * 255, persistent=False)
 
-    def forward(self, batch: CameraBatch) -> CameraOutput:
+    def forward(self, batch: CameraBatch) -> Encoded:
         self._check(batch)
         # An absent camera's buffer and calibration may hold anything; nothing of it may reach the arithmetic.
         matrix, device = batch.present[:, :, None, None], batch.images.device
@@ -82,7 +72,7 @@ class CameraEncoder(nn.Module):
         table = batch.lift if batch.lift is not None else self.table(intrinsics, reference_T_camera, batch.present)
         return self.look(batch.images, self.rays(intrinsics, reference_T_camera), batch.present, table)
 
-    def look(self, images: Tensor, rays: Tensor, present: Tensor, table: LiftTable | LiftGroups) -> CameraOutput:
+    def look(self, images: Tensor, rays: Tensor, present: Tensor, table: LiftTable | LiftGroups) -> Encoded:
         """Pictures with their look-up tables: [B, N, 3, H, W] uint8, [B, N, h' * w', 6] as of `rays`, [B, N] bool."""
         shape, cameras = present.shape, present
         present = present[:, :, None, None, None]
@@ -99,7 +89,7 @@ class CameraEncoder(nn.Module):
             else:
                 canvas = lift_splat_groups(context.float(), probabilities, table)
         coverage = (table.visible & cameras[:, :, None, None]).any(1).float()
-        return CameraOutput(BEVFeatures(self.bev(canvas), coverage), depth_logits, features)
+        return Encoded(BEVFeatures(self.bev(canvas), coverage), {"depth_logits": depth_logits, "features": features})
 
     def rays(self, intrinsics: Tensor, reference_T_camera: Tensor) -> Tensor:
         """[B, N, h' * w', 6] unit ray of each token in the reference frame, and the camera's place in 10 m."""

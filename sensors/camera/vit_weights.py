@@ -80,7 +80,7 @@ def load_vit_weights(vit: VisionTransformer, path: str | Path) -> WeightsReport:
     if vit.pos_embed.shape[-1] != 64 * heads:
         notes.append(
             f"this network has {heads} heads of {vit.pos_embed.shape[-1] // heads} channels; published ViTs have 64 a head. "
-            "Files do not record it: set model.camera.heads to what the weights were trained with"
+            "Files do not record it: set heads of the camera modality to what the weights were trained with"
         )
     faults = [
         f"{name}: expected {list(own[name].shape)}, got {list(value.shape)}"
@@ -162,7 +162,7 @@ def _check_size(vit: VisionTransformer, state: Mapping[str, Tensor], path: Path)
     if (got_dim, got_depth) != (dim, depth):
         raise ValueError(
             f"{path}: expected a ViT of width {dim} and depth {depth}, got width {got_dim} and depth {got_depth}. "
-            f"Set model.camera.dim={got_dim} and model.camera.depth={got_depth}, or choose weights of the network's size"
+            f"Set dim={got_dim} and depth={got_depth} of the camera modality, or choose weights of the network's size"
         )
 
 

@@ -20,14 +20,13 @@ from typing import Any
 
 import numpy as np
 
-from sensors.batch import MODALITIES
 from sensors.corruptions import camera as camera
 from sensors.corruptions import lidar as lidar
 from sensors.corruptions import place as place
 from sensors.corruptions import radar as radar
 from sensors.corruptions import time as time
 from sensors.corruptions import weather as weather
-from sensors.frames import History, SensorFrame
+from sensors.frames import KINDS, History, SensorFrame
 
 __all__ = [
     "CORRUPTIONS", "MULTICORRUPT", "SEVERITIES", "Corruption", "CorruptionError", "History", "Operation", "applies", "corrupt",
@@ -177,7 +176,7 @@ def _delivering(frame: SensorFrame) -> tuple[str, ...]:
         any(len(sweep.points) for sweep in frame.lidar or ()),
         any(len(sweep.points) for sweep in frame.radar or ()),
     )
-    return tuple(name for name, delivers in zip(MODALITIES, there, strict=True) if delivers)
+    return tuple(name for name, delivers in zip(KINDS, there, strict=True) if delivers)
 
 
 def _equal(a: Any, b: Any) -> bool:

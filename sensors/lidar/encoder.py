@@ -15,7 +15,7 @@ from bev.layers import ConvBlock, ResidualBlock
 from bev.motion import point_drift
 from bev.pillars import PillarEncoder
 from sensors.batch import LidarBatch
-from sensors.features import MovingFeatures
+from sensors.modality import MovingFeatures
 
 # x and y in 50 m, z in 2 m, intensity 0..1 as it is, age in 0.2 s
 _SCALE = (0.02, 0.02, 0.5, 1.0, 5.0)

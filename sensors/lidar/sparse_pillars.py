@@ -173,7 +173,7 @@ def _import_spconv() -> ModuleType:
     except ImportError as error:
         raise ImportError(
             f"the spconv backend of the LiDAR encoder cannot be imported ({error}): {remedy(['spconv'], ['spconv'])}, "
-            "or set model.lidar.backend=dense"
+            "or set backend=dense of the LiDAR modality"
         ) from error
     if not torch.cuda.is_available():
         # spconv 2.3.8 asks CUDA for its stream in the backward pass of CPU tensors too, and raises where there is none.
@@ -187,5 +187,5 @@ def _check_device(device: torch.device) -> None:
     if device.type != "cpu" and CPU_ONLY_BUILD:
         raise RuntimeError(
             f"the installed spconv is built for the CPU alone, and the canvas is on {device}; "
-            "install the spconv-cu* build of your CUDA, or set model.lidar.backend=dense"
+            "install the spconv-cu* build of your CUDA, or set backend=dense of the LiDAR modality"
         )

@@ -7,7 +7,9 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
+
+from sensors.settings import StrictModel
 
 # nuScenes' 23 categories to its ten detection classes, as published with the detection challenge; categories not named here are
 # not detected. In the order of the classes.
@@ -33,12 +35,6 @@ DETECTION_ATTRIBUTES = (
 )  # fmt: skip
 
 LIDAR_COLUMNS = ("x", "y", "z", "intensity", "ring")  # what a point is, here and in nuScenes' files
-
-
-class StrictModel(BaseModel):
-    """Immutable, and an unknown key is an error."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
 
 class RadarFilter(StrictModel):

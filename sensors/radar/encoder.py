@@ -15,7 +15,7 @@ from bev.layers import ConvBlock, ResidualBlock
 from bev.motion import point_velocity
 from bev.pillars import PillarEncoder
 from sensors.batch import RadarBatch, radar_heights_m
-from sensors.features import MovingFeatures
+from sensors.modality import MovingFeatures
 
 # x and y in 50 m, z in 2 m, RCS in 20 dBsm, velocity in 3.3 m/s, age in 0.2 s
 _SCALE = (0.02, 0.02, 0.5, 0.05, 0.3, 0.3, 5.0)

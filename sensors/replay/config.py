@@ -6,7 +6,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from sensors.nuscenes.config import StrictModel
+from sensors.settings import StrictModel
 
 Span = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 

@@ -29,7 +29,7 @@ from fusion.kernels.neighbours import neighbour_attention
 from fusion.kernels.windows import window_attention
 from tests.benchmarks.conftest import Compare
 
-CELLS, CHANNELS, HEADS, MODALITIES = (180, 180), 128, 4, ("camera", "lidar", "radar")
+CELLS, CHANNELS, HEADS, KINDS = (180, 180), 128, 4, ("camera", "lidar", "radar")
 Attend = Callable[[Tensor, Tensor], tuple[Tensor, Tensor | None]]
 
 
@@ -52,7 +52,7 @@ def over_cells(
 def weights(neighbourhood: int) -> tuple[CrossAttentionFusion, nn.MultiheadAttention]:
     """The same in our layout and in torch's."""
     torch.manual_seed(0)
-    channels = dict.fromkeys(MODALITIES, CHANNELS)
+    channels = dict.fromkeys(KINDS, CHANNELS)
     fuser = CrossAttentionFusion(channels, CHANNELS, heads=HEADS, neighbourhood=neighbourhood)
     attention = nn.MultiheadAttention(CHANNELS, HEADS)
     with torch.no_grad():
@@ -65,7 +65,7 @@ def weights(neighbourhood: int) -> tuple[CrossAttentionFusion, nn.MultiheadAtten
 def check_that_they_agree(ways: dict[str, Attend], reference: str) -> tuple[Tensor, Tensor]:
     """A query and tokens, for which all ways gave the same."""
     query = torch.randn(1, *CELLS, CHANNELS, requires_grad=True)
-    tokens = torch.randn(len(MODALITIES), 1, *CELLS, CHANNELS, requires_grad=True)
+    tokens = torch.randn(len(KINDS), 1, *CELLS, CHANNELS, requires_grad=True)
     with torch.no_grad():
         expected, expected_share = ways[reference](query, tokens)
         for name, way in ways.items():
@@ -127,7 +127,7 @@ def beyond_the_edge() -> Tensor:
 
 def unfold_multihead(attention: nn.MultiheadAttention, query: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor | None]:
     sequences = unfold(tokens).permute(2, 0, 3, 1).flatten(0, 1)  # [9 * M, X * Y, C]
-    hidden = beyond_the_edge().repeat_interleave(len(MODALITIES), 0).T
+    hidden = beyond_the_edge().repeat_interleave(len(KINDS), 0).T
     attended, share = attention(query.flatten(0, 2)[None], sequences, sequences, key_padding_mask=hidden)
     return attended[0], share[:, 0].unflatten(1, (9, -1)).sum(1)
 
@@ -139,7 +139,7 @@ def unfold_softmax(fuser: CrossAttentionFusion, query: Tensor, tokens: Tensor) -
         for part in fuser.key_value(tokens).chunk(2, -1)
     )
     logits = asked @ key.transpose(-1, -2) / math.sqrt(CHANNELS // HEADS)
-    hidden = beyond_the_edge().repeat_interleave(len(MODALITIES), 0).T
+    hidden = beyond_the_edge().repeat_interleave(len(KINDS), 0).T
     weight = logits.masked_fill(hidden[:, None, None], -math.inf).softmax(-1)
     return fuser.out((weight @ value).flatten(1)), weight.unflatten(-1, (9, -1)).sum((2, 3)).mean(1)
 

@@ -22,17 +22,15 @@ CAMERAS, RADARS, LIDAR_POINTS, RADAR_POINTS = 6, 5, 35_000, 600
 
 def drive(model: robustbev.PerceptionModel) -> SensorBatch:
     """One sample: six pictures with their table, five radars, and one sweep of a 32-beam LiDAR."""
-    batch = random_batch(model, cameras=CAMERAS, radars=RADARS, batch_size=1, points=LIDAR_POINTS)
-    cameras, lidar, radar = batch.cameras, batch.lidar, batch.radar
-    assert model.camera is not None
+    batch = random_batch(model, {"camera": CAMERAS, "lidar": 1, "radar": RADARS}, batch_size=1, points=LIDAR_POINTS)
+    cameras, lidar, radar = batch.part("camera"), batch.part("lidar"), batch.part("radar")
     assert cameras is not None
     assert lidar is not None
     assert radar is not None
-    table = model.camera.table(cameras.intrinsics, cameras.reference_T_camera, cameras.present)
+    table = model.encoder("camera").table(cameras.intrinsics, cameras.reference_T_camera, cameras.present)
     points = sweeps(torch.Generator().manual_seed(0))[0][:, :LIDAR_POINTS]
-    return replace(
-        batch,
-        cameras=replace(cameras, lift=table),
+    return batch.having(
+        camera=replace(cameras, lift=table),
         lidar=replace(lidar, points=points, count=torch.tensor([LIDAR_POINTS])),
         radar=replace(radar, points=radar.points[:, :RADAR_POINTS], count=torch.tensor([RADAR_POINTS])),
     )

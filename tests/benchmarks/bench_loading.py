@@ -19,10 +19,11 @@ from robustbev import preparation
 from sensors.calibration import apply, transforms
 from sensors.camera.images import DecodeSize, ImageChange, fit_image
 from sensors.camera.picture_files import read_picture
+from sensors.lidar.prepare import Lidar
+from sensors.modality import Sample
 from sensors.nuscenes.config import NuScenesConfig
 from sensors.nuscenes.index import open_index
 from sensors.nuscenes.reader import NuScenesReader
-from sensors.preparation.points import lidar_clouds, merge_lidar
 from sensors.simulation import SimulationConfig, simulate
 from tests.benchmarks.conftest import Compare
 from tests.benchmarks.tables import write_tables
@@ -101,9 +102,9 @@ def bench_sweeps(data: NuScenesConfig, compare: Compare) -> None:
 
     def ours() -> NDArray[np.float32]:
         frame = reader.frame(1)
-        points = merge_lidar(frame, lidar_clouds(frame, wanted), wanted, np.eye(4)).together()
-        assert points is not None
-        return points
+        item = Lidar("lidar", data.lidar_channels).prepare(Sample(frame, wanted, np.eye(4))).item
+        assert item is not None
+        return item.points
 
     def theirs() -> tuple[LidarPointCloud, NDArray[np.float64]]:
         found: tuple[LidarPointCloud, NDArray[np.float64]] = LidarPointCloud.from_file_multisweep(

@@ -22,14 +22,13 @@ import torch
 import robustbev
 from robustbev import PerceptionModel, preparation
 from robustbev.checks import check_batch
-from sensors.batch import MODALITIES, SensorBatch
+from sensors.batch import SensorBatch
 from sensors.calibration import Float64
 from sensors.frame_checks import check_frame
-from sensors.frames import CameraImage, LidarSweep, RadarSweep, SensorFrame
+from sensors.frames import KINDS, CameraImage, LidarSweep, RadarSweep, SensorFrame
+from sensors.modality import Preparation
 from sensors.nuscenes.reader import NuScenesReader
-from sensors.preparation.collate import collate
-from sensors.preparation.preparation import Preparation
-from sensors.preparation.prepare import prepare
+from sensors.prepare import collate, prepare
 from tests.benchmarks.conftest import Compare
 from tests.robustbev.test_bad_input import BATCH, FRAME, MODEL
 from training.data.dataset import rig_of
@@ -107,14 +106,14 @@ class Ways:
         return replace(self.frame, **dict.fromkeys((_FIELD[name] for name in modalities), None))  # type: ignore[arg-type]
 
     def only(self, *modalities: str) -> SensorFrame:
-        return self.without(*(name for name in MODALITIES if name not in modalities))
+        return self.without(*(name for name in KINDS if name not in modalities))
 
     def batch(self, frame: SensorFrame) -> SensorBatch:
         return collate([prepare(frame, self.wanted)], self.wanted)
 
     def timed(self) -> dict[str, Callable[[], object]]:
         ways: dict[str, Callable[[], object]] = {"perceive all": partial(self.model.perceive, self.frame)}
-        for name in MODALITIES:
+        for name in KINDS:
             alone = self.only(name)
             ways[f"perceive without {name}"] = partial(self.model.perceive, self.without(name))
             ways[f"prepare {name}"] = partial(self.batch, alone)
@@ -155,7 +154,7 @@ def table(times: dict[str, list[float]]) -> list[str]:
         f"{'ms':<24}{'p50':>8}{'p99':>8}{'saved':>9}{'own cost':>10}   of which preparing, encoding",
         _row("perceive all", times),
     ]
-    for name in MODALITIES:
+    for name in KINDS:
         saved, prepared, encoded = saved_and_cost_ms(times, name)
         own = f"{prepared + encoded:>10.1f}   {prepared:.1f}, {encoded:.1f}"
         lines.append(f"{_row(f'perceive without {name}', times)}{saved:>9.1f}{own}")
@@ -178,7 +177,7 @@ def bench_perceive(compare: Compare, capsys: pytest.CaptureFixture[str]) -> None
     times = measure(model, [frame], 15)
     with capsys.disabled():
         print("", *table(times), sep="\n")
-    for name in MODALITIES:
+    for name in KINDS:
         assert result.ratio(f"perceive without {name}") < 1, name
         saved, prepared, encoded = saved_and_cost_ms(times, name)
         assert saved == pytest.approx(prepared + encoded, rel=1 / 3, abs=5), name

@@ -33,10 +33,10 @@ def cases(batch: SensorBatch, modalities: tuple[str, ...]) -> Iterator[tuple[str
     for count in range(len(modalities), 0, -1):
         for subset in combinations(modalities, count):
             yield "+".join(subset), batch, torch.tensor([[name in subset for name in modalities]])
-    if batch.cameras is not None:
-        here = batch.cameras.present.clone()
+    if batch.part("camera") is not None:
+        here = batch.part("camera").present.clone()
         here[:, LOST_CAMERAS] = False
-        few = replace(batch, cameras=replace(batch.cameras, present=here, lift=None))
+        few = batch.having(camera=replace(batch.part("camera"), present=here, lift=None))
         yield "three cameras lost", few, torch.ones(1, len(modalities), dtype=torch.bool)
 
 
@@ -47,8 +47,9 @@ def measure(model: PerceptionModel, kind: Kind, batches: list[SensorBatch], fold
     largest = heading_rad = 0.0
     boxes = beyond = unmatched = excused = 0
     for batch in batches:
-        for name, given, present in cases(batch, model.config.modalities):
-            subset = model.config.modalities if "+" not in name and " " in name else tuple(name.split("+"))
+        modalities = tuple(model.config.modalities)
+        for name, given, present in cases(batch, modalities):
+            subset = modalities if "+" not in name and " " in name else tuple(name.split("+"))
             expected = perception_outputs(model(given.only(subset)))
             difference = compare(expected, run(model_inputs(model, given) | {"present": present}))
             largest, heading_rad = max(largest, difference.largest), max(heading_rad, difference.heading_rad)

@@ -34,14 +34,14 @@ from training.runs.config import RunConfig, load_run_config
 
 PARTS = {
     "JPEG files to pixels": ("sensors.nuscenes.reader.read_picture",),
-    "cut, resize, mirror, colour": ("sensors.preparation.prepare.fit_image",),
+    "cut, resize, mirror, colour": ("sensors.preparation.X.fit_image",),
     "LiDAR files": ("sensors.nuscenes.reader.read_lidar_file",),
-    "LiDAR points": ("sensors.preparation.prepare.lidar_clouds", "sensors.preparation.prepare.merge_lidar"),
+    "LiDAR points": ("sensors.preparation.X.lidar_clouds", "sensors.prepare.merge_lidar"),
     "radar files": ("sensors.nuscenes.reader.read_radar_file",),
-    "radar points": ("sensors.preparation.prepare.merge_radar",),
-    "depth targets": ("sensors.preparation.prepare._depth",),
+    "radar points": ("sensors.preparation.X.merge_radar",),
+    "depth targets": ("sensors.preparation.X._depth",),
     "batch of tensors": ("training.data.loader.collate_samples",),
-    "lift table": ("sensors.preparation.collate.build_lift_table",),
+    "lift table": ("sensors.prepare.build_lift_table",),
     "handed over": ("tests.benchmarks.loader.hand_over",),
 }
 OTHERS = "all others"

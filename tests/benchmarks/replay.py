@@ -19,7 +19,6 @@ import torch
 import robustbev
 from robustbev.checkpoints import find_checkpoint
 from robustbev.results.result import TickResult
-from sensors.camera.images import DecodeSize
 from sensors.logs.log import Damage, Order, TopicInfo
 from sensors.logs.messages import FrameTransforms, LogMessage, Malformed, Other, Payload
 from sensors.logs.nuscenes.log import NuScenesLog, mapping_of_nuscenes
@@ -131,7 +130,7 @@ def main() -> None:
     model = (
         robustbev.build(run.model) if given.checkpoint is None else robustbev.load(find_checkpoint(given.checkpoint))
     )
-    nuscenes, camera = run.data.nuscenes, model.config.camera
+    nuscenes = run.data.nuscenes
     config = ReplayConfig(tick_hz=2.0, lidar_sweeps=nuscenes.lidar_sweeps, radar_sweeps=nuscenes.radar_sweeps)
     latencies = Latencies()
     with tempfile.TemporaryDirectory() as folder:
@@ -145,7 +144,7 @@ def main() -> None:
                 mapping_of_nuscenes(nuscenes),
                 Channels(nuscenes.camera_channels, nuscenes.lidar_channels, nuscenes.radar_channels),
                 config,
-                decode=None if camera is None else DecodeSize(camera.image_height_px, camera.image_width_px),
+                decode=robustbev.decode_size(model.config),
             ),
             Perceiver(model.eval(), replace(preparation(run.data, model.config), depth_targets=False)),
             latencies=latencies,

@@ -19,7 +19,7 @@ from bev.pillars import linear_max, linear_max_reference
 from fusion import BEVFeatures, CrossAttentionFusion
 from fusion.kernels.cells import cell_attention
 from fusion.kernels.neighbours import neighbour_attention, neighbour_attention_reference
-from robustbev import ModelConfig
+from robustbev import CameraConfig, LidarConfig, ModelConfig
 from robustbev.export.example import random_batch
 from tests.gpu.measure import device_ms, peak_mib, relative_error, shares, with_gradients
 
@@ -64,7 +64,6 @@ def check(case: Case, device: torch.device) -> dict[str, Any]:
 
 def lift_case(config: ModelConfig, device: torch.device, dtype: torch.dtype) -> Case:
     """The lift of one sample of six cameras."""
-    assert config.camera is not None
     table, context, depth = lift_inputs(config, device)
     channels, entries = context.shape[-1], int(table.offsets[-1])
     cells = table.visible.shape[0] * config.grid.bev().num_cells
@@ -80,15 +79,14 @@ def lift_case(config: ModelConfig, device: torch.device, dtype: torch.dtype) -> 
 
 def lift_inputs(config: ModelConfig, device: torch.device) -> tuple[LiftTable, Tensor, Tensor]:
     """Table, context [1, N, h, w, C] and depth [1, N, h, w, D]."""
-    assert config.camera is not None
     model = robustbev.build(config).to(device)
-    cameras = random_batch(model, cameras=6, radars=1, batch_size=1).to(device).cameras
-    assert model.camera is not None
+    cameras = random_batch(model, {"camera": 6, "lidar": 1, "radar": 1}, batch_size=1).to(device).part("camera")
     assert cameras is not None
-    table = model.camera.table(cameras.intrinsics, cameras.reference_T_camera, cameras.present)
-    height, width = (side // config.camera.feature_stride_px for side in config.camera.image_size)
-    context = torch.randn(1, 6, height, width, config.camera.context_channels, device=device)
-    return table, context, torch.randn(1, 6, height, width, config.camera.depth_bins.count, device=device).softmax(-1)
+    table = model.encoder("camera").table(cameras.intrinsics, cameras.reference_T_camera, cameras.present)
+    camera = config.of_kind(CameraConfig)["camera"]
+    height, width = (side // camera.feature_stride_px for side in camera.image_size)
+    context = torch.randn(1, 6, height, width, camera.context_channels, device=device)
+    return table, context, torch.randn(1, 6, height, width, camera.depth_bins.count, device=device).softmax(-1)
 
 
 def lift_table(config: ModelConfig, device: torch.device) -> dict[str, Any]:
@@ -98,7 +96,10 @@ def lift_table(config: ModelConfig, device: torch.device) -> dict[str, Any]:
         ValueError: another number of entries than rounding at the edges of cells explains.
     """
     model = robustbev.build(config)
-    cameras, encoder = random_batch(model, cameras=6, radars=1, batch_size=1).cameras, model.camera
+    cameras, encoder = (
+        random_batch(model, {"camera": 6, "lidar": 1, "radar": 1}, batch_size=1).part("camera"),
+        model.encoder("camera"),
+    )
     assert encoder is not None
     assert cameras is not None
     given = cameras.intrinsics, cameras.reference_T_camera, cameras.present
@@ -134,8 +135,11 @@ def suppression(config: ModelConfig, device: torch.device) -> dict[str, Any]:
 
 def pillars_case(config: ModelConfig, device: torch.device, points: int, *, crowded: bool) -> Case:
     """Points scattered over the fine grid of the LiDAR encoder; crowded: most of them near the vehicle, as a LiDAR's are."""
-    assert config.lidar is not None
-    rows_count, channels, columns = 4 * config.grid.bev().num_cells, config.lidar.pillar_channels, 10
+    rows_count, channels, columns = (
+        4 * config.grid.bev().num_cells,
+        config.of_kind(LidarConfig)["lidar"].pillar_channels,
+        10,
+    )
     place = torch.rand(points, device=device) ** (4 if crowded else 1)
     rows = (place * rows_count).long().clamp(max=rows_count - 1)
     inputs = (

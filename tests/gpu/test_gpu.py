@@ -42,7 +42,9 @@ def test_a_training_step_and_perceive_are_equal_to_the_cpus_and_taken_apart(repo
     assert step["loss_first_and_last"][1] < step["loss_first_and_last"][0]
     assert step["samples_per_s"] > 0
     for figures in (step, perceive):
-        assert {"camera", "lidar", "radar", "fuser", "backbone", "head"} <= set(figures["parts_ms"])
+        assert {"encoders.camera", "encoders.lidar", "encoders.radar", "fuser", "backbone", "head"} <= set(
+            figures["parts_ms"]
+        )
         assert figures["host_waits"] == sum(figures["host_waits_by_line"].values())
 
 

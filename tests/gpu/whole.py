@@ -21,32 +21,33 @@ from torch import Tensor, nn
 
 import robustbev
 from bev.detection.boxes import Boxes
-from robustbev import ModelConfig, PerceptionModel, choose_precision
+from robustbev import CameraConfig, ModelConfig, PerceptionModel, choose_precision
 from robustbev.cuda_graphs import CudaGraphs, GraphWarning
 from robustbev.export.example import random_batch
-from sensors.batch import MODALITIES, SensorBatch
-from sensors.preparation.points import DroppedPoints
+from sensors.batch import SensorBatch
+from sensors.frames import KINDS
+from sensors.points import DroppedPoints
 from tests.gpu.measure import ROOT, host_waits, milliseconds, peak_mib, relative_error, synchronise
 from training.data.batch import TrainingBatch
 from training.loop.step import StepConfig, TrainingStep
 
-PARTS = ("camera", "camera.vit", "lidar", "radar", "fuser", "backbone", "head")
+PARTS = ("encoders.camera", "encoders.camera.vit", "encoders.lidar", "encoders.radar", "fuser", "backbone", "head")
 
 
 def sensors(model: PerceptionModel, batch_size: int, points: int) -> SensorBatch:
     """Noise from six cameras, a LiDAR and five radars, on the CPU."""
-    batch = random_batch(model, cameras=6, radars=5, batch_size=batch_size, points=points)
-    assert batch.lidar is not None
-    return replace(batch, lidar=replace(batch.lidar, count=torch.full((batch_size,), points)))
+    batch = random_batch(model, {"camera": 6, "lidar": 1, "radar": 5}, batch_size=batch_size, points=points)
+    assert batch.part("lidar") is not None
+    return batch.having(lidar=replace(batch.part("lidar"), count=torch.full((batch_size,), points)))
 
 
 def training_batch(model: PerceptionModel, batch_size: int, points: int, boxes: int = 64) -> TrainingBatch:
     """The same with truth anywhere on the grid."""
     config = model.config
-    assert config.camera is not None
     draw = torch.Generator().manual_seed(1)
     reach_m = 0.9 * config.grid.x_max_m
-    height, width = (side // config.camera.feature_stride_px for side in config.camera.image_size)
+    camera = config.of_kind(CameraConfig)["camera"]
+    height, width = (side // camera.feature_stride_px for side in camera.image_size)
     center_m = torch.rand(batch_size, boxes, 3, generator=draw) * 2 * reach_m - reach_m
     center_m[..., 2] = 0
     none = torch.zeros(batch_size, boxes)
@@ -62,7 +63,7 @@ def training_batch(model: PerceptionModel, batch_size: int, points: int, boxes: 
             score=none + 1,
         ),
         box_valid=torch.ones(batch_size, boxes, dtype=torch.bool),
-        depth_m=torch.rand(batch_size, 6, height, width, generator=draw) * 50 + 1,
+        depth_m={"camera": torch.rand(batch_size, 6, height, width, generator=draw) * 50 + 1},
         tokens=tuple(f"sample-{b}" for b in range(batch_size)),
         indices=tuple(range(batch_size)),
         dropped=DroppedPoints(),
@@ -214,12 +215,11 @@ def perceive(config: ModelConfig, device: torch.device, *, points: int) -> dict[
     figures: dict[str, Any] = {}
     torch.backends.cudnn.allow_tf32 = False  # for the comparison
     with torch.inference_mode():
-        assert model.camera is not None
-        assert batch.cameras is not None
-        cameras = batch.cameras
-        table = model.camera.table(cameras.intrinsics, cameras.reference_T_camera, cameras.present)
+        assert batch.part("camera") is not None
+        cameras = batch.part("camera")
+        table = model.encoder("camera").table(cameras.intrinsics, cameras.reference_T_camera, cameras.present)
         # The CPU's table on both: rounding moves points at the edge of a cell into the next.
-        same = replace(batch, cameras=replace(cameras, lift=table))
+        same = batch.having(camera=replace(cameras, lift=table))
         expected, encoded = model(same).fused.features, model.encode(same)
         model, batch, same = model.to(device), batch.to(device), same.to(device)
         figures["errors_of"] = {
@@ -260,7 +260,7 @@ def _replayed(model: PerceptionModel, batch: SensorBatch, device: torch.device) 
     with warnings.catch_warnings():
         warnings.simplefilter("error", GraphWarning)
         for count in (3, 2, 1):
-            for names in combinations(MODALITIES, count):
+            for names in combinations(KINDS, count):
                 part = batch.only(names)
                 expected, got = model(part), graphs(model, part)
                 error = relative_error(got.fused.features, expected.fused.features)

@@ -232,15 +232,17 @@ CASES: dict[str, tuple[str, Content]] = {
     "a billion channels": ("config", {"channels": HUGE}),
     "10^30 channels": ("config", {"channels": 10**30}),
     "tensors of 2^64 numbers": (
-        "config", {"camera": {"image_height_px": 2**24, "image_width_px": 2**24, "dim": 2**24}},
+        "config", {"modalities": {"camera": {"image_height_px": 2**24, "image_width_px": 2**24, "dim": 2**24}}},
     ),
-    "a ViT a billion wide": ("config", {"camera": {"dim": HUGE}}),
-    "a ViT a billion deep": ("config", {"camera": {"depth": HUGE}}),
+    "a ViT a billion wide": ("config", {"modalities": {"camera": {"dim": HUGE}}}),
+    "a ViT a billion deep": ("config", {"modalities": {"camera": {"depth": HUGE}}}),
     "a backbone a billion deep": ("config", {"backbone": {"blocks": HUGE}}),
-    "LiDAR blocks by the billion": ("config", {"lidar": {"blocks": HUGE}}),
-    "pictures of a billion pixels a side": ("config", {"camera": {"image_height_px": 16 * HUGE, "image_width_px": 16 * HUGE}}),
+    "LiDAR blocks by the billion": ("config", {"modalities": {"lidar": {"blocks": HUGE}}}),
+    "pictures of a billion pixels a side": (
+        "config", {"modalities": {"camera": {"image_height_px": 16 * HUGE, "image_width_px": 16 * HUGE}}},
+    ),
     "a grid of 10^12 cells a side": ("config", {"grid": {"x_min_m": -1e9, "x_max_m": 1e9, "cell_m": 2e-3}}),
-    "10^18 points a pixel": ("config", {"camera": {"lift_samples": [HUGE, HUGE]}}),
+    "10^18 points a pixel": ("config", {"modalities": {"camera": {"lift_samples": [HUGE, HUGE]}}}),
     "a billion boxes": ("config", {"decode": {"max_boxes": HUGE}}),
     # Checkpoints in training
     "training tensors that are a pickle": ("tensors", pickled()),

@@ -16,7 +16,7 @@ from robustbev.results.ticks import tick_result
 from sensors.calibration import transforms
 from sensors.errors import SensorDataWarning
 from sensors.frames import Lack, LidarSweep, RadarSweep, SensorFrame
-from sensors.preparation.prepare import PreparedFrame, prepare
+from sensors.prepare import PreparedFrame, prepare
 from sensors.replay.tick import SensorState
 from tests.small_replay import CAMERA_CHANNELS, RADAR_CHANNELS, noise_frame, noise_tick
 from tests.tiny_model import tiny_config, tiny_model
@@ -76,9 +76,12 @@ def unusable_lidar(draw: st.DrawFn) -> tuple[LidarSweep, ...]:
 def assert_prepared_alike(frame: SensorFrame, without: SensorFrame) -> PreparedFrame:
     """What the model is given of two frames is the same, bit for bit."""
     got, expected = prepare(frame, WANTED), prepare(without, WANTED)
-    for f in fields(PreparedFrame):
-        if f.name not in ("dropped", "absent"):
-            np.testing.assert_array_equal(getattr(got, f.name), getattr(expected, f.name), err_msg=f.name)
+    assert got.items.keys() == expected.items.keys()
+    for name, item in got.items.items():
+        other = expected.items[name]
+        assert (item is None) == (other is None), name
+        for f in fields(item) if item is not None else ():
+            np.testing.assert_array_equal(getattr(item, f.name), getattr(other, f.name), err_msg=f"{name}.{f.name}")
     return got
 
 
@@ -102,7 +105,7 @@ def test_a_radar_without_a_usable_point_is_no_radar(clouds: list[Cloud]) -> None
     prepared = assert_prepared_alike(replace(FRAME, radar=(*dead, *others)), replace(FRAME, radar=others))
     assert list(prepared.absent) == ["RADAR_2"]
     alone = prepare(replace(FRAME, radar=dead), WANTED)
-    assert alone.radar is None
+    assert alone.items["radar"] is None
     assert list(alone.absent) == list(RADAR_CHANNELS)
 
 
@@ -115,7 +118,7 @@ def test_no_picture_at_all_is_no_camera(cameras: tuple[None, ...]) -> None:
 def test_zeros_are_no_points_whatever_the_least_range() -> None:
     zeros = (LidarSweep("LIDAR_TOP", np.zeros((7, 5), np.float32), POSE, FRAME.time_us),)
     prepared = prepare(replace(FRAME, lidar=zeros), replace(WANTED, lidar_min_range_m=0.0))
-    assert prepared.lidar is None
+    assert prepared.items["lidar"] is None
     assert prepared.dropped.lidar_near == 7
 
 
@@ -123,8 +126,8 @@ def test_one_usable_point_in_any_sweep_is_a_lidar() -> None:
     empty = LidarSweep("LIDAR_TOP", np.zeros((0, 5), np.float32), POSE, FRAME.time_us)
     older = replace(empty, points=np.array([[5, 1, 0, 20, 3]], np.float32), time_us=FRAME.time_us - 50_000)
     prepared = prepare(replace(FRAME, lidar=(empty, older)), WANTED)
-    assert prepared.lidar is not None
-    assert len(prepared.lidar) == 1
+    assert prepared.items["lidar"] is not None
+    assert len(prepared.items["lidar"].points) == 1
     assert not prepared.absent
 
 

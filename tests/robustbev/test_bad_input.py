@@ -23,7 +23,7 @@ from robustbev.checks import check_batch
 from sensors.batch import SensorBatch
 from sensors.calibration import CalibrationError
 from sensors.frame_checks import check_frame
-from sensors.frames import SensorFrame
+from sensors.frames import KINDS, SensorFrame
 from tests.small_replay import CAMERA_CHANNELS, RADAR_CHANNELS, noise_frame
 from tests.tiny_model import random_sensors, tiny_model
 
@@ -33,8 +33,11 @@ Fault = tuple[str, Callable[[Any], Any], str]  # path of the field, what becomes
 
 
 def changed(value: Any, path: str, change: Callable[[Any], Any]) -> Any:
-    """A copy of nested dataclasses and tuples with the field at `path` changed."""
+    """A copy of nested dataclasses and tuples with the field at `path` changed; of a batch, a modality is a field."""
     name, _, rest = path.partition(".")
+    if isinstance(value, SensorBatch) and name in value.parts:
+        part = value.part(name)
+        return value.having(**{name: changed(part, rest, change) if rest else change(part)})
     inner = value[int(name)] if isinstance(value, tuple) else getattr(value, name)
     new = changed(inner, rest, change) if rest else change(inner)
     if isinstance(value, tuple):
@@ -54,46 +57,46 @@ def put(index: Any, number: float) -> Callable[[Any], Any]:
 
 
 def with_table(batch: SensorBatch) -> SensorBatch:
-    cameras, camera = batch.cameras, MODEL.camera
+    cameras, camera = batch.part("camera"), MODEL.encoder("camera")
     assert cameras is not None
     assert camera is not None
     table = build_lift_table(
         cameras.intrinsics, cameras.reference_T_camera, cameras.present, image_size=camera.image_size,
         stride=camera.stride_px, bins=camera.bins, grid=camera.grid, z_range_m=camera.z_range_m,
     )  # fmt: skip
-    return replace(batch, cameras=replace(cameras, lift=table))
+    return batch.having(camera=replace(cameras, lift=table))
 
 
 BATCH, FRAME = with_table(random_sensors()), noise_frame(0)
 OF_BATCH: list[Fault] = [
     ("batch_size", lambda _: 0, "batch_size: expected an int of at least 1, got 0: give"),
     ("batch_size", lambda _: 2.0, r"expected an int of at least 1, got 2\.0"),
-    ("batch_size", lambda _: 3, r"cameras.images: expected uint8 \[3, N, 3, 32, 64\] .*B as in batch_size.*, got uint8 \[2, 6"),
-    ("cameras", lambda c: c.images, "cameras: expected a CameraBatch, or None .*, got Tensor: make one"),
-    ("lidar", lambda _: random_sensors().radar, "lidar: expected a LidarBatch, or None .*, got RadarBatch"),
-    ("cameras.images", Tensor.double, r"expected uint8 .*, got float64 .*: convert it with \.to\(torch\.uint8\)"),
-    ("cameras.images", lambda t: t.float() / 255, "expected uint8 .*, got float32 .*, values 0 to 255"),
-    ("cameras.images", Tensor.numpy, "cameras.images: expected uint8 .*, got ndarray: give a torch tensor"),
-    ("cameras.images", lambda t: t[..., :-8], r"\[2, N, 3, 32, 64\].*got uint8 \[2, 6, 3, 32, 56\]: the network takes .*32 x 64"),
-    ("cameras.images", lambda t: t.movedim(2, -1), r"expected uint8 \[2, N, 3, 32, 64\].*got uint8 \[2, 6, 32, 64, 3\]"),
-    ("cameras.images", lambda t: t[0], r"got uint8 \[6, 3, 32, 64\]"),
-    ("cameras.images", lambda t: t[:, :0], r"got uint8 \[2, 0, 3, 32, 64\]"),
-    ("cameras.images", lambda t: t.to("meta"), r"expected it on cpu as the model, got it on meta: move .*batch.to\('cpu'\)"),
-    ("cameras.present", Tensor.float, "present: expected bool .*, got float32"),
-    ("cameras.present", lambda t: t[:, :5], r"expected bool \[2, 6\] .*N as in cameras.images.*, got bool \[2, 5\]: one"),
-    ("cameras.present", lambda t: t[:1], r"expected bool \[2, 6\] .*, got bool \[1, 6\]"),
-    ("cameras.intrinsics", lambda t: t[..., :2], r"intrinsics: expected float32 \[2, 6, 3, 3\].*, got float32 \[2, 6, 3, 2\]"),
-    ("cameras.intrinsics", put((1, 2), 0.0), "cameras.intrinsics: expected an invertible 3 x 3 .*sample 1, sensor 2: correct"),
-    ("cameras.intrinsics", put((0, 0, 0, 0), math.nan), "invertible 3 x 3 matrix of finite numbers .*nan.*sample 0, sensor 0"),
-    ("cameras.reference_T_camera", Tensor.half, "reference_T_camera: expected float32 .*, got float16"),
-    ("cameras.reference_T_camera", put((0, 5, 1, 3), math.inf), "invertible 4 x 4 matrix of finite .*sample 0, sensor 5"),
-    ("cameras.reference_T_camera", put((1, 1, 3, 0), 0.5), "a last row of 0 0 0 1, got .*sample 1, sensor 1"),
-    ("cameras.lift", lambda _: 1, "cameras.lift: expected a bev.lift.table.LiftTable or None, got int: build_lift_table"),
-    ("cameras.lift.visible", lambda t: t[:1], "lift.visible: expected bool .*: the table is of another batch, grid or"),
-    ("cameras.lift.offsets", lambda t: t[:-1], r"lift.offsets: expected int32 \[513\] .*, got int32 \[512\]"),
-    ("cameras.lift.entry", Tensor.long, "lift.entry: expected int32 .*, got int64"),
-    ("cameras.lift.pixel_cell", lambda t: t[:-1], "lift.pixel_cell: expected int32 .*E as in cameras.lift.entry"),
-    ("cameras.lift.pixel_offsets", lambda t: t.to("meta"), "pixel_offsets: expected it on cpu"),
+    ("batch_size", lambda _: 3, r"camera.images: expected uint8 \[3, N, 3, 32, 64\] .*B as in batch_size.*, got uint8 \[2, 6"),
+    ("camera", lambda c: c.images, "camera: expected a CameraBatch, or no such part .*, got Tensor: make one"),
+    ("lidar", lambda _: random_sensors().part("radar"), "lidar: expected a LidarBatch, or no such part .*, got RadarBatch"),
+    ("camera.images", Tensor.double, r"expected uint8 .*, got float64 .*: convert it with \.to\(torch\.uint8\)"),
+    ("camera.images", lambda t: t.float() / 255, "expected uint8 .*, got float32 .*, values 0 to 255"),
+    ("camera.images", Tensor.numpy, "camera.images: expected uint8 .*, got ndarray: give a torch tensor"),
+    ("camera.images", lambda t: t[..., :-8], r"\[2, N, 3, 32, 64\].*got uint8 \[2, 6, 3, 32, 56\]: the network takes .*32 x 64"),
+    ("camera.images", lambda t: t.movedim(2, -1), r"expected uint8 \[2, N, 3, 32, 64\].*got uint8 \[2, 6, 32, 64, 3\]"),
+    ("camera.images", lambda t: t[0], r"got uint8 \[6, 3, 32, 64\]"),
+    ("camera.images", lambda t: t[:, :0], r"got uint8 \[2, 0, 3, 32, 64\]"),
+    ("camera.images", lambda t: t.to("meta"), r"expected it on cpu as the model, got it on meta: move .*batch.to\('cpu'\)"),
+    ("camera.present", Tensor.float, "present: expected bool .*, got float32"),
+    ("camera.present", lambda t: t[:, :5], r"expected bool \[2, 6\] .*N as in camera.images.*, got bool \[2, 5\]: one"),
+    ("camera.present", lambda t: t[:1], r"expected bool \[2, 6\] .*, got bool \[1, 6\]"),
+    ("camera.intrinsics", lambda t: t[..., :2], r"intrinsics: expected float32 \[2, 6, 3, 3\].*, got float32 \[2, 6, 3, 2\]"),
+    ("camera.intrinsics", put((1, 2), 0.0), "camera.intrinsics: expected an invertible 3 x 3 .*sample 1, sensor 2: correct"),
+    ("camera.intrinsics", put((0, 0, 0, 0), math.nan), "invertible 3 x 3 matrix of finite numbers .*nan.*sample 0, sensor 0"),
+    ("camera.reference_T_camera", Tensor.half, "reference_T_camera: expected float32 .*, got float16"),
+    ("camera.reference_T_camera", put((0, 5, 1, 3), math.inf), "invertible 4 x 4 matrix of finite .*sample 0, sensor 5"),
+    ("camera.reference_T_camera", put((1, 1, 3, 0), 0.5), "a last row of 0 0 0 1, got .*sample 1, sensor 1"),
+    ("camera.lift", lambda _: 1, "camera.lift: expected a bev.lift.table.LiftTable or None, got int: build_lift_table"),
+    ("camera.lift.visible", lambda t: t[:1], "lift.visible: expected bool .*: the table is of another batch, grid or"),
+    ("camera.lift.offsets", lambda t: t[:-1], r"lift.offsets: expected int32 \[513\] .*, got int32 \[512\]"),
+    ("camera.lift.entry", Tensor.long, "lift.entry: expected int32 .*, got int64"),
+    ("camera.lift.pixel_cell", lambda t: t[:-1], "lift.pixel_cell: expected int32 .*E as in camera.lift.entry"),
+    ("camera.lift.pixel_offsets", lambda t: t.to("meta"), "pixel_offsets: expected it on cpu"),
     ("lidar.points", Tensor.double, "lidar.points: expected float32 .*, got float64"),
     ("lidar.points", lambda t: t[..., :4], r"expected float32 \[2, P, 5\].*, got float32 \[2, 300, 4\]: the columns are x_m"),
     ("lidar.points", lambda t: t[:, :0], "no points are one row of padding with count 0"),
@@ -187,11 +190,12 @@ def test_any_fault_is_one_named_error_and_changes_nothing(data: st.DataObject) -
     of_frame = data.draw(st.booleans())
     path, change, _ = data.draw(st.sampled_from(OF_FRAME if of_frame else OF_BATCH))
     before = {name: tensor.clone() for name, tensor in MODEL.state_dict().items()}
-    kept = data.draw(st.sets(st.sampled_from(["cameras", "lidar", "radar"])))
+    parts = {"cameras", "lidar", "radar"} if of_frame else set(KINDS)
+    kept = data.draw(st.sets(st.sampled_from(sorted(parts))))
     touched = path.split(".")[0]
-    needed = {touched} | ({"cameras"} if touched == "batch_size" else set())
-    sound: Any = FRAME if of_frame else BATCH
-    sound = replace(sound, **dict.fromkeys({"cameras", "lidar", "radar"} - kept - needed))
+    left_out = parts - kept - {touched} - ({"camera"} if touched == "batch_size" else set())
+    gone: dict[str, Any] = dict.fromkeys(left_out)
+    sound: Any = replace(FRAME, **gone) if of_frame else BATCH.only(set(KINDS) - left_out)
     with pytest.raises(ValueError, match=r"(?s)expected .*(, got |another)") as caught:
         MODEL.perceive(changed(sound, path, change)) if of_frame else MODEL(changed(sound, path, change))
     assert len(str(caught.value)) < 1500
@@ -222,7 +226,7 @@ def test_nothing_is_computed_before_the_whole_batch_is_sound(monkeypatch: pytest
         raise AssertionError("the camera encoder ran although the radar does not fit")
 
     model = tiny_model()
-    monkeypatch.setattr(model.camera, "forward", explode)
+    monkeypatch.setattr(model.encoder("camera"), "forward", explode)
     with pytest.raises(ValueError, match=r"radar\.count"):
         model(changed(BATCH, "radar.count", put(0, -5)))
 
@@ -231,7 +235,7 @@ def test_a_modality_that_the_model_does_not_know() -> None:
     model = tiny_model(radar=None)
     with pytest.raises(
         ValueError,
-        match="this model knows no radar, its modalities are camera, lidar: expected None, got RadarBatch: leave",
+        match="this model knows no radar, its modalities are camera, lidar: expected none, got RadarBatch: leave",
     ):
         model(BATCH)
     assert model(BATCH.only(model.config.modalities)).perceived.all()
@@ -252,7 +256,7 @@ def test_something_else_than_a_frame_or_a_batch() -> None:
 def stale(batch: SensorBatch) -> SensorBatch:
     """Sensors that are absent, and whose buffers hold what would be refused of a present one."""
     changes: list[tuple[str, Callable[[Any], Any]]] = [
-        ("cameras.present", put((1, 2), False)), ("cameras.intrinsics", put((1, 2), math.nan)),
+        ("camera.present", put((1, 2), False)), ("camera.intrinsics", put((1, 2), math.nan)),
         ("lidar.present", put(0, False)), ("lidar.count", put(0, -9)), ("lidar.sectors", put(0, math.nan)),
         ("radar.present", put(1, False)), ("radar.count", put(1, 9999)),
         ("radar.reference_T_radar", put((1, 0), 0.0)),
@@ -272,8 +276,8 @@ def test_what_an_absent_sensors_buffer_holds_is_nobodys_business() -> None:
 def test_what_is_sound_passes(whole: bool) -> None:
     """Any size of picture, no points at all, any number of cameras and radars, mirrored and scaled poses, late readings."""
     check_batch(BATCH if whole else random_sensors(1), MODEL.config, torch.device("cpu"))
-    check_batch(SensorBatch(None, None, None, 3), MODEL.config, torch.device("cpu"))
-    mirrored = changed(BATCH, "cameras.reference_T_camera", lambda t: torch.diag(torch.tensor([1.1, -1.1, 1.1, 1])) @ t)
+    check_batch(SensorBatch({}, 3), MODEL.config, torch.device("cpu"))
+    mirrored = changed(BATCH, "camera.reference_T_camera", lambda t: torch.diag(torch.tensor([1.1, -1.1, 1.1, 1])) @ t)
     check_batch(mirrored, MODEL.config, torch.device("cpu"))
     assert FRAME.cameras is not None
     assert FRAME.cameras[1] is not None
@@ -292,7 +296,7 @@ def test_what_is_sound_passes(whole: bool) -> None:
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64], ids=str)
 def test_a_model_of_other_weights_says_so_at_once(dtype: torch.dtype) -> None:
     """`.half()`, `.bfloat16()`, `.double()`, of the whole or of a part."""
-    for part in ("", "lidar.pillars"):
+    for part in ("", "encoders.lidar.pillars"):
         model = tiny_model(rig=RIG.model_dump())
         model.get_submodule(part).to(dtype)
         name = str(dtype).removeprefix("torch.")
@@ -334,14 +338,14 @@ def test_a_graph_is_made_without_the_checks() -> None:
             self.model = model
 
         def forward(self, points: Tensor, count: Tensor, present: Tensor, sectors: Tensor) -> Tensor:
-            assert BATCH.lidar is not None
-            lidar = replace(BATCH.lidar, points=points, count=count, present=present, sectors=sectors)
-            encoded = self.model.encode(SensorBatch(None, lidar, None, 2))["lidar"]
+            assert BATCH.part("lidar") is not None
+            lidar = replace(BATCH.part("lidar"), points=points, count=count, present=present, sectors=sectors)
+            encoded = self.model.encode(SensorBatch({"lidar": lidar}, 2))["lidar"]
             assert encoded is not None
             return encoded.features
 
-    assert BATCH.lidar is not None
-    inputs = tuple(vars(BATCH.lidar).values())
+    assert BATCH.part("lidar") is not None
+    inputs = tuple(vars(BATCH.part("lidar")).values())
     with torch.no_grad():
         exported = torch.export.export(Flat(tiny_model()), inputs, strict=True)
     assert not any("check" in str(node.target) or "local_scalar" in str(node.target) for node in exported.graph.nodes)

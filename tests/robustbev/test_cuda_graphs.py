@@ -21,7 +21,8 @@ from robustbev.cuda_graphs import CudaGraphs, GraphWarning, _Recorded, folded
 from robustbev.network import PerceptionNetwork
 from robustbev.perception import Perception
 from robustbev.precision import PrecisionName
-from sensors.batch import MODALITIES, SensorBatch
+from sensors.batch import SensorBatch
+from sensors.frames import KINDS
 from tests.robustbev.test_model import FUSERS, assert_same
 from tests.tiny_model import random_lidar, random_sensors, tiny_model
 
@@ -57,13 +58,13 @@ def model() -> PerceptionModel:
 
 
 def with_points(batch: SensorBatch, count: int, seed: int) -> SensorBatch:
-    return replace(batch, lidar=random_lidar(1, seed, points=count))
+    return batch.having(lidar=random_lidar(1, seed, points=count))
 
 
 @torch.no_grad()
 def test_every_subset_is_answered_as_by_the_model(model: PerceptionModel) -> None:
     graphs = Recording()
-    subsets = [names for count in range(4) for names in combinations(MODALITIES, count)]
+    subsets = [names for count in range(4) for names in combinations(KINDS, count)]
     for seed in (0, 1):
         for names in subsets:
             batch = random_sensors(1, seed).only(names)
@@ -159,10 +160,10 @@ def test_a_model_that_cannot_be_recorded_answers_all_the_same_and_says_why_once(
 @torch.no_grad()
 def test_a_batch_that_no_model_can_answer_is_told_as_by_the_model(model: PerceptionModel) -> None:
     graphs, batch = Recording(), random_sensors(1)
-    assert batch.cameras is not None
-    wrong = replace(batch, cameras=replace(batch.cameras, present=batch.cameras.present[:, :5]))
+    assert batch.part("camera") is not None
+    wrong = batch.having(camera=replace(batch.part("camera"), present=batch.part("camera").present[:, :5]))
     for refused in (model, lambda batch: graphs(model, batch)):
-        with pytest.raises(ValueError, match=r"cameras\.present"):
+        with pytest.raises(ValueError, match=r"camera\.present"):
             refused(wrong)
     assert_same(graphs(model, batch), model(batch))
     assert len(graphs._recorded) == 1
@@ -206,7 +207,7 @@ class Streams:
 def test_a_recording_is_of_the_models_answer_and_shares_its_streams(monkeypatch: pytest.MonkeyPatch) -> None:
     model, graphs, streams = tiny_model(), CudaGraphs(), Streams(monkeypatch, refuses=False)
     before = streams.current
-    for names in (MODALITIES, ("lidar", "radar"), ()):
+    for names in (KINDS, ("lidar", "radar"), ()):
         batch = random_sensors(1).only(names)
         got, expected = graphs(model, batch), model(batch)
         torch.testing.assert_close(got.fused.features, expected.fused.features, rtol=1e-4, atol=1e-5)

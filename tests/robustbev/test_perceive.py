@@ -12,7 +12,6 @@ import pytest
 from robustbev import (
     Detections,
     ModelCard,
-    ModelConfig,
     NoPerceptionError,
     PerceptionModel,
     RigConfig,
@@ -26,7 +25,7 @@ from sensors.calibration import FloatArray
 from sensors.camera.images import resize, resize_reference
 from sensors.frames import SensorFrame
 from tests.small_replay import CAMERA_CHANNELS, RADAR_CHANNELS, noise_frame
-from tests.tiny_model import tiny_model
+from tests.tiny_model import tiny_config, tiny_model
 
 RIG = RigConfig(camera_channels=CAMERA_CHANNELS, lidar_channels=("LIDAR_TOP",), radar_channels=RADAR_CHANNELS)
 
@@ -208,7 +207,7 @@ def test_without_opencv_pictures_differ_by_one_level_at_most(old: tuple[int, int
 def test_a_rig_has_the_models_modalities_alone() -> None:
     assert tiny_model(radar=None, rig=RIG.only(("camera", "lidar")).model_dump()).config.rig is not None
     with pytest.raises(ValueError, match="rig: expected channels of camera, lidar alone"):
-        ModelConfig(radar=None, rig=RIG)
+        tiny_config(radar=None, rig=RIG.model_dump())
     with pytest.raises(ValueError, match="channel TOP is named twice"):
         RigConfig(camera_channels=("TOP",), lidar_channels=("TOP",))
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import fields, is_dataclass, replace
 from typing import Any
 
@@ -20,11 +20,10 @@ from training.loop.step import StepConfig, TrainingStep
 def whole_batch() -> TrainingBatch:
     """With the table of the lift and the views of the dropout, so that no field is None."""
     model, batch = tiny_model(), random_training_batch()
-    cameras = batch.sensors.cameras
+    cameras = batch.sensors.part("camera")
     assert cameras is not None
-    assert model.camera is not None
-    table = model.camera.table(cameras.intrinsics, cameras.reference_T_camera, cameras.present)
-    batch = replace(batch, sensors=replace(batch.sensors, cameras=replace(cameras, lift=table)))
+    table = model.encoder("camera").table(cameras.intrinsics, cameras.reference_T_camera, cameras.present)
+    batch = replace(batch, sensors=batch.sensors.having(camera=replace(cameras, lift=table)))
     return TrainingStep(model, StepConfig()).draw(batch, torch.Generator().manual_seed(0))
 
 
@@ -33,6 +32,9 @@ def tensors(value: Any, name: str = "batch") -> Iterator[tuple[str, Tensor]]:
     assert value is not None, name
     if isinstance(value, Tensor):
         yield name, value
+    if isinstance(value, Mapping):
+        for key, part in value.items():
+            yield from tensors(part, f"{name}.{key}")
     if is_dataclass(value):
         for field in fields(value):
             yield from tensors(getattr(value, field.name), f"{name}.{field.name}")
@@ -53,7 +55,11 @@ def test_every_tensor_is_pinned_where_a_loader_asks_for_it(monkeypatch: pytest.M
     assert {id(tensor) for tensor in after.values()} == {id(tensor) for tensor in pinned}
     for name, tensor in before.items():
         assert torch.equal(tensor, after[name]) or tensor.isnan().any(), name
-    parts: list[TensorBatch | None] = [batch.sensors.cameras, batch.sensors.lidar, batch.sensors.radar]
+    parts: list[TensorBatch | None] = [
+        batch.sensors.part("camera"),
+        batch.sensors.part("lidar"),
+        batch.sensors.part("radar"),
+    ]
     for part in parts:  # each by itself too
         assert part is not None
         assert type(pin_memory(part)) is type(part)

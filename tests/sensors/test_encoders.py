@@ -32,21 +32,21 @@ GARBAGE = [math.nan, math.inf, -math.inf, 1e30, 0.0]
 
 @pytest.fixture(scope="module")
 def camera() -> CameraEncoder:
-    encoder = tiny_model().camera
+    encoder = tiny_model().encoder("camera")
     assert encoder is not None
     return encoder
 
 
 @pytest.fixture(scope="module")
 def lidar() -> LidarEncoder:
-    encoder = tiny_model().lidar
+    encoder = tiny_model().encoder("lidar")
     assert encoder is not None
     return encoder
 
 
 @pytest.fixture(scope="module")
 def radar() -> RadarEncoder:
-    encoder = tiny_model().radar
+    encoder = tiny_model().encoder("radar")
     assert encoder is not None
     return encoder
 
@@ -70,7 +70,7 @@ def test_cameras_give_the_grid_and_a_depth_for_every_feature_pixel(camera: Camer
     output = camera(random_cameras())
     assert output.bev.features.shape == (2, 16, 16, 16)
     assert output.bev.coverage.shape == (2, 16, 16)
-    assert output.depth_logits.shape == (2, CAMERAS, IMAGE_SIZE[0] // 8, IMAGE_SIZE[1] // 8, 12)
+    assert output.extras["depth_logits"].shape == (2, CAMERAS, IMAGE_SIZE[0] // 8, IMAGE_SIZE[1] // 8, 12)
 
 
 @pytest.mark.parametrize("garbage", GARBAGE)
@@ -95,7 +95,7 @@ def test_an_absent_camera_leaves_no_trace(camera: CameraEncoder, garbage: float,
     )
     got = camera(stale)
     assert_same(got.bev, expected.bev)
-    assert torch.equal(got.depth_logits, expected.depth_logits)
+    assert torch.equal(got.extras["depth_logits"], expected.extras["depth_logits"])
 
 
 def test_a_look_up_table_made_by_the_loader_gives_what_the_encoder_makes_itself(camera: CameraEncoder) -> None:
@@ -129,7 +129,7 @@ def test_cameras_are_told_where_they_look(camera: CameraEncoder) -> None:
     """The same picture from another place in the rig gives other tokens, not only other cells."""
     batch = random_cameras(batch_size=1)
     turned = replace(batch, reference_T_camera=batch.reference_T_camera.roll(1, dims=1))
-    assert not torch.allclose(camera(batch).depth_logits, camera(turned).depth_logits)
+    assert not torch.allclose(camera(batch).extras["depth_logits"], camera(turned).extras["depth_logits"])
 
 
 def test_cameras_of_the_wrong_size_are_refused_by_name(camera: CameraEncoder) -> None:

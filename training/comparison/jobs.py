@@ -155,10 +155,9 @@ def _known(job: Job, checkpoint: Path) -> dict[str, Any]:
 
 def _missing(job: Job, known: Mapping[str, Any]) -> list[Case]:
     """The cases still to be measured; those with sensors that the model has no encoder for are none."""
-    modalities = set(job.config.model.modalities)
     cases = [parse_case(case) for case in job.cases]
     missing = (case for case in cases if case.name not in known["figures"])
-    return [case for case in missing if set(case.of(modalities).subset.split("+")) <= modalities]
+    return [case for case in missing if case.possible(job.config.model.modalities)]
 
 
 def _key(job: Job, checkpoint: Path) -> dict[str, Any]:

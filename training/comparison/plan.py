@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from training.evaluation.config import SUBSETS
+from training.evaluation.subsets import possible_subsets
 from training.evaluation.tables import SubsetResult
 from training.files.config_file import ConfigError
 from training.files.settings import differences, flat
@@ -234,9 +234,9 @@ def check_runs(jobs: Sequence[Job]) -> None:
 
 def columns_of(jobs: Sequence[Job]) -> tuple[str, ...]:
     """What the table measures: sensor subsets in their usual order, then the cases."""
-    asked = {subset for job in jobs for subset in job.config.evaluation.subsets}
-    cases = [case for job in jobs for case in job.cases]
-    return tuple(subset for subset in SUBSETS if subset in asked) + tuple(dict.fromkeys(cases))
+    measured = [subset for job in jobs for subset in possible_subsets(job.config.model, job.config.evaluation.subsets)]
+    larger_first = sorted(dict.fromkeys(measured), key=lambda subset: -subset.count("+"))
+    return tuple(larger_first) + tuple(dict.fromkeys(case for job in jobs for case in job.cases))
 
 
 def settings_that_differ(entries: Sequence[Entry]) -> dict[str, dict[str, Any]]:

@@ -36,6 +36,7 @@ from training.comparison.report import (
     write_tables,
 )
 from training.console.interrupt import StopOnSignal
+from training.evaluation.subsets import possible_subsets
 from training.robustness.cases import parse_case
 from training.tracking.outbox import Status
 from training.tracking.run import MLflowRun, default_uri
@@ -81,8 +82,13 @@ def compare(request: Request, work: Work = run_job) -> Ended:
             see also `run_on_ray`. What goes wrong in a job does not raise: it is in the result.
     """
     cases = dict.fromkeys(parse_case(case).name for case in request.cases)
+    for case in map(parse_case, cases):
+        if not any(case.possible(entry.config.model.modalities) for entry in request.entries):
+            names = sorted({name for entry in request.entries for name in entry.config.model.modalities})
+            raise ValueError(f"--case {case.name}: no configuration has these modalities, only {', '.join(names)}")
     name = check_name(request.name or default_name(request.entries))
-    subsets = {subset for entry in request.entries for subset in entry.config.evaluation.subsets}
+    configs = [entry.config for entry in request.entries]
+    subsets = {subset for config in configs for subset in possible_subsets(config.model, config.evaluation.subsets)}
     jobs = plan_jobs(request.entries, request.seeds, name, [case for case in cases if case not in subsets])
     _prepare(jobs, fresh=request.fresh)
     out = request.out or request.entries[0].config.runs_dir / name

@@ -5,13 +5,14 @@ Letters: B samples, N cameras, M boxes (padded) or modalities, V views, h and w 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from torch import Tensor
 
 from bev.detection.boxes import Boxes
 from sensors.batch import SensorBatch, TensorBatch
-from sensors.preparation.points import DroppedPoints
+from sensors.points import DroppedPoints
 
 
 @dataclass(frozen=True)
@@ -21,7 +22,9 @@ class TrainingBatch(TensorBatch):
     sensors: SensorBatch
     boxes: Boxes  # padded to [B, M]; rows that are not valid hold zeros, label 0
     box_valid: Tensor  # [B, M] bool
-    depth_m: Tensor | None  # [B, N, h, w] metres along the camera's z axis, 0 unknown; None: no LiDAR or no camera
+    depth_m: Mapping[
+        str, Tensor
+    ]  # of camera modalities, by name: [B, N, h, w] metres along z, 0 unknown; empty: no LiDAR
     tokens: tuple[str, ...]  # B sample tokens
     indices: tuple[int, ...]  # B positions in the reader's split
     dropped: DroppedPoints  # what the network cannot use, summed over the batch

@@ -19,15 +19,14 @@ from torch.utils.data import Dataset
 import robustbev
 from bev.detection.boxes import Boxes
 from robustbev import ModelConfig, RigConfig, StrictModel
-from sensors.camera.images import DecodeSize
+from sensors.camera.prepare import Camera, stack_depth
 from sensors.errors import SensorDataWarning
 from sensors.frames import Absence, History, Lack, SensorFrame
+from sensors.modality import Preparation
 from sensors.nuscenes.config import NuScenesConfig
 from sensors.nuscenes.reader import NuScenesReader
-from sensors.preparation.collate import collate
-from sensors.preparation.points import DroppedPoints
-from sensors.preparation.preparation import Preparation
-from sensors.preparation.prepare import PreparedFrame, prepare
+from sensors.points import DroppedPoints
+from sensors.prepare import PreparedFrame, collate, prepare
 from training.data.augmentation import (
     AugmentationConfig,
     change_boxes,
@@ -73,7 +72,7 @@ def rig_of(config: DataConfig, model: ModelConfig) -> RigConfig:
         lidar_sweeps=nuscenes.lidar_sweeps,
         radar_sweeps=nuscenes.radar_sweeps,
         lidar_min_range_m=config.lidar_min_range_m,
-    ).only(model.modalities)
+    ).only(model.kinds)
 
 
 def with_rig(model: ModelConfig, config: DataConfig) -> ModelConfig:
@@ -84,24 +83,21 @@ def with_rig(model: ModelConfig, config: DataConfig) -> ModelConfig:
 def preparation(config: DataConfig, model: ModelConfig) -> Preparation:
     """What this model wants its data to be like."""
     wanted = robustbev.preparation(model, rig_of(config, model))
-    return replace(wanted, depth_targets=model.camera is not None, keep_outside=config.keep_outside)
+    return replace(wanted, depth_targets="camera" in model.kinds, keep_outside=config.keep_outside)
 
 
 def open_reader(config: DataConfig, model: ModelConfig, split: str) -> NuScenesReader:
     """The reader of a split with this model's classes; sensors that the model does not use are not read."""
     nuscenes = config.nuscenes
     update: dict[str, Any] = {}
-    if model.camera is None:
+    if "camera" not in model.kinds:
         update["camera_channels"] = ()
-    if model.radar is None:
+    if "radar" not in model.kinds:
         update["radar_channels"] = ()
-    if model.lidar is None:  # the keyframe alone, for depth targets
-        update.update({"lidar_sweeps": 1} if model.camera is not None else {"lidar_channels": ()})
+    if "lidar" not in model.kinds:  # the keyframe alone, for depth targets
+        update.update({"lidar_sweeps": 1} if "camera" in model.kinds else {"lidar_channels": ()})
     image = config.augmentation.image
-    decode = None
-    if model.camera is not None:
-        zoom = 1.0 if image is None else max(1.0, image.zoom[1])
-        decode = DecodeSize(model.camera.image_height_px, model.camera.image_width_px, zoom)
+    decode = robustbev.decode_size(model, 1.0 if image is None else max(1.0, image.zoom[1]))
     return NuScenesReader(
         nuscenes.model_copy(update=update), split, classes=model.classes, attributes=model.attributes, decode=decode
     )
@@ -138,7 +134,7 @@ class NuScenesDataset(Dataset[TrainingSample]):
         self.reader = open_reader(config, model, split)
         self.preparation = preparation(config, model)
         if torch.device(device).type != "cpu":  # a GPU makes a lift table in a fiftieth of the time that a worker takes
-            self.preparation = replace(self.preparation, depth_bins=None)
+            self.preparation = replace(self.preparation, lift_tables=False)
         self._past = Past(self.reader)
         self._unusable: set[str] = set()  # channels that were warned of
 
@@ -221,7 +217,7 @@ def collate_samples(samples: list[TrainingSample], preparation: Preparation) -> 
         sensors=collate([sample.frame for sample in samples], preparation),
         boxes=boxes,
         box_valid=valid,
-        depth_m=_stack_depth(samples),
+        depth_m=_depth(samples, preparation),
         tokens=tuple(sample.token for sample in samples),
         indices=tuple(sample.index for sample in samples),
         dropped=dropped,
@@ -242,10 +238,8 @@ def _pad_boxes(boxes: list[Boxes]) -> tuple[Boxes, Tensor]:
     return Boxes(**columns), torch.arange(longest) < counts[:, None]
 
 
-def _stack_depth(samples: list[TrainingSample]) -> Tensor | None:
-    """[B, N, h, w], zeros for a sample without; None where no sample has depth."""
-    maps = [sample.frame.depth_m for sample in samples]
-    known = [depth for depth in maps if depth is not None]
-    if not known:
-        return None
-    return torch.stack([torch.zeros(known[0].shape) if depth is None else torch.from_numpy(depth) for depth in maps])
+def _depth(samples: list[TrainingSample], preparation: Preparation) -> dict[str, Tensor]:
+    """Of each camera modality of which any sample has depth targets."""
+    names = [modality.name for modality in preparation.modalities if isinstance(modality, Camera)]
+    stacked = {name: stack_depth([sample.frame.items[name] for sample in samples]) for name in names}
+    return {name: depth_m for name, depth_m in stacked.items() if depth_m is not None}

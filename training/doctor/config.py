@@ -38,7 +38,7 @@ def check_config(path: Path, settings: Sequence[str], machine: Machine) -> list[
 
 def _libraries(run: RunConfig) -> Answer:
     wanted = ["data", "train"]
-    if run.model.lidar is not None and run.model.lidar.backend == "spconv":
+    if run.model.dense() != run.model:
         wanted.append("spconv")
     absent = {extra: missing(extra) for extra in wanted if missing(extra)}
     if absent:
@@ -85,14 +85,14 @@ def _data(run: RunConfig) -> list[Answer]:
 
 def _model(run: RunConfig) -> Answer:
     model, channels = run.model, run.data.nuscenes.channels()
-    used = [f"{len(channels[name])} {name}{'s' if len(channels[name]) != 1 else ''}" for name in model.modalities]
-    empty = [name for name in model.modalities if not channels[name]]
-    if empty:
-        return Answer(
-            "modalities", False,
-            f"model.{empty[0]} is there, but data.nuscenes.{empty[0]}_channels is empty: set model.{empty[0]}=null, or name "
-            "its channels",
-        )  # fmt: skip
+    used = [f"{len(channels[kind])} {kind}{'s' if len(channels[kind]) != 1 else ''}" for kind in model.kinds]
+    for name, modality in model.modalities.items():
+        if not channels[modality.kind]:
+            return Answer(
+                "modalities", False,
+                f"model.modalities.{name} is there, but data.nuscenes.{modality.kind}_channels is empty: set "
+                f"model.modalities.{name}=null, or name its channels",
+            )  # fmt: skip
     if run.camera_weights is not None and not run.camera_weights.is_file():
         return Answer(
             "modalities", False,
@@ -168,7 +168,5 @@ def parameters(model: ModelConfig) -> int:
 
     import robustbev
 
-    if model.lidar is not None:  # another backend computes the same with as many, and may not be installed
-        model = model.model_copy(update={"lidar": model.lidar.model_copy(update={"backend": "dense"})})
-    with torch.device("meta"):
-        return sum(parameter.numel() for parameter in robustbev.build(model).parameters())
+    with torch.device("meta"):  # another backend computes the same with as many, and may not be installed
+        return sum(parameter.numel() for parameter in robustbev.build(model.dense()).parameters())

@@ -2,29 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from itertools import combinations
 from typing import TYPE_CHECKING, Annotated, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field
 
 from robustbev import StrictModel
 from robustbev.precision import PrecisionSetting
-from sensors.batch import MODALITIES
 from training.evaluation.submission import MAX_BOXES_PER_SAMPLE
 
 if TYPE_CHECKING:
     pass
 
 
-SUBSETS = (
-    "camera+lidar+radar", "camera+lidar", "camera+radar", "lidar+radar", "camera", "lidar", "radar",
-)  # fmt: skip
-
-
 class EvaluationConfig(StrictModel):
     """Which subsets to measure, and how much of what the model finds is handed to the official evaluation."""
 
-    subsets: Annotated[tuple[str, ...], Field(min_length=1)] = SUBSETS
+    subsets: tuple[str, ...] = ()
+    """As camera+radar; none: of up to three modalities every subset, of more all together, each alone and all but each."""
     every_epochs: Annotated[int, Field(ge=1)] | None = None
     """While a run trains, measure a checkpoint after so many epochs and at the end, and keep the best one; null: never."""
     watch: tuple[str, ...] = ()  # the subsets measured then; none: all sensors that the model has, together
@@ -39,17 +35,23 @@ class EvaluationConfig(StrictModel):
     """Who computes the figures: nuScenes' devkit; or, the same to the last bit, `training.evaluation.detection_metrics`; or both,
     with an error where they differ. The robustness matrix takes the fast one instead of the devkit."""
 
-    @field_validator("subsets", "watch")
-    @classmethod
-    def _in_order(cls, subsets: tuple[str, ...]) -> tuple[str, ...]:
-        return tuple(dict.fromkeys(subset_name(subset.split("+")) for subset in subsets))
+
+def every_subset(modalities: Sequence[str]) -> tuple[str, ...]:
+    """The subsets that are measured where none is named, larger ones first."""
+    count = len(modalities)
+    sizes = range(count, 0, -1) if count <= 3 else (count, count - 1, 1)
+    return tuple("+".join(names) for size in sizes for names in combinations(modalities, size))
 
 
-def subset_name(modalities: Iterable[str]) -> str:
-    """("radar", "camera") -> "camera+radar"; ValueError for a name that is no modality, and for none at all."""
-    names = [name.strip() for name in modalities]
-    unknown = [name for name in names if name not in MODALITIES]
-    if unknown or not names:
+def subset_name(names: Iterable[str], modalities: Sequence[str]) -> str:
+    """("radar", "camera") -> "camera+radar", in the order of the model's `modalities`.
+
+    Raises:
+        ValueError: a name is none of the model's, or there is none.
+    """
+    asked = [name.strip() for name in names]
+    unknown = [name for name in asked if name not in modalities]
+    if unknown or not asked:
         got = repr(unknown[0]) if unknown else "nothing"
-        raise ValueError(f"expected some of {', '.join(MODALITIES)} joined by '+', got {got}")
-    return "+".join(name for name in MODALITIES if name in names)
+        raise ValueError(f"expected some of the model's modalities {', '.join(modalities)} joined by '+', got {got}")
+    return "+".join(name for name in modalities if name in asked)

@@ -15,7 +15,7 @@ from bev.detection.boxes import Boxes
 from robustbev import NUSCENES_CLASSES, ModelConfig, Perception, PerceptionModel
 from sensors.nuscenes.reader import NuScenesReader
 from training.data.batch import TrainingBatch
-from training.evaluation.config import EvaluationConfig
+from training.evaluation.config import EvaluationConfig, every_subset, subset_name
 from training.evaluation.scoring import Predictions, Progress, Scoring
 from training.evaluation.tables import SubsetResult, write_report
 
@@ -24,16 +24,16 @@ if TYPE_CHECKING:
 
 
 def possible_subsets(config: ModelConfig, subsets: Sequence[str]) -> tuple[str, ...]:
-    """Those subsets all of whose sensors the model has an encoder for.
+    """The subsets in the model's words, each once; every one that is measured where none is named.
 
     Raises:
-        ValueError: that is none of them.
+        ValueError: one names a modality that the model does not have.
     """
-    mine = config.modalities
-    possible = tuple(subset for subset in subsets if set(subset.split("+")) <= set(mine))
-    if not possible:
-        raise ValueError(f"evaluation: subsets: the model has only {', '.join(mine)}, got {', '.join(subsets)}")
-    return possible
+    mine = tuple(config.modalities)
+    try:
+        return tuple(dict.fromkeys(subset_name(subset.split("+"), mine) for subset in subsets)) or every_subset(mine)
+    except ValueError as error:
+        raise ValueError(f"evaluation: subsets: {error}") from None
 
 
 def check_official_classes(classes: Sequence[str]) -> None:
@@ -121,7 +121,7 @@ def evaluate_subsets(
         out_dir: gets subsets.json, table.md, table.csv, and a folder a subset with results_nusc.json and metrics_summary.json.
 
     Returns:
-        subset -> figures, in the order of `config.subsets`; subsets with sensors that the model has no encoder for are left out.
+        subset -> figures, in the order of `config.subsets`.
 
     Raises:
         ValueError: a class is none of the official evaluation's, a sample of the split is missing from the batches, or a box

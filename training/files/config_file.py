@@ -165,7 +165,7 @@ def _merged(lower: Mapping[str, Any], upper: Mapping[str, Any], annotation: Any)
     for key, value in upper.items():
         below = _field(annotation, key)
         old = result.get(key)
-        if _models(below) and isinstance(value, dict) and isinstance(old, dict):
+        if _is_section(below) and isinstance(value, dict) and isinstance(old, dict):
             result[key] = _merged(old, value, below)
         else:
             result[key] = value
@@ -173,6 +173,12 @@ def _merged(lower: Mapping[str, Any], upper: Mapping[str, Any], annotation: Any)
 
 
 # --- what a key may hold ----------------------------------------------------------------------------------------------
+
+
+def _is_section(annotation: Any) -> bool:
+    """Whether its keys, or the names in it, are of models."""
+    named = (get_args(option)[1] for option in _options(annotation) if get_origin(option) is dict)
+    return bool(_models(annotation)) or any(_models(value) for value in named)
 
 
 def _options(annotation: Any) -> tuple[Any, ...]:
@@ -249,8 +255,11 @@ def _describe(
     got = f", got {_shown(error['input'])}"
     match error["type"]:
         case "extra_forbidden":
-            names = [name for option in _models(annotation) for name in option.model_fields]
+            names = list(dict.fromkeys(name for option in _models(annotation) for name in option.model_fields))
             return f"unknown key, expected one of {', '.join(names)}", _nearest_key(location, names, model)
+        case "union_tag_invalid" | "union_tag_not_found":
+            kinds = [str(field.default) for option in _models(annotation) for field in [option.model_fields["kind"]]]
+            return f"expected kind to be one of {', '.join(kinds)}", got
         case "missing":
             return "missing, expected a value", ""
         case "value_error" | "assertion_error":

@@ -5,6 +5,7 @@ Letters: B samples, M modalities, N cameras, V views.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Annotated, Literal
 
@@ -38,15 +39,19 @@ class DropoutConfig(StrictModel):
     whole_view: bool = False
     """Also see each sample with all that it has, from the same pass of the encoders; losses are means over the views. After
     the sandwich rule of universally slimmable networks (Yu and Huang, ICCV 2019): the largest and a random one at each step."""
-    camera: Probability = 0.25
-    lidar: Probability = 0.25
-    radar: Probability = 0.25
+    modality: dict[str, Probability] = Field(default={})
+    """Of each modality by its name, to be hidden; of one that is not named, `others`."""
+    others: Probability = 0.25
     single_camera: Probability = 0.05  # each camera by itself
 
     @property
     def hides(self) -> bool:
         """Whether whole modalities are ever hidden from the fuser."""
-        return self.schedule != "independent" or max(self.camera, self.lidar, self.radar) > 0
+        return self.schedule != "independent" or max([self.others, *self.modality.values()]) > 0
+
+    def probability(self, modality: str) -> float:
+        """Of a modality to be hidden."""
+        return self.modality.get(modality, self.others)
 
 
 class LossWeights(StrictModel):
@@ -129,11 +134,12 @@ class TrainingStep(nn.Module):
             batch: on the CPU still: what is drawn moves with it, and no step has to wait for masks from a GPU.
             generator: on the CPU; the dropout depends on it alone.
         """
-        views = self._views(modality_present(batch.sensors, self.model.config.modalities), generator)
+        views = self._views(modality_present(batch.sensors, tuple(self.model.config.modalities)), generator)
         sensors, probability = batch.sensors, self.config.dropout.single_camera
-        if sensors.cameras is not None and probability > 0:
-            present = drop_members(sensors.cameras.present, probability, generator)
-            sensors = replace(sensors, cameras=replace(sensors.cameras, present=present))
+        for name, part in sensors.parts.items() if probability > 0 else ():
+            if isinstance(part, CameraBatch):
+                present = drop_members(part.present, probability, generator)
+                sensors = sensors.having(**{name: replace(part, present=present)})
         return replace(batch, sensors=sensors, views=torch.stack(views))
 
     def forward(self, batch: TrainingBatch) -> StepOutput:
@@ -149,16 +155,17 @@ class TrainingStep(nn.Module):
             *students, teacher = (logits.heatmap for logits in outputs.detection)
             taught = [distillation_loss(student, teacher, targets.heatmap) for student in students]
             parts["distillation"] = torch.stack(taught).mean()
-        available = modality_present(sensors, model.config.modalities)
+        available = modality_present(sensors, tuple(model.config.modalities))
         for i, name in enumerate(model.config.modalities):
             if name in outputs.auxiliary:
                 logits = outputs.auxiliary[name]
                 parts[f"auxiliary_{name}"] = focal_loss(logits, targets.heatmap, available[:, i], balance=balance)
-        if outputs.depth_logits is not None and batch.depth_m is not None and model.camera is not None:
-            assert sensors.cameras is not None
-            parts["depth"] = depth_loss(outputs.depth_logits, batch.depth_m, model.camera.bins, sensors.cameras.present)
-        if outputs.image is not None and sensors.cameras is not None and model.camera is not None:
-            parts["image"] = self._image_loss(outputs.image, batch, sensors.cameras, model.camera)
+        for name, logits in outputs.depth_logits.items():
+            if name in batch.depth_m:
+                encoder, present = model.encoder(name), sensors.part(name).present
+                parts[f"depth_{name}"] = depth_loss(logits, batch.depth_m[name], encoder.bins, present)
+        for name, logits in outputs.image.items():
+            parts[f"image_{name}"] = self._image_loss(logits, batch, sensors.part(name), model.encoder(name))
         if model.alignment is not None:
             parts["alignment"] = model.alignment(outputs.features, targets.cell, targets.valid)
         for name in parts:
@@ -178,7 +185,7 @@ class TrainingStep(nn.Module):
         """[B, M] bool of what the samples have -> which of it the fuser may see in each view, [B, M] bool."""
         config = self.config.dropout
         if config.schedule == "independent":
-            probabilities = [getattr(config, name) for name in self.model.config.modalities]
+            probabilities = [config.probability(name) for name in self.model.config.modalities]
             views = [drop_modalities(len(available), probabilities, generator, available=available)]
         elif config.schedule == "every":
             views = every_subset(available)
@@ -202,18 +209,9 @@ def _mean(rows: list[dict[str, Tensor]]) -> dict[str, Tensor]:
     return {name: torch.stack([row[name] for row in rows]).mean() for name in names}
 
 
-def modality_present(sensors: SensorBatch, modalities: tuple[str, ...]) -> Tensor:
+def modality_present(sensors: SensorBatch, modalities: Sequence[str]) -> Tensor:
     """[B, M] bool: does the sample have the modality at all?"""
-    columns = []
-    for name in modalities:
-        match name:
-            case "camera":
-                present = None if sensors.cameras is None else sensors.cameras.present.any(1)
-            case "lidar":
-                present = None if sensors.lidar is None else sensors.lidar.present.any(1)
-            case _:
-                present = None if sensors.radar is None else sensors.radar.present.any(1)
-        columns.append(present)
+    columns = [None if (part := sensors.part(name)) is None else part.present.any(1) for name in modalities]
     given = next((c for c in columns if c is not None), None)
     device = None if given is None else given.device
     absent = torch.zeros(sensors.batch_size, dtype=torch.bool, device=device)

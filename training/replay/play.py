@@ -20,7 +20,7 @@ from robustbev.results.ticks import tick_result
 from sensors.calibration import CalibrationError
 from sensors.frames import History, SensorFrame
 from sensors.health.monitor import HealthMode, HealthMonitor, HealthReport, sick_sensors, without_sick
-from sensors.preparation.preparation import Preparation
+from sensors.modality import Preparation
 from sensors.replay.tick import SensorState, SensorStatus, Tick
 
 STAGES = ("read", "faults", "health", "model", "write")  # read: reading, decoding, synchronising

@@ -9,13 +9,12 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from robustbev import PerceptionModel, RigConfig, load
+from robustbev import PerceptionModel, RigConfig, decode_size, load
 from robustbev.checkpoints import find_checkpoint
 from robustbev.results.given import FrameNames
 from robustbev.results.golden import GoldenComparison, GoldenWriter
 from robustbev.results.golden_compare import Difference, Tolerance
 from robustbev.results.result import ResultWriter, TickResult
-from sensors.camera.images import DecodeSize
 from sensors.health.monitor import HealthMonitor
 from sensors.logs.log import Log, LogError, LogWarning
 from sensors.logs.mapping.file import check_mapping, load_mapping
@@ -317,7 +316,6 @@ def _ticks(
 ) -> Iterator[Tick]:
     request, log, mapping = setting.request, setting.log, setting.mapping
     begin_ns = _begin_ns(log)
-    camera = setting.model.config.camera
 
     def altered(messages: Iterator[LogMessage]) -> Iterator[LogMessage]:
         return count(
@@ -336,7 +334,7 @@ def _ticks(
         order=request.order,
         loop=request.loop,
         alter_messages=altered,
-        decode=None if camera is None else DecodeSize(camera.image_height_px, camera.image_width_px),
+        decode=decode_size(setting.model.config),
         poses=poses,
     )
 

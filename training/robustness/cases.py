@@ -7,21 +7,20 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from robustbev import PerceptionModel
-from sensors.batch import MODALITIES
 from sensors.corruptions import CORRUPTIONS, Corruption, CorruptionError
 from sensors.health.monitor import HealthMode
 from sensors.nuscenes.reader import NuScenesReader
 from training.data.loader import build_loader
-from training.evaluation.config import SUBSETS, subset_name
+from training.evaluation.config import subset_name
 from training.evaluation.scoring import Progress, Scoring
-from training.evaluation.subsets import check_official_classes, possible_subsets, predict_subsets
+from training.evaluation.subsets import check_official_classes, predict_subsets
 from training.evaluation.tables import SubsetResult
 from training.files.atomic import write_json
 from training.robustness.corrupted import Change
@@ -40,7 +39,7 @@ class Case:
     """One subset of the sensors under one corruption; "clean" has severity 0.
 
     Raises:
-        ValueError: there is no such subset, corruption or severity; the message lists those there are.
+        ValueError: there is no such corruption or severity; the message lists those there are.
     """
 
     subset: str = ALL
@@ -49,7 +48,7 @@ class Case:
 
     def __post_init__(self) -> None:
         if self.subset != ALL:
-            object.__setattr__(self, "subset", known_subset(self.subset))
+            object.__setattr__(self, "subset", "+".join(name.strip() for name in self.subset.split("+")))
         if self.corruption != CLEAN:
             Corruption(self.corruption, self.severity)
         elif self.severity != 0:
@@ -68,8 +67,17 @@ class Case:
         return self.subset if self.corruption == CLEAN else f"{self.subset}.{self.condition}"
 
     def of(self, modalities: Iterable[str]) -> Case:
-        """The case of a model that has these modalities: every sensor means those."""
-        return replace(self, subset=subset_name(modalities)) if self.subset == ALL else self
+        """The case of a model that has these modalities, in its words: every sensor means those.
+
+        Raises:
+            ValueError: it names a modality that the model does not have.
+        """
+        mine = tuple(modalities)
+        return replace(self, subset="+".join(mine) if self.subset == ALL else subset_name(self.subset.split("+"), mine))
+
+    def possible(self, modalities: Collection[str]) -> bool:
+        """Whether a model that has these modalities has all that the case names."""
+        return self.subset == ALL or set(self.subset.split("+")) <= set(modalities)
 
 
 def parse_case(text: str) -> Case:
@@ -80,25 +88,17 @@ def parse_case(text: str) -> Case:
     """
     subset, dot, condition = text.strip().rpartition(".")
     if not dot:
-        is_subset = "+" in condition or condition in MODALITIES
+        is_subset = "+" in condition or (condition.isidentifier() and condition not in (CLEAN, *CORRUPTIONS))
         subset, condition = (condition, CLEAN) if is_subset else (ALL, condition)
     if condition == CLEAN:
         return Case(subset)
     match = _CONDITION.fullmatch(condition)
     if match is None:
         raise ValueError(
-            f"case {text!r}: expected a subset of the sensors ({', '.join(SUBSETS)}), a corruption and its severity as in "
+            f"case {text!r}: expected a subset of the sensors as in lidar+radar, a corruption and its severity as in "
             f"fog-3, or both as in lidar+radar.fog-3; corruptions are {', '.join(CORRUPTIONS)}, severities 1 to 5"
         )
     return Case(subset, match[1], int(match[2]))
-
-
-def known_subset(text: str) -> str:
-    """The name of a subset of the sensors; ValueError, with those there are, for any other text."""
-    try:
-        return subset_name(text.split("+"))
-    except ValueError:
-        raise ValueError(f"unknown subset {text!r}, expected one of {', '.join(SUBSETS)}") from None
 
 
 def grouped(cases: Iterable[Case]) -> dict[str, list[Case]]:
@@ -133,32 +133,35 @@ def evaluate_cases(
         monitor: the fitted monitor that "act" asks; None: where `robustbev health --fit` puts it.
 
     Returns:
-        case -> figures, in the order given; cases with sensors that the model has no encoder for are left out.
+        case -> figures, in the order given; cases with modalities that the model does not have are left out.
 
     Raises:
         CorruptionError: a corruption changed nothing that a case's sensors deliver, in no frame of the whole run.
-        ValueError: the model has an encoder for none of the subsets; or see `training.evaluation.subsets.evaluate_subsets`.
+        ValueError: the model has the modalities of none of the cases; or see `training.evaluation.subsets.evaluate_subsets`.
     """
     check_official_classes(model.config.classes)
-    meant = {case: case.of(model.config.modalities) for case in cases}
-    possible = set(possible_subsets(model.config, tuple(dict.fromkeys(case.subset for case in meant.values()))))
-    wanted = [case for case in dict.fromkeys(meant.values()) if case.subset in possible]
+    kinds = {name: modality.kind for name, modality in model.config.modalities.items()}
+    meant = {case: case.of(kinds) for case in cases if case.possible(kinds)}
+    if not meant:
+        asked = ", ".join(case.name for case in cases)
+        raise ValueError(f"evaluation: the model has only {', '.join(kinds)}, and {asked} need other modalities")
+    wanted = list(dict.fromkeys(meant.values()))
     for case in wanted:
-        _check_touches(case)
+        _check_touches(case, kinds)
     found: dict[Case, SubsetResult] = {}
     groups = grouped(wanted)
     for number, group in enumerate(groups.values()):
         told = None if progress is None else _Part(progress, number, len(groups), len(found), len(wanted))
         found |= _evaluate_group(model, config, group, out_dir, seed, health, monitor, told)
-    results = {case: found[as_meant] for case, as_meant in meant.items() if as_meant in found}
+    results = {case: found[as_meant] for case, as_meant in meant.items()}
     write_cases(out_dir / "cases.json", results)
     return results
 
 
-def _check_touches(case: Case) -> None:
+def _check_touches(case: Case, kinds: Mapping[str, str]) -> None:
     """What a corruption cannot reach would be measured clean under its name."""
     touched = () if case.corruption == CLEAN else CORRUPTIONS[case.corruption].modalities
-    if case.corruption != CLEAN and not set(touched) & set(case.subset.split("+")):
+    if case.corruption != CLEAN and not set(touched) & {kinds[name] for name in case.subset.split("+")}:
         raise CorruptionError(
             f"{case.name}: {case.corruption} changes {' and '.join(touched)}, of which {case.subset} has nothing: the "
             "figures would be those of clean data. Leave this case out"
@@ -212,7 +215,8 @@ def _evaluate_group(
             model, loader.epoch(0), subsets, limit=settings.limit, progress=progress, total=len(expected)
         )
     if change is not None:
-        change.check({case.name: case.subset for case in group})
+        kinds = {name: modality.kind for name, modality in model.config.modalities.items()}
+        change.check({case.name: {kinds[name] for name in case.subset.split("+")} for case in group})
     scoring = Scoring(
         _official(loader.reader, tuple(expected), model.config.grid.bev().radius_m, settings.metrics),
         {token: loader.reader.global_T_reference(i) for i, token in enumerate(loader.reader.tokens)},

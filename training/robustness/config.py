@@ -10,8 +10,7 @@ from pydantic import Field, field_validator
 from robustbev import StrictModel
 from sensors.corruptions import MULTICORRUPT
 from sensors.health.monitor import HealthMode
-from training.evaluation.config import SUBSETS
-from training.robustness.cases import Case, known_subset
+from training.robustness.cases import Case
 
 Severity = Annotated[int, Field(ge=1, le=5)]
 
@@ -38,7 +37,7 @@ class RobustnessConfig(StrictModel):
 
     corruptions: tuple[str, ...] = MULTICORRUPT  # of all the sensors that the model has
     severities: Annotated[tuple[Severity, ...], Field(min_length=1)] = (1, 3, 5)
-    subsets: Annotated[tuple[str, ...], Field(min_length=1)] = SUBSETS  # on clean data
+    subsets: tuple[str, ...] = ()  # on clean data; none: as `EvaluationConfig.subsets`
     seed: Annotated[int, Field(ge=0)] = 0  # of the corruptions
     limit: Annotated[int, Field(ge=1)] | None = None  # only the first so many samples of the split
     health: HealthMode = "off"  # act: sensors that look sick are replaced by their null embeddings
@@ -74,16 +73,6 @@ class RobustnessConfig(StrictModel):
     @classmethod
     def _in_order(cls, severities: tuple[int, ...]) -> tuple[int, ...]:
         return tuple(sorted(set(severities)))
-
-    @field_validator("subsets")
-    @classmethod
-    def _subsets(cls, subsets: tuple[str, ...]) -> tuple[str, ...]:
-        return tuple(dict.fromkeys(map(known_subset, subsets)))
-
-    @field_validator("specialists")
-    @classmethod
-    def _specialists(cls, specialists: dict[str, Path]) -> dict[str, Path]:
-        return {known_subset(subset): path for subset, path in specialists.items()}
 
     @property
     def use_cuda(self) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
@@ -11,9 +11,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from sensors.batch import MODALITIES
 from sensors.corruptions import Corruption, CorruptionError, corrupt
-from sensors.frames import History, SensorFrame
+from sensors.frames import KINDS, History, SensorFrame
 from sensors.health.monitor import HealthMode
 from training.data.dataset import Alter
 from training.health.fit import DEFAULT_MONITOR, HealthAlter
@@ -32,8 +31,8 @@ class Change:
         self._corruption = corruption
         self._health = _health_alter(monitor) if health == "act" else None
         # [worker, counts of frames: all, those that the corruption should have changed and did not, those in which each
-        # modality changed]; row 0 is the parent's
-        self._seen = torch.zeros(workers + 1, 2 + len(MODALITIES), dtype=torch.long).share_memory_()
+        # kind of sensor changed]; row 0 is the parent's
+        self._seen = torch.zeros(workers + 1, 2 + len(KINDS), dtype=torch.long).share_memory_()
 
     def __call__(self, frame: SensorFrame, history: History) -> SensorFrame:
         altered = self._corrupted(frame, history)
@@ -63,20 +62,22 @@ class Change:
 
         return delivered
 
-    def check(self, subsets: Mapping[str, str]) -> None:
-        """Raise CorruptionError where what was measured is clean data in disguise; `subsets` are those measured, by case name.
+    def check(self, cases: Mapping[str, Collection[str]]) -> None:
+        """Raise CorruptionError where what was measured is clean data in disguise; `cases`: by the
+        name of each case that was measured, the kinds of its sensors.
 
         Warns of single frames that should have changed and did not.
         """
         if self._corruption is None:
             return
         frames, refused, *changed = self._seen.sum(dim=0).tolist()
-        touched = [name for name, count in zip(MODALITIES, changed, strict=True) if count]
-        for name, subset in subsets.items():
-            if not set(touched) & set(subset.split("+")):
+        touched = [name for name, count in zip(KINDS, changed, strict=True) if count]
+        for name, kinds in cases.items():
+            if not set(touched) & set(kinds):
                 what = f"it changed only {', '.join(touched)}" if touched else "it changed nothing at all"
+                delivered = "+".join(sorted(kinds))
                 raise CorruptionError(
-                    f"{name}: {self._corruption.name} changed nothing that {subset} delivers, in none of {frames} frames "
+                    f"{name}: {self._corruption.name} changed nothing that {delivered} delivers, in none of {frames} frames "
                     f"({what}); the figures would be those of clean data. Leave this case out"
                 )
         if refused:

@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from training.evaluation.config import subset_name
 from training.evaluation.tables import SubsetResult
 from training.robustness.cases import CLEAN, Case
 from training.robustness.config import RobustnessConfig
@@ -27,12 +26,17 @@ class Subject:
     files: RunFiles
     config: RunConfig  # data and evaluation as they are measured, absolute paths
     fingerprint: str
-    modalities: tuple[str, ...]
+    kinds: Mapping[str, str]  # modality -> the kind of its sensors
+
+    @property
+    def modalities(self) -> tuple[str, ...]:
+        """Their names."""
+        return tuple(self.kinds)
 
     @property
     def all_sensors(self) -> str:
         """The subset of everything that it has an encoder for."""
-        return subset_name(self.modalities)
+        return "+".join(self.modalities)
 
 
 @dataclass(frozen=True)
@@ -76,7 +80,7 @@ class Robustness:
         """Subset -> figures on clean data."""
         _, figures = self._of(baseline)
         wanted = {case.subset: result for case, result in figures.items() if case.corruption == CLEAN}
-        return {subset: wanted[subset] for subset in self.config.subsets if subset in wanted}
+        return {subset: wanted[subset] for subset in sorted(wanted, key=lambda subset: -subset.count("+"))}
 
     def compared(self, metric: str) -> tuple[Matrix, Matrix]:
         """The matrices of model and baseline, of the corruptions that both were measured under."""

@@ -14,6 +14,8 @@ from sensors.corruptions import CORRUPTIONS
 from sensors.errors import DataRootError
 from sensors.nuscenes.index import open_index
 from training.console.progress import Bars
+from training.evaluation.config import every_subset, subset_name
+from training.evaluation.subsets import possible_subsets
 from training.evaluation.tables import SubsetResult
 from training.files.atomic import write_text
 from training.files.config_file import to_yaml
@@ -47,7 +49,9 @@ def run_robustness(checkpoint: Path, config: RobustnessConfig, bars: Bars) -> Ro
     if config.use_cuda and config.address is None:
         usable_device("cuda")
     model = _subject("model", checkpoint, config, None)
-    others = {subset: _subject(subset, path, config, model) for subset, path in config.specialists.items()}
+    possible_subsets(model.config.model, config.subsets)  # refuses what it does not have
+    specialised = {subset_name(name.split("+"), model.modalities): path for name, path in config.specialists.items()}
+    others = {subset: _subject(subset, path, config, model) for subset, path in specialised.items()}
     baseline = None if config.baseline is None else _subject("baseline", config.baseline, config, model)
     print(f"computing in {_precision(config, model.config)}", flush=True)
     out = (config.out or model.files.root / "robustness").absolute()
@@ -135,13 +139,11 @@ def _cases(subject: Subject, config: RobustnessConfig, *, specialist: bool) -> l
     """All that a subject is measured on; first the subsets, which take longest."""
     if specialist:
         return [Case(subject.name)]
-    has = set(subject.modalities)
-    subsets = [
-        subset for subset in dict.fromkeys([subject.all_sensors, *config.subsets]) if set(subset.split("+")) <= has
-    ]
-    cases = [Case(subset) for subset in subsets]
+    asked = [Case(subset) for subset in config.subsets or every_subset(subject.modalities)]
+    cases = [Case(subject.all_sensors), *(case.of(subject.kinds) for case in asked if case.possible(subject.kinds))]
+    cases = list(dict.fromkeys(cases))
     for corruption in config.corruptions:
-        if set(CORRUPTIONS[corruption].modalities) & has:
+        if set(CORRUPTIONS[corruption].modalities) & set(subject.kinds.values()):
             cases += [Case(corruption=corruption, severity=severity) for severity in config.severities]
     return cases
 
@@ -187,7 +189,8 @@ def _subject(name: str, path: Path, config: RobustnessConfig, model: Subject | N
         evaluation = trained.evaluation.model_copy(update={"limit": limit})
     else:
         _check_same_data(name, path, trained, load_run_config(model.files.config))
-        evaluation = model.config.evaluation
+        # Which subsets are measured is not the run's to say; another model may lack their sensors.
+        evaluation = model.config.evaluation.model_copy(update={"subsets": (), "watch": ()})
         theirs = model.config.data.nuscenes
         choice = {"root": theirs.root, "version": theirs.version, "val_split": theirs.val_split}
     nuscenes = trained.data.nuscenes.model_copy(update=choice)
@@ -196,7 +199,8 @@ def _subject(name: str, path: Path, config: RobustnessConfig, model: Subject | N
     data_id = open_index(measured.data.nuscenes).meta.data_id
     precision, _, _ = _precision(config, measured).partition(":")  # figures are of what is computed in, not of why
     print_ = fingerprint(checkpoint, measured, data_id, seed=config.seed, precision=precision, monitor=_monitor(config))
-    subject = Subject(name, checkpoint, files, measured, print_, trained.model.modalities)
+    kinds: dict[str, str] = {name: modality.kind for name, modality in trained.model.modalities.items()}
+    subject = Subject(name, checkpoint, files, measured, print_, kinds)
     if model is not None and name != "baseline" and not set(name.split("+")) <= set(subject.modalities):
         raise RobustnessError(f"specialists.{name}: {path} has only {', '.join(subject.modalities)}")
     return subject

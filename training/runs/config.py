@@ -9,8 +9,9 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from robustbev import ModelConfig, StrictModel
+from sensors.frames import KINDS
 from training.data.dataset import DataConfig
-from training.evaluation.config import EvaluationConfig
+from training.evaluation.config import EvaluationConfig, subset_name
 from training.files.config_file import load_config
 from training.loop.optim import OptimConfig
 from training.loop.step import StepConfig
@@ -79,8 +80,18 @@ class RunConfig(StrictModel):
     def _check(self) -> RunConfig:
         if self.model.rig is not None:
             raise ValueError("model.rig follows from data: name the channels and sweeps in data.nuscenes instead")
-        if self.camera_weights is not None and self.model.camera is None:
-            raise ValueError("camera_weights: model.camera is null, so there is no ViT to load them into")
+        if self.camera_weights is not None and "camera" not in self.model.kinds:
+            raise ValueError(
+                "camera_weights: no modality of the model is of kind camera, so there is no ViT to load them into"
+            )
+        known = (*self.model.modalities, *KINDS)  # a base's settings of a modality that is null here do no harm
+        if unknown := [name for name in self.step.dropout.modality if name not in known]:
+            raise ValueError(
+                f"step.dropout.modality names {unknown[0]!r}, expected some of the model's modalities "
+                f"{', '.join(self.model.modalities)}"
+            )
+        for subset in (*self.evaluation.subsets, *self.evaluation.watch):
+            subset_name(subset.split("+"), tuple(self.model.modalities))
         unknown = [name for name in self.data.nuscenes.classes if name not in self.model.classes]
         if unknown:
             raise ValueError(

@@ -40,7 +40,7 @@ def measure_gap(
     model = load_model(checkpoint, config)
     if len(model.config.modalities) < 2:
         raise ValueError(
-            f"{checkpoint}: a gap lies between two modalities, and the model has only {model.config.modalities[0]}"
+            f"{checkpoint}: a gap lies between two modalities, and the model has only {', '.join(model.config.modalities)}"
         )
     settings, split = config.evaluation, config.data.nuscenes.val_split
     with build_loader(

@@ -15,7 +15,7 @@ from sensors.frames import History, SensorFrame
 from sensors.nuscenes.reader import NuScenesReader
 from training.data.dataset import Alter, DataConfig, NuScenesDataset, Past, collate_samples, open_reader
 from training.data.sampling import SampleKey
-from training.evaluation.config import SUBSETS, subset_name
+from training.evaluation.config import every_subset
 from training.evaluation.subsets import possible_subsets
 from training.pictures.charts import attention_picture, training_curves
 from training.pictures.scene.bev import Scene, above
@@ -66,11 +66,10 @@ def show(
     scene = replace(
         _scene(config.data, model.config.classes, config, split, sample, corruption),
         grid=model.grid,
-        modalities=model.config.modalities,
+        modalities={name: modality.kind for name, modality in model.config.modalities.items()},
     )
-    wanted = "+".join(model.config.modalities) if subset is None else subset_name(subset.split("+"))
-    possible_subsets(model.config, [wanted])
-    others = [name for name in SUBSETS if name != wanted and set(name.split("+")) <= set(model.config.modalities)]
+    (wanted,) = possible_subsets(model.config, ["+".join(model.config.modalities) if subset is None else subset])
+    others = [name for name in every_subset(tuple(model.config.modalities)) if name != wanted]
     perceptions = perceive_sample(model, config.data, split, scene.frame.token, [wanted, *others], alter=corruption)
     return show_found(scene, perceptions, wanted, out_dir, score)
 
@@ -135,12 +134,12 @@ def show_found(
         paths.append(cameras_picture(out_dir / f"{stem}_cameras.png", full))
     paths.append(
         attention_picture(
-            out_dir / f"{stem}_attention.png", attention, scene.modalities, scene.grid, full.present,
+            out_dir / f"{stem}_attention.png", attention, tuple(scene.modalities), scene.grid, full.present,
             title=f"Whom the fusion trusts, given {subset.replace('+', ' + ')}",
         )
     )  # fmt: skip
     if len(found) > 1:
-        ordered = {name: found[name] for name in SUBSETS if name in found}
+        ordered = {name: found[name] for name in every_subset(tuple(scene.modalities)) if name in found}
         paths.append(subsets_picture(out_dir / f"{_stem(scene)}_subsets.png", replace(scene, note=note), ordered))
     return paths
 

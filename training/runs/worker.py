@@ -134,10 +134,11 @@ def standard_callbacks(config: RunConfig, files: RunFiles, rank: int) -> list[Ca
 
 
 def _load_initial_weights(model: robustbev.PerceptionModel, config: RunConfig, *, say: bool) -> None:
-    if config.camera_weights is not None and model.camera is not None:
-        report = load_vit_weights(model.camera.vit, config.camera_weights)
-        if say:
-            print(report, flush=True)
+    if config.camera_weights is not None:
+        for name in model.config.of_kind(robustbev.CameraConfig):
+            report = load_vit_weights(model.encoder(name).vit, config.camera_weights)
+            if say:
+                print(report, flush=True)
     if config.init_from is not None:
         checkpoint = find_checkpoint(config.init_from)
         weights = checkpoint / "model.safetensors" if checkpoint.is_dir() else checkpoint

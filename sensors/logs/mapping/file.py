@@ -13,7 +13,7 @@ from sensors.documents import DocumentError, read_yaml, short
 from sensors.logs.decode import BOX_TYPES, CAMERA_INFO_TYPES, IMAGE_TYPES, POINT_TYPES, VIDEO_TYPES, unread
 from sensors.logs.log import Log, LogError
 from sensors.logs.mapping.mapping import CameraTopics, LidarTopics, LogMapping, RadarTopics
-from sensors.nuscenes.config import StrictModel
+from sensors.settings import StrictModel
 
 # What a topic of a mapping may carry: by the log's type, or in a nuScenes log by the payload's name.
 IMAGES = IMAGE_TYPES | VIDEO_TYPES | {"EncodedImage", "RawImage"}

@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 
 from sensors.camera.rectification import is_fisheye
 from sensors.logs.messages import CameraInfo
-from sensors.nuscenes.config import StrictModel
+from sensors.settings import StrictModel
 
 _RECTIFIED = frozenset({"rect", "rectified", "undistorted"})
 _NOT = frozenset({"not", "non", "no", "un", "pre", "without"})

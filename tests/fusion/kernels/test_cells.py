@@ -12,7 +12,7 @@ from fusion.kernels import cells
 from fusion.kernels.cells import cell_attention
 from fusion.kernels.neighbours import neighbour_attention
 
-MODALITIES, SAMPLES, CELLS, HEADS, WIDTH = 3, 2, (7, 9), 4, 4
+KINDS, SAMPLES, CELLS, HEADS, WIDTH = 3, 2, (7, 9), 4, 4
 Attend = Callable[[Tensor, Tensor, Tensor | None, nn.Linear], tuple[Tensor, Tensor]]
 
 
@@ -29,9 +29,9 @@ def test_agrees_in_output_share_and_gradient(masked: bool, piece: int, monkeypat
     monkeypatch.setattr(cells, "_PIECE", piece)
     torch.manual_seed(0)
     key_value = nn.Linear(HEADS * WIDTH, 2 * HEADS * WIDTH)
-    seen = torch.rand(MODALITIES, SAMPLES, *CELLS) < 0.4 if masked else None  # some cells see nothing at all
+    seen = torch.rand(KINDS, SAMPLES, *CELLS) < 0.4 if masked else None  # some cells see nothing at all
     query = torch.randn(SAMPLES, *CELLS, HEADS, WIDTH)
-    tokens = torch.randn(MODALITIES, SAMPLES, *CELLS, HEADS * WIDTH)
+    tokens = torch.randn(KINDS, SAMPLES, *CELLS, HEADS * WIDTH)
 
     def run(attend: Attend) -> list[Tensor]:
         leaves = query.clone().requires_grad_(), tokens.clone().requires_grad_()

@@ -23,8 +23,8 @@ from sensors.batch import SensorBatch
 from tests.shared import made_once
 from tests.tiny_model import CAMERAS, RADARS, tiny_model
 
-MODALITIES = ("camera", "lidar", "radar")
-SUBSETS = [subset for count in (3, 2, 1) for subset in combinations(MODALITIES, count)]
+KINDS = ("camera", "lidar", "radar")
+SUBSETS = [subset for count in (3, 2, 1) for subset in combinations(KINDS, count)]
 LOST_CAMERAS = [1, 3, 4]
 
 
@@ -45,21 +45,26 @@ def exported_tiny(kind: Kind) -> Exported:
     )
     path = out / f"tiny{SUFFIXES[kind]}"
     rig_path = path.with_name(path.name.replace("tiny.", "tiny.rig."))
-    assert model.camera is not None
     return Exported(
-        model, path, rig_path, runner(path, kind, ModelGraph(model)), runner(rig_path, kind, RigGraph(model.camera))
+        model,
+        path,
+        rig_path,
+        runner(path, kind, ModelGraph(model)),
+        runner(rig_path, kind, RigGraph(model.encoder("camera"))),
     )
 
 
 def noise(model: PerceptionModel, seed: int, *, batch_size: int = 2, points: int = 700) -> SensorBatch:
-    return random_batch(model, cameras=CAMERAS, radars=RADARS, seed=seed, batch_size=batch_size, points=points)
+    return random_batch(
+        model, {"camera": CAMERAS, "lidar": 1, "radar": RADARS}, seed=seed, batch_size=batch_size, points=points
+    )
 
 
 def without_cameras(batch: SensorBatch, lost: list[int]) -> SensorBatch:
-    assert batch.cameras is not None
-    present = batch.cameras.present.clone()
+    assert batch.part("camera") is not None
+    present = batch.part("camera").present.clone()
     present[:, lost] = False
-    return replace(batch, cameras=replace(batch.cameras, present=present))
+    return batch.having(camera=replace(batch.part("camera"), present=present))
 
 
 def eager(model: PerceptionModel, batch: SensorBatch) -> Tensors:
@@ -69,7 +74,7 @@ def eager(model: PerceptionModel, batch: SensorBatch) -> Tensors:
 
 def inputs_for(model: PerceptionModel, batch: SensorBatch, subset: tuple[str, ...]) -> Tensors:
     """The whole batch, with only `subset` said to be there."""
-    here = torch.tensor([[name in subset for name in MODALITIES]]).repeat(batch.batch_size, 1)
+    here = torch.tensor([[name in subset for name in KINDS]]).repeat(batch.batch_size, 1)
     return model_inputs(model, batch) | {"present": here}
 
 

@@ -21,8 +21,8 @@ from robustbev.export import Kind
 from robustbev.export.check import TOLERANCE, compare, compare_tables
 from robustbev.export.example import rig_inputs
 from tests.robustbev.export.exported import (
+    KINDS,
     LOST_CAMERAS,
-    MODALITIES,
     SUBSETS,
     Exported,
     eager,
@@ -56,7 +56,7 @@ def _assert_the_same(exported: Exported, seeds: range) -> None:
     model, boxes, unmatched, excused = exported.model, 0, 0, 0
     for seed in seeds:
         batch = noise(model, seed)
-        cases = [(subset, batch) for subset in SUBSETS] + [(MODALITIES, without_cameras(batch, LOST_CAMERAS))]
+        cases = [(subset, batch) for subset in SUBSETS] + [(KINDS, without_cameras(batch, LOST_CAMERAS))]
         for subset, given in cases:
             difference = compare(eager(model, given.only(subset)), exported.run(inputs_for(model, given, subset)))
             assert max(difference.largest, difference.heading_rad) <= TOLERANCE, f"seed {seed}, {subset}: {difference}"
@@ -75,19 +75,19 @@ def test_it_computes_what_the_model_computes_with_every_subset_of_its_sensors(ex
 def test_sectors_in_which_the_lidar_is_blind(exported: Exported) -> None:
     for seed in range(3):
         batch = noise(exported.model, seed)
-        assert batch.lidar is not None
-        batch.lidar.sectors[:] = (torch.rand(36, generator=torch.Generator().manual_seed(seed)) < 0.5).float()
+        assert batch.part("lidar") is not None
+        batch.part("lidar").sectors[:] = (torch.rand(36, generator=torch.Generator().manual_seed(seed)) < 0.5).float()
         seen = eager(exported.model, batch)
-        difference = compare(seen, exported.run(inputs_for(exported.model, batch, MODALITIES)))
+        difference = compare(seen, exported.run(inputs_for(exported.model, batch, KINDS)))
         assert difference.fits, str(difference)
-        batch.lidar.sectors[:] = 1
+        batch.part("lidar").sectors[:] = 1
         assert not torch.equal(seen["attention"], eager(exported.model, batch)["attention"])
 
 
 @pytest.mark.parametrize(("batch_size", "points"), [(1, 1), (1, 5000), (5, 90)])
 def test_batch_and_points_are_free(exported: Exported, batch_size: int, points: int) -> None:
     batch = noise(exported.model, 3, batch_size=batch_size, points=points)
-    got = exported.run(inputs_for(exported.model, batch, MODALITIES))
+    got = exported.run(inputs_for(exported.model, batch, KINDS))
     assert got["score"].shape[0] == batch_size
     difference = compare(eager(exported.model, batch), got)
     assert difference.fits, difference
@@ -96,20 +96,20 @@ def test_batch_and_points_are_free(exported: Exported, batch_size: int, points: 
 def test_no_points_and_no_pairs_at_all(exported: Exported) -> None:
     """LiDAR and radar are there and see nothing; all cameras are gone, and with them every pair of the lift."""
     batch = without_cameras(noise(exported.model, 4, batch_size=1), list(range(CAMERAS)))
-    assert batch.lidar is not None
-    assert batch.radar is not None
+    assert batch.part("lidar") is not None
+    assert batch.part("radar") is not None
     zero = torch.zeros(1, dtype=torch.long)
-    batch = replace(batch, lidar=replace(batch.lidar, count=zero), radar=replace(batch.radar, count=zero))
-    inputs = inputs_for(exported.model, batch, MODALITIES)
+    batch = batch.having(lidar=replace(batch.part("lidar"), count=zero), radar=replace(batch.part("radar"), count=zero))
+    inputs = inputs_for(exported.model, batch, KINDS)
     assert len(inputs["lift_entry"]) == 0
     difference = compare(eager(exported.model, batch), exported.run(inputs))
     assert difference.fits, difference
 
 
-@pytest.mark.parametrize("gone", MODALITIES)
+@pytest.mark.parametrize("gone", KINDS)
 def test_what_an_absent_sensors_buffers_hold_is_not_read(exported: Exported, gone: str) -> None:
     batch = noise(exported.model, 5)
-    inputs = inputs_for(exported.model, batch, tuple(m for m in MODALITIES if m != gone))
+    inputs = inputs_for(exported.model, batch, tuple(m for m in KINDS if m != gone))
     clean, dirty = exported.run(inputs), exported.run(spoiled(inputs, _INPUTS_OF[gone]))
     for name, values in clean.items():
         assert torch.equal(values, dirty[name]), name
@@ -117,7 +117,7 @@ def test_what_an_absent_sensors_buffers_hold_is_not_read(exported: Exported, gon
 
 def test_what_single_absent_cameras_and_padding_hold_is_not_read(exported: Exported) -> None:
     batch = without_cameras(noise(exported.model, 6), LOST_CAMERAS)
-    inputs = inputs_for(exported.model, batch, MODALITIES)
+    inputs = inputs_for(exported.model, batch, KINDS)
     dirty = {name: values.clone() for name, values in inputs.items()}
     dirty["images"][:, LOST_CAMERAS] = 255
     dirty["camera_rays"][:, LOST_CAMERAS] = torch.nan
@@ -132,8 +132,8 @@ def test_what_single_absent_cameras_and_padding_hold_is_not_read(exported: Expor
 def test_a_table_made_when_all_cameras_were_there_serves_when_some_are_lost(exported: Exported) -> None:
     batch = noise(exported.model, 7)
     lost = without_cameras(batch, LOST_CAMERAS)
-    assert lost.cameras is not None
-    inputs = inputs_for(exported.model, batch, MODALITIES) | {"camera_present": lost.cameras.present}
+    assert lost.part("camera") is not None
+    inputs = inputs_for(exported.model, batch, KINDS) | {"camera_present": lost.part("camera").present}
     difference = compare(eager(exported.model, lost), exported.run(inputs))
     assert difference.fits, difference
 
@@ -147,7 +147,7 @@ def test_with_nobody_there_it_says_no_perception(exported: Exported) -> None:
 
 def test_each_sample_has_sensors_of_its_own(exported: Exported) -> None:
     batch = noise(exported.model, 9)
-    inputs = inputs_for(exported.model, batch, MODALITIES)
+    inputs = inputs_for(exported.model, batch, KINDS)
     inputs["present"] = torch.tensor([[True, False, False], [False, True, True]])
     got = exported.run(inputs)
     for b, subset in enumerate([("camera",), ("lidar", "radar")]):
@@ -160,11 +160,11 @@ def test_each_sample_has_sensors_of_its_own(exported: Exported) -> None:
 def test_the_rigs_tables_are_those_of_the_model(exported: Exported) -> None:
     model = exported.model
     batch = without_cameras(noise(model, 10, batch_size=3), [2])
-    assert batch.cameras is not None
-    inputs = rig_inputs(batch.cameras)
+    assert batch.part("camera") is not None
+    inputs = rig_inputs(batch.part("camera"))
     inputs["intrinsics"][:, 2], inputs["reference_T_camera"][:, 2] = torch.nan, 0.0  # of the camera that is gone
     tables = exported.rig(inputs)
-    expected = inputs_for(model, batch, MODALITIES)
+    expected = inputs_for(model, batch, KINDS)
     difference = compare_tables(expected, tables)
     assert difference.fits, difference
     got = exported.run(expected | tables)
@@ -173,7 +173,7 @@ def test_the_rigs_tables_are_those_of_the_model(exported: Exported) -> None:
 
 def test_the_manifest_says_what_the_file_takes_and_gives(exported: Exported) -> None:
     for path, part, run, inputs in (
-        (exported.path, "model", exported.run, inputs_for(exported.model, noise(exported.model, 11), MODALITIES)),
+        (exported.path, "model", exported.run, inputs_for(exported.model, noise(exported.model, 11), KINDS)),
         (exported.rig_path, "rig", exported.rig, None),
     ):
         manifest = json.loads(path.with_name(f"{path.name}.json").read_text(encoding="utf-8"))
@@ -183,7 +183,7 @@ def test_the_manifest_says_what_the_file_takes_and_gives(exported: Exported) -> 
         assert manifest["classes"] == list(exported.model.config.classes)
         assert (manifest["machine"] is not None) == (manifest["kind"] == "aoti")
         if inputs is None:
-            cameras = noise(exported.model, 11).cameras
+            cameras = noise(exported.model, 11).part("camera")
             assert cameras is not None
             inputs = rig_inputs(cameras)
         assert [spec["name"] for spec in manifest["inputs"]] == list(inputs)
@@ -235,7 +235,7 @@ def test_onnx_has_no_operator_that_loses_sums_on_several_threads(exported: Expor
 
 
 def test_the_file_runs_without_this_project(exported: Exported, tmp_path: Path) -> None:
-    inputs = inputs_for(exported.model, noise(exported.model, 13), MODALITIES)
+    inputs = inputs_for(exported.model, noise(exported.model, 13), KINDS)
     np.savez(tmp_path / "inputs.npz", **{name: values.numpy() for name, values in inputs.items()})
     run = {
         ".onnx": (

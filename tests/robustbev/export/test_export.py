@@ -16,7 +16,7 @@ from bev.lift.table import LiftTable, build_lift_table
 from fusion import BEVFeatures
 from robustbev import PerceptionModel
 from sensors.batch import CameraBatch, LidarBatch, RadarBatch, SensorBatch
-from sensors.features import MovingFeatures
+from sensors.modality import MovingFeatures
 from tests.tiny_model import random_sensors, tiny_model
 
 # torch warns of its own deprecated habits while it exports.
@@ -35,7 +35,7 @@ def flat(value: Any) -> tuple[Tensor, ...]:
 class Lidar(nn.Module):
     def __init__(self, model: PerceptionModel) -> None:
         super().__init__()
-        self.encoder = model.lidar
+        self.encoder = model.encoder("lidar")
 
     def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
         assert self.encoder is not None
@@ -45,7 +45,7 @@ class Lidar(nn.Module):
 class Radar(nn.Module):
     def __init__(self, model: PerceptionModel) -> None:
         super().__init__()
-        self.encoder = model.radar
+        self.encoder = model.encoder("radar")
 
     def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
         assert self.encoder is not None
@@ -55,7 +55,7 @@ class Radar(nn.Module):
 class Camera(nn.Module):
     def __init__(self, model: PerceptionModel) -> None:
         super().__init__()
-        self.encoder = model.camera
+        self.encoder = model.encoder("camera")
 
     def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
         assert self.encoder is not None
@@ -91,11 +91,11 @@ class Part:
 
 
 def inputs_of(batch: SensorBatch, name: str, model: PerceptionModel) -> tuple[Tensor, ...]:
-    cameras, camera = batch.cameras, model.camera
+    cameras, camera = batch.part("camera"), model.encoder("camera")
     assert cameras is not None
     assert camera is not None
     if name != "camera":
-        return flat(getattr(batch, name))
+        return flat(batch.part(name))
     table = build_lift_table(
         cameras.intrinsics, cameras.reference_T_camera, image_size=camera.image_size, stride=camera.stride_px,
         bins=camera.bins, grid=camera.grid, z_range_m=camera.z_range_m, samples=camera.lift_samples,
@@ -106,26 +106,26 @@ def inputs_of(batch: SensorBatch, name: str, model: PerceptionModel) -> tuple[Te
 def another_batch() -> SensorBatch:
     """Other noise, other counts, one sensor of each kind gone."""
     batch = random_sensors(seed=7)
-    assert batch.cameras is not None
-    assert batch.lidar is not None
-    assert batch.radar is not None
-    batch.cameras.present[0, 1] = False
-    batch.lidar.count[0] = 0
-    batch.lidar.present[1] = False
-    batch.radar.count[1] = 3
-    batch.radar.present[0] = False
+    assert batch.part("camera") is not None
+    assert batch.part("lidar") is not None
+    assert batch.part("radar") is not None
+    batch.part("camera").present[0, 1] = False
+    batch.part("lidar").count[0] = 0
+    batch.part("lidar").present[1] = False
+    batch.part("radar").count[1] = 3
+    batch.part("radar").present[0] = False
     return batch
 
 
 def of_two_lidars(batch: SensorBatch) -> SensorBatch:
     """One for the right half of the turn and one for the left; in the last sample the left one is gone."""
-    lidar = batch.lidar
+    lidar = batch.part("lidar")
     assert lidar is not None
     right = torch.arange(lidar.sectors.shape[2]) < lidar.sectors.shape[2] // 2
     present = lidar.present.repeat(1, 2)
     present[-1, 1] = False
     both = torch.stack([right, ~right]).float().repeat(len(present), 1, 1)
-    return replace(batch, lidar=replace(lidar, present=present, sectors=both))
+    return batch.having(lidar=replace(lidar, present=present, sectors=both))
 
 
 def part(name: str, fuser: dict[str, Any] | None = None) -> Part:

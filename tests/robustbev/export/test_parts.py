@@ -30,6 +30,7 @@ from robustbev.export import ExportError, Kind, export, export_fuser
 from robustbev.export.check import compare, perception_outputs
 from robustbev.export.interface import OWN_GRID
 from sensors.errors import MissingExtraError
+from sensors.frames import KINDS
 from tests.robustbev.export.exported import noise
 from tests.tiny_model import tiny_config, tiny_model
 
@@ -147,10 +148,11 @@ def test_wrong_arguments_are_told_before_anything_is_computed(
 def test_the_rig_of_the_config_says_how_many_sensors_there_are() -> None:
     rig = {"camera_channels": ["LEFT", "RIGHT"], "lidar_channels": ["TOP"], "radar_channels": ["FRONT"]}
     model = robustbev.build(tiny_config(rig=rig))
-    assert robustbev.export._counts(model, None, None, None) == (2, 1, 1)
-    assert robustbev.export._counts(model, 3, 2, None) == (3, 2, 1)
+    nothing: dict[str, int | None] = dict.fromkeys(KINDS)
+    assert robustbev.export._counts(model, nothing) == {"camera": 2, "lidar": 1, "radar": 1}
+    assert robustbev.export._counts(model, nothing | {"camera": 3, "lidar": 2}) == {"camera": 3, "lidar": 2, "radar": 1}
     bare = robustbev.build(tiny_config())
-    assert robustbev.export._counts(bare, 3, None, 2) == (3, 1, 2)
+    assert robustbev.export._counts(bare, nothing | {"camera": 3, "radar": 2}) == {"camera": 3, "lidar": 1, "radar": 2}
 
 
 class _Suppression(nn.Module):
@@ -181,7 +183,7 @@ def test_suppression_in_a_row_where_each_box_beats_the_next(exported_suppression
 
 def test_groups_lift_what_the_table_lifts() -> None:
     model = tiny_model()
-    camera, cameras = model.camera, noise(model, 0, batch_size=3).cameras
+    camera, cameras = model.encoder("camera"), noise(model, 0, batch_size=3).part("camera")
     assert camera is not None
     assert cameras is not None
     cameras.present[1, 2] = False
@@ -190,14 +192,14 @@ def test_groups_lift_what_the_table_lifts() -> None:
         "z_range_m": camera.z_range_m, "samples": camera.lift_samples,
     }  # fmt: skip
     calibration = cameras.intrinsics, cameras.reference_T_camera, cameras.present
-    table = build_lift_table(*calibration, **settings)  # type: ignore[arg-type]
+    table = build_lift_table(*calibration, **settings)
     groups = groups_of(table)
     generator = torch.Generator().manual_seed(0)
     shape = (3, cameras.present.shape[1], camera.image_size[0] // 8, camera.image_size[1] // 8)
     context, depth = torch.randn(*shape, 5, generator=generator), torch.rand(*shape, 12, generator=generator)
     expected = lift_splat(context, depth, table)
     torch.testing.assert_close(lift_splat_groups(context, depth, groups), expected, atol=1e-4, rtol=1e-4)
-    anew = lift_groups(*calibration, **settings)  # type: ignore[arg-type]
+    anew = lift_groups(*calibration, **settings)
     for mine, theirs in zip(
         (anew.entry, anew.cell, anew.visible), (groups.entry, groups.cell, groups.visible), strict=True
     ):

@@ -19,7 +19,7 @@ from sensors.replay.tick import SensorState, SensorStatus, Tick
 GRID = BEVGrid(-8.0, 16.0, -12.0, 12.0, 2.0)  # 12 x 12 cells, not centred: x and y cannot be confused unseen
 CLASSES = ("car", "pedestrian", "forklift")
 ATTRIBUTES = ("vehicle.moving", "vehicle.parked")
-MODALITIES = ("camera", "lidar", "radar")
+KINDS = ("camera", "lidar", "radar")
 CHANNELS = {"CAM_FRONT": "camera", "CAM_BACK": "camera", "LIDAR_TOP": "lidar", "RADAR_FRONT": "radar"}
 START_US = 1_600_000_000_000_000
 LOOKS_AHEAD = np.array([[0.0, 0, 1, 1.5], [-1, 0, 0, 0.2], [0, -1, 0, 1.6], [0, 0, 0, 1]])  # reference_T_camera
@@ -95,7 +95,7 @@ def result(
         "perceived": perceived,
         "boxes": found if perceived else found[:0],
         "candidates": found if perceived else found[:0],
-        "modalities": MODALITIES,
+        "modalities": KINDS,
         "attention": np.stack([share, share / 2, 1 - 1.5 * share]),
         "classes": CLASSES,
         "attributes": ATTRIBUTES,

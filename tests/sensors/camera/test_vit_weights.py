@@ -278,8 +278,8 @@ def test_heads_that_no_published_vit_has_are_remarked_on(write: Callable[..., Pa
 @pytest.mark.parametrize(
     ("state", "message"),
     [
-        (published(dim=128), "expected a ViT of width 64 and depth 2, got width 128 and depth 2. Set model.camera.dim=128"),
-        (published(depth=5), "got width 64 and depth 5. Set model.camera.dim=64 and model.camera.depth=5, or choose"),
+        (published(dim=128), "expected a ViT of width 64 and depth 2, got width 128 and depth 2. Set dim=128"),
+        (published(depth=5), "got width 64 and depth 5. Set dim=64 and depth=5 of the camera modality, or choose"),
         (published(depth=1), "got width 64 and depth 1"),
         (published(tokens=14), "pos_embed: expected a square grid of positions, or 4 x 4, .* got 15 entries: choose"),
         (published() | {"pos_embed": torch.zeros(3)}, r"pos_embed: expected \[1, T, d\], got \[3\]"),

@@ -26,6 +26,7 @@ from typer.testing import CliRunner
 
 import training.comparison.jobs
 import training.comparison.run
+from sensors.frames import KINDS
 from tests.small_nuscenes import SmallNuScenes
 from training.commands.app import app
 from training.comparison.jobs import run_job
@@ -33,7 +34,7 @@ from training.comparison.plan import Job, JobResult, plan_jobs, read_entries
 from training.comparison.pool import share_out
 from training.comparison.run import Request, compare
 from training.console.progress import Bars
-from training.evaluation.config import SUBSETS
+from training.evaluation.config import every_subset
 from training.evaluation.tables import SubsetResult
 from training.files.config_file import ConfigError
 from training.loop.history import read_history
@@ -42,12 +43,16 @@ from training.runs.files import RunBusyError, RunError, RunFiles
 from training.runs.ray_session import ray_session
 from training.tracking.run import PARENT_TAG
 
+SUBSETS = every_subset(KINDS)
+
 MODEL: dict[str, Any] = {
     "channels": 16,
     "grid": {"cell_m": 1.6},
-    "camera": {"image_height_px": 32, "image_width_px": 64, "dim": 32, "depth": 1, "feature_channels": 16},
-    "lidar": {"pillar_channels": 8},
-    "radar": {"width": 8},
+    "modalities": {
+        "camera": {"image_height_px": 32, "image_width_px": 64, "dim": 32, "depth": 1, "feature_channels": 16},
+        "lidar": {"pillar_channels": 8},
+        "radar": {"width": 8},
+    },
     "backbone": {"widths": [16, 16]},
     "decode": {"max_boxes": 20},
 }

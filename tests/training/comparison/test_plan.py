@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import yaml
 
+from sensors.frames import KINDS
 from training.comparison.plan import (
     budget_notes,
     check_name,
@@ -20,9 +21,11 @@ from training.comparison.plan import (
     settings_that_differ,
     split_words,
 )
-from training.evaluation.config import SUBSETS
+from training.evaluation.config import every_subset
 from training.files.config_file import ConfigError
 from training.runs.files import RunError
+
+SUBSETS = every_subset(KINDS)
 
 
 @pytest.fixture
@@ -69,13 +72,13 @@ def test_rows_of_other_data_are_refused(folder: Path) -> None:
 
 
 def test_a_budget_that_differs_is_told_and_an_ablation_is_not(folder: Path) -> None:
-    files = [write(folder, "a"), write(folder, "b", epochs=5), write(folder, "c", step={"dropout": {"lidar": 0.1}})]
+    files = [write(folder, "a"), write(folder, "b", epochs=5), write(folder, "c", step={"dropout": {"others": 0.1}})]
     entries = read_entries(files)
     assert budget_notes(entries) == ["not the same budget: epochs is 12 in a, c; 5 in b"]
     assert budget_notes(read_entries([files[0], files[2]])) == []
     differing = settings_that_differ(read_entries([files[0], files[2]]))
-    assert differing["c"] == {"step.dropout.lidar": 0.1}
-    assert set(differing["a"]) == {"step.dropout.lidar"}
+    assert differing["c"] == {"step.dropout.others": 0.1}
+    assert set(differing["a"]) == {"step.dropout.others"}
 
 
 def test_every_fault_of_every_file_is_told_with_its_file(folder: Path) -> None:

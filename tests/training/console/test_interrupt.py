@@ -51,8 +51,11 @@ def stopped(small_nuscenes: SmallNuScenes, tmp_path_factory: pytest.TempPathFact
             "name": "stopped", "runs_dir": folder, "epochs": 100_000, "batch_size": 3, "tracking": {"enabled": False},
             "data": {"nuscenes": small_nuscenes.config, "workers": 2}, "runner": {"device": "cpu"},
             "model": {
-                "channels": 8, "grid": {"cell_m": 3.2}, "lidar": {"pillar_channels": 8}, "radar": {"width": 8},
-                "camera": {"image_height_px": 256, "image_width_px": 512, "dim": 32, "depth": 1, "feature_channels": 8},
+                "channels": 8, "grid": {"cell_m": 3.2},
+                "modalities": {
+                    "camera": {"image_height_px": 256, "image_width_px": 512, "dim": 32, "depth": 1, "feature_channels": 8},
+                    "lidar": {"pillar_channels": 8}, "radar": {"width": 8},
+                },
                 "backbone": {"widths": [8, 8]},
             },
         }

@@ -12,9 +12,8 @@ from bev.detection.boxes import Boxes
 from sensors.calibration import apply
 from sensors.camera.depth import project
 from sensors.camera.images import ImageChange, fit_image
-from sensors.preparation.collate import collate
-from sensors.preparation.prepare import prepare
-from tests.sensors.preparation.test_prepare import CAMERA_POSE, INTRINSICS, PREPARATION, RADAR_POSE, camera, frame
+from sensors.prepare import collate, prepare
+from tests.sensors.test_prepare import CAMERA_POSE, INTRINSICS, PREPARATION, RADAR_POSE, camera, frame
 from training.data.augmentation import (
     AugmentationConfig,
     BEVAugmentation,
@@ -60,17 +59,21 @@ def test_a_changed_point_falls_on_the_same_pixel_of_the_changed_camera(seed: int
 def test_prepared_points_poses_and_boxes_change_together(seed: int) -> None:
     change = draw_bev_change(BEVAugmentation(turn_deg=180, scale=(0.8, 1.25)), np.random.default_rng(seed))
     plain, changed = prepare(frame(), PREPARATION), prepare(frame(), PREPARATION, bev_change=change)
-    assert plain.lidar is not None
-    assert changed.lidar is not None
-    assert plain.radar is not None
-    assert changed.radar is not None
-    np.testing.assert_allclose(changed.lidar[:, :3], apply(change, plain.lidar[:, :3].astype(float)), atol=1e-4)
-    np.testing.assert_allclose(changed.radar[:, 4:6], plain.radar[:, 4:6] @ change[:2, :2].T, atol=1e-4)
-    assert changed.reference_T_radar is not None
-    np.testing.assert_allclose(changed.reference_T_radar[0], change @ RADAR_POSE, atol=1e-5)
-    assert plain.depth_m is not None
-    assert changed.depth_m is not None
-    np.testing.assert_array_equal(changed.depth_m, plain.depth_m)
+    assert plain.items["lidar"] is not None
+    assert changed.items["lidar"] is not None
+    assert plain.items["radar"] is not None
+    assert changed.items["radar"] is not None
+    np.testing.assert_allclose(
+        changed.items["lidar"].points[:, :3], apply(change, plain.items["lidar"].points[:, :3].astype(float)), atol=1e-4
+    )
+    np.testing.assert_allclose(
+        changed.items["radar"].points[:, 4:6], plain.items["radar"].points[:, 4:6] @ change[:2, :2].T, atol=1e-4
+    )
+    assert changed.items["radar"].reference_T_radar is not None
+    np.testing.assert_allclose(changed.items["radar"].reference_T_radar[0], change @ RADAR_POSE, atol=1e-5)
+    assert plain.items["camera"].depth_m is not None
+    assert changed.items["camera"].depth_m is not None
+    np.testing.assert_array_equal(changed.items["camera"].depth_m, plain.items["camera"].depth_m)
 
 
 @settings(max_examples=50, deadline=None)
@@ -119,8 +122,8 @@ def test_a_changed_picture_keeps_its_points(seed: int) -> None:
 def test_the_lift_of_a_changed_rig_covers_the_changed_cells() -> None:
     """Mirroring the reference left to right mirrors which cells the cameras reach."""
     mirror = np.diag([1.0, -1.0, 1.0, 1.0])
-    plain = collate([prepare(frame(), PREPARATION)], PREPARATION).cameras
-    changed = collate([prepare(frame(), PREPARATION, bev_change=mirror)], PREPARATION).cameras
+    plain = collate([prepare(frame(), PREPARATION)], PREPARATION).part("camera")
+    changed = collate([prepare(frame(), PREPARATION, bev_change=mirror)], PREPARATION).part("camera")
     assert plain is not None
     assert plain.lift is not None
     assert changed is not None
@@ -159,10 +162,10 @@ def test_impossible_ranges_are_refused(values: dict[str, tuple[float, float]]) -
 def test_a_camera_that_is_not_changed_is_cut_as_in_evaluation() -> None:
     plain = prepare(frame(), PREPARATION)
     fitted, intrinsics = fit_image(camera().image, INTRINSICS, (64, 176), ImageChange())
-    assert plain.images is not None
-    assert plain.intrinsics is not None
-    np.testing.assert_array_equal(plain.images[0], fitted)
-    np.testing.assert_allclose(plain.intrinsics[0], intrinsics, rtol=1e-6)
+    assert plain.items["camera"].images is not None
+    assert plain.items["camera"].intrinsics is not None
+    np.testing.assert_array_equal(plain.items["camera"].images[0], fitted)
+    np.testing.assert_allclose(plain.items["camera"].intrinsics[0], intrinsics, rtol=1e-6)
 
 
 @given(seeds, st.floats(0.2, 1.0), st.floats(1.0, 4.0))

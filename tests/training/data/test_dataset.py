@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor
 
 import robustbev
-from robustbev import CameraConfig, GridConfig, ModelConfig
+from robustbev import CameraConfig, GridConfig, LidarConfig, ModelConfig, RadarConfig
 from sensors.errors import SensorDataError, SensorDataWarning
 from sensors.nuscenes.config import NuScenesConfig
 from tests.small_nuscenes import SmallNuScenes
@@ -22,7 +23,12 @@ from training.data.dataset import DataConfig, open_reader
 from training.data.loader import build_loader
 from training.loop.step import modality_present
 
-MODEL = ModelConfig(camera=CameraConfig(image_height_px=64, image_width_px=96), grid=GridConfig())
+MODEL = ModelConfig(
+    modalities={
+        "camera": CameraConfig(image_height_px=64, image_width_px=96), "lidar": LidarConfig(), "radar": RadarConfig()
+    },
+    grid=GridConfig(),
+)  # fmt: skip
 PLAIN = AugmentationConfig(bev=None, image=None)
 
 
@@ -37,6 +43,8 @@ def tensors(value: Any) -> list[Tensor]:
         return [value]
     if hasattr(value, "__dataclass_fields__"):
         return [tensor for f in fields(value) for tensor in tensors(getattr(value, f.name))]
+    if isinstance(value, Mapping):
+        return [tensor for part in value.values() for tensor in tensors(part)]
     return []
 
 
@@ -53,17 +61,16 @@ def test_a_training_batch_has_everything_in_its_place(config: DataConfig) -> Non
     assert len(loader) == 1
     (batch,) = loader.epoch(0)
     sensors = batch.sensors
-    assert sensors.cameras is not None
-    assert sensors.lidar is not None
-    assert sensors.radar is not None
-    assert sensors.cameras.images.shape == (2, 1, 3, 64, 96)
-    assert sensors.cameras.images.dtype == torch.uint8
-    assert sensors.cameras.lift is not None
-    assert sensors.lidar.points.shape[::2] == (2, 5)
-    assert sensors.radar.present.tolist() == [[True, False]] * 2
-    assert batch.depth_m is not None
-    assert batch.depth_m.shape == (2, 1, 8, 12)
-    assert (batch.depth_m > 0).any()
+    assert sensors.part("camera") is not None
+    assert sensors.part("lidar") is not None
+    assert sensors.part("radar") is not None
+    assert sensors.part("camera").images.shape == (2, 1, 3, 64, 96)
+    assert sensors.part("camera").images.dtype == torch.uint8
+    assert sensors.part("camera").lift is not None
+    assert sensors.part("lidar").points.shape[::2] == (2, 5)
+    assert sensors.part("radar").present.tolist() == [[True, False]] * 2
+    assert batch.depth_m["camera"].shape == (2, 1, 8, 12)
+    assert (batch.depth_m["camera"] > 0).any()
     assert batch.box_valid.any(dim=1).all()
     assert batch.boxes.center_m.shape == (*batch.box_valid.shape, 3)
     assert batch.to("cpu").tokens == batch.tokens
@@ -72,13 +79,15 @@ def test_a_training_batch_has_everything_in_its_place(config: DataConfig) -> Non
 def test_for_a_gpu_the_model_makes_the_lift_table_and_gives_the_same(config: DataConfig) -> None:
     (batch,) = build_loader(config, MODEL, "small_train", batch_size=2, train=True).epoch(0)
     (bare,) = build_loader(config, MODEL, "small_train", batch_size=2, train=True, device="cuda").epoch(0)
-    assert batch.sensors.cameras is not None
-    assert bare.sensors.cameras is not None
-    assert bare.sensors.cameras.lift is None
-    camera = robustbev.build(MODEL).eval().camera
+    assert batch.sensors.part("camera") is not None
+    assert bare.sensors.part("camera") is not None
+    assert bare.sensors.part("camera").lift is None
+    camera = robustbev.build(MODEL).eval().encoder("camera")
     assert camera is not None
     with torch.inference_mode():
-        assert torch.equal(camera(bare.sensors.cameras).bev.features, camera(batch.sensors.cameras).bev.features)
+        assert torch.equal(
+            camera(bare.sensors.part("camera")).bev.features, camera(batch.sensors.part("camera")).bev.features
+        )
 
 
 def test_points_and_boxes_agree_after_augmentation(config: DataConfig) -> None:
@@ -90,14 +99,14 @@ def test_points_and_boxes_agree_after_augmentation(config: DataConfig) -> None:
     )
     before = {batch.tokens[0]: batch for batch in plain.epoch(0)}
     for batch in wild.epoch(0):
-        assert batch.sensors.lidar is not None
+        assert batch.sensors.part("lidar") is not None
         other = before[batch.tokens[0]]
-        assert other.sensors.lidar is not None
-        count = int(batch.sensors.lidar.count[0])
-        assert count == int(other.sensors.lidar.count[0])
+        assert other.sensors.part("lidar") is not None
+        count = int(batch.sensors.part("lidar").count[0])
+        assert count == int(other.sensors.part("lidar").count[0])
         scale = batch.boxes.size_m[0, 0, 0] / other.boxes.size_m[0, 0, 0]
-        distance = (batch.sensors.lidar.points[0, :count, :3] - batch.boxes.center_m[0, 0]).norm(dim=1) / scale
-        expected = (other.sensors.lidar.points[0, :count, :3] - other.boxes.center_m[0, 0]).norm(dim=1)
+        distance = (batch.sensors.part("lidar").points[0, :count, :3] - batch.boxes.center_m[0, 0]).norm(dim=1) / scale
+        expected = (other.sensors.part("lidar").points[0, :count, :3] - other.boxes.center_m[0, 0]).norm(dim=1)
         torch.testing.assert_close(distance, expected, atol=1e-3, rtol=1e-4)
 
 
@@ -160,15 +169,15 @@ def test_a_loader_leaves_the_runs_random_numbers_alone(config: DataConfig) -> No
 
 
 def test_sensors_that_the_model_does_not_use_are_not_read(config: DataConfig, small_nuscenes: SmallNuScenes) -> None:
-    model = MODEL.model_copy(update={"camera": None, "radar": None})
+    model = MODEL.model_copy(update={"modalities": {"lidar": MODEL.modalities["lidar"]}})
     (batch,) = build_loader(config, model, "small_train", batch_size=3, train=True).epoch(0)
-    assert batch.sensors.cameras is None
-    assert batch.sensors.radar is None
-    assert batch.depth_m is None
-    cameras_only = MODEL.model_copy(update={"lidar": None, "radar": None})
+    assert batch.sensors.part("camera") is None
+    assert batch.sensors.part("radar") is None
+    assert not batch.depth_m
+    cameras_only = MODEL.model_copy(update={"modalities": {"camera": MODEL.modalities["camera"]}})
     (batch,) = build_loader(config, cameras_only, "small_train", batch_size=3, train=True).epoch(0)
-    assert batch.sensors.lidar is None
-    assert batch.depth_m is not None  # LiDAR still teaches depth
+    assert batch.sensors.part("lidar") is None
+    assert batch.depth_m  # LiDAR still teaches depth
 
 
 @pytest.mark.parametrize("workers", [0, 1])
@@ -198,8 +207,8 @@ def test_dropped_points_are_counted_in_the_batch(small_nuscenes: SmallNuScenes, 
     loader = build_loader(DataConfig(nuscenes=nuscenes, workers=0), MODEL, "small_train", batch_size=1, train=False)
     batch = next(iter(loader.epoch(0)))
     assert batch.dropped.lidar_not_finite == 17
-    assert batch.sensors.lidar is not None
-    assert batch.sensors.lidar.points.isfinite().all()
+    assert batch.sensors.part("lidar") is not None
+    assert batch.sensors.part("lidar").points.isfinite().all()
 
 
 @pytest.mark.parametrize("train", [True, False])
@@ -220,11 +229,11 @@ def test_a_sample_whose_lidar_gave_nothing_usable_counts_as_without_and_is_told(
         "LIDAR_TOP counts as absent in sample sample-0-1: none of 600 points in 3 sweeps is usable: 600 on the"
         in message
     )
-    assert batch.sensors.lidar is not None
-    present = dict(zip(batch.tokens, batch.sensors.lidar.present.tolist(), strict=True))
+    assert batch.sensors.part("lidar") is not None
+    present = dict(zip(batch.tokens, batch.sensors.part("lidar").present.tolist(), strict=True))
     assert present == {"sample-0-0": [True], "sample-0-1": [False], "sample-0-2": [True]}
     assert batch.dropped.lidar_near >= 600
-    assert modality_present(batch.sensors, MODEL.modalities)[batch.tokens.index("sample-0-1")].tolist() == [
+    assert modality_present(batch.sensors, tuple(MODEL.modalities))[batch.tokens.index("sample-0-1")].tolist() == [
         True,
         False,
         True,
@@ -240,15 +249,14 @@ def test_labels_and_attributes_are_numbered_as_the_model_numbers_them(config: Da
 def test_one_training_batch_of_the_real_keyframe_at_full_size(real_config: NuScenesConfig) -> None:
     camera = CameraConfig(image_height_px=256, image_width_px=704)
     model = ModelConfig(
-        camera=camera,
+        modalities={"camera": camera, "lidar": LidarConfig(), "radar": RadarConfig()},
         grid=GridConfig(x_min_m=-51.2, x_max_m=51.2, y_min_m=-51.2, y_max_m=51.2, z_min_m=-5.0, z_max_m=3.0),
     )
     loader = build_loader(DataConfig(nuscenes=real_config, workers=0), model, "mini_train", batch_size=1, train=True)
     (batch,) = loader.epoch(0)
-    assert batch.sensors.cameras is not None
-    assert batch.sensors.cameras.images.shape == (1, 6, 3, 256, 704)
-    assert batch.sensors.radar is not None
-    assert batch.sensors.radar.present.tolist() == [[True]]
-    assert batch.depth_m is not None
-    assert (batch.depth_m > 0).sum() > 1000
+    assert batch.sensors.part("camera") is not None
+    assert batch.sensors.part("camera").images.shape == (1, 6, 3, 256, 704)
+    assert batch.sensors.part("radar") is not None
+    assert batch.sensors.part("radar").present.tolist() == [[True]]
+    assert (batch.depth_m["camera"] > 0).sum() > 1000
     assert 40 < int(batch.box_valid.sum()) < 68

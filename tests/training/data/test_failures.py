@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 import torch
 
-from robustbev import CameraConfig, GridConfig, ModelConfig
+from robustbev import CameraConfig, GridConfig, LidarConfig, ModelConfig, RadarConfig
 from sensors.corruptions import Corruption
 from sensors.frames import History, SensorFrame
-from sensors.preparation.prepare import prepare
+from sensors.prepare import prepare
 from tests.sensors.health.failing_rig import arrays, no_past, past_of, rig_frame
 from tests.small_nuscenes import SmallNuScenes
 from tests.training.data.test_dataset import assert_equal
@@ -23,7 +23,12 @@ from training.data.failures import FailureConfig, fail
 from training.data.loader import build_loader
 from training.data.sampling import SampleKey
 
-MODEL = ModelConfig(camera=CameraConfig(image_height_px=64, image_width_px=96), grid=GridConfig())
+MODEL = ModelConfig(
+    modalities={
+        "camera": CameraConfig(image_height_px=64, image_width_px=96), "lidar": LidarConfig(), "radar": RadarConfig()
+    },
+    grid=GridConfig(),
+)  # fmt: skip
 EACH = ("camera_lost", "camera_late", "camera_jitter", "view", "lidar_sectors", "lidar_beams", "lidar_points", "lidar_late",
         "lidar_jitter", "radar_late")  # fmt: skip
 
@@ -150,17 +155,15 @@ def test_failures_leave_augmentation_and_depth_as_they_were(config: DataConfig) 
     thin = build_loader(failing(config, only("lidar_points", "lidar_jitter")), MODEL, "small_train", batch_size=3, train=True,
                         seed=1)  # fmt: skip
     (a,), (b,) = plain.epoch(0), thin.epoch(0)
-    assert a.sensors.lidar is not None
-    assert b.sensors.lidar is not None
-    assert (b.sensors.lidar.count < a.sensors.lidar.count).all()
-    assert a.sensors.cameras is not None
-    assert b.sensors.cameras is not None
-    assert torch.equal(a.sensors.cameras.images, b.sensors.cameras.images)
+    assert a.sensors.part("lidar") is not None
+    assert b.sensors.part("lidar") is not None
+    assert (b.sensors.part("lidar").count < a.sensors.part("lidar").count).all()
+    assert a.sensors.part("camera") is not None
+    assert b.sensors.part("camera") is not None
+    assert torch.equal(a.sensors.part("camera").images, b.sensors.part("camera").images)
     assert torch.equal(a.boxes.center_m, b.boxes.center_m)
-    assert a.depth_m is not None
-    assert b.depth_m is not None
-    assert (a.depth_m > 0).any()
-    assert torch.equal(a.depth_m, b.depth_m)
+    assert (a.depth_m["camera"] > 0).any()
+    assert torch.equal(a.depth_m["camera"], b.depth_m["camera"])
 
 
 def test_failures_are_for_training_alone(config: DataConfig) -> None:
@@ -187,8 +190,8 @@ def test_frames_are_altered_before_they_are_prepared(config: DataConfig, workers
     with_workers = config.model_copy(update={"workers": workers})
     loader = build_loader(with_workers, MODEL, "small_val", batch_size=3, train=False, alter=blind)
     (batch,) = loader.epoch(0)
-    assert batch.sensors.lidar is not None
-    assert batch.sensors.lidar.present.tolist() == [[True], [False], [False]]
+    assert batch.sensors.part("lidar") is not None
+    assert batch.sensors.part("lidar").present.tolist() == [[True], [False], [False]]
 
 
 def test_a_corruption_alters_the_frames_of_a_dataset_that_was_sent_to_a_worker(config: DataConfig) -> None:
@@ -197,9 +200,9 @@ def test_a_corruption_alters_the_frames_of_a_dataset_that_was_sent_to_a_worker(c
     dataset[SampleKey(0, 0, 0)]  # frames that it keeps do not travel
     dataset = pickle.loads(pickle.dumps(dataset))
     clean = NuScenesDataset(config, MODEL, "small_val", train=False, seed=0)
-    late, now = (d[SampleKey(0, 1, 0)].frame.lidar for d in (dataset, clean))
+    late, now = (d[SampleKey(0, 1, 0)].frame.items["lidar"].points for d in (dataset, clean))
     assert late is not None
     assert now is not None
     assert late.shape != now.shape or not np.array_equal(late, now)
-    expected = prepare(change(clean.reader.frame(1), clean.history(1)), clean.preparation).lidar
-    np.testing.assert_array_equal(late, expected)  # type: ignore[arg-type]
+    expected = prepare(change(clean.reader.frame(1), clean.history(1)), clean.preparation).items["lidar"].points
+    np.testing.assert_array_equal(late, expected)

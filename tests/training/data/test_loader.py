@@ -18,7 +18,12 @@ from training.data.loader import LoaderError, SampleLoader, build_loader
 from training.runs.config import RunConfig
 
 MODEL = RunConfig.model_validate(
-    {"model": {"grid": {"cell_m": 1.6}, "camera": {"image_height_px": 32, "image_width_px": 64}}}
+    {
+        "model": {
+            "grid": {"cell_m": 1.6},
+            "modalities": {"camera": {"image_height_px": 32, "image_width_px": 64}, "lidar": {}},
+        }
+    }
 ).model
 
 

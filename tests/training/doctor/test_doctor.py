@@ -183,7 +183,7 @@ def test_what_is_odd_in_the_tables_is_told_and_no_obstacle(config: Path, data: S
         (["data.nuscenes.radar_channels=[RADAR_FRNT]"], BARE, "index", "RADAR_FRNT (the nearest is RADAR_FRONT)"),
         (["data.nuscenes.val_split=other"], BARE, "index", "split 'other': no scene of it"),
         (["data.min_points=23"], BARE, "truth", "0 of 4 boxes in small_train; left out: 4 with fewer points"),
-        (["data.nuscenes.radar_channels=[]"], BARE, "modalities", "set model.radar=null, or name its channels"),
+        (["data.nuscenes.radar_channels=[]"], BARE, "modalities", "set model.modalities.radar=null, or name its channels"),
         (["camera_weights=vit.safetensors"], BARE, "modalities", "camera_weights: no file vit.safetensors"),
         (["runner.device=cuda"], BARE, "device", "set runner.device=cpu"),
         (["runner.device=cuda", "runner.workers=2"], replace(BARE, gpus=(GPU,)), "device", "set runner.workers=1"),

@@ -30,7 +30,7 @@ from training.runs.config import RunConfig
 from training.runs.files import RunFiles
 from training.runs.measure_gap import measure_gap
 
-NO_DROPOUT = DropoutConfig(camera=0, lidar=0, radar=0, single_camera=0)
+NO_DROPOUT = DropoutConfig(others=0, single_camera=0)
 
 
 def unit(*shape: int, seed: int = 0) -> Tensor:

@@ -27,15 +27,19 @@ from bev.grid import BEVGrid
 from fusion.features import BEVFeatures, FusedBEV
 from robustbev import NUSCENES_ATTRIBUTES, NUSCENES_CLASSES, ModelConfig, Perception
 from sensors.batch import SensorBatch
+from sensors.frames import KINDS
 from sensors.nuscenes.config import NuScenesConfig
 from sensors.nuscenes.reader import NuScenesReader
-from training.evaluation.config import SUBSETS, EvaluationConfig, subset_name
+from training.evaluation.config import EvaluationConfig, every_subset, subset_name
 from training.evaluation.detection_metrics import FastMetrics
 from training.evaluation.official import Metrics, OfficialEvaluation, detection_config, range_note
 from training.evaluation.recall import match, recall_by_class
 from training.evaluation.submission import submission, submission_boxes
-from training.evaluation.subsets import evaluate_subsets, predict_subsets
+from training.evaluation.subsets import evaluate_subsets, possible_subsets, predict_subsets
 from training.evaluation.tables import read_subsets
+from training.runs.config import RunConfig
+
+SUBSETS = every_subset(KINDS)
 
 CATEGORY = {
     "car": "vehicle.car", "truck": "vehicle.truck", "bus": "vehicle.bus.rigid", "trailer": "vehicle.trailer",
@@ -166,7 +170,7 @@ class Batch:
     def of(reader: NuScenesReader, size: int) -> Iterator[Batch]:
         for start in range(0, len(reader), size):
             tokens = reader.tokens[start : start + size]
-            yield Batch(SensorBatch(cameras=None, lidar=None, radar=None, batch_size=len(tokens)), tokens)
+            yield Batch(SensorBatch({}, len(tokens)), tokens)
 
 
 class Oracle(nn.Module):
@@ -193,7 +197,7 @@ class Oracle(nn.Module):
         top = max(len(boxes) for boxes in each)
         stacked = [torch.stack([_padded(getattr(b, f.name), top) for b in each]) for f in dataclasses.fields(Boxes)]
         fused = FusedBEV(torch.zeros(1), torch.zeros(1), torch.zeros(1))
-        return Perception(Boxes(*stacked), fused, self.config.modalities, torch.full((batch_size,), perceived))
+        return Perception(Boxes(*stacked), fused, tuple(self.config.modalities), torch.full((batch_size,), perceived))
 
     def _found(self, i: int, features: Mapping[str, BEVFeatures | None]) -> Boxes:
         truth = self.reader.boxes(i)[
@@ -431,10 +435,10 @@ def test_no_perception_is_recorded_and_is_not_an_empty_road(reader: NuScenesRead
 
 
 def test_a_model_without_radar_is_measured_on_what_it_has(reader: NuScenesReader, tmp_path: Path) -> None:
-    results = _evaluate(Oracle(reader, _wide(radar=None)), reader, tmp_path)
+    results = _evaluate(Oracle(reader, _wide(modalities={"radar": None})), reader, tmp_path)
     assert tuple(results) == ("camera+lidar", "camera", "lidar")
-    with pytest.raises(ValueError, match="the model has only camera, lidar"):
-        _evaluate(Oracle(reader, _wide(radar=None)), reader, tmp_path, subsets=("radar",))
+    with pytest.raises(ValueError, match="expected some of the model's modalities camera, lidar"):
+        _evaluate(Oracle(reader, _wide(modalities={"radar": None})), reader, tmp_path, subsets=("radar",))
 
 
 def test_limit_measures_the_first_samples_only(reader: NuScenesReader, tmp_path: Path) -> None:
@@ -461,12 +465,22 @@ def test_importing_the_configuration_does_not_load_the_devkit() -> None:
 
 
 def test_the_config_takes_subsets_in_any_order_and_names_what_is_wrong() -> None:
-    assert EvaluationConfig(subsets=("radar+camera", "lidar")).subsets == ("camera+radar", "lidar")
-    with pytest.raises(ValidationError, match="expected some of camera, lidar, radar joined by"):
-        EvaluationConfig(subsets=("sonar",))
+    config = ModelConfig()
+    assert possible_subsets(config, ("radar+camera", "lidar")) == ("camera+radar", "lidar")
+    with pytest.raises(
+        ValueError, match=r"expected some of the model's modalities camera, lidar, radar joined by .*'sonar'"
+    ):
+        possible_subsets(config, ("sonar",))
+    with pytest.raises(ValidationError, match="expected some of the model's modalities"):
+        RunConfig(evaluation=EvaluationConfig(subsets=("sonar",)))
     with pytest.raises(ValidationError):
         EvaluationConfig(max_boxes_per_sample=501)
-    assert subset_name(["lidar", "camera"]) == "camera+lidar"
+    assert subset_name(["lidar", "camera"], KINDS) == "camera+lidar"
+
+
+def test_of_many_modalities_all_together_each_alone_and_all_but_each_are_measured() -> None:
+    assert every_subset(("a", "b")) == ("a+b", "a", "b")
+    assert every_subset("abcd") == ("a+b+c+d", "a+b+c", "a+b+d", "a+c+d", "b+c+d", "a", "b", "c", "d")
 
 
 def _boxes(n: int, **fields: torch.Tensor) -> Boxes:

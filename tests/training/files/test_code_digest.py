@@ -32,7 +32,7 @@ def test_all_that_lies_between_data_and_figures_counts(tmp_path: Path) -> None:
     assert digest_of(packages) == code_digest()
     seen = {code_digest()}
     for changed in (
-        "bev/detection/head.py", "fusion/fusers/cross_attention.py", "sensors/preparation/prepare.py",
+        "bev/detection/head.py", "fusion/fusers/cross_attention.py", "sensors/prepare.py",
         "sensors/corruptions/weather.py", "sensors/logs/decode.py", "robustbev/model.py", "training/evaluation/submission.py",
         "training/evaluation/official.py", "training/robustness/cases.py",
     ):  # fmt: skip

@@ -14,15 +14,16 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from bev.detection.losses import focal_loss
 from bev.detection.targets import make_targets
 from robustbev import PerceptionModel
-from sensors.batch import MODALITIES, SensorBatch
+from sensors.batch import SensorBatch
+from sensors.frames import KINDS
 from tests.tiny_model import random_sensors, random_training_batch, tiny_model
 from training.data.batch import TrainingBatch
 from training.loop.step import DropoutConfig, LossWeights, StepConfig, StepOutput, TrainingStep, modality_present
 
-NO_DROPOUT = DropoutConfig(camera=0, lidar=0, radar=0, single_camera=0)
+NO_DROPOUT = DropoutConfig(others=0, single_camera=0)
 PARTS = {
     "heatmap", "offset", "height", "size", "yaw", "heading", "velocity", "attribute",
-    "auxiliary_camera", "auxiliary_lidar", "auxiliary_radar", "depth", "image",
+    "auxiliary_camera", "auxiliary_lidar", "auxiliary_radar", "depth_camera", "image_camera",
 }  # fmt: skip
 
 
@@ -61,7 +62,7 @@ def test_every_part_of_the_loss_is_finite_and_every_parameter_learns(precision: 
     step = step_of(model, precision=precision, dropout=NO_DROPOUT)
     batch = random_training_batch()
     # The null embeddings learn only from what is absent.
-    lidar, radar = batch.sensors.lidar, batch.sensors.radar
+    lidar, radar = batch.sensors.part("lidar"), batch.sensors.part("radar")
     assert lidar is not None
     assert radar is not None
     lidar.sectors[0, :, :4] = 0
@@ -83,7 +84,7 @@ def test_bfloat16_is_float32_but_for_rounding() -> None:
 
 
 def test_the_generator_alone_decides_the_dropout() -> None:
-    step, batch = step_of(tiny_model(), dropout={"camera": 0.5, "lidar": 0.5, "radar": 0.5}), random_training_batch()
+    step, batch = step_of(tiny_model(), dropout={"others": 0.5}), random_training_batch()
 
     def losses(seed: int, global_seed: int) -> list[float]:
         torch.manual_seed(global_seed)
@@ -112,11 +113,10 @@ def test_no_step_waits_for_its_device(schedule: str, monkeypatch: pytest.MonkeyP
     """Dropout is drawn before the batch moves, the lift's table comes with it: the host can run ahead of a GPU."""
     model = tiny_model()
     step, batch = step_of(model, dropout={"schedule": schedule, "whole_view": True}), random_training_batch()
-    cameras = batch.sensors.cameras
+    cameras = batch.sensors.part("camera")
     assert cameras is not None
-    assert model.camera is not None
-    table = model.camera.table(cameras.intrinsics, cameras.reference_T_camera, cameras.present)
-    batch = replace(batch, sensors=replace(batch.sensors, cameras=replace(cameras, lift=table)))
+    table = model.encoder("camera").table(cameras.intrinsics, cameras.reference_T_camera, cameras.present)
+    batch = replace(batch, sensors=batch.sensors.having(camera=replace(cameras, lift=table)))
     drawn = step.draw(batch, seeded())
     for check in ("robustbev.network.check_batch", "fusion.nulls._check_values"):  # look at numbers on a CPU alone
         monkeypatch.setattr(check, lambda *_: None)
@@ -158,9 +158,9 @@ def step_of_view(model: PerceptionModel, batch: TrainingBatch, view: torch.Tenso
 def test_split_shows_a_part_and_the_rest_of_it() -> None:
     step = step_of(tiny_model(), dropout={"schedule": "split", "single_camera": 0})
     sensors = random_sensors()
-    assert sensors.lidar is not None
-    assert sensors.radar is not None
-    sensors.lidar.present[1] = sensors.radar.present[1] = False
+    assert sensors.part("lidar") is not None
+    assert sensors.part("radar") is not None
+    sensors.part("lidar").present[1] = sensors.part("radar").present[1] = False
     part, rest = views_of(step, sensors)
     assert torch.equal(part[0], ~rest[0])
     assert part[0].any()
@@ -198,16 +198,19 @@ def test_without_dropout_every_step_is_the_same() -> None:
     assert take(step, batch, generator).loss == take(step, batch, generator).loss
 
 
-@pytest.mark.parametrize("dropped", MODALITIES)
+@pytest.mark.parametrize("dropped", KINDS)
 def test_what_the_fuser_may_not_see_still_teaches_its_encoder(dropped: str) -> None:
     """Dropped is as absent to fuser and head; the auxiliary heads go on."""
     model = tiny_model()
-    step, batch = step_of(model, dropout=NO_DROPOUT.model_copy(update={dropped: 1.0})), random_training_batch()
+    step, batch = (
+        step_of(model, dropout=NO_DROPOUT.model_copy(update={"modality": {dropped: 1.0}})),
+        random_training_batch(),
+    )
     output = take(step, batch, seeded())
     output.loss.backward()
-    nulls = {f"fuser.tokens.null.{name}" for name in MODALITIES if name != dropped}  # which nobody looked at
+    nulls = {f"fuser.tokens.null.{name}" for name in KINDS if name != dropped}  # which nobody looked at
     assert set(without_gradient(step)) <= nulls
-    without_it = replace(batch, sensors=batch.sensors.only(tuple(m for m in MODALITIES if m != dropped)))
+    without_it = replace(batch, sensors=batch.sensors.only(tuple(m for m in KINDS if m != dropped)))
     absent = take(step_of(model, dropout=NO_DROPOUT), without_it, seeded())
     for part in ("heatmap", "size", "velocity"):
         torch.testing.assert_close(output.parts[part], absent.parts[part])
@@ -216,7 +219,7 @@ def test_what_the_fuser_may_not_see_still_teaches_its_encoder(dropped: str) -> N
 
 def test_a_sensor_that_the_sample_lacks_teaches_its_auxiliary_head_nothing() -> None:
     batch = random_training_batch()
-    lidar = batch.sensors.lidar
+    lidar = batch.sensors.part("lidar")
     assert lidar is not None
     lidar.present[:] = False
     step = step_of(tiny_model(), dropout=NO_DROPOUT)
@@ -224,9 +227,9 @@ def test_a_sensor_that_the_sample_lacks_teaches_its_auxiliary_head_nothing() -> 
     assert output.parts["auxiliary_lidar"] == 0
     output.loss.backward()
     untouched = without_gradient(step)
-    assert any(name.startswith("lidar.pillars") for name in untouched)
+    assert any(name.startswith("encoders.lidar.pillars") for name in untouched)
     nulls = ("fuser.tokens.null.camera", "fuser.tokens.null.radar")  # of what is there
-    assert all(name.startswith(("lidar.", "auxiliary.lidar.", *nulls)) for name in untouched)
+    assert all(name.startswith(("encoders.lidar.", "auxiliary.lidar.", *nulls)) for name in untouched)
 
 
 @pytest.mark.parametrize("garbage", [float("nan"), float("inf")])
@@ -234,7 +237,7 @@ def test_stale_buffers_reach_neither_loss_nor_gradient(garbage: float) -> None:
     losses, gradients = [], []
     for value in (0.0, garbage):
         batch = random_training_batch()
-        cameras, lidar, radar = batch.sensors.cameras, batch.sensors.lidar, batch.sensors.radar
+        cameras, lidar, radar = batch.sensors.part("camera"), batch.sensors.part("lidar"), batch.sensors.part("radar")
         assert cameras is not None
         assert lidar is not None
         assert radar is not None
@@ -263,22 +266,22 @@ def test_single_cameras_go_and_their_depth_is_not_supervised() -> None:
     drawn = step.draw(random_training_batch(), seeded())
     assert drawn.views is not None
     assert drawn.views.all()
-    assert drawn.sensors.cameras is not None
-    stay = drawn.sensors.cameras.present
+    assert drawn.sensors.part("camera") is not None
+    stay = drawn.sensors.part("camera").present
     assert stay.sum(1).tolist() == [1, 1]
-    assert drawn.depth_m is not None
-    elsewhere = replace(drawn, depth_m=torch.where(stay[..., None, None], drawn.depth_m, 12.0 - drawn.depth_m))
-    here = replace(drawn, depth_m=torch.where(stay[..., None, None], 12.0 - drawn.depth_m, drawn.depth_m))
-    depth = step(drawn).parts["depth"]
+    known = drawn.depth_m["camera"]
+    elsewhere = replace(drawn, depth_m={"camera": torch.where(stay[..., None, None], known, 12.0 - known)})
+    here = replace(drawn, depth_m={"camera": torch.where(stay[..., None, None], 12.0 - known, known)})
+    depth = step(drawn).parts["depth_camera"]
     assert depth > 0
-    assert torch.equal(step(elsewhere).parts["depth"], depth)
-    assert not torch.equal(step(here).parts["depth"], depth)
+    assert torch.equal(step(elsewhere).parts["depth_camera"], depth)
+    assert not torch.equal(step(here).parts["depth_camera"], depth)
 
 
 @pytest.mark.parametrize("given", [(), ("camera",), ("lidar", "radar")])
 def test_any_subset_of_modalities_makes_a_step(given: tuple[str, ...]) -> None:
     batch = random_training_batch()
-    batch = replace(batch, sensors=batch.sensors.only(given), depth_m=batch.depth_m if "camera" in given else None)
+    batch = replace(batch, sensors=batch.sensors.only(given), depth_m=batch.depth_m if "camera" in given else {})
     output = take(step_of(tiny_model()), batch, seeded())
     output.loss.backward()
     assert output.loss.isfinite()
@@ -308,14 +311,14 @@ def test_weights_scale_their_parts() -> None:
 
 def test_presence_is_told_by_sample_and_modality() -> None:
     batch = random_sensors(3)
-    assert batch.cameras is not None
-    assert batch.lidar is not None
-    batch.cameras.present[0] = False
-    batch.cameras.present[1, 1:] = False
-    batch.lidar.present[2] = False
-    present = modality_present(replace(batch, radar=None), ("camera", "lidar", "radar"))
+    assert batch.part("camera") is not None
+    assert batch.part("lidar") is not None
+    batch.part("camera").present[0] = False
+    batch.part("camera").present[1, 1:] = False
+    batch.part("lidar").present[2] = False
+    present = modality_present(batch.having(radar=None), ("camera", "lidar", "radar"))
     assert present.tolist() == [[False, True, False], [True, True, False], [True, False, False]]
-    assert not modality_present(SensorBatch(None, None, None, 2), ("camera", "lidar")).any()
+    assert not modality_present(SensorBatch({}, 2), ("camera", "lidar")).any()
 
 
 def test_one_batch_can_be_learned_by_heart() -> None:
@@ -333,4 +336,4 @@ def test_one_batch_can_be_learned_by_heart() -> None:
         optimizer.step()
     assert output.loss < 0.35 * first.loss
     assert output.parts["heatmap"] < 0.2 * first.parts["heatmap"]
-    assert output.parts["depth"] < 0.9 * first.parts["depth"]
+    assert output.parts["depth_camera"] < 0.9 * first.parts["depth_camera"]

@@ -19,10 +19,10 @@ from bev.detection.boxes import Boxes
 from bev.grid import BEVGrid
 from fusion.features import FusedBEV
 from robustbev import NUSCENES_CLASSES, Perception
-from sensors.frames import CameraImage, LidarSweep, RadarSweep, SensorFrame
+from sensors.frames import KINDS, CameraImage, LidarSweep, RadarSweep, SensorFrame
 from sensors.nuscenes.config import NuScenesConfig
 from sensors.nuscenes.reader import NuScenesReader
-from training.evaluation.config import SUBSETS
+from training.evaluation.config import every_subset
 from training.evaluation.tables import TP_ERRORS, SubsetResult
 from training.pictures.charts import attention_picture, comparison_chart, subset_chart, training_curves
 from training.pictures.projection import box_segments, lidar_in_reference, project_points, project_segments
@@ -30,6 +30,8 @@ from training.pictures.scene.bev import Scene, above
 from training.pictures.scene.cameras import arrange, directions
 from training.pictures.scene.picture import cameras_picture, scene_picture, subsets_picture
 from training.runs.show import show_found, show_truth
+
+SUBSETS = every_subset(KINDS)
 
 GRID = BEVGrid(-25.6, 25.6, -25.6, 25.6, 1.6)
 FORWARD = np.array(

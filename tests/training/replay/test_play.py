@@ -14,19 +14,17 @@ from numpy.typing import NDArray
 
 from robustbev import Perception, PerceptionModel, perceive_frame
 from robustbev.results.result import TickResult
-from sensors.batch import MODALITIES
 from sensors.corruptions import Corruption
-from sensors.frames import History, SensorFrame
+from sensors.frames import KINDS, History, SensorFrame
 from sensors.health.monitor import HealthMode, HealthReport
-from sensors.preparation.collate import collate
-from sensors.preparation.prepare import prepare
+from sensors.prepare import collate, prepare
 from sensors.replay.tick import SensorState, Tick
 from tests.small_replay import STEP_US, noise_frame, noise_tick, preparation
 from tests.tiny_model import tiny_model
 from training.replay.play import FrameChange, HealthWatch, Latencies, Pace, Perceiver, drain, replay
 from training.replay.summary import StateCount
 
-SUBSETS = [s for n in range(1, 4) for s in itertools.combinations(MODALITIES, n)]
+SUBSETS = [s for n in range(1, 4) for s in itertools.combinations(KINDS, n)]
 
 
 @pytest.fixture(scope="module")

@@ -18,8 +18,8 @@ from typer.testing import CliRunner, Result
 
 from robustbev import PerceptionModel, save
 from robustbev.results.result import TickResult
-from sensors.batch import MODALITIES
 from sensors.camera.images import DecodeSize
+from sensors.frames import KINDS
 from sensors.logs.messages import LogMessage
 from sensors.logs.write import write_log
 from sensors.replay.faults.messages import alter_messages, unused
@@ -32,7 +32,7 @@ from training.commands.app import app
 from training.data.dataset import DataConfig, preparation
 from training.replay.play import Perceiver, replay
 
-SUBSETS = [s for n in range(1, 4) for s in itertools.combinations(MODALITIES, n)]
+SUBSETS = [s for n in range(1, 4) for s in itertools.combinations(KINDS, n)]
 SECONDS = 1.6
 WINDOWS = {"start": "..0.45s", "middle": "0.55s..1.05s", "end": "1.05s..", "flickering": ""}
 
@@ -114,9 +114,9 @@ def test_every_subset_lost_at_any_time_leaves_one_sound_result_a_tick(
         for values in (r.boxes.center_m, r.boxes.size_m, r.boxes.score, r.boxes.velocity_mps, r.boxes.yaw_rad):
             assert values.isfinite().all()
         assert torch.from_numpy(r.attention).isfinite().all()
-        there = {modality: given_to_the_model(modality, r) for modality in MODALITIES}
+        there = {modality: given_to_the_model(modality, r) for modality in KINDS}
         assert r.perceived == any(there.values())
-        for modality in MODALITIES:
+        for modality in KINDS:
             should = True if modality not in lost else expected(modality, when, since_s)
             if should is not None:
                 checked[should] += 1

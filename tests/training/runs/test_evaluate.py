@@ -13,11 +13,12 @@ import torch
 import robustbev
 import training.tracking.sending
 from sensors.corruptions import Corruption, CorruptionError
+from sensors.frames import KINDS
 from sensors.nuscenes.index import data_id
 from tests.small_nuscenes import SmallNuScenes
 from tests.tracked import figures, kept, steps, tracked
 from training.data.dataset import DataConfig
-from training.evaluation.config import SUBSETS
+from training.evaluation.config import every_subset
 from training.files.config_file import to_yaml
 from training.runs.config import RunConfig, load_run_config
 from training.runs.evaluate import evaluate_checkpoint
@@ -25,12 +26,16 @@ from training.runs.files import RunFiles, run_of
 from training.runs.release import release
 from training.runs.show import show, show_run
 
+SUBSETS = every_subset(KINDS)
+
 MODEL = {
     "channels": 16,
     "grid": {"cell_m": 1.6},
-    "camera": {"image_height_px": 32, "image_width_px": 64, "dim": 32, "depth": 1, "feature_channels": 16},
-    "lidar": {"pillar_channels": 8},
-    "radar": {"width": 8},
+    "modalities": {
+        "camera": {"image_height_px": 32, "image_width_px": 64, "dim": 32, "depth": 1, "feature_channels": 16},
+        "lidar": {"pillar_channels": 8},
+        "radar": {"width": 8},
+    },
     "backbone": {"widths": [16, 16]},
     "decode": {"max_boxes": 20},
 }

@@ -25,7 +25,7 @@ from sensors.calibration import apply
 from sensors.errors import SensorDataError, SensorDataWarning
 from sensors.frames import SensorFrame
 from sensors.nuscenes.reader import NuScenesReader
-from sensors.preparation.prepare import prepare
+from sensors.prepare import prepare
 from tests.small_nuscenes import VERSION, Channel, SmallNuScenes, write_small_nuscenes
 from training.commands.app import app
 from training.data.dataset import open_reader, preparation, rig_of
@@ -38,7 +38,7 @@ NAMES = tuple(path.stem for path in sorted(CONFIGS.glob("*.yaml")))
 SMALL = (
     "epochs=1", "batch_size=1", "tracking.enabled=false", "runner.workers=0", "runner.device=cpu", "data.workers=0",
     "model.channels=16", "model.grid={x_min_m: -25.6, x_max_m: 25.6, y_min_m: -25.6, y_max_m: 25.6, cell_m: 1.6}",
-    "model.backbone={widths: [16, 16]}", "model.fuser.heads=2", "model.lidar={pillar_channels: 8}",
+    "model.backbone={widths: [16, 16]}", "model.fuser.heads=2", "model.modalities.lidar={pillar_channels: 8}",
     "step.precision=float32", "optim.accumulation=1", "data.balance=none", "evaluation.processes=1",
     "evaluation.score_threshold=0", "data.nuscenes.train_split=small_train", "data.nuscenes.val_split=small_val",
     f"data.nuscenes.version={VERSION}",
@@ -94,11 +94,11 @@ class Rig:
 def words_of(name: str, data: SmallNuScenes, runs_dir: Path) -> tuple[str, ...]:
     shipped = load_run_config(CONFIGS / f"{name}.yaml")
     words = [*SMALL, f"runs_dir={runs_dir}", f"data.nuscenes.root={data.root}"]
-    if shipped.model.camera is not None:
+    if "camera" in shipped.model.kinds:
         size = "image_height_px: 48, image_width_px: 96"
-        words.append(f"model.camera={{{SMALL_CAMERA}, {size}}}")
-    if shipped.model.radar is not None:
-        words.append("model.radar={width: 8}")
+        words.append(f"model.modalities.camera={{{SMALL_CAMERA}, {size}}}")
+    if "radar" in shipped.model.kinds:
+        words.append("model.modalities.radar={width: 8}")
     return ("--config", str(CONFIGS / f"{name}.yaml"), *words)
 
 
@@ -185,7 +185,7 @@ def test_a_frame_is_perceived_by_a_program_of_three_lines(rig: Rig) -> None:
     frame = validation_frame(rig)
     detections = model.perceive(frame)
     assert detections.perceived
-    assert detections.modalities == rig.config.model.modalities
+    assert detections.modalities == tuple(rig.config.model.modalities)
     assert np.isfinite(detections.attention).all()
 
 
@@ -209,7 +209,7 @@ def test_what_two_lidars_see_lies_in_the_same_cells(two_lidars: tuple[RunConfig,
     world = apply(np.linalg.inv(reader.global_T_reference(2)), data.world_m)
     for cloud in (*sweeps["LIDAR_FRONT"], *sweeps["LIDAR_REAR"]):
         np.testing.assert_allclose(cloud, world, atol=1e-4)
-    prepared = prepare(frame, preparation(config.data, config.model)).lidar
+    prepared = prepare(frame, preparation(config.data, config.model)).items["lidar"].points
     assert prepared is not None
     assert len(np.unique(np.round(prepared[:, 4], 4))) == 4  # each sweep keeps its age
     grid = config.model.grid.bev()
@@ -322,9 +322,13 @@ def test_a_rig_without_lidar_takes_its_frame_from_a_camera(
     two_lidars: tuple[RunConfig, SmallNuScenes], tmp_path: Path
 ) -> None:
     _, data = two_lidars
-    without = ["model.lidar=null", "data.nuscenes.lidar_channels=[]", "data.nuscenes.reference_channel=CAM_FRONT"]
+    without = [
+        "model.modalities.lidar=null",
+        "data.nuscenes.lidar_channels=[]",
+        "data.nuscenes.reference_channel=CAM_FRONT",
+    ]
     words = (*words_of("two-lidars", data, tmp_path), *without)
-    run("train", *(word for word in words if not word.startswith("model.lidar={")))
+    run("train", *(word for word in words if not word.startswith("model.modalities.lidar={")))
     checkpoint = tmp_path / "two-lidars"
     assert "camera + radar" in run("evaluate", "--checkpoint", checkpoint)
     run("show", "--checkpoint", checkpoint, "--out", tmp_path / "pictures")

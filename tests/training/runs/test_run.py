@@ -37,9 +37,11 @@ from training.tracking.outbox import Outbox
 MODEL: dict[str, Any] = {
     "channels": 16,
     "grid": {"cell_m": 1.6},
-    "camera": {"image_height_px": 32, "image_width_px": 64, "dim": 32, "depth": 1, "feature_channels": 16},
-    "lidar": {"pillar_channels": 8},
-    "radar": {"width": 8},
+    "modalities": {
+        "camera": {"image_height_px": 32, "image_width_px": 64, "dim": 32, "depth": 1, "feature_channels": 16},
+        "lidar": {"pillar_channels": 8},
+        "radar": {"width": 8},
+    },
     "backbone": {"widths": [16, 16]},
 }
 

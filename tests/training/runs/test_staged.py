@@ -30,20 +30,18 @@ def take_steps(model: robustbev.PerceptionModel, count: int = 2, **changes: Any)
 def test_what_is_frozen_keeps_its_weights_and_its_batch_statistics() -> None:
     model = tiny_model()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    model.freeze(["camera", "lidar", "fuser.key_value"])
+    model.freeze(["encoders.camera", "encoders.lidar", "fuser.key_value"])
     take_steps(model)
     for name, tensor in model.state_dict().items():
-        frozen = name.startswith(("camera.", "lidar.", "fuser.key_value."))
+        frozen = name.startswith(("encoders.camera.", "encoders.lidar.", "fuser.key_value."))
         if frozen:
             assert torch.equal(tensor, before[name]), name
     moved = [name for name, tensor in model.state_dict().items() if not torch.equal(tensor, before[name])]
-    assert {name.partition(".")[0] for name in moved} >= {"radar", "fuser", "backbone", "head", "auxiliary"}
+    assert {name.partition(".")[0] for name in moved} >= {"encoders", "fuser", "backbone", "head", "auxiliary"}
 
 
 def test_a_frozen_part_must_exist() -> None:
-    with pytest.raises(
-        ValueError, match=r"no parameter lies under 'cam'; the model's parts are camera, lidar, radar, fuser"
-    ):
+    with pytest.raises(ValueError, match=r"no parameter lies under 'cam'; the model's parts are encoders, fuser"):
         tiny_model().freeze(["cam"])
 
 
@@ -52,7 +50,7 @@ def test_the_first_stage_teaches_encoders_alone() -> None:
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     take_steps(model, stage="encoders")
     moved = {name for name, tensor in model.state_dict().items() if not torch.equal(tensor, before[name])}
-    assert {name.partition(".")[0] for name in moved} == {"camera", "lidar", "radar", "auxiliary", "image_head"}
+    assert {name.partition(".")[0] for name in moved} == {"encoders", "auxiliary", "image_heads"}
 
 
 def test_a_part_may_be_fresh_where_that_is_said(tmp_path: Path) -> None:
@@ -63,10 +61,10 @@ def test_a_part_may_be_fresh_where_that_is_said(tmp_path: Path) -> None:
     )
     fresh = {name: tensor.clone() for name, tensor in whole.state_dict().items()}
     state = small.state_dict()
-    with pytest.raises(CheckpointError, match=r"missing radar\."):
+    with pytest.raises(CheckpointError, match=r"missing encoders\.radar\."):
         robustbev.load_weights(whole, state, source="there")
     assert all(torch.equal(tensor, fresh[name]) for name, tensor in whole.state_dict().items())
-    robustbev.load_weights(whole, state, source="there", may_lack=["radar", "auxiliary.radar"])
+    robustbev.load_weights(whole, state, source="there", may_lack=["encoders.radar", "auxiliary.radar"])
     for name, tensor in whole.state_dict().items():
         assert torch.equal(tensor, state.get(name, fresh[name])), name
     batch = random_sensors().only(("camera", "lidar"))

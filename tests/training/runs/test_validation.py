@@ -34,7 +34,7 @@ from training.runs.validation import Validation
 
 ALL = "lidar+radar"
 MODEL = {
-    "channels": 8, "grid": {"cell_m": 3.2}, "camera": None, "lidar": {"pillar_channels": 8}, "radar": {"width": 8},
+    "channels": 8, "grid": {"cell_m": 3.2}, "modalities": {"lidar": {"pillar_channels": 8}, "radar": {"width": 8}},
     "fuser": {"heads": 2}, "backbone": {"widths": [8, 8]},
 }  # fmt: skip
 
@@ -224,8 +224,11 @@ def test_what_cannot_be_measured_is_refused_before_the_first_step(
     small_nuscenes: SmallNuScenes, tmp_path: Path
 ) -> None:
     run = config(small_nuscenes, tmp_path, "wrong", watch=["lidar"])
-    no_lidar = run.model_copy(update={"model": run.model.model_copy(update={"lidar": None})})
-    with pytest.raises(ValueError, match=r"evaluation: subsets: the model has only radar, got lidar"):
+    only_radar = {"radar": run.model.modalities["radar"]}
+    no_lidar = run.model_copy(update={"model": run.model.model_copy(update={"modalities": only_radar})})
+    with pytest.raises(
+        ValueError, match=r"evaluation: subsets: expected some of the model's modalities radar .*'lidar'"
+    ):
         run_training(no_lidar, Bars())
     nuscenes = run.data.nuscenes.model_copy(update={"val_split": "nowhere"})
     no_split = run.model_copy(update={"name": "b", "data": run.data.model_copy(update={"nuscenes": nuscenes})})

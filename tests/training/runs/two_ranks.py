@@ -34,9 +34,9 @@ class Unlike:
     def epoch(self, epoch: int, start: int) -> Iterator[TrainingBatch]:
         for i in range(start, len(self)):
             batch = random_training_batch(seed=10 * self.rank + i)
-            assert batch.sensors.cameras is not None
+            assert batch.sensors.part("camera") is not None
             if self.rank == 0:
-                batch.sensors.cameras.present[:, 3:5] = False
+                batch.sensors.part("camera").present[:, 3:5] = False
                 yield replace(batch, sensors=batch.sensors.only(("camera", "lidar")))
             else:
                 yield replace(batch, sensors=batch.sensors.only(("camera", "radar")))

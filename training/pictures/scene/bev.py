@@ -5,8 +5,8 @@ Letters: P points, N boxes.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,8 +14,7 @@ from numpy.typing import NDArray
 
 from bev.detection.boxes import Boxes
 from bev.grid import BEVGrid
-from sensors.batch import MODALITIES
-from sensors.frames import RadarSweep, SensorFrame
+from sensors.frames import KINDS, RadarSweep, SensorFrame
 from training.pictures.drawing import FAINT, INK, MODALITY_COLOURS, class_colour
 from training.pictures.projection import lidar_in_reference
 
@@ -36,9 +35,10 @@ class Scene:
     classes: tuple[str, ...]
     truth: Boxes | None = None
     found: Boxes | None = None  # already cut at a score, see `above`
-    given: tuple[str, ...] = MODALITIES  # the modalities that the model was given
+    given: tuple[str, ...] | None = None  # the modalities that the model was given; None: all
     attention: NDArray[np.floating[Any]] | None = None  # [M, X, Y]
-    modalities: tuple[str, ...] = MODALITIES  # what axis M of `attention` counts
+    modalities: Mapping[str, str] = field(default_factory=lambda: {kind: kind for kind in KINDS})
+    """What axis M of `attention` counts: modality -> the kind of its sensors."""
     camera_channels: tuple[str, ...] = ()  # names of `frame.cameras`, to name those that are absent
     note: str = ""
 
@@ -46,7 +46,13 @@ class Scene:
     def present(self) -> tuple[str, ...]:
         """The modalities that were given and that the frame has."""
         there = {"camera": self.frame.cameras, "lidar": self.frame.lidar, "radar": self.frame.radar}
-        return tuple(name for name in MODALITIES if name in self.given and there[name] is not None)
+        given = self.modalities if self.given is None else self.given
+        return tuple(name for name, kind in self.modalities.items() if name in given and there[kind] is not None)
+
+    @property
+    def given_kinds(self) -> tuple[str, ...]:
+        """The kinds of sensors of which the model was given anything."""
+        return KINDS if self.given is None else tuple(self.modalities[name] for name in self.given)
 
 
 def above(boxes: Boxes, score: float) -> Boxes:
@@ -59,7 +65,7 @@ def draw_bev(axes: Axes, scene: Scene, *, only_given: bool = False) -> None:
 
     With `only_given` the points of modalities that the model was not given are left out.
     """
-    shown = scene.given if only_given else MODALITIES
+    shown = scene.given_kinds if only_given else KINDS
     for sweep in newest_sweeps(scene.frame.lidar) if "lidar" in shown else ():
         points = lidar_in_reference(sweep)
         axes.scatter(
@@ -177,7 +183,7 @@ def legend_handles(scene: Scene, boxes: Sequence[Boxes], *, say_given: bool = Tr
     for label in sorted({label for b in boxes for label in b.label.tolist()}):
         colour, name = class_colour(scene.classes[label], label), scene.classes[label].replace("_", " ")
         handles.append(Patch(facecolor=colour + "73" if found else "none", edgecolor=colour, label=name))
-    unused = {m: ", not given" if say_given and m not in scene.given else "" for m in MODALITIES}
+    unused = {k: ", not given" if say_given and k not in scene.given_kinds else "" for k in KINDS}
     if scene.frame.lidar is not None:
         label = f"LiDAR (darker is higher{unused['lidar']})"
         handles.append(Line2D([], [], color="#666666", marker=".", linestyle="", label=label))

@@ -49,7 +49,7 @@ def draw_cameras(place: SubplotSpec, scene: Scene, depth: bool, *, hspace: float
             title += ", LiDAR by depth, 3 m yellow to 50 m violet" if (row, column) == (0, 0) else ", LiDAR"
         else:
             draw_camera(axes, camera, scene)
-            if "camera" not in scene.given:
+            if "camera" not in scene.given_kinds:
                 title += " (not given to the model)"
         axes.set_title(title, fontsize=8.5, color=INK, loc="left", pad=2)
         axes.set_xticks([])

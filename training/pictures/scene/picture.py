@@ -48,7 +48,7 @@ def scene_picture(path: Path, scene: Scene) -> Path:
         count = len(scene.modalities) + 1
         maps = GridSpecFromSubplotSpec(1, count, right[1], wspace=0.06)
         axes = [figure.add_subplot(maps[k]) for k in range(count)]
-        draw_attention(axes, scene.attention, scene.modalities, scene.grid, scene.present)
+        draw_attention(axes, scene.attention, tuple(scene.modalities), scene.grid, scene.present)
     figure.text(0.03, 0.955, _headline(scene), fontsize=14, fontweight="bold", color=INK)
     figure.text(0.03, 0.925, _subline(scene), fontsize=9.5, color="#555555")
     return save_figure(figure, path)

@@ -9,18 +9,17 @@ from typing import Any, TypeAlias
 
 import torch
 
-from robustbev import ModelConfig, PerceptionModel, RigConfig, load, perceive_frame, preparation
+from robustbev import ModelConfig, PerceptionModel, RigConfig, decode_size, load, perceive_frame, preparation
 from robustbev.results.live_loop import LiveLoop, LiveReport
 from robustbev.results.result import TickResult
 from robustbev.results.ros2.messages import Make, detection_array, diagnostic_array, marker_array
 from robustbev.results.ros2.topics import ListenedTopic, Ros2Decoder, listened_topics, most_waiting
 from robustbev.results.ticks import tick_result
 from robustbev_ros.settings import NodeSettings
-from sensors.camera.images import DecodeSize
 from sensors.logs.log import LogError
 from sensors.logs.mapping.file import load_mapping
 from sensors.logs.mapping.mapping import LogMapping
-from sensors.preparation.preparation import Preparation
+from sensors.modality import Preparation
 from sensors.replay.channels import Channels
 from sensors.replay.live import LivePlayback
 from sensors.replay.tick import Tick
@@ -42,9 +41,9 @@ def channels_of(mapping: LogMapping, model: ModelConfig) -> Channels:
     Raises:
         LogError: there is none.
     """
-    cameras = tuple(mapping.cameras) if model.camera is not None else ()
-    lidars = tuple(mapping.lidars) if model.lidar is not None else ()
-    radars = tuple(mapping.radars) if model.radar is not None else ()
+    cameras = tuple(mapping.cameras) if "camera" in model.kinds else ()
+    lidars = tuple(mapping.lidars) if "lidar" in model.kinds else ()
+    radars = tuple(mapping.radars) if "radar" in model.kinds else ()
     if not (cameras or lidars or radars):
         raise LogError(f"mapping: expected a sensor of the model's modalities {', '.join(model.modalities)}, got none")
     reference = Channels.reference if Channels.reference in lidars or not lidars else lidars[0]
@@ -125,10 +124,8 @@ class Perception:
     def loop(self, make: Make, send: Send, name: str) -> LiveLoop:
         """What takes messages and publishes; see `Reporter`. It is not started yet."""
         settings, config = self.settings, self.model.config
-        camera = config.camera
-        decode = None if camera is None else DecodeSize(camera.image_height_px, camera.image_width_px)
         return LiveLoop(
-            playback=LivePlayback(self.mapping, self.channels, settings, decode=decode),
+            playback=LivePlayback(self.mapping, self.channels, settings, decode=decode_size(config)),
             decode=Ros2Decoder(self.topics),
             look=Looker(self.model, preparation(config, rig_of(self.channels, settings.lidar_min_range_m))),
             publish=Reporter(settings, self.mapping.ego_frame, make, send, name),

@@ -22,22 +22,23 @@ from bev.lift.table import DepthBins
 from sensors.calibration import CalibrationError, apply, inverse_rigid, transforms
 from sensors.camera.depth import depth_targets, project
 from sensors.camera.images import ImageChange, fit_image
+from sensors.camera.prepare import Camera
 from sensors.frames import CameraImage, LidarSweep, RadarSweep, SensorFrame
-from sensors.preparation.collate import collate
-from sensors.preparation.points import DroppedPoints
-from sensors.preparation.preparation import Preparation
-from sensors.preparation.prepare import prepare
+from sensors.lidar.prepare import Lidar
+from sensors.modality import Preparation
+from sensors.points import DroppedPoints
+from sensors.prepare import collate, prepare
+from sensors.radar.prepare import Radar
 
 GRID = BEVGrid(-20.0, 20.0, -20.0, 20.0, 1.0)
 SIZE_PX = (64, 176)
+CAMERA = Camera("camera", ("CAM_FRONT", "CAM_BACK"), SIZE_PX, 8, DepthBins(1.0, 21.0, 20))
+RADAR = Radar("radar", ("RADAR_FRONT", "RADAR_BACK"))
 PREPARATION = Preparation(
     grid=GRID,
     z_range_m=(-2.0, 4.0),
-    image_size_px=SIZE_PX,
-    camera_channels=("CAM_FRONT", "CAM_BACK"),
-    lidar_channels=("LIDAR_TOP",),
-    radar_channels=("RADAR_FRONT", "RADAR_BACK"),
-    depth_bins=DepthBins(1.0, 21.0, 20),
+    modalities=(CAMERA, Lidar("lidar", ("LIDAR_TOP",)), RADAR),
+    camera_channels=CAMERA.channels,
     depth_targets=True,
 )
 LIDAR_POSE = transforms([1.0, 0.0, 1.5, np.cos(0.1), 0.0, 0.0, np.sin(0.1)])
@@ -70,7 +71,7 @@ def frame(**changes: object) -> SensorFrame:
 
 
 def test_sweeps_merge_into_the_reference_with_age_and_intensity() -> None:
-    points = prepare(frame(), PREPARATION).lidar
+    points = prepare(frame(), PREPARATION).items["lidar"].points
     assert points is not None
     np.testing.assert_allclose(points[0, :3], apply(LIDAR_POSE, np.array([[5.0, 1.0, -1.0]]))[0], rtol=1e-6)
     np.testing.assert_allclose(points[:, 3], [0.2, 1.0, 0.2, 1.0])
@@ -78,7 +79,7 @@ def test_sweeps_merge_into_the_reference_with_age_and_intensity() -> None:
 
 
 def test_radar_velocity_turns_with_its_sensor() -> None:
-    points = prepare(frame(), PREPARATION).radar
+    points = prepare(frame(), PREPARATION).items["radar"].points
     assert points is not None
     turn = 0.8
     expected = [2 * np.cos(turn) - np.sin(turn), 2 * np.sin(turn) + np.cos(turn)]
@@ -98,22 +99,25 @@ def test_points_that_are_no_points_are_dropped_and_counted() -> None:
     radar = np.array([[np.nan] * 6, [500.0, 0.0, 0.0, 1.0, 0.0, 0.0], [5.0, 0.0, 7.0, 1.0, 0.0, 0.0]], np.float32)
     sweep = RadarSweep("RADAR_FRONT", radar, RADAR_POSE, 1_000_000)
     prepared = prepare(frame(lidar=(lidar(points),), radar=(sweep,)), PREPARATION)
-    assert prepared.lidar is not None
-    assert prepared.radar is not None
-    assert (len(prepared.lidar), len(prepared.radar)) == (1, 1)  # radars hardly measure height
+    assert prepared.items["lidar"] is not None
+    assert prepared.items["radar"] is not None
+    assert (len(prepared.items["lidar"].points), len(prepared.items["radar"].points)) == (
+        1,
+        1,
+    )  # radars hardly measure height
     assert prepared.dropped == DroppedPoints(
         lidar_not_finite=2, lidar_near=1, lidar_outside=2, radar_not_finite=1, radar_outside=1
     )
-    assert np.isfinite(prepared.lidar).all()
+    assert np.isfinite(prepared.items["lidar"].points).all()
 
 
 def test_points_outside_the_grid_stay_where_the_config_says_so() -> None:
     points = np.array([[500.0, 0.0, 0.0, 1.0, 0.0], [5.0, 0.0, 0.0, 1.0, 0.0]])
     kept = replace(PREPARATION, keep_outside=True)
     prepared = prepare(frame(lidar=(lidar(points),)), kept)
-    assert prepared.lidar is not None
-    assert len(prepared.lidar) == 2
-    assert prepare(frame(lidar=(lidar(points[:1]),)), kept).lidar is None  # and are no use there
+    assert prepared.items["lidar"] is not None
+    assert len(prepared.items["lidar"].points) == 2
+    assert prepare(frame(lidar=(lidar(points[:1]),)), kept).items["lidar"] is None  # and are no use there
 
 
 @pytest.mark.parametrize("change", [
@@ -147,7 +151,7 @@ def test_a_batch_is_the_same_without_opencv(monkeypatch: pytest.MonkeyPatch) -> 
     changes = (ImageChange(mirror=True), ImageChange())
 
     def images() -> torch.Tensor:
-        cameras = collate([prepare(one, PREPARATION, image_changes=changes)], PREPARATION).cameras
+        cameras = collate([prepare(one, PREPARATION, image_changes=changes)], PREPARATION).part("camera")
         assert cameras is not None
         return cameras.images
 
@@ -162,7 +166,7 @@ def test_a_batch_is_the_same_without_opencv(monkeypatch: pytest.MonkeyPatch) -> 
 THREADS_OF_A_FORK = """
 import os, sys
 import numpy as np
-from tests.sensors.preparation.test_prepare import PREPARATION, frame, lidar, prepare
+from tests.sensors.test_prepare import PREPARATION, frame, lidar, prepare
 points = np.random.default_rng(0).normal(size=(35_000, 5)) * 10
 if os.fork() == 0:  # BLAS starts its threads anew in a process that was forked, once one is needed
     prepare(frame(lidar=(lidar(points), lidar(points))), PREPARATION)
@@ -180,12 +184,12 @@ def test_preparing_a_full_size_frame_wakes_no_other_core() -> None:
 
 def test_absent_cameras_are_zeros_that_say_so_and_can_be_inverted() -> None:
     batch = collate([prepare(frame(), PREPARATION)], PREPARATION)
-    assert batch.cameras is not None
-    assert batch.cameras.present.tolist() == [[True, False]]
-    assert batch.cameras.images[0, 1].max() == 0
-    assert torch.linalg.det(batch.cameras.intrinsics).abs().min() > 0
-    assert torch.linalg.det(batch.cameras.reference_T_camera).abs().min() > 0
-    assert batch.cameras.lift is not None
+    assert batch.part("camera") is not None
+    assert batch.part("camera").present.tolist() == [[True, False]]
+    assert batch.part("camera").images[0, 1].max() == 0
+    assert torch.linalg.det(batch.part("camera").intrinsics).abs().min() > 0
+    assert torch.linalg.det(batch.part("camera").reference_T_camera).abs().min() > 0
+    assert batch.part("camera").lift is not None
 
 
 def test_absent_modalities_are_none_and_masked_in_a_mixed_batch() -> None:
@@ -193,23 +197,23 @@ def test_absent_modalities_are_none_and_masked_in_a_mixed_batch() -> None:
     blind = prepare(frame(lidar=None, cameras=None, radar=None), PREPARATION)
     mixed = collate([whole, blind], PREPARATION)
     assert mixed.batch_size == 2
-    assert mixed.lidar is not None
-    assert mixed.lidar.present.tolist() == [[True], [False]]
-    assert mixed.lidar.count.tolist() == [4, 0]
-    assert mixed.radar is not None
-    assert mixed.radar.present.tolist() == [[True, False], [False, False]]
-    assert mixed.cameras is not None
-    assert mixed.cameras.present.tolist() == [[True, False], [False, False]]
+    assert mixed.part("lidar") is not None
+    assert mixed.part("lidar").present.tolist() == [[True], [False]]
+    assert mixed.part("lidar").count.tolist() == [4, 0]
+    assert mixed.part("radar") is not None
+    assert mixed.part("radar").present.tolist() == [[True, False], [False, False]]
+    assert mixed.part("camera") is not None
+    assert mixed.part("camera").present.tolist() == [[True, False], [False, False]]
     nothing = collate([blind, blind], PREPARATION)
-    assert (nothing.cameras, nothing.lidar, nothing.radar) == (None, None, None)
+    assert (nothing.part("camera"), nothing.part("lidar"), nothing.part("radar")) == (None, None, None)
 
 
 def test_a_model_without_a_camera_or_lidar_encoder_is_given_none() -> None:
-    preparation = replace(PREPARATION, image_size_px=None, camera_channels=(), lidar_channels=())
+    preparation = replace(PREPARATION, modalities=(RADAR,), camera_channels=())
     batch = collate([prepare(frame(), preparation)], preparation)
-    assert batch.cameras is None
-    assert batch.lidar is None
-    assert batch.radar is not None
+    assert batch.part("camera") is None
+    assert batch.part("lidar") is None
+    assert batch.part("radar") is not None
 
 
 def test_depth_is_that_of_the_nearest_point_in_a_feature_pixel() -> None:
@@ -227,8 +231,8 @@ def test_depth_is_that_of_the_nearest_point_in_a_feature_pixel() -> None:
 def test_depth_comes_from_the_newest_sweep_alone() -> None:
     ahead = np.array([[10.0, 0.0, 0.0, 1.0, 0.0]])
     old = np.array([[5.0, 0.0, 0.0, 1.0, 0.0]])
-    both = prepare(frame(lidar=(lidar(ahead), lidar(old, 900_000))), PREPARATION).depth_m
-    alone = prepare(frame(lidar=(lidar(ahead),)), PREPARATION).depth_m
+    both = prepare(frame(lidar=(lidar(ahead), lidar(old, 900_000))), PREPARATION).items["camera"].depth_m
+    alone = prepare(frame(lidar=(lidar(ahead),)), PREPARATION).items["camera"].depth_m
     assert both is not None
     assert alone is not None
     np.testing.assert_array_equal(both, alone)
@@ -241,12 +245,12 @@ def test_what_falls_into_the_black_around_a_picture_teaches_no_depth() -> None:
     whole = frame(lidar=(lidar(points),))
     changes = [ImageChange(zoom=0.5), ImageChange()]
     prepared = prepare(whole, PREPARATION, image_changes=changes)
-    assert prepared.depth_m is not None
-    assert prepared.images is not None
-    pictured = prepared.images[0].reshape(8, 8, 22, 8, 3).max(axis=(1, 3, 4)) > 0
+    assert prepared.items["camera"].depth_m is not None
+    assert prepared.items["camera"].images is not None
+    pictured = prepared.items["camera"].images[0].reshape(8, 8, 22, 8, 3).max(axis=(1, 3, 4)) > 0
     assert not pictured.all()
-    assert (prepared.depth_m[0] > 0).any()
-    assert not (prepared.depth_m[0] > 0)[~pictured].any()
+    assert (prepared.items["camera"].depth_m[0] > 0).any()
+    assert not (prepared.items["camera"].depth_m[0] > 0)[~pictured].any()
 
 
 def test_impossible_calibration_is_named() -> None:
@@ -274,10 +278,10 @@ def test_points_of_dead_sectors_are_dropped_counted_and_said() -> None:
     whole = frame(lidar=(sweep,))
     left_dead = replace(whole, lidar_sectors=~(only_sector(90) | only_sector(-90)))
     prepared = prepare(left_dead, PREPARATION)
-    assert prepared.lidar is not None
-    assert prepared.lidar[:, :2].tolist() == [[8.0, 0.5]]
+    assert prepared.items["lidar"] is not None
+    assert prepared.items["lidar"].points[:, :2].tolist() == [[8.0, 0.5]]
     assert prepared.dropped.lidar_dead_sector == 1
-    sectors = collate([prepared, prepare(whole, PREPARATION)], PREPARATION).lidar.sectors  # type: ignore[union-attr]
+    sectors = collate([prepared, prepare(whole, PREPARATION)], PREPARATION).part("lidar").sectors
     assert sectors[:, 0].tolist() == [(~(only_sector(90) | only_sector(-90))).astype(float).tolist(), [1.0] * 36]
 
 
@@ -288,16 +292,16 @@ def test_dead_sectors_turn_and_mirror_with_the_reference() -> None:
     quarter = np.array([[0.0, -1.0, 0, 0], [1.0, 0.0, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]]) * [[1.1], [1.1], [1.1], [1]]
     for change, angle_deg in ((np.eye(4), 45), (mirror, -45), (quarter, 135)):
         prepared = prepare(dead, PREPARATION, bev_change=change)
-        np.testing.assert_array_equal(prepared.lidar_sectors[0], (~only_sector(angle_deg)).astype(np.float32))
+        np.testing.assert_array_equal(prepared.items["lidar"].sectors[0], (~only_sector(angle_deg)).astype(np.float32))
     cos, sin = np.cos(np.deg2rad(5)), np.sin(np.deg2rad(5))
     turn = np.eye(4)
     turn[:2, :2] = [[cos, -sin], [sin, cos]]
-    half = prepare(dead, PREPARATION, bev_change=turn).lidar_sectors[0]
+    half = prepare(dead, PREPARATION, bev_change=turn).items["lidar"].sectors[0]
     np.testing.assert_allclose(half[[22, 23]], 0.5)  # two sectors share the dead one
     assert half.sum() == 35
 
 
-TWO = replace(PREPARATION, lidar_channels=("FRONT", "REAR"))
+TWO = replace(PREPARATION, modalities=(CAMERA, Lidar("lidar", ("FRONT", "REAR")), RADAR))
 
 
 def half_turns() -> tuple[LidarSweep, LidarSweep]:
@@ -313,10 +317,10 @@ def half_turns() -> tuple[LidarSweep, LidarSweep]:
 def test_each_of_two_lidars_covers_the_sectors_in_which_it_delivers_points() -> None:
     ahead = np.isin(np.arange(36), np.arange(9, 27)).astype(np.float32)
     both = prepare(frame(lidar=half_turns()), TWO)
-    np.testing.assert_array_equal(both.lidar_sectors, [ahead, 1 - ahead])
-    assert both.lidar_present.tolist() == [True, True]
+    np.testing.assert_array_equal(both.items["lidar"].sectors, [ahead, 1 - ahead])
+    assert both.items["lidar"].present.tolist() == [True, True]
     left = prepare(frame(lidar=half_turns(), lidar_sectors=~only_sector(5)), TWO, bev_change=np.diag([1.0, -1, 1, 1]))
-    np.testing.assert_array_equal(left.lidar_sectors, [ahead * ~only_sector(-5), 1 - ahead])
+    np.testing.assert_array_equal(left.items["lidar"].sectors, [ahead * ~only_sector(-5), 1 - ahead])
 
 
 @pytest.mark.parametrize("dead", ["FRONT", "REAR"])
@@ -327,7 +331,7 @@ def test_of_two_lidars_a_dead_one_takes_its_cells_along(dead: str, how: str) -> 
     if how != "not given":
         sweeps.append(replace(gone, points=gone.points[:0] if how == "no return" else gone.points * np.float32(np.nan)))
     prepared = prepare(frame(lidar=tuple(sweeps)), TWO)
-    batch = collate([prepared, prepare(frame(lidar=None), TWO)], TWO).lidar
+    batch = collate([prepared, prepare(frame(lidar=None), TWO)], TWO).part("lidar")
     assert batch is not None
     assert batch.present.tolist() == [[dead != "FRONT", dead != "REAR"], [False, False]]
     assert batch.sectors[0].sum(1).tolist() == [0.0 if dead == "FRONT" else 18.0, 0.0 if dead == "REAR" else 18.0]
@@ -336,8 +340,8 @@ def test_of_two_lidars_a_dead_one_takes_its_cells_along(dead: str, how: str) -> 
 
 def test_a_rigs_only_lidar_looks_all_around() -> None:
     """A sector without a return is open sky to it; `SensorFrame.lidar_sectors` says which are dead."""
-    one = replace(TWO, lidar_channels=("FRONT",))
-    assert prepare(frame(lidar=half_turns()[:1]), one).lidar_sectors.tolist() == [[1.0] * 36]
+    one = replace(TWO, modalities=(CAMERA, Lidar("lidar", ("FRONT",)), RADAR))
+    assert prepare(frame(lidar=half_turns()[:1]), one).items["lidar"].sectors.tolist() == [[1.0] * 36]
 
 
 def test_sectors_of_another_number_are_refused() -> None:
@@ -350,14 +354,14 @@ def test_depth_may_be_taken_from_another_frame() -> None:
     clean = frame(lidar=(lidar(points),))
     failed = frame(lidar=(lidar(np.array([[5.0, 1.0, 0.0, 1.0, 0.0]])),))
     taught, expected = (prepare(failed, PREPARATION, depth_from=clean), prepare(clean, PREPARATION))
-    assert taught.depth_m is not None
-    assert expected.depth_m is not None
-    np.testing.assert_array_equal(taught.depth_m, expected.depth_m)
-    assert taught.lidar is not None
-    assert len(taught.lidar) == 1
-    without = prepare(failed, PREPARATION, depth_from=replace(clean, cameras=(None, None))).depth_m
+    assert taught.items["camera"].depth_m is not None
+    assert expected.items["camera"].depth_m is not None
+    np.testing.assert_array_equal(taught.items["camera"].depth_m, expected.items["camera"].depth_m)
+    assert taught.items["lidar"] is not None
+    assert len(taught.items["lidar"].points) == 1
+    without = prepare(failed, PREPARATION, depth_from=replace(clean, cameras=(None, None))).items["camera"].depth_m
     assert without is not None
     assert not without.any()
     blind = prepare(replace(failed, lidar=None), PREPARATION, depth_from=clean)
-    assert blind.lidar is None
-    np.testing.assert_array_equal(blind.depth_m, expected.depth_m)  # type: ignore[arg-type]
+    assert blind.items["lidar"] is None
+    np.testing.assert_array_equal(blind.items["camera"].depth_m, expected.items["camera"].depth_m)

@@ -1,0 +1,70 @@
+"""One instant made ready for the network, modality by modality, in one (perhaps augmented) reference frame; and batches."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from sensors.batch import SensorBatch
+from sensors.calibration import FloatArray
+from sensors.camera.images import ImageChange
+from sensors.frame_checks import check_frame
+from sensors.frames import Absence, SensorFrame
+from sensors.modality import Preparation, Sample
+from sensors.points import DroppedPoints
+
+
+@dataclass(frozen=True)
+class PreparedFrame:
+    """One sample, ready to be collated."""
+
+    items: Mapping[str, Any]  # modality -> what its `prepare` gave; None: it is absent
+    dropped: DroppedPoints
+    absent: Mapping[str, Absence]  # channel -> why, of every sensor of the modalities that is absent
+
+
+def prepare(
+    frame: SensorFrame,
+    preparation: Preparation,
+    *,
+    image_changes: Sequence[ImageChange] | None = None,
+    bev_change: FloatArray | None = None,
+    depth_from: SensorFrame | None = None,
+) -> PreparedFrame:
+    """One frame as the network wants it.
+
+    `image_changes`, one a camera, alter the cut of the pictures. `bev_change` [4, 4], any affine map of the reference frame
+    (mirror, turn, scale), is applied to points, velocities and sensor poses alike; truth boxes are the caller's
+    (`training.data.augmentation`). Depth targets stay in the camera's own metres; they come from the LiDAR and the camera poses
+    of `depth_from`, where that is given: a frame whose sensors were made to fail would teach wrong depths.
+
+    A sensor without one usable measurement is absent, see `sensors.points`; `PreparedFrame.absent` says why.
+
+    Raises:
+        CalibrationError, ValueError: the frame is none, see `sensors.frame_checks.check_frame`, or `cameras` has another length
+            than the configuration's.
+    """
+    check_frame(frame)
+    change = np.eye(4) if bev_change is None else bev_change
+    sample = Sample(frame, preparation, change, image_changes, depth_from)
+    parts = {modality.name: modality.prepare(sample) for modality in preparation.modalities}
+    return PreparedFrame(
+        items={name: part.item for name, part in parts.items()},
+        dropped=sum((part.dropped for part in parts.values()), DroppedPoints()),
+        absent={channel: why for part in parts.values() for channel, why in part.absent.items()},
+    )
+
+
+def collate(frames: Sequence[PreparedFrame], preparation: Preparation) -> SensorBatch:
+    """B prepared frames as one batch, points padded to the longest (rounded up, so that few shapes occur).
+
+    A modality that no frame has is absent. Where `lift_tables` are wanted, they are built here, in the loader's worker.
+    """
+    parts = {
+        modality.name: modality.collate([frame.items[modality.name] for frame in frames], preparation)
+        for modality in preparation.modalities
+    }
+    return SensorBatch({name: part for name, part in parts.items() if part is not None}, len(frames))

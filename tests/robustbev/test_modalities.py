@@ -1,0 +1,214 @@
+"""Modalities by name: several of one kind, each with its own encoder, null embedding, dropout and share of the attention."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from pydantic import ValidationError
+
+import robustbev
+from robustbev import Detections, ModelConfig, PerceptionModel, RigConfig, load, save
+from robustbev.export import export, model_inputs
+from robustbev.export.check import perception_outputs, runner
+from robustbev.export.example import masked, random_batch
+from robustbev.export.graphs import ModelGraph
+from sensors.frames import CameraImage, LidarSweep, SensorFrame
+from sensors.prepare import collate, prepare
+from tests.small_replay import CAMERA_CHANNELS, RADAR_CHANNELS, noise_frame
+from tests.tiny_model import random_training_batch, tiny_config
+from training.evaluation.config import every_subset
+from training.loop.step import StepConfig, TrainingStep
+
+SMALL = {"image_height_px": 32, "image_width_px": 64, "dim": 16, "depth": 1, "heads": 2, "feature_channels": 16}
+THERMAL = {"kind": "camera", "channels": ["THERMAL"], **SMALL, "context_channels": 8}
+NAMES = {
+    "camera": {**SMALL, "depth_bins": {"min_m": 1.0, "max_m": 13.0, "count": 12}}, "thermal": THERMAL,
+    "front": {"kind": "lidar", "channels": ["LIDAR_TOP"], "pillar_channels": 8},
+    "rear": {"kind": "lidar", "channels": ["LIDAR_REAR"], "pillar_channels": 8},
+    "radar": {"width": 8},
+}  # fmt: skip
+RIG = RigConfig(
+    camera_channels=(*CAMERA_CHANNELS, "THERMAL"),
+    lidar_channels=("LIDAR_TOP", "LIDAR_REAR"),
+    radar_channels=RADAR_CHANNELS,
+)
+
+
+def named(**changes: Any) -> ModelConfig:
+    values = tiny_config().model_dump() | {"modalities": NAMES, "rig": RIG.model_dump()} | changes
+    return ModelConfig.model_validate(values)
+
+
+@pytest.fixture(scope="module")
+def model() -> PerceptionModel:
+    torch.manual_seed(0)
+    return robustbev.build(named()).eval()
+
+
+@pytest.fixture(scope="module")
+def frame() -> SensorFrame:
+    """Front and rear LiDAR see a half of the turn each; the thermal camera looks ahead."""
+    whole = noise_frame(0)
+    assert whole.cameras is not None
+    assert whole.lidar is not None
+    assert whole.cameras[0] is not None
+    points = whole.lidar[0].points
+    halves = [points[points[:, 0] > 0], points[points[:, 0] <= 0]]
+    sweeps = tuple(
+        replace(whole.lidar[0], channel=channel, points=half, reference_T_lidar=np.eye(4))
+        for channel, half in zip(RIG.lidar_channels, halves, strict=True)
+    )
+    thermal: CameraImage = replace(whole.cameras[0], channel="THERMAL")
+    return replace(whole, cameras=(*whole.cameras, thermal), lidar=sweeps)
+
+
+def perceive(model: PerceptionModel, frame: SensorFrame) -> Detections:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return model.perceive(frame, min_score=0)
+
+
+def without(frame: SensorFrame, *channels: str) -> SensorFrame:
+    assert frame.cameras is not None
+    assert frame.lidar is not None
+    return replace(
+        frame,
+        cameras=tuple(None if c is None or c.channel in channels else c for c in frame.cameras),
+        lidar=tuple(sweep for sweep in frame.lidar if sweep.channel not in channels),
+    )
+
+
+def test_each_has_an_encoder_a_null_and_an_auxiliary_head_of_its_own(model: PerceptionModel) -> None:
+    names = tuple(NAMES)
+    assert tuple(model.encoders) == tuple(model.auxiliary) == names
+    assert tuple(model.image_heads) == ("camera", "thermal")
+    state = model.state_dict()
+    assert {f"fuser.tokens.null.{name}" for name in names} <= set(state)
+    assert model.encoders["front"] is not model.encoders["rear"]
+
+
+def test_a_frame_is_shared_out_by_channels(model: PerceptionModel, frame: SensorFrame) -> None:
+    preparation = robustbev.preparation(model.config)
+    batch = collate([prepare(frame, preparation)], preparation)
+    assert batch.part("camera").present.shape == (1, len(CAMERA_CHANNELS))
+    assert batch.part("thermal").present.tolist() == [[True]]
+    assert batch.part("front").points[0, : int(batch.part("front").count), 0].min() > 0
+    assert batch.part("rear").points[0, : int(batch.part("rear").count), 0].max() <= 0
+    seen = perceive(model, frame)
+    assert seen.modalities == tuple(NAMES)
+    assert not seen.absent
+
+
+@pytest.mark.parametrize(("name", "channel"), [("rear", "LIDAR_REAR"), ("thermal", "THERMAL")])
+def test_one_of_two_is_lost_by_itself(model: PerceptionModel, frame: SensorFrame, name: str, channel: str) -> None:
+    """Its own null takes its place and nobody else is touched: the same bits as of a batch without this part."""
+    preparation = robustbev.preparation(model.config)
+    with torch.no_grad():
+        lost = model(collate([prepare(without(frame, channel), preparation)], preparation))
+        expected = model(collate([prepare(frame, preparation)], preparation).having(**{name: None}))
+    assert torch.equal(lost.boxes.score, expected.boxes.score)
+    assert torch.equal(lost.fused.features, expected.fused.features)
+    assert channel in perceive(model, without(frame, channel)).absent
+
+
+def test_a_dead_lidar_takes_only_its_own_cells_with_it(frame: SensorFrame) -> None:
+    lidars = {name: NAMES[name] for name in ("front", "rear")}
+    rig = RIG.only(("lidar",))
+    model = robustbev.build(named(modalities=lidars, rig=rig.model_dump())).eval()
+    alone = replace(frame, cameras=None, radar=None)
+    dead: LidarSweep = replace(alone.lidar[1], points=np.full((9, 5), np.nan, np.float32))  # type: ignore[index]
+    half = replace(alone, lidar=(alone.lidar[0], dead))  # type: ignore[index]
+    preparation = robustbev.preparation(model.config)
+    with torch.no_grad():
+        one = model.encode(collate([prepare(half, preparation)], preparation))
+        both = model.encode(collate([prepare(alone, preparation)], preparation))
+    assert one["rear"] is None
+    assert one["front"] is not None
+    assert both["front"] is not None
+    assert torch.equal(one["front"].coverage, both["front"].coverage)
+    assert "none of 9 points" in perceive(model, half).absent["LIDAR_REAR"]
+    assert not perceive(model, replace(alone, lidar=None)).perceived
+
+
+def test_a_step_teaches_each_by_its_name() -> None:
+    torch.manual_seed(0)
+    model = robustbev.build(named())
+    counts = dict.fromkeys(NAMES, 1)
+    batch = random_training_batch(2, sensors=random_batch(model, counts, batch_size=2))
+    depth = torch.full((2, 1, 4, 8), 5.0)
+    batch = replace(batch, depth_m={"camera": depth, "thermal": depth})
+    config = StepConfig.model_validate({"dropout": {"modality": {"thermal": 1.0, "rear": 0.0}, "others": 0.0}})
+    step = TrainingStep(model, config)
+    drawn = step.draw(batch, torch.Generator().manual_seed(0))
+    assert drawn.views is not None
+    assert drawn.views[0, 0].tolist() == [True, False, True, True, True]
+    parts = step(drawn).parts
+    assert {"depth_camera", "depth_thermal", "image_thermal", "auxiliary_rear"} <= set(parts)
+    step(drawn).loss.backward()
+    assert all(p.grad is not None for p in model.encoders["thermal"].parameters())  # through its auxiliary head
+
+
+def test_it_is_saved_and_loaded_under_its_names(model: PerceptionModel, frame: SensorFrame, tmp_path: Path) -> None:
+    again = load(save(model, tmp_path), "cpu")
+    assert again.config == model.config
+    np.testing.assert_array_equal(perceive(again, frame).score, perceive(model, frame).score)
+
+
+def test_the_whole_model_exports_and_any_of_them_can_be_taken_away(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    few = {name: NAMES[name] for name in ("thermal", "front", "rear")}
+    rig = RigConfig(camera_channels=("THERMAL",), lidar_channels=RIG.lidar_channels)
+    model = robustbev.build(named(modalities=few, rig=rig.model_dump())).eval()
+    path = export(model, tmp_path, kind="onnx", name="few")
+    assert (tmp_path / "few.thermal_rig.onnx").is_file()
+    batch = random_batch(model, dict.fromkeys(few, 1), seed=3)
+    run = runner(path, "onnx", ModelGraph(model))
+    inputs = model_inputs(model, batch)
+    assert {"thermal_images", "front_lidar_points", "rear_lidar_points", "present"} <= set(inputs)
+    for present in ([True, True, True], [True, False, True], [False, True, False]):
+        mask = torch.tensor([present]).expand(2, 3)
+        with torch.no_grad():
+            expected = perception_outputs(model(masked(batch, few, mask)))
+        got = run(inputs | {"present": mask.contiguous()})
+        torch.testing.assert_close(torch.as_tensor(got["score"]), expected["score"], atol=1e-4, rtol=0)
+        torch.testing.assert_close(torch.as_tensor(got["attention"]), expected["attention"], atol=1e-4, rtol=0)
+
+
+def test_subsets_are_of_the_names() -> None:
+    subsets = every_subset(tuple(NAMES))
+    assert subsets[0] == "camera+thermal+front+rear+radar"
+    assert len(subsets) == 1 + 5 + 5
+    assert "camera+front+rear+radar" in subsets
+    assert "thermal" in subsets
+
+
+@pytest.mark.parametrize(
+    ("modalities", "message"),
+    [
+        ({"a": {"kind": "lidar"}, "b": {"kind": "lidar"}}, "a and b are both of kind lidar and name no channels"),
+        (
+            {"a": {"kind": "lidar", "channels": ["TOP"]}, "b": {"kind": "lidar", "channels": ["TOP"]}},
+            "channel TOP belongs to two of kind lidar",
+        ),
+        ({"a": {"dim": 3}}, "kind"),
+        ({"a b": {"kind": "lidar"}}, "pattern"),
+        ({"a": {"kind": "lidar", "channels": ["LIDAR_SIDE"]}}, "modalities.a.channels: the rig has no lidar LIDAR_SIDE"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_is_named(modalities: dict[str, Any], message: str) -> None:
+    rig = RigConfig(lidar_channels=("LIDAR_TOP",))
+    with pytest.raises(ValidationError, match=message):
+        ModelConfig.model_validate({"modalities": modalities, "rig": rig.model_dump()})
+
+
+def test_what_no_other_names_is_left_to_the_one_that_names_nothing() -> None:
+    config = named()
+    assert config.channels_of("camera", RIG) == CAMERA_CHANNELS
+    assert config.channels_of("thermal", RIG) == ("THERMAL",)
+    assert config.kinds == ("camera", "lidar", "radar")
