@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import importlib.metadata
-import io
 import json
 import warnings
-import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -131,29 +129,6 @@ def _export(kind: str, path: Path) -> None:
                 from torch._inductor import aoti_compile_and_package
 
                 aoti_compile_and_package(program, package_path=str(path))
-
-
-def rewritten(data: bytes, change: Callable[[dict[str, bytes]], None]) -> bytes:
-    """A .pt2 archive with its records changed; names are those after the archive's folder."""
-    with zipfile.ZipFile(io.BytesIO(data)) as archive:
-        records = {name.partition("/")[2]: archive.read(name) for name in archive.namelist()}
-    change(records)
-    buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as archive:
-        for name, content in records.items():
-            archive.writestr(f"robust/{name}", content)
-    return buffer.getvalue()
-
-
-def program_with(change: Callable[[Any], None]) -> Callable[[dict[str, bytes]], None]:
-    """A change of the program in a .pt2 archive, which is JSON."""
-
-    def apply(records: dict[str, bytes]) -> None:
-        program = json.loads(records["models/model.json"])
-        change(program)
-        records["models/model.json"] = json.dumps(program).encode()
-
-    return apply
 
 
 def link_distributions(distributions: tuple[str, ...], folder: Path) -> None:

@@ -1,8 +1,8 @@
-"""Run a fuser on a robot with torch alone: a `.pt2` program, or an `.aoti.pt2` package, which is machine code.
+"""Run a fuser on a robot with torch alone: a `.pt2` program, or an `.aoti.pt2` package. Both are code.
 
 cp -r fusion/runtime docs/deploy/run_torch.py robot/ && cd robot
-python run_torch.py fuser.pt2
-python run_torch.py fuser.aoti.pt2 --trust-code --sha256 ...
+python run_torch.py fuser.pt2 --sha256 ...
+python run_torch.py fuser.aoti.pt2 --sha256 ...
 
 Features are made up here; where yours come in stands `your ...`.
 """
@@ -23,7 +23,7 @@ def main() -> None:
     parser.add_argument("fuser")
     parser.add_argument("--threads", type=int)
     parser.add_argument("--sha256", help="of the file, as noted where it was exported")
-    parser.add_argument("--trust-code", action="store_true", help="run an AOTInductor package, with your rights")
+    parser.add_argument("--trust-code", action="store_true", help="run the file unpinned, with your rights")
     options = parser.parse_args()
     fuser = load(options.fuser, sha256=options.sha256, trust_code=options.trust_code, threads=options.threads)
     torch.manual_seed(0)

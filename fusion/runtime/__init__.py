@@ -9,9 +9,9 @@ others need torch; what is not needed is not imported. Every input is checked ag
 
 What loading an artifact may do:
     onnx  is data. Operators beyond ONNX's own and data in other files are refused before onnxruntime sees the file.
-    pt2   is a program that torch would rebuild from names, expressions and pickles, some of which can run code. Here every one of
-          them is held against a strict grammar, pickles and recorded Python are left out, and torch gets an archive of the rest.
-    aoti  IS machine code: refused unless `trust_code=True`, and nothing in here can tell good from bad. Pin its `sha256`.
+    pt2, aoti  are code: a program that torch rebuilds from names, expressions and pickles, and machine code. Either runs with
+          your rights, and nothing in here can tell good from bad: each is refused unless its `sha256=` is pinned and fits, or
+          `trust_code=True` says that you know where it comes from. What was hashed is what is loaded.
 The checksum in a manifest shows damage, not intent: who can change the file can change the manifest. `sha256=` is yours.
 
 Letters: those of the manifest's symbols, B samples above all; each has one value in a call.
@@ -38,11 +38,12 @@ def load(
     Args:
         path: the `.onnx`, `.pt2` or `.aoti.pt2` file.
         sha256: what the file's SHA-256 must be, in hexadecimal; where you keep it, nobody who changes the files can change it.
-        trust_code: load an AOTInductor package, which is machine code that runs with your rights.
+        trust_code: load a `.pt2` or `.aoti.pt2` without a pinned checksum, though it is code that runs with your rights.
         threads: CPU threads for one call; None: the library's choice. In torch this holds for the whole process.
 
     Raises:
-        ArtifactError: a file is missing, damaged, not what its manifest says, or holds what is not to be loaded.
+        ArtifactError: a file is missing, damaged, not what its manifest or `sha256` says, code that nobody vouches for, or holds
+            what is not to be loaded.
         ImportError: the library that runs this kind is not installed.
     """
     path = Path(path)
@@ -50,10 +51,10 @@ def load(
         raise ValueError(f"threads: expected None or a number from 1 on, got {threads!r}")
     manifest = read_manifest(path.with_name(path.name + ".json"), path)
     kind = manifest["kind"]
-    if kind == "aoti" and not trust_code:
+    if kind != "onnx" and sha256 is None and not trust_code:
         raise ArtifactError(
-            f"{path}: an AOTInductor package is machine code that would run with your rights; expected an .onnx or .pt2, or "
-            "trust_code=True for a file that you made or whose sha256= you pin"
+            f"{path}: a file of kind {kind} is code that would run with your rights; expected its SHA-256 as sha256=, noted "
+            "where it was exported, or trust_code=True for a file that you made, or an .onnx, which runs nothing of its own"
         )
     data = read_artifact(path, manifest, sha256)
     parsed = parse_manifest(manifest, path)
@@ -65,7 +66,7 @@ def load(
         case "pt2":
             library, run = open_pt2(data, path, parsed, threads)
         case _:
-            library, run = open_aoti(path, parsed, threads)
+            library, run = open_aoti(data, path, parsed, threads)
     return Artifact(
         path, kind, manifest["part"], frozen(manifest), parsed.inputs, parsed.outputs, parsed.symbols, library, run
     )

@@ -19,8 +19,8 @@ PARTS = ("model", "fuser", "rig")
 DTYPES = ("float16", "float32", "float64", "int8", "int16", "int32", "int64", "uint8", "bool")
 SUFFIXES = {"onnx": ".onnx", "aoti": ".aoti.pt2", "pt2": ".pt2"}
 _MANIFEST_BYTES = 2**20
-ARTIFACT_BYTES = 2**31  # protobuf's own limit
-LARGEST = 2**31  # of any size or symbol
+_ARTIFACT_BYTES = 2**31  # protobuf's own limit
+_LARGEST = 2**31  # of any size or symbol
 
 
 class ArtifactError(ValueError):
@@ -98,7 +98,7 @@ def _no_constant(text: str) -> Any:
     raise ValueError(f"{text} is no JSON")
 
 
-def parse_json(data: bytes, where: str) -> Any:
+def _parse_json(data: bytes, where: str) -> Any:
     """JSON without NaN and doubled names, as far as Python's stack allows it to nest."""
     try:
         return json.loads(data.decode("utf-8"), object_pairs_hook=_unique, parse_constant=_no_constant)
@@ -108,7 +108,7 @@ def parse_json(data: bytes, where: str) -> Any:
 
 def read_manifest(file: Path, path: Path) -> dict[str, Any]:
     """The manifest `file` of the artifact `path`, with a format, kind, part and name that fit."""
-    manifest = parse_json(_read(file, _MANIFEST_BYTES, "the manifest"), str(file))
+    manifest = _parse_json(_read(file, _MANIFEST_BYTES, "the manifest"), str(file))
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
         raise ArtifactError(f'{file}: expected a manifest with "format": "{FORMAT}"; `robustbev export` writes one')
     version = manifest.get("format_version")
@@ -140,8 +140,8 @@ def read_artifact(path: Path, manifest: Mapping[str, Any], pinned: str | None) -
     """The artifact's bytes, which are those of the manifest and of the user's checksum."""
     size, expected = manifest.get("bytes"), manifest.get("sha256")
     where = f"{path}.json"
-    if type(size) is not int or not 0 < size <= ARTIFACT_BYTES:
-        raise ArtifactError(f"{where}: bytes: expected a number from 1 to {ARTIFACT_BYTES}, got {shown(size)}")
+    if type(size) is not int or not 0 < size <= _ARTIFACT_BYTES:
+        raise ArtifactError(f"{where}: bytes: expected a number from 1 to {_ARTIFACT_BYTES}, got {shown(size)}")
     if not isinstance(expected, str) or not re.fullmatch("[0-9a-f]{64}", expected):
         raise ArtifactError(f"{where}: sha256: expected 64 hexadecimal digits, got {shown(expected)}")
     data = _read(path, size, "the artifact")
@@ -203,8 +203,8 @@ def _symbol(entry: Any, where: str) -> Symbol:
     if not isinstance(entry, dict):
         raise ArtifactError(f"{where}: expected an object with min and max, got {shown(entry)}")
     least, most = entry.get("min"), entry.get("max")
-    if type(least) is not int or type(most) is not int or not 0 <= least <= most <= LARGEST:
-        raise ArtifactError(f"{where}: expected 0 <= min <= max <= {LARGEST}, got {shown(least)} and {shown(most)}")
+    if type(least) is not int or type(most) is not int or not 0 <= least <= most <= _LARGEST:
+        raise ArtifactError(f"{where}: expected 0 <= min <= max <= {_LARGEST}, got {shown(least)} and {shown(most)}")
     return Symbol(_words(entry, "meaning", where), least, most)
 
 
@@ -229,10 +229,10 @@ def _dims(dims: Any, symbols: Mapping[str, Symbol], where: str) -> tuple[Dim, ..
     if not isinstance(dims, list) or len(dims) > 8:
         raise ArtifactError(f"{where}: expected a list of at most 8 sizes and symbols, got {shown(dims)}")
     for dim in dims:
-        sound = 0 <= dim <= LARGEST if type(dim) is int else isinstance(dim, str) and dim in symbols
+        sound = 0 <= dim <= _LARGEST if type(dim) is int else isinstance(dim, str) and dim in symbols
         if not sound:
             raise ArtifactError(
-                f"{where}: expected sizes up to {LARGEST} and symbols ({', '.join(symbols)}), got {shown(dim)}"
+                f"{where}: expected sizes up to {_LARGEST} and symbols ({', '.join(symbols)}), got {shown(dim)}"
             )
     return tuple(dims)
 

@@ -1,42 +1,43 @@
-"""Files that torch runs: programs of torch.export, and packages of AOTInductor, which are machine code."""
+"""Files that torch runs: programs of torch.export, and packages of AOTInductor. Both are code, and nothing here vets them."""
 
 from __future__ import annotations
 
 import io
 import platform
+import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from .arrays import TorchTensors
 from .manifest import Array, ArtifactError, Parsed, names_of, shown
-from .pt2_archive import vetted_archive
 
 
 def open_pt2(
     data: bytes, path: Path, parsed: Parsed, threads: int | None
 ) -> tuple[TorchTensors, Callable[[list[Array]], Sequence[Array]]]:
-    """The program, rebuilt by torch from an archive that holds nothing but what was vetted."""
-    archive, call = vetted_archive(data, path)
-    names = [spec.name for spec in parsed.inputs]
-    if len(names) != call.inputs or (sorted(call.names) == sorted(names) and list(call.names) != names):
-        stated = f" ({', '.join(call.names)})" if len(call.names) == call.inputs else ""
-        raise ArtifactError(
-            f"{path}.json: inputs: expected the program's {call.inputs}{stated}, got {len(names)} ({', '.join(names)})"
-        )
-    if len(parsed.outputs) != call.outputs:
-        raise ArtifactError(
-            f"{path}.json: outputs: expected the program's {call.outputs}, got {len(parsed.outputs)} ({names_of(parsed.outputs)})"
-        )
+    """The program, which the user trusts, as torch rebuilds it from these very bytes."""
     torch = _torch(path, threads)
     try:
-        module = torch.export.load(io.BytesIO(archive)).module()
+        program = torch.export.load(io.BytesIO(data))
+        module = program.module()
     except Exception as error:  # torch raises whatever its parts raise
         reason = str(error).strip().splitlines()
         raise ArtifactError(
             f"{path}: torch {torch.__version__} cannot rebuild it: {type(error).__name__}: {reason[-1][:200] if reason else ''}; "
             "export it with the torch that runs it"
         ) from error
+    names, takes = [spec.name for spec in parsed.inputs], list(program.graph_signature.user_inputs)
+    gives = len(program.graph_signature.user_outputs)
+    if len(names) != len(takes) or (sorted(takes) == sorted(names) and takes != names):
+        raise ArtifactError(
+            f"{path}.json: inputs: expected the program's {len(takes)} ({', '.join(takes)}), got {len(names)} "
+            f"({', '.join(names)})"
+        )
+    if len(parsed.outputs) != gives:
+        raise ArtifactError(
+            f"{path}.json: outputs: expected the program's {gives}, got {len(parsed.outputs)} ({names_of(parsed.outputs)})"
+        )
     return TorchTensors(torch, parsed.device), _torch_call(torch, module, parsed, path)
 
 
@@ -80,7 +81,7 @@ _CPU_CAPABILITIES = ("DEFAULT", "AVX2", "AVX512")
 
 
 def open_aoti(
-    path: Path, parsed: Parsed, threads: int | None
+    data: bytes, path: Path, parsed: Parsed, threads: int | None
 ) -> tuple[TorchTensors, Callable[[list[Array]], Sequence[Array]]]:
     """The compiled package, which the user trusts, where this machine can run it."""
     torch = _torch(path, threads)
@@ -103,7 +104,12 @@ def open_aoti(
     try:
         from torch._inductor import aoti_load_package
 
-        program = aoti_load_package(str(path))
+        with (
+            tempfile.TemporaryDirectory() as folder
+        ):  # torch's loader opens a path: that of a copy which nobody else can change
+            copy = Path(folder, "package.pt2")
+            copy.write_bytes(data)
+            program = aoti_load_package(str(copy))
     except Exception as error:  # torch raises whatever its parts raise
         raise ArtifactError(
             f"{path}: torch {torch.__version__} cannot load it: {str(error)[:300]}; export it anew"

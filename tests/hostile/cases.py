@@ -80,7 +80,6 @@ READERS = {
     "log": Reader(lambda folder: list(open_log(folder / "drive.mcap").messages()), LogError, "drive.mcap"),
     "onnx": Reader(lambda folder: runtime.load(folder / "robust.onnx"), runtime.ArtifactError, "robust.onnx"),
     "manifest": Reader(lambda folder: runtime.load(folder / "robust.onnx"), runtime.ArtifactError, "robust.onnx.json"),
-    "program": Reader(lambda folder: runtime.load(folder / "robust.pt2"), runtime.ArtifactError, "robust.pt2"),
 }
 
 # --- sound files, which the hostile ones take the place of ------------------------------------------------------------
@@ -118,8 +117,8 @@ def write_sound(kind: str, folder: Path) -> None:
             toy_store(folder).save(state, PLACE, [random_state()])
         case "health":
             (folder / "health.json").write_text(json.dumps(HEALTH))
-        case "onnx" | "manifest" | "program":
-            write_sound_artifact(kind, folder)
+        case "onnx" | "manifest":
+            write_sound_artifact(folder)
         case "golden" | "ticks":
             (folder / "boxes.bin").touch()
             write_ticks(folder, {})

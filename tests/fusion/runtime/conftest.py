@@ -8,9 +8,7 @@ from pathlib import Path
 import pytest
 
 from fusion.runtime import Artifact, load
-from tests.small_artifact import (
-    write_artifact,
-)
+from tests.small_artifact import write_artifact
 
 
 @pytest.fixture(scope="session")
@@ -36,12 +34,3 @@ def small(tmp_path: Path) -> Callable[[str], Path]:
         return write_artifact(tmp_path, kind)
 
     return write
-
-
-@pytest.fixture
-def quiet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The working directory, in which whatever runs leaves a canary."""
-    folder = tmp_path / "here"
-    folder.mkdir()
-    monkeypatch.chdir(folder)
-    return folder

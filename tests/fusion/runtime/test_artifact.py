@@ -24,6 +24,7 @@ from tests.small_artifact import (
     INPUTS,
     eager,
     link_distributions,
+    manifest_of,
     random_inputs,
 )
 
@@ -94,13 +95,13 @@ def test_the_number_of_threads_is_the_users(small: Callable[[str], Path]) -> Non
     try:
         inputs = random_inputs(2)
         assert set(load(small("onnx"), threads=1)(inputs)) == set(eager(inputs))
-        load(small("pt2"), threads=1)
+        load(small("pt2"), trust_code=True, threads=1)
         assert torch.get_num_threads() == 1
     finally:
         torch.set_num_threads(before)
     for threads in (0, -1, True, 1.5):
         with pytest.raises(ValueError, match="threads: expected"):
-            load(small("pt2"), threads=threads)  # type: ignore[arg-type]
+            load(small("onnx"), threads=threads)  # type: ignore[arg-type]
 
 
 # --- alone ------------------------------------------------------------------------------------------------------------
@@ -126,7 +127,7 @@ sys.path[:0] = [{robot!r}, {links!r}]
 import importlib.util
 import eyes
 print(*[n for n in ("numpy", "torch", "onnxruntime", "onnx", "fusion", "robustbev") if importlib.util.find_spec(n)])
-artifact = eyes.load({path!r})
+artifact = eyes.load({path!r}, sha256={sha256!r})
 {inputs}
 print(*(float(abs(v).sum()) for v in artifact(inputs).values()))
 """
@@ -155,7 +156,9 @@ def test_a_copy_under_another_name_runs_with_one_library(
     done = subprocess.run(
         [
             sys.executable, "-I", "-S", "-W", "ignore", "-c",
-            ALONE.format(robot=str(robot), links=str(links), path=str(path), inputs=code),
+            ALONE.format(
+                robot=str(robot), links=str(links), path=str(path), inputs=code, sha256=manifest_of(path, kind)["sha256"]
+            ),
         ],
         cwd=tmp_path, capture_output=True, text=True, check=False,
     )  # fmt: skip

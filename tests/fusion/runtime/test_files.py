@@ -1,4 +1,4 @@
-"""Artifacts and manifests that are not what they should be, and machine code, are told by name."""
+"""Artifacts and manifests that are not what they should be are told by name; code is loaded where somebody vouches for it."""
 
 from __future__ import annotations
 
@@ -8,22 +8,17 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import fusion.runtime
-from fusion.runtime import Artifact, ArtifactError, load
+from fusion.runtime import Artifact, ArtifactError, load, manifest, onnx_file
 from tests.hostile.fuzzed_json import JSON, named, places
-from tests.small_artifact import (
-    manifest_of,
-    write_manifest,
-)
+from tests.small_artifact import SUFFIX, eager, manifest_of, random_inputs, write_manifest
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # torch and onnxscript warn of their own habits
-RUNTIME = Path(fusion.runtime.__file__).parent
-ROOT = RUNTIME.parents[1]
-KINDS = ["onnx", "pt2", pytest.param("aoti", marks=pytest.mark.slow)]
 
 
 def changed(path: Path, **changes: Any) -> None:
@@ -73,7 +68,7 @@ def test_a_faulty_file_is_told_with_its_name(fault: str, small: Callable[[str], 
     path = small("pt2")
     change(path)
     with pytest.raises(ArtifactError, match=says) as caught:
-        load(path)
+        load(path, trust_code=True)
     assert str(path) in str(caught.value)
 
 
@@ -82,7 +77,7 @@ def test_a_pinned_checksum_holds_whoever_wrote_the_manifest(small: Callable[[str
     sha256 = json.loads((path.parent / "robust.pt2.json").read_text())["sha256"]
     assert load(path, sha256=sha256.upper()).part == "fuser"
     with pytest.raises(ArtifactError, match=r"expected SHA-256 '0+' as pinned, got"):
-        load(path, sha256="0" * 64)
+        load(path, sha256="0" * 64, trust_code=True)
 
 
 def test_an_onnx_file_is_held_against_its_manifest(small: Callable[[str], Path]) -> None:
@@ -116,15 +111,65 @@ def test_any_manifest_is_read_or_refused_by_name(data: st.DataObject, artifacts:
         write_manifest(path, "onnx")
 
 
-# --- machine code -----------------------------------------------------------------------------------------------------
+@settings(max_examples=40, deadline=None)
+@given(data=st.data())
+def test_any_bytes_are_vetted_or_refused_by_name(data: st.DataObject, artifacts: Callable[[str], Artifact]) -> None:
+    path = artifacts("onnx").path
+    sound = bytearray(path.read_bytes())
+    for _ in range(data.draw(st.integers(1, 4))):
+        sound[data.draw(st.integers(0, len(sound) - 1))] = data.draw(st.integers(0, 255))
+    for spoilt in (bytes(sound), bytes(sound[: data.draw(st.integers(0, len(sound)))])):
+        try:
+            onnx_file.vet_onnx(spoilt, path)
+        except ArtifactError as error:
+            named(error, path)
 
 
-def test_machine_code_needs_trust(tmp_path: Path) -> None:
-    path = tmp_path / "robust.aoti.pt2"
+# --- code -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["pt2", "aoti"])
+@pytest.mark.parametrize("pinned", [None, "0" * 64], ids=["nothing", "a checksum of another file"])
+def test_code_that_nobody_vouches_for_is_never_opened(
+    kind: str, pinned: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / f"robust{SUFFIX[kind]}"
     path.write_bytes(b"never opened")
-    write_manifest(path, "aoti")
-    with pytest.raises(ArtifactError, match=r"machine code that would run with your rights.*trust_code=True"):
-        load(path)
+    write_manifest(path, kind)
+    monkeypatch.setattr(fusion.runtime, f"open_{kind}", None)
+    with pytest.raises(
+        ArtifactError, match=r"as pinned, got" if pinned else "run with your rights.*sha256=.*trust_code=True"
+    ):
+        load(path, sha256=pinned)
+
+
+@pytest.mark.parametrize("kind", ["pt2", pytest.param("aoti", marks=pytest.mark.slow)])
+def test_what_was_hashed_is_what_is_loaded(
+    kind: str, small: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever can write to the folder may swap the file once its checksum was found to be the pinned one."""
+    path = small(kind)
+    read = manifest.read_artifact
+
+    def then_swapped(*arguments: Any) -> bytes:
+        data = read(*arguments)
+        path.write_bytes(b"another file")
+        return data
+
+    monkeypatch.setattr(fusion.runtime, "read_artifact", then_swapped)
+    inputs = random_inputs(2)
+    got = load(path, sha256=manifest_of(path, kind)["sha256"])(inputs)
+    assert path.read_bytes() == b"another file"
+    np.testing.assert_allclose(got["features"], eager(inputs)["features"], atol=1e-5)
+
+
+def test_what_is_no_program_is_told(tmp_path: Path) -> None:
+    for kind, says in (("pt2", "cannot rebuild it"), ("aoti", "cannot load it")):
+        path = tmp_path / f"robust{SUFFIX[kind]}"
+        path.write_bytes(b"no archive")
+        write_manifest(path, kind)
+        with pytest.raises(ArtifactError, match=f"{path}: torch .* {says}"):
+            load(path, trust_code=True)
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import shutil
 import subprocess
 import sys
@@ -48,7 +49,10 @@ def test_a_whole_model_runs_with_onnxruntime_and_numpy_alone(tmp_path: Path) -> 
 
 def test_a_fuser_runs_with_torch_alone(tmp_path: Path) -> None:
     path = write_artifact(tmp_path, "pt2")
-    said = run_alone("run_torch.py", str(path), "--threads", "1", distributions=("torch",), folder=tmp_path)
+    sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
+    said = run_alone(
+        "run_torch.py", str(path), "--threads", "1", "--sha256", sha256, distributions=("torch",), folder=tmp_path
+    )
     for what in ("all", "without camera", "without lidar"):
         assert f"{what}: features [1, 8, 6, 5]; attention camera 0." in said
 

@@ -253,7 +253,7 @@ def test_a_fuser_of_sensors_of_ones_own_exports(kind: Kind, tmp_path: Path) -> N
         fuser, tmp_path, channels=channels, out_channels=8, grid_shape=(7, 9), kind=kind, name="robot"
     )  # fmt: skip
     assert fuser.training
-    artifact = load_artifact(path)
+    artifact = load_artifact(path, trust_code=True)
     assert artifact.part == "fuser"
     assert artifact.manifest["modalities"] == ("thermal", "sonar", "depth")
     grids = [spec for spec in (*artifact.inputs, *artifact.outputs) if spec.name != "present"]
