@@ -103,7 +103,7 @@ def manifest_of(path: Path, kind: str) -> dict[str, Any]:
 
 @cache
 def _exported(kind: str) -> bytes:
-    """The file's bytes. Exported once in a test run: the compiler takes many seconds."""
+    """The file's bytes. Exported once in a test run: it takes seconds."""
     name = f"robust{SUFFIX[kind]}"
     return (made_once(f"small-{kind}", lambda folder: _export(kind, folder / name)) / name).read_bytes()
 
@@ -125,10 +125,6 @@ def _export(kind: str, path: Path) -> None:
                 )  # fmt: skip
             case "pt2":
                 torch.export.save(program, path)
-            case _:
-                from torch._inductor import aoti_compile_and_package
-
-                aoti_compile_and_package(program, package_path=str(path))
 
 
 def link_distributions(distributions: tuple[str, ...], folder: Path) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -17,6 +18,8 @@ import numpy as np
 import pytest
 import torch
 
+import fusion.runtime
+from fusion.runtime import manifest as runtime_manifest
 from robustbev.export import Kind
 from robustbev.export.check import TOLERANCE, compare, compare_tables
 from robustbev.export.example import rig_inputs
@@ -255,6 +258,34 @@ def test_the_file_runs_without_this_project(exported: Exported, tmp_path: Path) 
     )
     subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True, capture_output=True)
     np.testing.assert_allclose(np.load(tmp_path / "score.npy"), exported.run(inputs)["score"].numpy(), atol=1e-6)
+
+
+def test_a_robot_runs_the_file_that_was_hashed(
+    exported: Exported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By `fusion.runtime`, from arrays that lie in memory as they like, though the file is swapped once it is read."""
+    path = tmp_path / exported.path.name
+    shutil.copy(exported.path, path)
+    shutil.copy(f"{exported.path}.json", tmp_path)
+    read = runtime_manifest.read_artifact
+
+    def then_swapped(*arguments: Any) -> bytes:
+        data = read(*arguments)
+        path.write_bytes(b"another file")
+        return data
+
+    monkeypatch.setattr(fusion.runtime, "read_artifact", then_swapped)
+    artifact = fusion.runtime.load(path, sha256=hashlib.sha256(path.read_bytes()).hexdigest())
+    assert path.read_bytes() == b"another file"
+    for subset in SUBSETS:
+        inputs = inputs_for(exported.model, noise(exported.model, 14), subset)
+        expected = exported.run(inputs)
+        for given in ({name: np.asfortranarray(values) for name, values in inputs.items()}, inputs):
+            if artifact.kind == "onnx" and given is inputs:
+                continue  # takes arrays alone
+            got = artifact(given)
+            for name, values in expected.items():
+                torch.testing.assert_close(torch.as_tensor(got[name]), values, rtol=0, atol=1e-6)
 
 
 def test_the_file_tells_nothing_of_the_machine_it_was_made_on(exported: Exported) -> None:

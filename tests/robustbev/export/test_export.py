@@ -64,12 +64,13 @@ class Camera(nn.Module):
 
 
 class Fuse(nn.Module):
-    """Fuser, backbone, head and decoding, of those modalities that are given."""
+    """Fuser, backbone, head and decoding, of those modalities that are given; or the fuser alone."""
 
-    def __init__(self, model: PerceptionModel, modalities: tuple[str, ...]) -> None:
+    def __init__(self, model: PerceptionModel, modalities: tuple[str, ...], *, alone: bool) -> None:
         super().__init__()
         self.model = model
         self.modalities = modalities
+        self.alone = alone
 
     def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
         features: dict[str, BEVFeatures | None] = {}
@@ -81,6 +82,8 @@ class Fuse(nn.Module):
             else:
                 features[name] = MovingFeatures(tensors[first], tensors[first + 1], tensors[first + 2])
                 first += 3
+        if self.alone:
+            return flat(self.model.fuser(features))
         return flat(self.model.perceive_features(features, tensors[0].shape[0]))
 
 
@@ -138,7 +141,8 @@ def part(name: str, fuser: dict[str, Any] | None = None) -> Part:
     with torch.no_grad():
         encoded = [model.encode(batch) for batch in batches]
     first, second = (tuple(t for n in modalities for t in flat(e[n])) for e in encoded)
-    return Part(Fuse(model, modalities), (first, second))
+    # After the fuser all is the same whichever it is, but late fusion decodes in a way of its own.
+    return Part(Fuse(model, modalities, alone=fuser is not None and fuser.get("kind") != "late"), (first, second))
 
 
 @pytest.mark.parametrize("name", ["lidar", "radar", "camera", "fuse camera+lidar+radar", "fuse lidar"])
