@@ -547,9 +547,9 @@ def kept_bytes() -> int:
 
 
 def test_memory_stays_flat_over_a_long_drive() -> None:
-    run = ticks(MemoryLog(drive(2.0)), MAPPING, CHANNELS, CONFIG, loop=40)
+    run = ticks(MemoryLog(drive(2.0)), MAPPING, CHANNELS, CONFIG, loop=20)
     tracemalloc.start()
-    sizes = [kept_bytes() for n, _ in enumerate(run) if n % 105 == 104]
+    sizes = [kept_bytes() for n, _ in enumerate(run) if n % 52 == 51]
     tracemalloc.stop()
     assert max(sizes[4:]) < 1.05 * max(sizes[1:4])
 
