@@ -20,10 +20,20 @@ settings.register_profile("no-deadline", deadline=None)
 settings.load_profile("no-deadline")
 
 
+# Those that take longest, longest first.
+LONGEST = (
+    "robustbev/export/test_artifacts.py", "training/runs/test_ray_runner.py", "robustbev/export/test_parts.py", "test_docs.py",
+    "training/runs/test_real_keyframe.py", "sensors/replay/test_ticks.py", "robustbev/export/test_export.py", "test_wheel.py",
+    "training/comparison/test_compare.py", "training/runs/test_run.py", "training/robustness/test_tasks.py",
+    "robustbev/test_kernels.py", "test_public_api.py", "gpu/test_gpu.py",
+)  # fmt: skip
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Files with slow tests first: the processes that share the files out then end at about the same time."""
+    """The longest files first, then others with slow tests: the processes that share the files out then end together."""
+    order = {Path(__file__).parent / name: place for place, name in enumerate(LONGEST)}
     slow = {item.path for item in items if item.get_closest_marker("slow")}
-    items.sort(key=lambda item: item.path not in slow)
+    items.sort(key=lambda item: (order.get(item.path, len(order)), item.path not in slow))
 
 
 @pytest.fixture(scope="session", autouse=True)
