@@ -4,7 +4,7 @@
 PYTHONS := 3.12 3.11
 chosen := $(PYTHON)
 PYTHON ?= $(shell for v in $(PYTHONS); do python$$v -c 'import ensurepip' 2>/dev/null && echo python$$v && break; done)
-# Of the tests: two processes that have a core each. Each may hold up to 7 GB, of which a full-size training step takes most.
+# Of the tests: two processes that have a core each. Each may hold up to 4 GB.
 TEST_WORKERS ?= 2
 TEST_THREADS ?= 1
 
