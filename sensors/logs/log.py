@@ -40,6 +40,14 @@ class Damage:
     bad_records: int = 0  # left out: records outside any chunk, or metadata, that make no sense
     bad_files: int = 0  # left out: they cannot be opened, of a log in several
     malformed: dict[str, int] = field(default_factory=dict)  # topic -> messages that came whole and make no sense
+    _offsets: set[int] = field(default_factory=set, init=False, repr=False, compare=False)  # of bad chunks
+
+    def add_bad_chunk(self, offset: int) -> None:
+        """Counts a chunk as bad, once."""
+        if offset not in self._offsets:
+            self._offsets.add(offset)
+            self.bad_chunks += 1
+            self.bad_chunk_offsets.append(offset)
 
     def __bool__(self) -> bool:
         left_out = self.bad_chunks or self.bad_records or self.bad_files or self.malformed

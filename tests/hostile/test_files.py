@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from sensors.logs.log import LogWarning
 from sensors.logs.open import open_log
 from tests.hostile.cases import CASES, READERS, write_hostile, write_sound
 from tests.hostile.files import CANARY, MAX_MIB, MAX_SECONDS, measured
@@ -78,6 +79,20 @@ def test_a_chunk_that_would_fill_the_memory_is_left_out(compression: str, folder
             log = open_log(file)
             assert not list(log.messages())
     assert log.damage.bad_chunks == 1
+    assert cost.seconds < MAX_SECONDS
+    assert cost.mib < MAX_MIB
+
+
+def test_a_chunk_of_millions_of_empty_messages_is_left_out(folder: Path) -> None:
+    """It is small beside what its messages would take in memory."""
+    content = mcap_record(5, bytes(22)) * 3_000_000
+    packed = pytest.importorskip("zstandard").ZstdCompressor().compress(content)
+    head = struct.pack("<QQQII", 0, 1, len(content), 0, 4) + b"zstd" + struct.pack("<Q", len(packed))
+    file = folder / "many.mcap"
+    file.write_bytes(b"\x89MCAP0\r\n" + mcap_record(1, bytes(8)) + mcap_record(6, head + packed))
+    del content
+    with measured() as cost, pytest.warns(LogWarning, match="expected at most 1000000 messages"):
+        assert not list(open_log(file).messages())
     assert cost.seconds < MAX_SECONDS
     assert cost.mib < MAX_MIB
 

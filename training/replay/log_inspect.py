@@ -53,7 +53,7 @@ def _overview(summary: LogSummary) -> list[str]:
         )
     damage = summary.damage
     if damage.truncated_at_byte is not None:
-        lines.append(f"damage: ends at byte {damage.truncated_at_byte}, unfinished")
+        lines.append(f"damage: cut or damaged at byte {damage.truncated_at_byte}, bytes from there on are not read")
     if damage.bad_chunks:
         places = ", ".join(str(offset) for offset in damage.bad_chunk_offsets[:5])
         more = ", ..." if damage.bad_chunks > 5 else ""

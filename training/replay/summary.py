@@ -169,7 +169,7 @@ class ReplaySummary:
         for edge, count in self.poses.left_out.items():
             lines.append(f"{count} poses of the transform {edge} cannot be and were left out")
         if damage.truncated_at_byte is not None:
-            lines.append(f"the log is cut at byte {damage.truncated_at_byte}: all that is whole before it was replayed")
+            lines.append(f"the log is cut or damaged at byte {damage.truncated_at_byte}: what is whole was replayed")
         if damage.bad_chunks:
             lines.append(f"{damage.bad_chunks} damaged chunks were left out")
         if damage.bad_files:

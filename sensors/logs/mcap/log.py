@@ -2,57 +2,53 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
+from contextlib import closing
 from copy import deepcopy
+from operator import itemgetter
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from sensors.logs.decode import ChannelInfo
+from sensors.logs.encode import MissingLogLibraryError
 from sensors.logs.log import Damage, LogError
-from sensors.logs.mcap.index import build_index
-from sensors.logs.mcap.records import (
-    MAGIC,
-    Content,
-    MessageRecord,
-    RandomFile,
-    RecordError,
-    parse_chunk_head,
-    random_file,
-)
-from sensors.logs.mcap.walk import McapIndex, Source
+from sensors.logs.mcap.file import MAGIC, RandomFile, RecordError
 from sensors.logs.recorded import RecordedLog
 from sensors.logs.recorded_file import Notices, Query, RawMessage, merge_due
 
-_COMPRESSIONS = ("", "lz4", "zstd")
+if TYPE_CHECKING:
+    from sensors.logs.mcap.index import McapIndex
+    from sensors.logs.mcap.summary import Source
+
 _DIFFERENT_BYTES = 2  # a magic number that differs in so many is taken to be a damaged one
+_OPEN_BYTES = 2**30  # of chunks that are open at once because they overlap in time
+_MESSAGE_BYTES = 200  # of an open chunk's message, beside what it says
 
 
 def looks_like_mcap(path: Path) -> bool:
     """Whether the file begins or ends as an MCAP file does, one damaged end allowed."""
-    with random_file(path) as file:
-        begins = file.read(0, len(MAGIC))
-        ends = file.read(max(0, file.size - len(MAGIC)), len(MAGIC))
-    if MAGIC in (begins, ends):
-        return True
+    with closing(RandomFile(path)) as file:
+        begins, whole = file.at(0).read(len(MAGIC)), file.ends_whole()
     same = sum(a == b for a, b in zip(begins, MAGIC, strict=False))
-    return len(MAGIC) - same <= _DIFFERENT_BYTES
+    return whole or len(MAGIC) - same <= _DIFFERENT_BYTES
 
 
 class McapLog(RecordedLog):
     """A drive log in one MCAP file, whole or damaged; implements `sensors.logs.log.Log`.
 
     Every message of every chunk that is whole is given. A chunk whose checksum is wrong, or that does not decompress, is left
-    out and counted; a file that was cut off, or whose writer was killed, gives one LogWarning with the offset. Messages outside
-    chunks are covered by the data section's checksum alone: where that is wrong all of them are refused, and where it was
-    not recorded, or is cut off, an altered payload among them cannot be told; altered lengths mostly can. The same holds for
-    chunks written without a checksum. In a damaged file that has chunks too, messages outside them are refused, because the
-    inside of a broken chunk looks like them. Messages whose channel is lost count as bad records.
+    out and counted; a file that was cut off, or whose writer was killed, gives one LogWarning with the offset. Behind a damaged
+    length what the summary's index leads to is read, and how many bytes are not is told. Messages outside chunks, and in chunks
+    without a checksum, are covered by the data section's checksum alone: where that is wrong all of them are refused, where it
+    was not recorded, or is cut off, an altered payload cannot be told. In a damaged file that has chunks too, messages outside
+    them are refused, because the inside of a broken chunk looks like them. Messages whose channel is lost count as bad records.
 
     With a sound summary opening costs a few reads; without one (cut off, damaged, or never checksummed) the file is read
-    once. Reading holds the chunks that overlap in time, no more.
+    once. Reading holds the chunks that overlap in time, up to 1 GiB; a chunk beyond that is left out as a damaged one.
 
     Raises:
         LogError: missing, empty, no MCAP file, or of a compression that nothing here reads.
+        MissingLogLibraryError: mcap is not installed.
     """
 
     def __init__(self, path: Path) -> None:
@@ -71,9 +67,12 @@ class McapFile:
             raise LogError(
                 f"{path}: expected an MCAP file, got one that begins otherwise ({path.stat().st_size} bytes)"
             )
-        with random_file(path) as file:
+        try:
+            from sensors.logs.mcap.index import build_index
+        except ImportError as error:
+            raise MissingLogLibraryError(error.name or "mcap") from error
+        with closing(RandomFile(path)) as file:
             self._index = build_index(file)
-            self._check_compression(file)
         self._channels = _channel_infos(self._index)
         self._tell()
 
@@ -96,18 +95,18 @@ class McapFile:
         return deepcopy(self._index.damage)
 
     def storage(self) -> str:
-        chunks = [source.head for source in self._index.sources if source.head is not None]
-        names = sorted({head.compression or "none" for head in chunks})
-        return f"MCAP, {len(chunks)} chunks, compression {', '.join(names)}" if chunks else "MCAP without chunks"
+        chunks = sum(source.chunk for source in self._index.sources)
+        names = sorted(name or "none" for name in self._index.compressions)
+        return f"MCAP, {chunks} chunks, compression {', '.join(names)}" if chunks else "MCAP without chunks"
 
     def read(self, query: Query, damage: Damage) -> Iterator[RawMessage]:
         """Messages in order. Chunks are loaded when the first of their messages is due, and dropped after their last."""
         if query.order == "publish":
             self._find_publish_times()
-        sources = self._index.sources
+        sources, held = self._index.sources, [0]  # bytes of the sources that are open
 
         def begin(number: int) -> Iterator[RawMessage]:
-            return self._messages(sources[number], query, damage)
+            return self._messages(sources[number], query, damage, held)
 
         return merge_due(((first_ns, number, begin) for first_ns, number in self._waiting(query)), query.key)
 
@@ -117,81 +116,68 @@ class McapFile:
         for number, source in enumerate(self._index.sources):
             if query.channels is not None and source.channels is not None and not source.channels & query.channels:
                 continue
-            span = (source.start_ns, source.end_ns) if query.order == "log" else source.publish_ns
-            if span is None:
-                continue  # damaged; counted when its times were looked for
+            span = source.log_ns if query.order == "log" else source.publish_ns
+            assert span is not None  # they were looked for
             if not query.misses(span):
                 waiting.append((span[0], number))
-        waiting.sort()
-        return waiting
+        return sorted(waiting)
 
-    def _messages(self, source: Source, query: Query, damage: Damage) -> Iterator[RawMessage]:
-        content = self._load(source, damage)
-        if content is None:
-            return
-        by_publish = query.order == "publish"
-        records = [record for record in content.messages if _asked(record, query)]
-        records.sort(key=lambda record: record.publish_ns if by_publish else record.log_ns)
-        known = self._channels
-        for record in records:
-            if record.channel in known:
-                yield RawMessage(
-                    record.log_ns, record.publish_ns, record.channel, content.data[record.begin : record.end]
-                )
-            else:
-                damage.bad_records += 1
-
-    def _load(self, source: Source, damage: Damage) -> Content | None:
-        """The source's content; None, counted, where it is damaged."""
+    def _messages(self, source: Source, query: Query, damage: Damage, held: list[int]) -> Iterator[RawMessage]:
         try:
-            with random_file(self.path) as file:  # anew for each: many files that overlap hold no descriptors
-                return source.load(file)
+            if held[0] + source.content_bytes > _OPEN_BYTES:
+                raise RecordError(
+                    f"expected chunks that overlap in time to hold at most {_OPEN_BYTES} bytes, got more. Sort it: mcap sort"
+                )
+            with closing(RandomFile(self.path)) as file:  # anew for each: many files that overlap hold no descriptors
+                content = source.load(file)
         except RecordError as error:
-            if source.offset not in damage.bad_chunk_offsets:
-                damage.bad_chunks += 1
-                damage.bad_chunk_offsets.append(source.offset)
+            damage.add_bad_chunk(source.offset)
             self._notices.tell(f"{self.path}: the chunk at byte {source.offset} is left out: {error}")
-            return None
+            return
+        time = 0 if query.order == "log" else 1  # of an entry
+        entries = [
+            entry
+            for entry in content.messages
+            if (query.channels is None or entry[2] in query.channels)
+            and (query.start_ns is None or entry[time] >= query.start_ns)
+            and (query.end_ns is None or entry[time] < query.end_ns)
+        ]
+        entries.sort(key=itemgetter(time))
+        size = len(content.data) + _MESSAGE_BYTES * len(content.messages)
+        held[0] += size
+        try:
+            for log_ns, publish_ns, channel, begin, end in entries:
+                if channel in self._channels:
+                    yield RawMessage(log_ns, publish_ns, channel, content.data[begin:end])
+                else:
+                    damage.bad_records += 1
+        finally:
+            held[0] -= size
 
     def _find_publish_times(self) -> None:
-        with random_file(self.path) as file:
+        with closing(RandomFile(self.path)) as file:
             for source in self._index.sources:
                 if source.publish_ns is None:
                     try:
-                        times = [message.publish_ns for message in source.load(file).messages]
+                        times = [entry[1] for entry in source.load(file).messages] or [0]
                     except RecordError:
-                        times = [source.start_ns, source.end_ns]  # read again in its turn, and counted then
-                    source.publish_ns = (min(times), max(times)) if times else (0, 0)
-
-    def _check_compression(self, file: RandomFile) -> None:
-        heads = [source.head for source in self._index.sources if source.head is not None]
-        if not heads:
-            with contextlib.suppress(RecordError):
-                heads = [parse_chunk_head(file, offset) for offset in self._index.damage.bad_chunk_offsets]
-        names = {head.compression for head in heads}
-        if names and not names & set(_COMPRESSIONS):
-            raise LogError(
-                f"{self.path}: expected chunks of compression lz4, zstd or none, got {', '.join(sorted(names))}. "
-                "Convert it: mcap compress"
-            )
+                        times = [*source.log_ns]  # read again in its turn, and counted then
+                    source.publish_ns = (min(times), max(times))
 
     def _tell(self) -> None:
         """One warning for what opening the file has shown."""
-        damage = self._index.damage
-        parts: Sequence[str] = [
-            f"it ends at byte {damage.truncated_at_byte}, unfinished" if damage.truncated_at_byte is not None else "",
-            f"{damage.bad_chunks} damaged chunks are left out" if damage.bad_chunks else "",
-            f"{damage.bad_records} records make no sense" if damage.bad_records else "",
-        ]
-        if damage:
-            self._notices.tell(f"{self.path}: {'; '.join(part for part in parts if part)}; what is whole is read")
-
-
-def _asked(record: MessageRecord, query: Query) -> bool:
-    if query.channels is not None and record.channel not in query.channels:
-        return False
-    time = record.log_ns if query.order == "log" else record.publish_ns
-    return (query.start_ns is None or time >= query.start_ns) and (query.end_ns is None or time < query.end_ns)
+        index, damage = self._index, self._index.damage
+        parts = []
+        if damage.truncated_at_byte is not None:
+            parts.append(
+                f"nothing whole follows from byte {damage.truncated_at_byte} on, {index.unread_bytes} bytes are not read"
+            )
+        if damage.bad_chunks:
+            parts.append(f"{damage.bad_chunks} damaged chunks are left out, the first {index.first_fault}")
+        if damage.bad_records:
+            parts.append(f"{damage.bad_records} records make no sense")
+        if parts:
+            self._notices.tell(f"{self.path}: {'; '.join(parts)}; what is whole is read")
 
 
 def _channel_infos(index: McapIndex) -> dict[int, ChannelInfo]:
@@ -201,7 +187,7 @@ def _channel_infos(index: McapIndex) -> dict[int, ChannelInfo]:
         infos[number] = ChannelInfo(
             channel.topic,
             schema.name if schema else "",
-            channel.encoding,
+            channel.message_encoding,
             schema.data if schema else b"",
             schema.encoding if schema else "",
             schema_lost=schema is None and channel.schema_id != 0,

@@ -3,153 +3,110 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from io import BytesIO
 from sys import intern
 
-from sensors.logs.mcap.records import (
-    CHANNEL,
-    CHUNK_INDEX,
-    DATA_END_BYTES,
-    FOOTER,
-    FOOTER_BYTES,
-    HEAD_BYTES,
-    MAGIC,
-    SCHEMA,
-    STATISTICS,
-    Channel,
-    Fields,
-    RandomFile,
-    RecordError,
-    Schema,
-    crc_of,
-    parse_channel,
-    parse_schema,
-)
+from mcap.opcode import Opcode
+from mcap.records import Channel, Chunk, ChunkIndex, Footer, Schema, Statistics
+
+from sensors.logs.mcap.file import HEAD_BYTES, MAGIC, RandomFile, RecordError
+from sensors.logs.mcap.records import Content, Exactly, content_of, parse_content, split
+
+FOOTER_BYTES = HEAD_BYTES + 20
+DATA_END_BYTES = HEAD_BYTES + 4
 
 
-@dataclass(frozen=True, slots=True)
-class ChunkIndex:
-    """A chunk as the summary knows it."""
+@dataclass(slots=True)
+class Source:
+    """A chunk or a run of messages outside any, and what is known of it without reading it."""
 
     offset: int
     size: int  # of the record with its head
-    index_bytes: int  # of the message indexes after it
-    start_ns: int
-    end_ns: int
-    channels: frozenset[int] | None  # None: it has no message indexes
-    compression: str
-    compressed_bytes: int
-    uncompressed_bytes: int
+    chunk: bool
+    checked: bool  # by a checksum of its own
+    content_bytes: int  # uncompressed
+    log_ns: tuple[int, int]  # first and last
+    publish_ns: tuple[int, int] | None = None  # None: not known
+    channels: frozenset[int] | None = None  # None: not known
+    messages: int | None = None  # None: not known
+
+    def load(self, file: RandomFile) -> Content:
+        """What it holds; RecordError where that is damaged."""
+        if self.chunk:
+            return content_of(read_chunk(file, self.offset, self.size))
+        return parse_content(Exactly(file.at(self.offset), self.size).read(self.size))
 
 
-@dataclass(frozen=True)
-class Statistics:
-    """Counts over the whole file."""
-
-    messages: int
-    schemas: int
-    channels: int
-    chunks: int
-    start_ns: int
-    end_ns: int
-    per_channel: dict[int, int]
+def read_chunk(file: RandomFile, offset: int, size: int) -> Chunk:
+    """The chunk's record; RecordError where it is none of this size."""
+    return Exactly(file.at(offset + HEAD_BYTES), size - HEAD_BYTES).parse(Chunk, whole=True)
 
 
 @dataclass
 class Summary:
     """The summary section. `checked`: its checksum was recorded and is right; a wrong one makes no Summary at all."""
 
-    start: int
+    data_end: int  # where the record that ends the data section begins
     checked: bool
     schemas: dict[int, Schema] = field(default_factory=dict)
     channels: dict[int, Channel] = field(default_factory=dict)
-    chunks: list[ChunkIndex] = field(default_factory=list)
+    chunks: list[tuple[Source, int]] = field(default_factory=list)  # and where the message indexes behind it end
+    compressions: set[str] = field(default_factory=set)
     statistics: Statistics | None = None
-
-    @property
-    def data_end(self) -> int:
-        """Where the record that ends the data section begins."""
-        return self.start - DATA_END_BYTES
 
     def complete(self) -> bool:
         """Whether the file can be read by this summary alone: it knows every chunk, channel and schema."""
-        counts = self.statistics
-        if not self.checked or counts is None or counts.chunks != len(self.chunks):
-            return False
-        if counts.channels != len(self.channels) or counts.schemas != len(self.schemas):
-            return False
-        known = {0, *self.schemas}
-        if any(channel.schema_id not in known for channel in self.channels.values()):
-            return False
-        at = len(MAGIC)
-        for chunk in self.chunks:
-            if chunk.offset < at or (chunk.channels is not None and not chunk.channels <= self.channels.keys()):
-                return False
-            at = chunk.offset + chunk.size + chunk.index_bytes
-        return at <= self.data_end
-
-
-def ends_whole(file: RandomFile) -> bool:
-    """Whether the file ends as a finished one does."""
-    return file.size >= 2 * len(MAGIC) and file.read(file.size - len(MAGIC), len(MAGIC)) == MAGIC
+        counts, found = self.statistics, (len(self.chunks), len(self.channels), len(self.schemas))
+        begins = [*(chunk.offset for chunk, _ in self.chunks), self.data_end]
+        ends = [len(MAGIC), *(end for _, end in self.chunks)]
+        return (
+            self.checked
+            and counts is not None
+            and (counts.chunk_count, counts.channel_count, counts.schema_count) == found
+            and {channel.schema_id for channel in self.channels.values()} <= {0, *self.schemas}
+            and all((chunk.channels or set()) <= self.channels.keys() for chunk, _ in self.chunks)
+            and all(end <= begin for end, begin in zip(ends, begins, strict=True))
+        )
 
 
 def read_summary(file: RandomFile) -> Summary | None:
-    """The summary; None where there is none, or it is damaged or cut off."""
+    """The summary, an empty one where the file has none; None where it is damaged or cut off."""
     footer = file.size - len(MAGIC) - FOOTER_BYTES
-    if footer < len(MAGIC) or not ends_whole(file) or file.head(footer) != (FOOTER, FOOTER_BYTES - HEAD_BYTES):
+    if footer < len(MAGIC) or not file.ends_whole() or file.head(footer) != (Opcode.FOOTER, footer + FOOTER_BYTES):
         return None
-    fields = Fields(file.read(footer + HEAD_BYTES, FOOTER_BYTES - HEAD_BYTES))
-    start, _, crc = fields.number(8), fields.number(8), fields.number(4)
-    if not len(MAGIC) + DATA_END_BYTES <= start < footer:
+    said = Exactly(file, FOOTER_BYTES - HEAD_BYTES).parse(Footer)
+    start, crc = said.summary_start, said.summary_crc
+    if not start:
+        return Summary(footer - DATA_END_BYTES, checked=False)
+    right = len(MAGIC) + DATA_END_BYTES <= start < footer
+    if not right or (crc and file.crc(start, footer + FOOTER_BYTES - 4) != crc):
         return None
-    if crc and crc_of(file, footer + FOOTER_BYTES - 4, start) != crc:
-        return None
-    summary = Summary(start, checked=crc != 0)
+    summary = Summary(start - DATA_END_BYTES, checked=crc != 0)
+    same: dict[frozenset[int], frozenset[int]] = {}  # most chunks hold the same channels
     try:
-        _fill(summary, file.read(start, footer - start))
+        data = Exactly(file.at(start), footer - start).read(footer - start)
+        for opcode, begin, end in split(data):
+            content = Exactly(BytesIO(data[begin:end]), end - begin)
+            if opcode == Opcode.SCHEMA:
+                schema = content.parse(Schema)
+                summary.schemas[schema.id] = schema
+            elif opcode == Opcode.CHANNEL:
+                channel = content.parse(Channel)
+                summary.channels[channel.id] = channel
+            elif opcode == Opcode.STATISTICS:
+                summary.statistics = content.parse(Statistics)
+            elif opcode == Opcode.CHUNK_INDEX:
+                chunk = content.parse(ChunkIndex)
+                numbers = frozenset(chunk.message_index_offsets)
+                at, size = chunk.chunk_start_offset, chunk.chunk_length
+                source = Source(
+                    at, size, chunk=True, checked=any(file.at(at + HEAD_BYTES + 24).read(4)),
+                    content_bytes=chunk.uncompressed_size, log_ns=(chunk.message_start_time, chunk.message_end_time),
+                    channels=same.setdefault(numbers, numbers) or None,
+                )  # fmt: skip
+                summary.chunks.append((source, at + size + chunk.message_index_length))
+                summary.compressions.add(intern(chunk.compression))
     except RecordError:
         return None
+    summary.chunks.sort(key=lambda chunk: chunk[0].offset)
     return summary
-
-
-def _fill(summary: Summary, data: bytes) -> None:
-    records = Fields(data)
-    same: dict[frozenset[int], frozenset[int]] = {}  # most chunks hold the same channels
-    while records.more:
-        opcode = records.number(1)
-        content = records.take(records.number(8))
-        if opcode == SCHEMA:
-            schema = parse_schema(content)
-            summary.schemas[schema.id] = schema
-        elif opcode == CHANNEL:
-            channel = parse_channel(content)
-            summary.channels[channel.id] = channel
-        elif opcode == CHUNK_INDEX:
-            summary.chunks.append(_chunk_index(Fields(content), same))
-        elif opcode == STATISTICS:
-            summary.statistics = _statistics(Fields(content))
-    summary.chunks.sort(key=lambda chunk: chunk.offset)
-
-
-def _chunk_index(fields: Fields, same: dict[frozenset[int], frozenset[int]]) -> ChunkIndex:
-    start, end, offset, size = (fields.number(8) for _ in range(4))
-    entries = fields.sized()
-    numbers = set()
-    while entries.more:
-        numbers.add(entries.number(2))
-        entries.number(8)
-    channels = same.setdefault(frozenset(numbers), frozenset(numbers)) if numbers else None
-    index_bytes, compression = fields.number(8), fields.text()
-    compressed, uncompressed = fields.number(8), fields.number(8)
-    return ChunkIndex(offset, size, index_bytes, start, end, channels, intern(compression), compressed, uncompressed)
-
-
-def _statistics(fields: Fields) -> Statistics:
-    messages, schemas = fields.number(8), fields.number(2)
-    channels, _, _, chunks = (fields.number(4) for _ in range(4))
-    start, end = fields.number(8), fields.number(8)
-    entries, counts = fields.sized(), {}
-    while entries.more:
-        channel = entries.number(2)
-        counts[channel] = entries.number(8)
-    return Statistics(messages, schemas, channels, chunks, start, end, counts)

@@ -10,9 +10,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
 
+from mcap.opcode import Opcode
 from mcap.writer import CompressionType
 
-from sensors.logs.mcap.records import CHUNK, DATA_END, FOOTER, HEAD_BYTES, MESSAGE
+from sensors.logs.mcap.file import HEAD_BYTES
 from tests.sensors.logs.edits.members import INTS, leaves, other
 from tests.sensors.logs.edits.sound_logs import Item, Sound, changed, mcap_of, packed, parsed
 from tests.sensors.logs.mcap.mcap_files import MAGIC_BYTES, records
@@ -152,13 +153,13 @@ def _content(log: Sound, rng: random.Random) -> Edited:
     """The inside of a chunk, its checksum made right again, in a file without a summary."""
     data = mcap_of(log.items, compression=CompressionType.NONE, summary=False)
     spans = list(records(data))
-    chosen = rng.choice([begin for opcode, begin, _ in spans if opcode == CHUNK])
+    chosen = rng.choice([begin for opcode, begin, _ in spans if opcode == Opcode.CHUNK])
     place, out, touched = 0, bytearray(data[:MAGIC_BYTES]), frozenset[int]()
     for opcode, begin, end in spans:
-        if opcode == DATA_END:
+        if opcode == Opcode.DATA_END:
             break
         record = data[begin:end]
-        if opcode == CHUNK:
+        if opcode == Opcode.CHUNK:
             content = bytearray(record[_CHUNK_HEAD_BYTES:])
             inside = _message_spans(content)
             if begin == chosen:
@@ -170,10 +171,14 @@ def _content(log: Sound, rng: random.Random) -> Edited:
                     touched = frozenset(range(len(log.items)))  # perhaps a channel or schema: whose, is not asked
                 times = record[HEAD_BYTES : HEAD_BYTES + 16]
                 record = times + struct.pack("<QIIQ", len(content), zlib.crc32(content), 0, len(content)) + content
-                record = struct.pack("<BQ", CHUNK, len(record)) + record
+                record = struct.pack("<BQ", Opcode.CHUNK, len(record)) + record
             place += len(inside)
         out += record
-    out += struct.pack("<BQI", DATA_END, 4, 0) + struct.pack("<BQQQI", FOOTER, 20, 0, 0, 0) + data[:MAGIC_BYTES]
+    out += (
+        struct.pack("<BQI", Opcode.DATA_END, 4, 0)
+        + struct.pack("<BQQQI", Opcode.FOOTER, 20, 0, 0, 0)
+        + data[:MAGIC_BYTES]
+    )
     return Edited("inside of a chunk", bytes(out), touched)
 
 
@@ -199,13 +204,9 @@ def _content_edit(
 
 
 def _message_spans(content: bytearray) -> list[tuple[int, int]]:
-    at, out = 0, []
-    while at < len(content):
-        opcode, length = struct.unpack_from("<BQ", content, at)
-        if opcode == MESSAGE:
-            out.append((at, at + HEAD_BYTES + length))
-        at += HEAD_BYTES + length
-    return out
+    around = bytes(MAGIC_BYTES)
+    spans = records(around + bytes(content) + around)
+    return [(begin - MAGIC_BYTES, end - MAGIC_BYTES) for opcode, begin, end in spans if opcode == Opcode.MESSAGE]
 
 
 def _renumbered(log: Sound, rng: random.Random) -> Edited:

@@ -362,7 +362,7 @@ def test_a_summary_tells_rates_gaps_frames_and_damage() -> None:
     out = io.StringIO()
     print_log_summary(summary, Console(file=out, width=60))
     text = out.getvalue()
-    for word in ("ends at byte 77", "/lidar", "0.500 s", "lidar (moving)", "LIDAR_TOP:", "points: /lidar"):
+    for word in ("damaged at byte 77", "/lidar", "0.500 s", "lidar (moving)", "LIDAR_TOP:", "points: /lidar"):
         assert word in text
 
 

@@ -10,6 +10,7 @@ import io
 import os
 import random
 import struct
+import sys
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,7 +24,9 @@ from mcap.records import Chunk, Message
 from mcap.stream_reader import breakup_chunk
 from mcap.writer import CompressionType, Writer
 
+from sensors.errors import MissingExtraError
 from sensors.logs.log import LogError, LogWarning
+from sensors.logs.mcap import log as log_module
 from sensors.logs.mcap.log import McapLog
 from sensors.logs.messages import Malformed, Other
 from tests.sensors.logs.mcap.mcap_files import CHUNK, MESSAGE, Written, by_time, records, some_messages, write_mcap
@@ -181,24 +184,49 @@ def test_a_damaged_chunk_costs_its_own_messages_and_no_others(file: Path) -> Non
     assert got == by_time([*messages[:before], *messages[before + count :]])
     assert (log.damage.bad_chunks, log.damage.bad_chunk_offsets) == (1, [begin])
     assert len(warned) == 1
-    assert f"byte {begin}" in warned[0]
+    assert f"byte {begin} is left out: expected " in warned[0]
 
 
-@pytest.mark.parametrize("summary", [True, False])
-def test_a_wrong_length_is_stepped_over(file: Path, summary: bool) -> None:
+@pytest.mark.parametrize("summary", ["complete", "chunk index alone", "none"])
+def test_behind_a_wrong_length_only_the_summary_leads_on(file: Path, summary: str) -> None:
     messages = some_messages(300)
-    data = bytearray(write_mcap(messages, summary=summary))
+    options: dict[str, Any] = {"complete": {}, "chunk index alone": {"statistics": False}, "none": {"summary": False}}[
+        summary
+    ]
+    data = bytearray(write_mcap(messages, **options))
     places = list(chunks(bytes(data)))
-    begin, _, count = places[3]
+    begin = places[3][0]
     data[begin + 3] ^= 0x40  # of the record's length: 4 MB more
     file.write_bytes(data)
-    log, got, _ = read(file)
-    before = sum(count for _, _, count in places[:3])
-    if summary:  # knows how long the chunk is
-        assert got == by_time(messages)
-    else:
-        assert got == by_time([*messages[:before], *messages[before + count :]])
-        assert log.damage.bad_chunks == 1
+    log, got, warned = read(file)
+    if summary == "complete":  # nothing else is asked for lengths
+        assert (got, bool(log.damage), warned) == (by_time(messages), False, [])
+        return
+    before = messages[: sum(count for _, _, count in places[:3])]
+    assert got == by_time(messages if summary == "chunk index alone" else before)
+    at = log.damage.truncated_at_byte
+    assert at is not None
+    assert places[2][1] <= at <= begin  # perhaps it is the record before whose length is wrong
+    read_bytes = sum(end - begin for begin, end, _ in places[3:]) if summary == "chunk index alone" else 0
+    (text,) = warned
+    assert f"nothing whole follows from byte {at} on, {len(data) - at - read_bytes} bytes are not read" in text
+
+
+def test_chunks_that_overlap_are_held_up_to_a_limit(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is beyond it is left out and told, the rest is read; chunks one after another need little."""
+    monkeypatch.setattr(log_module, "_OPEN_BYTES", 100_000)
+    one = [Written("/t", 10 * n, 10 * n, bytes([n % 256]) * 1_000) for n in range(1_000)]
+    file.write_bytes(write_mcap(one, chunk_bytes=20_000))
+    assert read(file)[1:] == (one, [])
+    overlapping = [Written("/t", n % 20, n % 20, bytes([n % 256]) * 1_000) for n in range(1_000)]
+    file.write_bytes(write_mcap(overlapping, chunk_bytes=20_000))
+    log, got, warned = read(file)
+    assert 0 < len(got) < len(overlapping)
+    assert got == by_time([message for message in overlapping if message in set(got)])
+    assert log.damage.bad_chunks == len(set(log.damage.bad_chunk_offsets)) == (len(overlapping) - len(got)) // 20
+    (text,) = warned
+    assert "overlap in time" in text
+    assert "mcap sort" in text
 
 
 def test_channels_lost_with_a_chunk_are_taken_from_the_summary(file: Path) -> None:
@@ -230,13 +258,14 @@ def test_the_inside_of_a_damaged_chunk_is_not_taken_for_messages(file: Path) -> 
     messages = some_messages(100)
     data = write_mcap(messages, compression=CompressionType.NONE, summary=False)
     begin, end, count = list(chunks(data))[2]
-    before = sum(count for _, _, count in list(chunks(data))[:2])
-    rest = by_time([*messages[:before], *messages[before + count :]])
-    torn = data[: begin + 9] + data[begin + 70 :]  # the chunk's head is gone, and a part of its first message
-    file.write_bytes(torn)
+    before = messages[: sum(count for _, _, count in list(chunks(data))[:2])]
+    inside = data.index(struct.pack("<BQ", MESSAGE, 22 + len(messages[len(before) + 1].data)), begin)
+    wrong = struct.pack("<Q", inside - begin - 9)  # the chunk seems to end before its second message
+    file.write_bytes(data[: begin + 1] + wrong + data[begin + 9 :])
     log, got, _ = read(file)
-    assert got == rest
-    assert log.damage.bad_chunks + log.damage.bad_records > 0
+    assert got == by_time([*before, *messages[len(before) + count :]])
+    assert log.damage.bad_chunks == 1
+    assert log.damage.bad_records >= count - 1
     index = bytearray(data)
     assert index[end] == 0x07
     index[end] = MESSAGE
@@ -244,6 +273,20 @@ def test_the_inside_of_a_damaged_chunk_is_not_taken_for_messages(file: Path) -> 
     log, got, _ = read(file)
     assert got == by_time(messages)
     assert log.damage.bad_records
+
+
+@pytest.mark.parametrize("opcode", [0x07, 0x09, 0x0C, 0x86])
+def test_a_chunk_under_another_opcode_is_not_lost_in_silence(file: Path, opcode: int) -> None:
+    messages = some_messages(100)
+    data = bytearray(write_mcap(messages, summary=False))
+    begin, _, count = list(chunks(bytes(data)))[2]
+    before = sum(count for _, _, count in list(chunks(bytes(data)))[:2])
+    data[begin] = opcode
+    file.write_bytes(data)
+    log, got, warned = read(file)
+    assert got == by_time([*messages[:before], *messages[before + count :]])
+    assert log.damage.bad_records == 1
+    assert len(warned) == 1
 
 
 def test_an_unchunked_file_that_was_cut_off_gives_its_whole_messages(file: Path) -> None:
@@ -314,6 +357,15 @@ def test_whatever_the_damage_reading_ends_without_an_error(
     path.write_bytes(data)
     _, got, _ = read(path)
     assert [m.log_ns for m in got] == sorted(m.log_ns for m in got)
+
+
+def test_a_missing_library_is_named_with_its_extra(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file.write_bytes(write_mcap(some_messages(5)))
+    for name in ("index", "records", "summary"):
+        monkeypatch.delitem(sys.modules, f"sensors.logs.mcap.{name}", raising=False)
+    monkeypatch.setitem(sys.modules, "mcap.opcode", None)
+    with pytest.raises(MissingExtraError, match=r"mcap.*robustbev\[replay\]"):
+        McapLog(file)
 
 
 def test_two_readings_at_once_do_not_disturb_each_other(file: Path) -> None:
