@@ -19,7 +19,7 @@ from torch.export import ExportedProgram
 
 import robustbev.export
 from fusion.runtime.manifest import SUFFIXES
-from robustbev import PerceptionModel
+from robustbev import CameraConfig, PerceptionModel
 from robustbev.export import Kind, export
 from robustbev.export.check import Run, Tensors, perception_outputs, runner
 from robustbev.export.example import random_batch
@@ -49,8 +49,7 @@ _programs: dict[type[Graph], ExportedProgram] = {}
 
 def exported_tiny(kind: Kind) -> Exported:
     """Exported once in a test run; its files are not to be changed."""
-    camera = tiny_config().camera
-    assert camera is not None
+    camera = tiny_config().of_kind(CameraConfig)["camera"]
     model = tiny_model(camera=camera.model_copy(update={"depth": 1}))
 
     def make(out: Path) -> None:
