@@ -7,6 +7,7 @@ from types import MappingProxyType
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import Field, field_validator, model_validator
+from torch import nn
 
 from bev.grid import BEVGrid
 from fusion import Absent
@@ -183,6 +184,7 @@ class ModelConfig(StrictModel):
             raise ValueError("classes: expected at least one")
         if not self.modalities:
             raise ValueError("modalities: there is none, or every one is null: a model needs at least one")
+        self._check_names()
         self._check_channels()
         if self.channels % self.fuser.heads or self.channels % 4:
             raise ValueError(
@@ -201,7 +203,8 @@ class ModelConfig(StrictModel):
             if self.rig.only(self.kinds) != self.rig:
                 raise ValueError(f"rig: expected channels of {', '.join(self.kinds)} alone, which the model has")
             for name in self.modalities:
-                self.channels_of(name, self.rig)
+                if missing := self.missing_channels(name, self.rig):
+                    raise ValueError(f"modalities.{name}.channels: {missing}")
         return self
 
     @field_validator("modalities", mode="before")
@@ -216,6 +219,12 @@ class ModelConfig(StrictModel):
             if isinstance(modality, Mapping) and "kind" not in modality and name in KINDS:
                 named[name] = {"kind": name, **modality}
         return _tuples(named)
+
+    def _check_names(self) -> None:
+        for name in self.modalities:
+            # `all` and `clean` are words of the robustness matrix, the others what torch calls its own.
+            if name in ("all", "clean") or hasattr(nn.ModuleDict, name):
+                raise ValueError(f"modalities: {name!r} has another meaning already: give this modality another name")
 
     def _check_channels(self) -> None:
         """Of each kind one modality at most takes what is left, and no sensor belongs to two."""
@@ -272,11 +281,7 @@ class ModelConfig(StrictModel):
         return {name: modality for name, modality in self.modalities.items() if isinstance(modality, kind)}
 
     def channels_of(self, name: str, rig: RigConfig) -> tuple[str, ...]:
-        """The channels of a rig that are a modality's, in the rig's order.
-
-        Raises:
-            ValueError: the modality names one that the rig does not have.
-        """
+        """The channels of a rig that are a modality's, in the rig's order."""
         modality = self.modalities[name]
         there = rig.channels()[modality.kind]
         if modality.channels is None:
@@ -284,12 +289,16 @@ class ModelConfig(StrictModel):
                 c for other in self.modalities.values() if other.kind == modality.kind for c in other.channels or ()
             }
             return tuple(channel for channel in there if channel not in others)
-        if missing := [channel for channel in modality.channels if channel not in there]:
-            raise ValueError(
-                f"modalities.{name}.channels: the rig has no {modality.kind} {missing[0]}: its {modality.kind} channels are "
-                f"{', '.join(there) or 'none'}"
-            )
         return tuple(channel for channel in there if channel in modality.channels)
+
+    def missing_channels(self, name: str, rig: RigConfig) -> str:
+        """Which channel that a modality names is not the rig's, in words; "" where all are."""
+        modality = self.modalities[name]
+        there = rig.channels()[modality.kind]
+        missing = [channel for channel in modality.channels or () if channel not in there]
+        if not missing:
+            return ""
+        return f"the rig has no {modality.kind} {missing[0]}, its {modality.kind} channels are {', '.join(there) or 'none'}"
 
     def can_have(self, class_name: str, attribute: str) -> bool:
         """Whether boxes of a class can have an attribute: by `decode.class_attributes`, else as nuScenes has it.

@@ -37,6 +37,9 @@ def preparation(config: ModelConfig, rig: RigConfig | None = None) -> Preparatio
             "this model's config.json does not name its sensors (it has no rig): give rig=robustbev.RigConfig("
             'camera_channels=("CAM_FRONT", ...), lidar_channels=..., radar_channels=...)'
         )
+    for name in config.modalities:
+        if missing := config.missing_channels(name, rig):
+            warnings.warn(f"modality {name}: {missing}: it counts as absent", SensorDataWarning, stacklevel=2)
     return Preparation(
         grid=config.grid.bev(),
         z_range_m=(config.grid.z_min_m, config.grid.z_max_m),
