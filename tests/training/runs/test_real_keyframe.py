@@ -114,7 +114,9 @@ def step_of_nuscenes_config(real_config: NuScenesConfig, tmp_path: Path, device:
     )  # fmt: skip
     assert [record.samples for record in records.steps] == [accumulation]
     assert all(value == value and abs(value) < 1e4 for value in records.steps[0].parts.values())
-    assert {"heatmap", "velocity", "attribute", "depth", "image", "auxiliary_camera"} <= set(records.steps[0].parts)
+    assert {"heatmap", "velocity", "attribute", "depth_camera", "image_camera", "auxiliary_camera"} <= set(
+        records.steps[0].parts
+    )
     still = [name for name, value in model.named_parameters() if torch.equal(value, before[name])]
     # Of ten modality draws some leave a null embedding or a head without gradient; the encoders always move.
     assert not [name for name in still if name.startswith(("encoders.camera", "encoders.lidar", "backbone", "head"))], (
