@@ -55,7 +55,7 @@ def main() -> None:
         }
     figure = plt.figure(figsize=(8.6, 3.8), layout="constrained")
     axes = figure.subplot_mosaic([["camera", *seen], ["thermal", *seen]], width_ratios=[1.3, 1, 1])
-    axes["camera"].imshow(dark.sensors.cameras.images[SCENE, 0].permute(1, 2, 0))
+    axes["camera"].imshow(dark.sensors.part("camera").images[SCENE, 0].permute(1, 2, 0))
     axes["camera"].set_title("camera")
     axes["thermal"].imshow(dark.thermal.celsius[SCENE, 0], cmap="inferno", vmin=5, vmax=30)
     axes["thermal"].set_title("thermal camera, 5 to 30 °C")

@@ -234,11 +234,11 @@ class ModelConfig(StrictModel):
             if len(rest) > 1:
                 raise ValueError(
                     f"modalities: {' and '.join(rest)} are both of kind {kind} and name no channels: say with channels which "
-                    "sensors are whose"
+                    f"sensors are whose, or leave one out ({rest[0]}: null)"
                 )
             named = [channel for channels in mine.values() for channel in channels or ()]
             if twice := sorted({channel for channel in named if named.count(channel) > 1}):
-                raise ValueError(f"modalities: channel {twice[0]} belongs to two of kind {kind}")
+                raise ValueError(f"modalities: channel {twice[0]} is named twice by modalities of kind {kind}")
 
     def _check_decode(self, decode: DecodeConfig) -> None:
         unknown = sorted(set(decode.nms_radius_m) - set(self.classes))

@@ -75,7 +75,9 @@ class PerceptionNetwork(nn.Module):
         for prefix in prefixes:
             if not any(is_under(name, prefix) for name in names):
                 parts = ", ".join(dict.fromkeys(name.partition(".")[0] for name in names))
-                raise ValueError(f"freeze: no parameter lies under {prefix!r}; the model's parts are {parts}")
+                meant = dict.fromkeys(name.partition(f".{prefix}.")[0] for name in names if f".{prefix}." in name)
+                hint = f"; did you mean {' or '.join(f'{above}.{prefix}' for above in meant)}?" if meant else ""
+                raise ValueError(f"freeze: no parameter lies under {prefix!r}; the model's parts are {parts}{hint}")
         self.frozen = tuple(prefixes)
         for name, parameter in self.named_parameters():
             if any(is_under(name, prefix) for prefix in self.frozen):

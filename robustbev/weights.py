@@ -21,6 +21,7 @@ from robustbev.config import ModelConfig
 from robustbev.model import PerceptionModel
 from robustbev.network import is_under
 from robustbev.precision import PrecisionSetting, PrecisionWarning, choose_precision, usable_device
+from sensors.frames import KINDS
 
 FORMAT_VERSION = 1
 _LARGEST_TEXT_BYTES = 2**20  # of a header or a configuration; ours have some 50,000
@@ -111,7 +112,13 @@ def load(
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"])
-        raise CheckpointError(f"{config_file}: no valid model configuration: {key}: {first['msg']}") from error
+        old = first["type"] == "extra_forbidden" and key in KINDS  # where each kind had a key of its own
+        hint = (
+            "; an earlier version wrote this, before modalities went by name: use that one, or train anew"
+            if old
+            else ""
+        )
+        raise CheckpointError(f"{config_file}: no valid model configuration: {key}: {first['msg']}{hint}") from error
     try:
         state = safetensors.torch.load_file(weights)
     except (safetensors.SafetensorError, OSError, MemoryError) as error:

@@ -67,9 +67,8 @@ class Sample:
     frame: SensorFrame
     preparation: Preparation
     bev_change: FloatArray  # [4, 4]
-    image_changes: Sequence[Any] | None = (
-        None  # `sensors.camera.images.ImageChange`, one a place of `SensorFrame.cameras`
-    )
+    image_changes: Sequence[Any] | None = None
+    """`sensors.camera.images.ImageChange`, one a place of `SensorFrame.cameras`."""
     depth_from: SensorFrame | None = None  # the frame of the depth targets, where it is another one
 
     @cached_property

@@ -229,10 +229,6 @@ def _off(old: NDArray[Any], new: NDArray[Any], tolerance: Tolerance) -> list[str
     return [str(name) for name in off]
 
 
-def _near(a: float, b: float, limit: float) -> bool:
-    return a == b or (math.isnan(a) and math.isnan(b)) or abs(a - b) <= limit
-
-
 def _class(box: Any, classes: Sequence[str]) -> str:
     label = int(box["label"])
     return classes[label] if 0 <= label < len(classes) else f"class {label}"

@@ -34,9 +34,8 @@ class PreparedCameras:
     intrinsics: Float32  # [N, 3, 3]
     reference_T_camera: Float32  # [N, 4, 4]
     present: NDArray[np.bool_]  # [N]
-    depth_m: (
-        Float32 | None
-    )  # [N, h, w] metres along the camera's z axis, 0 where unknown; None: no LiDAR, or not wanted
+    depth_m: Float32 | None
+    """[N, h, w] metres along the camera's z axis, 0 where unknown; None: no LiDAR, or not wanted."""
 
 
 @dataclass(frozen=True)
@@ -93,9 +92,7 @@ class Camera:
 
     def _depth(self, cameras: Pictures, clouds: Sequence[Cloud], intrinsics: Float32) -> Float32:
         """[N, h, w] from the newest sweep of each LiDAR; older ones show moving objects where they were."""
-        newest = {
-            cloud.sweep.channel: cloud for cloud in reversed(clouds)
-        }  # sweeps come newest first: the last one stays
+        newest = {cloud.sweep.channel: cloud for cloud in reversed(clouds)}  # newest first: the last one stays
         maps = []
         for cloud in newest.values():
             pixels_T_lidar = np.zeros((len(cameras), 3, 4))  # an absent camera's zeros put every point at depth 0

@@ -48,9 +48,8 @@ class Radar:
 
     def _poses(self, sample: Sample, merged: Merged) -> Float32:
         """[R, 4, 4] of each radar's newest sweep; the identity, which can be inverted, of an absent one."""
-        newest = {
-            sweep.channel: sweep for sweep in reversed(sample.frame.radar or ())
-        }  # newest first: the last one stays
+        # Sweeps come newest first: the last one stays.
+        newest = {sweep.channel: sweep for sweep in reversed(sample.frame.radar or ())}
         poses = [
             sample.bev_change @ newest[channel].reference_T_radar if channel in merged.points else np.eye(4)
             for channel in self.channels

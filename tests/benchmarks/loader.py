@@ -34,14 +34,14 @@ from training.runs.config import RunConfig, load_run_config
 
 PARTS = {
     "JPEG files to pixels": ("sensors.nuscenes.reader.read_picture",),
-    "cut, resize, mirror, colour": ("sensors.preparation.X.fit_image",),
+    "cut, resize, mirror, colour": ("sensors.camera.prepare.fit_image",),
     "LiDAR files": ("sensors.nuscenes.reader.read_lidar_file",),
-    "LiDAR points": ("sensors.preparation.X.lidar_clouds", "sensors.prepare.merge_lidar"),
+    "LiDAR points": ("sensors.modality.lidar_clouds", "sensors.lidar.prepare.Lidar.prepare"),
     "radar files": ("sensors.nuscenes.reader.read_radar_file",),
-    "radar points": ("sensors.preparation.X.merge_radar",),
-    "depth targets": ("sensors.preparation.X._depth",),
+    "radar points": ("sensors.radar.prepare.Radar.prepare",),
+    "depth targets": ("sensors.camera.prepare.Camera._depth",),
     "batch of tensors": ("training.data.loader.collate_samples",),
-    "lift table": ("sensors.prepare.build_lift_table",),
+    "lift table": ("sensors.camera.prepare.build_lift_table",),
     "handed over": ("tests.benchmarks.loader.hand_over",),
 }
 OTHERS = "all others"

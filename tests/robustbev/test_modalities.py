@@ -14,6 +14,7 @@ from pydantic import ValidationError
 
 import robustbev
 from robustbev import Detections, ModelConfig, PerceptionModel, RigConfig, load, save
+from robustbev.checkpoints import CheckpointError
 from robustbev.export import export, model_inputs
 from robustbev.export.check import compare, perception_outputs, runner
 from robustbev.export.example import masked, random_batch
@@ -24,8 +25,11 @@ from sensors.frames import CameraImage, LidarSweep, SensorFrame
 from sensors.prepare import collate, prepare
 from tests.small_replay import CAMERA_CHANNELS, RADAR_CHANNELS, noise_frame
 from tests.tiny_model import random_training_batch, tiny_config
+from training.data.dataset import DataConfig, with_rig
 from training.evaluation.config import every_subset
+from training.files.config_file import ConfigError
 from training.loop.step import StepConfig, TrainingStep
+from training.runs.config import load_run_config
 
 SMALL = {"image_height_px": 32, "image_width_px": 64, "dim": 16, "depth": 1, "heads": 2, "feature_channels": 16}
 THERMAL = {"kind": "camera", "channels": ["THERMAL"], **SMALL, "context_channels": 8}
@@ -214,7 +218,7 @@ def test_subsets_are_of_the_names() -> None:
         ({"a": {"kind": "lidar"}, "b": {"kind": "lidar"}}, "a and b are both of kind lidar and name no channels"),
         (
             {"a": {"kind": "lidar", "channels": ["TOP"]}, "b": {"kind": "lidar", "channels": ["TOP"]}},
-            "channel TOP belongs to two of kind lidar",
+            "channel TOP is named twice by modalities of kind lidar",
         ),
         ({"a": {"dim": 3}}, "kind"),
         ({"all": {"kind": "lidar"}}, "'all' has another meaning already"),
@@ -234,3 +238,49 @@ def test_what_no_other_names_is_left_to_the_one_that_names_nothing() -> None:
     assert config.channels_of("camera", RIG) == CAMERA_CHANNELS
     assert config.channels_of("thermal", RIG) == ("THERMAL",)
     assert config.kinds == ("camera", "lidar", "radar")
+
+
+def test_a_checkpoint_from_before_names_is_told(model: PerceptionModel, tmp_path: Path) -> None:
+    directory = save(model, tmp_path)
+    (directory / "config.json").write_text('{"camera": {}, "lidar": null}', encoding="utf-8")
+    with pytest.raises(
+        CheckpointError, match=r"config\.json: .* camera: .* before modalities went by name: .* train anew"
+    ):
+        load(directory, "cpu")
+
+
+def test_what_is_frozen_by_a_modality_s_name_alone_is_told_where_it_lies(model: PerceptionModel) -> None:
+    with pytest.raises(
+        ValueError, match=r"'thermal'; .*did you mean encoders\.thermal or auxiliary\.thermal or image_heads"
+    ):
+        model.freeze(["thermal"])
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("{model: {camera: {}}}", "model.camera: unknown key, .*; did you mean model.modalities.camera?"),
+        (
+            "{model: {modalities: {front: {kind: camera, channels: [A], pillar_channels: 8}}}}",
+            "model.modalities.front.pillar_channels: unknown key, expected one of channels, kind, image_height_px",
+        ),
+        ("{evaluation: {subsets: [typo]}}", "evaluation.subsets: expected some of .* camera, lidar, radar .* got 'typo'"),
+        ("{model: {modalities: {on: {kind: lidar}}}}", "the key 'on' is a bool in YAML: expected text"),
+        ("{step: {dropout: {modality: {typo: 1.0}}}}", "names 'typo', .* camera, lidar, radar; where a base names it"),
+        ("{evaluation: {watch: [typo]}}", "evaluation.watch: expected some of .* camera, lidar, radar .* got 'typo'"),
+    ],
+)  # fmt: skip
+def test_a_run_s_configuration_says_what_is_wrong_with_a_name(words: str, message: str, tmp_path: Path) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text(words, encoding="utf-8")
+    with pytest.raises(ConfigError, match=message):
+        load_run_config(path)
+
+
+def test_a_channel_that_the_data_do_not_have_is_refused_before_training() -> None:
+    """Such a checkpoint could not be loaded: its rig lacks a sensor that a modality names."""
+    few = ModelConfig.model_validate({"modalities": {"front": {"kind": "lidar", "channels": ["LIDAR_TYPO"]}}})
+    with pytest.raises(
+        ValueError, match=r"model\.modalities\.front\.channels: the rig has no lidar LIDAR_TYPO, .*LIDAR_TOP; "
+    ):
+        with_rig(few, DataConfig())

@@ -89,7 +89,7 @@ def _dots(axes: Axes, comparison: Comparison, row: Row, number: int) -> None:
 def _label(column: str) -> str:
     """A column's name on short lines: "lidar+radar.single_camera_lost-3" takes four."""
     subset, dot, corruption = column.rpartition(".")
-    if not dot and "+" in column:
+    if not dot and "-" not in column:  # a subset: names have no hyphen, corruptions have one before their severity
         subset, corruption = column, ""
     parts = subset.replace("+", "\n+ ").split("\n") + textwrap.wrap(corruption.replace("_", " "), 14)
     return "\n".join(part for part in parts if part)

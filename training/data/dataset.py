@@ -76,8 +76,21 @@ def rig_of(config: DataConfig, model: ModelConfig) -> RigConfig:
 
 
 def with_rig(model: ModelConfig, config: DataConfig) -> ModelConfig:
-    """The model's configuration with the rig of the data, where it does not name one yet."""
-    return model if model.rig is not None else model.model_copy(update={"rig": rig_of(config, model)})
+    """The model's configuration with the rig of the data, where it does not name one yet.
+
+    Raises:
+        ValueError: a modality names a channel that the data do not.
+    """
+    if model.rig is not None:
+        return model
+    rig = rig_of(config, model)
+    for name, modality in model.modalities.items():
+        if missing := model.missing_channels(name, rig):
+            raise ValueError(
+                f"model.modalities.{name}.channels: {missing}; name one of those, or add it to "
+                f"data.nuscenes.{modality.kind}_channels"
+            )
+    return model.model_copy(update={"rig": rig})
 
 
 def preparation(config: DataConfig, model: ModelConfig) -> Preparation:

@@ -84,8 +84,14 @@ def _data(run: RunConfig) -> list[Answer]:
 
 
 def _model(run: RunConfig) -> Answer:
+    from training.data.dataset import rig_of, with_rig
+
     model, channels = run.model, run.data.nuscenes.channels()
-    used = [f"{len(channels[kind])} {kind}{'s' if len(channels[kind]) != 1 else ''}" for kind in model.kinds]
+    try:
+        with_rig(model, run.data)
+    except ValueError as error:
+        return Answer("modalities", False, str(error))
+    used: list[str] = []
     for name, modality in model.modalities.items():
         if not channels[modality.kind]:
             return Answer(
@@ -93,6 +99,15 @@ def _model(run: RunConfig) -> Answer:
                 f"model.modalities.{name} is there, but data.nuscenes.{modality.kind}_channels is empty: set "
                 f"model.modalities.{name}=null, or name its channels",
             )  # fmt: skip
+        count = len(model.channels_of(name, rig_of(run.data, model)))
+        if not count:
+            return Answer(
+                "modalities", False,
+                f"model.modalities.{name} has no {modality.kind} of its own: name its channels, or set "
+                f"model.modalities.{name}=null",
+            )  # fmt: skip
+        sensors = f"{count} {modality.kind}{'s' if count != 1 else ''}"
+        used.append(sensors if name == modality.kind else f"{name} ({sensors})")
     if run.camera_weights is not None and not run.camera_weights.is_file():
         return Answer(
             "modalities", False,

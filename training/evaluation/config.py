@@ -4,16 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from itertools import combinations
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
 from robustbev import StrictModel
 from robustbev.precision import PrecisionSetting
 from training.evaluation.submission import MAX_BOXES_PER_SAMPLE
-
-if TYPE_CHECKING:
-    pass
 
 
 class EvaluationConfig(StrictModel):

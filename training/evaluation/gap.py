@@ -9,7 +9,6 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from itertools import combinations
-from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -21,9 +20,6 @@ from robustbev import PerceptionModel
 from sensors.nuscenes.reader import NuScenesReader
 from training.data.batch import TrainingBatch
 from training.evaluation.scoring import Progress
-
-if TYPE_CHECKING:
-    pass
 
 RANDOM_CELLS = 32  # a sample
 POOL = 512  # a partner is looked for among at most so many

@@ -27,9 +27,6 @@ class Recall:
         """Found of all boxes of all classes; NaN where there was nothing to find."""
         return sum(self.found.values()) / sum(self.total.values()) if self.total else float("nan")
 
-    def by_class(self) -> dict[str, float]:
-        return {name: self.found[name] / self.total[name] for name in self.total}
-
 
 def match(found: Boxes, truth: Boxes, distance_m: float) -> Tensor:
     """[K] int64: the truth box that each found box takes, -1 for none.

@@ -45,6 +45,7 @@ class Scoring:
     out_dir: Path
     classes: Sequence[str]
     attributes: Sequence[str]
+    kinds: Mapping[str, str]  # modality -> its kind of sensors
     max_boxes: int
     score_threshold: float
 
@@ -63,7 +64,7 @@ class Scoring:
             )
             for token in self.official.tokens
         }
-        content = submission(rows, subset.split("+"))
+        content = submission(rows, {self.kinds[name] for name in subset.split("+")})
         write_json(path, content, indent=None)
         result = self.official.evaluate(subset, path, found.no_perception, content)
         return replace(result, boxes=sum(len(boxes) for boxes in rows.values()))

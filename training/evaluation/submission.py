@@ -5,7 +5,7 @@ Letters: K boxes of one sample.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import numpy as np
@@ -118,13 +118,13 @@ def _check_finite(token: str, *arrays: NDArray[np.float64]) -> None:
         raise ValueError(f"sample {token}: the model found a box whose size_m is not positive: {arrays[1].min():.4g} m")
 
 
-def submission(results: dict[str, list[dict[str, Any]]], modalities: Sequence[str]) -> dict[str, Any]:
-    """The whole result file: the rows of every sample and the statement of what was used."""
+def submission(results: dict[str, list[dict[str, Any]]], kinds: Collection[str]) -> dict[str, Any]:
+    """The whole result file: the rows of every sample and the statement of which kinds of sensors were used."""
     return {
         "meta": {
-            "use_camera": "camera" in modalities,
-            "use_lidar": "lidar" in modalities,
-            "use_radar": "radar" in modalities,
+            "use_camera": "camera" in kinds,
+            "use_lidar": "lidar" in kinds,
+            "use_radar": "radar" in kinds,
             "use_map": False,
             "use_external": False,
         },

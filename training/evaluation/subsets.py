@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 
@@ -18,9 +17,6 @@ from training.data.batch import TrainingBatch
 from training.evaluation.config import EvaluationConfig, every_subset, subset_name
 from training.evaluation.scoring import Predictions, Progress, Scoring
 from training.evaluation.tables import SubsetResult, write_report
-
-if TYPE_CHECKING:
-    pass
 
 
 def possible_subsets(config: ModelConfig, subsets: Sequence[str]) -> tuple[str, ...]:
@@ -168,6 +164,7 @@ def score_subsets(
         out_dir,
         classes=model.classes,
         attributes=model.attributes,
+        kinds={name: modality.kind for name, modality in model.modalities.items()},
         max_boxes=config.max_boxes_per_sample,
         score_threshold=config.score_threshold,
     )

@@ -33,7 +33,7 @@ class SubsetResult:
     m/s, mAAE as 1 - accuracy). `class_ap` is the mean over the four matching distances. NaN is "not defined".
     """
 
-    subset: str  # "camera+lidar", in the order camera, lidar, radar
+    subset: str  # "camera+lidar", in the order of the model's modalities
     mean_ap: float
     nds: float
     errors: Mapping[str, float]
@@ -215,7 +215,7 @@ def class_table(results: Results, title: str = "AP by class") -> Table:
     table = Table(title=title, title_justify="left")
     skipped = 3 + len(TP_ERRORS)
     names = header(results)
-    table.add_column("sensors", no_wrap=True)
+    table.add_column("sensors")  # many names wrap before figures are cut
     for name in names[1 + skipped :]:
         table.add_column(name, justify="right", no_wrap=True)
     for row in rows(results):

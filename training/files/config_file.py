@@ -34,7 +34,7 @@ class ConfigError(ValueError):
 
 
 class _Loader(yaml.SafeLoader):
-    """Safe YAML in which 1e-3 is a number and a key given twice is an error."""
+    """Safe YAML in which 1e-3 is a number and a key given twice is an error, as is one that is no text (on, null)."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[str] = set()
@@ -43,6 +43,10 @@ class _Loader(yaml.SafeLoader):
             if name in seen and name != "<<":
                 raise yaml.constructor.ConstructorError(None, None, f"the key {name!r} is given twice", key.start_mark)
             seen.add(name)
+            kind = key.tag.rpartition(":")[2]
+            if kind in ("bool", "null"):
+                problem = f"the key {name!r} is a {kind} in YAML: expected text, so put it in quotes"
+                raise yaml.constructor.ConstructorError(None, None, problem, key.start_mark)
         return super().construct_mapping(node, deep)
 
 
@@ -208,6 +212,15 @@ def _field(annotation: Any, part: str | int) -> Any:
     return None
 
 
+def _tagged(annotation: Any, kind: str | int) -> type[BaseModel] | None:
+    """The member of a union of models that has this `kind`."""
+    models = _models(annotation)
+    for model in models if len(models) > 1 else ():
+        if "kind" in model.model_fields and model.model_fields["kind"].default == kind:
+            return model
+    return None
+
+
 def _all_paths(annotation: Any, prefix: str = "") -> Iterator[str]:
     for model in _models(annotation):
         for name, field in model.model_fields.items():
@@ -241,6 +254,9 @@ def _place(model: type[BaseModel], location: Location, *, keep_last: bool) -> tu
     annotation: Any = model
     kept: list[str | int] = []
     for i, part in enumerate(location):
+        if (tagged := _tagged(annotation, part)) is not None:
+            annotation = tagged
+            continue
         below = _field(annotation, part)
         if below is None and not (keep_last and i == len(location) - 1):
             continue
@@ -256,7 +272,10 @@ def _describe(
     match error["type"]:
         case "extra_forbidden":
             names = list(dict.fromkeys(name for option in _models(annotation) for name in option.model_fields))
-            return f"unknown key, expected one of {', '.join(names)}", _nearest_key(location, names, model)
+            *parents, leaf = location
+            named = [(*parents, name, leaf) for name in names if _tagged(_field(_field(annotation, name), leaf), leaf)]
+            meant = f"; did you mean {_dotted(named[0])}?" if named else _nearest_key(location, names, model)
+            return f"unknown key, expected one of {', '.join(names)}", meant
         case "union_tag_invalid" | "union_tag_not_found":
             kinds = [str(field.default) for option in _models(annotation) for field in [option.model_fields["kind"]]]
             return f"expected kind to be one of {', '.join(kinds)}", got

@@ -100,7 +100,8 @@ class StepOutput:
     """The loss and what it is made of."""
 
     loss: Tensor  # scalar with gradient
-    parts: dict[str, Tensor]  # detached scalars, weighted as they enter the loss
+    parts: dict[str, Tensor]
+    """Detached scalars, weighted as they enter the loss; those of one modality as auxiliary_NAME, depth_NAME and image_NAME."""
 
 
 class TrainingStep(nn.Module):

@@ -33,7 +33,7 @@ def subset_chart(path: Path, results: Results, title: str = "Every subset of the
 
     names = list(results)
     classes = list(results[names[0]].class_ap)
-    figure = new_figure(max(8.0, 1.6 + 1.35 * len(names)), 9.2)
+    figure = new_figure(max(11.0, 1.6 + 1.35 * len(names)), 9.2)
     layout = GridSpec(
         2, 1, figure, height_ratios=[1.0, 1.15], hspace=0.34, left=0.15, right=0.97, top=0.885, bottom=0.07
     )

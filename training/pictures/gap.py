@@ -161,19 +161,24 @@ def _draw_bars(axes: Axes, report: GapReport, figure: str, title: str) -> None:
     )  # fmt: skip
     values = [float(getattr(p, figure)) for _, pairs, _ in groups for p in pairs]
     top = max([v for v in values if not math.isnan(v)], default=0.0)
+    many = len(report.objects) > 3  # of more than three modalities: names one above the other, figures upright
     for g, (label, pairs, colour) in enumerate(groups):
         for i, pair in enumerate(pairs):
             at, value = i + (g - 0.5) * width, float(getattr(pair, figure))
             axes.bar(at, value, width * 0.94, color=colour, label=label if i == 0 else None)
             shown = "-" if math.isnan(value) else f"{value:.3f}"
             axes.text(
-                at, (0.0 if math.isnan(value) else value) + 0.02 * top, shown, ha="center", va="bottom", fontsize=8.5
-            )
+                at, (0.0 if math.isnan(value) else value) + 0.02 * top, shown, ha="center", va="bottom", fontsize=8.5,
+                rotation=90 if many else 0,
+            )  # fmt: skip
             if figure == "recall_1":
                 axes.plot([at - 0.45 * width, at + 0.45 * width], [pair.chance_1] * 2, color=INK, linewidth=1.2)
-    axes.set_ylim(0, max(0.1, top * 1.25))  # recall by lot is no mountain range
-    bound = {True: "", False: "\n(never bound)"}
-    axes.set_xticks(range(len(report.objects)), [f"{p.first} - {p.second}{bound[p.trained]}" for p in report.objects])
+    axes.set_ylim(0, max(0.1, top * (1.45 if many else 1.25)))  # recall by lot is no mountain range
+    between, bound = ("\n" if many else " - "), {True: "", False: "\n(never)" if many else "\n(never bound)"}
+    axes.set_xticks(
+        range(len(report.objects)),
+        [f"{p.first}{between}{p.second}{bound[p.trained]}" for p in report.objects],
+    )
     axes.set_title(title, fontsize=10, loc="left", color=INK, pad=16)
     axes.legend(frameon=False, fontsize=8.5, ncols=2, loc="lower left", bbox_to_anchor=(-0.01, 0.95))
     axes.spines["left"].set_color(FAINT)

@@ -4,15 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from sensors.health.monitor import HealthMode
 from sensors.logs.log import Order
 from sensors.replay.config import ReplayConfig
-
-if TYPE_CHECKING:
-    pass
-
 
 AS_RECORDED = "as recorded"
 

@@ -63,7 +63,7 @@ class SubmissionWriter:
         self._rows: dict[str, list[dict[str, Any]]] = {str(token): [] for token in self._tokens}
         self._gap_us: dict[str, int] = {}  # token -> from its tick
         self._blind: set[str] = set()
-        self._used: set[str] = set()  # modalities of which the model was given anything
+        self._used: set[str] = set()  # kinds of sensors of which the model was given anything
 
     @property
     def unanswered(self) -> tuple[str, ...]:

@@ -214,8 +214,8 @@ def _evaluate_group(
         predictions = predict_subsets(
             model, loader.epoch(0), subsets, limit=settings.limit, progress=progress, total=len(expected)
         )
+    kinds = {name: modality.kind for name, modality in model.config.modalities.items()}
     if change is not None:
-        kinds = {name: modality.kind for name, modality in model.config.modalities.items()}
         change.check({case.name: {kinds[name] for name in case.subset.split("+")} for case in group})
     scoring = Scoring(
         _official(loader.reader, tuple(expected), model.config.grid.bev().radius_m, settings.metrics),
@@ -224,6 +224,7 @@ def _evaluate_group(
         out_dir / first.condition,
         classes=model.config.classes,
         attributes=model.config.attributes,
+        kinds=kinds,
         max_boxes=settings.max_boxes_per_sample,
         score_threshold=settings.score_threshold,
     )

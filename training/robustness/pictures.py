@@ -109,7 +109,8 @@ def subset_bars(path: Path, found: Robustness) -> Path:
     ours = found.subsets()
     names = list(ours)
     theirs = {} if found.baseline is None else found.subsets(baseline=True)
-    figure = new_figure(max(7.0, 1.4 + 1.45 * len(names)), 6.4)
+    more = max([0, *(name.count("+") - 2 for name in names)])  # lines of the labels, beyond those of three modalities
+    figure = new_figure(max(7.0, 1.4 + 1.45 * len(names)), 6.4 + 0.4 * more)
     for k, (title, metric) in enumerate((("mAP", "mean_ap"), ("NDS", "nds"))):
         axes = figure.add_subplot(2, 1, k + 1)
         series = [("model", MODEL, [getattr(ours[n], metric) for n in names])]
@@ -122,7 +123,7 @@ def subset_bars(path: Path, found: Robustness) -> Path:
     figure.suptitle(
         "Every subset of the sensors, clean data", x=0.06, ha="left", fontsize=13, fontweight="bold", color=INK
     )
-    figure.subplots_adjust(left=0.06, right=0.985, top=0.89, bottom=0.09, hspace=0.42)
+    figure.subplots_adjust(left=0.06, right=0.985, top=0.89, bottom=0.09 + 0.03 * more, hspace=0.42 + 0.08 * more)
     return save_figure(figure, path)
 
 

@@ -1,4 +1,4 @@
-"""What happens to a model when sensors fail: seven subsets, corruptions by severity, against specialists and a baseline."""
+"""What happens to a model when sensors fail: its subsets, corruptions by severity, against specialists and a baseline."""
 
 from __future__ import annotations
 

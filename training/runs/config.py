@@ -65,8 +65,8 @@ class RunConfig(StrictModel):
     epochs: Count = 12
     batch_size: Count = 8  # of one worker; an optimiser step sees batch_size x workers x optim.accumulation samples
     init_from: Path | None = None  # a checkpoint whose weights to start from; null: fresh weights
-    init_fresh: tuple[str, ...] = ()  # parts of the model (radar, fuser.added) that init_from may lack
-    freeze: tuple[str, ...] = ()  # parts of the model (camera, fuser.base) that do not learn
+    init_fresh: tuple[str, ...] = ()  # parts of the model (encoders.radar, fuser.added) that init_from may lack
+    freeze: tuple[str, ...] = ()  # parts of the model (encoders.camera, fuser.base) that do not learn
     camera_weights: Path | None = None  # published weights of the ViT (timm's or DINOv2's names); null: from scratch
     model: ModelConfig = ModelConfig()
     data: DataConfig = DataConfig()
@@ -88,10 +88,14 @@ class RunConfig(StrictModel):
         if unknown := [name for name in self.step.dropout.modality if name not in known]:
             raise ValueError(
                 f"step.dropout.modality names {unknown[0]!r}, expected some of the model's modalities "
-                f"{', '.join(self.model.modalities)}"
+                f"{', '.join(self.model.modalities)}; where a base names it, give the whole of step.dropout.modality anew"
             )
-        for subset in (*self.evaluation.subsets, *self.evaluation.watch):
-            subset_name(subset.split("+"), tuple(self.model.modalities))
+        for key in ("subsets", "watch"):
+            for subset in getattr(self.evaluation, key):
+                try:
+                    subset_name(subset.split("+"), tuple(self.model.modalities))
+                except ValueError as error:
+                    raise ValueError(f"evaluation.{key}: {error}") from error
         unknown = [name for name in self.data.nuscenes.classes if name not in self.model.classes]
         if unknown:
             raise ValueError(

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 
 from robustbev import Perception, PerceptionModel
+from robustbev.checkpoints import find_checkpoint
 from sensors.corruptions import Corruption, CorruptionError, corrupt
 from sensors.frames import History, SensorFrame
 from sensors.nuscenes.reader import NuScenesReader
@@ -17,13 +17,15 @@ from training.data.dataset import Alter, DataConfig, NuScenesDataset, Past, coll
 from training.data.sampling import SampleKey
 from training.evaluation.config import every_subset
 from training.evaluation.subsets import possible_subsets
+from training.loop.history import read_history
 from training.pictures.charts import attention_picture, training_curves
 from training.pictures.scene.bev import Scene, above
 from training.pictures.scene.picture import cameras_picture, scene_picture, subsets_picture
+from training.runs.config import RunConfig, load_run_config
 from training.runs.evaluate import load_model
-
-if TYPE_CHECKING:
-    from training.runs.config import RunConfig
+from training.runs.files import RunFiles
+from training.tracking.run import MLflowRun
+from training.tracking.sending import send_now
 
 SHOWN_SCORE = 0.3
 
@@ -60,8 +62,6 @@ def show(
     split = config.data.nuscenes.val_split if split is None else split
     if checkpoint is None:
         return show_truth(_scene(config.data, config.model.classes, config, split, sample, corruption), out_dir)
-    from robustbev.checkpoints import find_checkpoint
-
     model = load_model(find_checkpoint(checkpoint), config)
     scene = replace(
         _scene(config.data, model.config.classes, config, split, sample, corruption),
@@ -79,13 +79,6 @@ def show_run(run_dir: Path, *, sample: str | int | None = None, score: float = S
 
     The run's MLflow gets them too. Without a sample the liveliest one is shown: most classes, then most boxes.
     """
-    from robustbev.checkpoints import find_checkpoint
-    from training.loop.history import read_history
-    from training.runs.config import load_run_config
-    from training.runs.files import RunFiles
-    from training.tracking.run import MLflowRun
-    from training.tracking.sending import send_now
-
     files = RunFiles(run_dir)
     config = load_run_config(files.config)
     checkpoint = find_checkpoint(run_dir)

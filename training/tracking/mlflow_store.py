@@ -155,4 +155,12 @@ def _experiment(client: MlflowClient, plan: RunPlan) -> str:
         )
     if found is not None:
         return str(found.experiment_id)
-    return str(client.create_experiment(name, artifact_location=plan.artifacts))
+    from mlflow.exceptions import MlflowException
+
+    try:
+        return str(client.create_experiment(name, artifact_location=plan.artifacts))
+    except MlflowException:  # another process made it meanwhile, or it cannot be made
+        found = client.get_experiment_by_name(name)
+        if found is None:
+            raise
+        return str(found.experiment_id)

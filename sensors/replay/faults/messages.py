@@ -276,6 +276,6 @@ def _unknown_target(
     near = difflib.get_close_matches(fault.target.casefold(), spelt, n=1)
     return FaultError(
         f"fault '{fault}': no sensor or topic {fault.target!r} in this log"
-        f"{f'; did you mean {spelt[near[0]]!r}?' if near else '.'} Channels: {', '.join(channels)}; modalities: "
+        f"{f'; did you mean {spelt[near[0]]!r}?' if near else '.'} Channels: {', '.join(channels)}; kinds of sensors: "
         f"{', '.join(modalities)}; topics: {', '.join(sorted(topics))}; or all"
     )

@@ -286,6 +286,24 @@ def test_an_experiment_that_was_deleted_stays_so_and_another_takes_its_place(sto
     assert rows(store, "select count(*) from metrics where run_uuid = ?", run.run_id) == [(1,)]
 
 
+def test_an_experiment_that_another_process_makes_meanwhile_is_taken(
+    store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client = mlflow_store.open_store(uri(store))
+    made = client.create_experiment("tests")
+    seen: list[str] = []
+    look = MlflowClient.get_experiment_by_name
+
+    def late(self: MlflowClient, name: str) -> Any:
+        seen.append(name)
+        return None if len(seen) == 1 else look(self, name)
+
+    monkeypatch.setattr(MlflowClient, "get_experiment_by_name", late)
+    plan = mlflow_store.RunPlan("tests", "run", "file:///nowhere", {}, {})
+    assert mlflow_store._experiment(client, plan) == made
+    assert len(seen) == 2
+
+
 def test_what_mlflow_refuses_is_named_and_holds_up_nothing_behind_it(store: Path) -> None:
     run = start(store / "refused", uri(store))
     run.outbox.metrics({"before": 1.0}, 1)

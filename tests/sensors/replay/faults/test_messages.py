@@ -370,7 +370,7 @@ def test_a_mount_that_is_no_pose_stays_for_the_replay_to_refuse() -> None:
             "lidar_tpo: drop",
             "no sensor or topic 'lidar_tpo' in this log; did you mean 'LIDAR_TOP'? Channels: CAM_FRONT",
         ),
-        ("sonar: drop", "modalities: camera, lidar, radar; topics: "),
+        ("sonar: drop", "kinds of sensors: camera, lidar, radar; topics: "),
         ("/odometry: shift 1m", "expected a sensor as target, got the topic /odometry, which is none"),
         ("radar: fog-3", "fog acts on camera and lidar, got a target of radar"),
     ],
