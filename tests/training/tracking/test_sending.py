@@ -290,7 +290,7 @@ def test_an_experiment_that_another_process_makes_meanwhile_is_taken(
     store: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     client = mlflow_store.open_store(uri(store))
-    made = client.create_experiment("tests")
+    made = client.create_experiment("meanwhile")
     seen: list[str] = []
     look = MlflowClient.get_experiment_by_name
 
@@ -299,7 +299,7 @@ def test_an_experiment_that_another_process_makes_meanwhile_is_taken(
         return None if len(seen) == 1 else look(self, name)
 
     monkeypatch.setattr(MlflowClient, "get_experiment_by_name", late)
-    plan = mlflow_store.RunPlan("tests", "run", "file:///nowhere", {}, {})
+    plan = mlflow_store.RunPlan("meanwhile", "run", "file:///nowhere", {}, {})
     assert mlflow_store._experiment(client, plan) == made
     assert len(seen) == 2
 
