@@ -71,7 +71,7 @@ def _modality(name: str, config: ModelConfig, rig: RigConfig) -> Modality:
                 camera.lift_samples,
             )
         case LidarConfig():
-            return Lidar(name, channels)
+            return Lidar(name, channels, alone=set(rig.lidar_channels) <= set(channels))
         case RadarConfig():
             return Radar(name, channels)
 

@@ -37,6 +37,7 @@ class Lidar:
 
     name: str
     channels: tuple[str, ...]  # L
+    alone: bool = True  # False: the rig has LiDARs of other modalities too
     kind: ClassVar[str] = "lidar"
 
     def prepare(self, sample: Sample) -> Prepared[PreparedLidar]:
@@ -45,8 +46,14 @@ class Lidar:
         points, item = merged.together(), None
         if points is not None:
             working = sample.frame.lidar_sectors
-            item = PreparedLidar(points, merged.present, _sectors(self.channels, merged, working, sample.bev_change))
+            sectors = _sectors(self.channels, merged, working, sample.bev_change, all_around=self._all_around)
+            item = PreparedLidar(points, merged.present, sectors)
         return Prepared(item, merged.absent, merged.dropped)
+
+    @property
+    def _all_around(self) -> bool:
+        """A rig's only LiDAR looks all around. Of several each looks its own way, whether one modality has them or several."""
+        return self.alone and len(self.channels) == 1
 
     def collate(self, items: Sequence[PreparedLidar | None], preparation: Preparation) -> LidarBatch | None:
         if all(item is None for item in items):
@@ -76,13 +83,18 @@ def _sweep(cloud: Cloud, sample: Sample) -> SweepPoints:
 
 
 def _sectors(
-    channels: Sequence[str], merged: Merged, working: NDArray[np.bool_] | None, bev_change: FloatArray
+    channels: Sequence[str],
+    merged: Merged,
+    working: NDArray[np.bool_] | None,
+    bev_change: FloatArray,
+    *,
+    all_around: bool,
 ) -> Float32:
     """[L, S] 0..1, how much of each azimuth sector of the (changed) reference frame each LiDAR covers; 0 of absent ones.
 
-    A modality's only LiDAR looks all around, but for the sectors that are not `working` [S] (`SensorFrame.lidar_sectors`). Of
-    several, each looks its own way, which its points tell: it covers the sectors, as seen from the reference's origin, in which
-    it delivers at least one point. A sector without any is as unknown as a sweep without any.
+    All but those that are not `working` [S] (`SensorFrame.lidar_sectors`). Where a LiDAR does not look `all_around`, its points
+    tell which way it looks: it covers the sectors, as seen from the reference's origin, in which it delivers at least one point.
+    A sector without any is as unknown as a sweep without any.
     """
     sectors = np.zeros((len(channels), SECTORS), np.float32)
     works = np.ones(SECTORS, np.float32) if working is None else _changed_sectors(working, bev_change)
@@ -90,7 +102,7 @@ def _sectors(
         points = merged.points.get(channel)
         if points is not None:
             row[:] = works
-            if len(channels) > 1:
+            if not all_around:
                 met = np.bincount(azimuth_sector(points[:, 0], points[:, 1]), minlength=SECTORS)
                 row[met == 0] = 0
     return sectors

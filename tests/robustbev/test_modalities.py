@@ -138,6 +138,14 @@ def test_a_dead_lidar_takes_only_its_own_cells_with_it(frame: SensorFrame) -> No
     assert one["front"] is not None
     assert both["front"] is not None
     assert torch.equal(one["front"].coverage, both["front"].coverage)
+    ahead = (
+        model.grid.centers_m()[..., 0] > 3
+    )  # none of its points lies behind, where it must not stand for the dead one
+    behind = model.grid.centers_m()[..., 0] < -3
+    assert one["front"].coverage[0][ahead].mean() > 0.9
+    assert not one["front"].coverage[0][behind].any()
+    assert both["rear"] is not None
+    assert both["rear"].coverage[0][behind].mean() > 0.9
     assert "none of 9 points" in perceive(model, half).absent["LIDAR_REAR"]
     assert not perceive(model, replace(alone, lidar=None)).perceived
 
