@@ -76,7 +76,7 @@ def _compile(program: ExportedProgram, path: Path) -> None:
             program,
             package_path=str(path),
             # The number of threads is that of the process which runs the package, not of this one.
-            inductor_configs={"cpp.dynamic_threads": True, "aot_inductor.metadata": {}},
+            inductor_configs={"cpp.dynamic_threads": True, "aot_inductor.metadata": {}, "cpp.march": _march()},
         )
     except Exception as error:  # compilers fail in many ways, and none of torch's classes for it is public
         reason = str(error).strip().partition("\n")[0][:300]
@@ -84,6 +84,15 @@ def _compile(program: ExportedProgram, path: Path) -> None:
             f"{path.name}: AOTInductor could not compile the model: {reason}. It needs a C++ compiler (g++ or clang++) and "
             "Python's headers on this machine; kinds onnx and pt2 need neither"
         ) from error
+
+
+def _march() -> str | None:
+    """What the package may ask of a processor: what its manifest says, not all that this machine has; None: torch's choice.
+
+    With `-march=native` on a processor with AVX-512, g++ 12 also makes of torch's AVX2 code (ATEN_CPU_CAPABILITY=avx2) programs that
+    choose the wrong side of `where`: it folds an inverted comparison of int64 into a blend.
+    """
+    return {"AVX2": "x86-64-v3", "AVX512": "x86-64-v4"}.get(torch.backends.cpu.get_cpu_capability())
 
 
 def _write_onnx(program: ExportedProgram, path: Path, interface: Interface) -> None:
