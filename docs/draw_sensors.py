@@ -46,7 +46,7 @@ def main() -> None:
     """Write the picture beside the page."""
     page = run_page()
     dark, grid, see, encode = page["dark"], page["grid"], page["see"], page["encode"]
-    radius_m = page["model"].nms_radius_m
+    radius_m = page["model"].detection.nms_radius_m
     with torch.no_grad():
         features = encode(dark)
         seen = {

@@ -4,11 +4,8 @@ from robustbev.assembly import build
 from robustbev.card import ModelCard, SubsetFigures
 from robustbev.checkpoints import CheckpointError
 from robustbev.config import (
-    NUSCENES_ATTRIBUTES,
-    NUSCENES_CLASSES,
     AlignmentConfig,
     BackboneConfig,
-    DecodeConfig,
     FuserConfig,
     FuserKind,
     GridConfig,
@@ -20,6 +17,7 @@ from robustbev.inference import decode_size, preparation
 from robustbev.model import PerceptionModel, perceive_frame
 from robustbev.perception import Perception, TrainingOutputs
 from robustbev.precision import DeviceError, Precision, PrecisionWarning, choose_precision
+from robustbev.tasks.detection import NUSCENES_ATTRIBUTES, NUSCENES_CLASSES, DetectionConfig
 from robustbev.weights import FORMAT_VERSION, gated_state, load, load_weights, save, write_card
 from sensors.camera.config import CameraConfig, DepthConfig
 from sensors.lidar.config import LidarConfig
@@ -34,9 +32,9 @@ __all__ = [
     "BackboneConfig",
     "CameraConfig",
     "CheckpointError",
-    "DecodeConfig",
     "DepthConfig",
     "Detection",
+    "DetectionConfig",
     "Detections",
     "DeviceError",
     "FuserConfig",

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from bev.backbone import BEVBackbone
-from bev.detection.head import DetectionHead, HeatmapHead
+from bev.detection.head import HeatmapHead
 from bev.grid import BEVGrid
 from bev.motion import MOTION_CHANNELS
 from fusion import (
@@ -23,9 +23,11 @@ from fusion import (
     MeanFusion,
     ObjectAlignment,
 )
-from robustbev.config import FuserConfig, FuserKind, Modality, ModelConfig
+from robustbev.config import DETECTION, FuserConfig, FuserKind, Modality, ModelConfig
 from robustbev.model import PerceptionModel
 from robustbev.network import MEASURE_MOTION
+from robustbev.tasks.assembly import build_task
+from robustbev.tasks.task import Question
 from sensors.camera.config import CameraConfig
 from sensors.camera.encoder import CameraEncoder
 from sensors.camera.vit import VisionTransformer
@@ -43,6 +45,8 @@ def build(config: ModelConfig) -> PerceptionModel:
     """
     grid, z_range_m = config.grid.bev(), (config.grid.z_min_m, config.grid.z_max_m)
     channels, classes = config.channels, len(config.classes)
+    # Whether it has sensors of motion or not: one may be added later, to a head that has learned.
+    question = Question(channels, len(MEASURE_MOTION) * MOTION_CHANNELS, grid, config.classes, config.attributes)
     model = PerceptionModel(
         config,
         encoders={
@@ -50,14 +54,16 @@ def build(config: ModelConfig) -> PerceptionModel:
         },
         fuser=_build_fuser(config),
         backbone=BEVBackbone(channels, blocks=config.backbone.blocks, widths=config.backbone.widths),
-        # Whether it has these sensors or not: one may be added later, to a head that has learned.
-        head=DetectionHead(channels, classes, len(config.attributes), len(MEASURE_MOTION) * MOTION_CHANNELS),
+        heads={DETECTION: build_task(config.detection, question)},
         auxiliary={name: HeatmapHead(channels, classes) for name in config.modalities},
         image_heads={
             name: HeatmapHead(camera.feature_channels, classes) for name, camera in config.of_kind(CameraConfig).items()
         },
-        alignment=_build_alignment(config),  # last: the weights of all else are drawn the same with it and without
+        alignment=_build_alignment(config),  # late: the weights of all else are drawn the same with it and without
     )
+    for name, task in config.tasks.items():
+        if name != DETECTION:
+            model.heads[name] = build_task(task, question)
     return model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 

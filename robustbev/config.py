@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from types import MappingProxyType
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import Field, field_validator, model_validator
@@ -11,6 +10,8 @@ from torch import nn
 
 from bev.grid import BEVGrid
 from fusion import Absent
+from robustbev.tasks.assembly import AnyTaskConfig
+from robustbev.tasks.detection import NUSCENES_ATTRIBUTES, NUSCENES_CLASSES, DetectionConfig
 from sensors.camera.config import CameraConfig
 from sensors.frames import KINDS
 from sensors.lidar.config import LidarConfig
@@ -18,21 +19,7 @@ from sensors.radar.config import RadarConfig
 from sensors.settings import Channels, Layers, Positive, StrictModel
 
 MAX_CELLS = 4096  # along each axis of the grid
-NUSCENES_CLASSES = (
-    "car", "truck", "bus", "trailer", "construction_vehicle",
-    "pedestrian", "motorcycle", "bicycle", "traffic_cone", "barrier",
-)  # fmt: skip
-NUSCENES_ATTRIBUTES = (
-    "cycle.with_rider", "cycle.without_rider", "pedestrian.moving", "pedestrian.sitting_lying_down",
-    "pedestrian.standing", "vehicle.moving", "vehicle.parked", "vehicle.stopped",
-)  # fmt: skip
-# The attributes that a class can have, as published with the detection challenge of CVPR 2019; a cone or a barrier has none.
-NUSCENES_CLASS_ATTRIBUTES: Mapping[str, tuple[str, ...]] = MappingProxyType({
-    **dict.fromkeys(NUSCENES_CLASSES[:5], NUSCENES_ATTRIBUTES[5:]),
-    "pedestrian": NUSCENES_ATTRIBUTES[2:5],
-    **dict.fromkeys(("motorcycle", "bicycle"), NUSCENES_ATTRIBUTES[:2]),
-    **dict.fromkeys(("traffic_cone", "barrier"), ()),
-})  # fmt: skip
+DETECTION = "detection"  # the name of the task that every model has
 
 
 class GridConfig(StrictModel):
@@ -93,22 +80,6 @@ class BackboneConfig(StrictModel):
 
     blocks: Layers = 1
     widths: tuple[Positive, Positive] = (96, 128)
-
-
-class DecodeConfig(StrictModel):
-    """From heatmaps to boxes."""
-
-    max_boxes: Positive = 200
-    # A class without an entry: by its boxes' own size, see `bev.detection.suppression.near`. 0: no suppression.
-    nms_radius_m: dict[str, Annotated[float, Field(ge=0)]] = Field(default={
-        "car": 1.5, "truck": 2.0, "bus": 3.0, "trailer": 3.0, "construction_vehicle": 2.0, "pedestrian": 0.3,
-        "motorcycle": 0.6, "bicycle": 0.6, "traffic_cone": 0.3, "barrier": 0.6,
-    })  # fmt: skip
-    # Of boxes of different classes whose footprints overlap by more, the best alone is shown, replayed and perceived; 1: all are.
-    # Evaluations and exported graphs have them all. No two of 13,923 true boxes (323 keyframes of nuScenes mini) overlap so far.
-    cross_class_iou: Annotated[float, Field(ge=0, le=1)] = 0.3
-    # Class -> the attributes that it can have, where it is none of nuScenes' or has others; a class of neither can have any.
-    class_attributes: dict[str, tuple[str, ...]] = Field(default={})
 
 
 class AlignmentConfig(StrictModel):
@@ -174,7 +145,9 @@ class ModelConfig(StrictModel):
     from camera, lidar and radar."""
     fuser: FuserConfig = FuserConfig()
     backbone: BackboneConfig = BackboneConfig()
-    decode: DecodeConfig = DecodeConfig()
+    tasks: dict[Name, AnyTaskConfig] = Field(default={DETECTION: DetectionConfig()})
+    """What is asked of the fused grid, by names of the user's choice; `kind` may be left out where the name is one. Detection is
+    asked of every model, and is called so."""
     alignment: AlignmentConfig | None = None  # null: no contrastive loss, and no parameters for it
     rig: RigConfig | None = None  # whose data it was trained on; a training run fills it in from its data
 
@@ -196,7 +169,16 @@ class ModelConfig(StrictModel):
                 f"fuser.adds: expected some of the model's modalities ({', '.join(self.modalities)}), not all of them, "
                 f"got {', '.join(self.fuser.adds)}"
             )
-        self._check_decode(self.decode)
+        for name, task in self.tasks.items():
+            try:
+                task.check(self.classes, self.attributes)
+            except ValueError as error:
+                raise ValueError(f"tasks.{name}.{error}") from None
+        if self.fuser.kind == "late" and len(self.tasks) > 1:
+            others = ", ".join(name for name in self.tasks if name != DETECTION)
+            raise ValueError(
+                f"fuser.kind late merges the boxes of its detectors alone: choose another, or leave out {others}"
+            )
         if self.alignment is not None:
             self._check_alignment(self.alignment)
         if self.rig is not None:
@@ -220,11 +202,31 @@ class ModelConfig(StrictModel):
                 named[name] = {"kind": name, **modality}
         return _tuples(named)
 
+    @field_validator("tasks", mode="before")
+    @classmethod
+    def _with_detection(cls, tasks: Any) -> Any:
+        if not isinstance(tasks, Mapping):
+            return tasks
+        if tasks.get(DETECTION, {}) is None:
+            raise ValueError("detection: it is asked of every model, and cannot be null")
+        named = {DETECTION: {}, **{name: task for name, task in tasks.items() if task is not None}}
+        return _tuples(
+            {
+                name: {"kind": name, **task} if isinstance(task, Mapping) and "kind" not in task else task
+                for name, task in named.items()
+            }
+        )
+
     def _check_names(self) -> None:
         for name in self.modalities:
             # `all` and `clean` are words of the robustness matrix, the others what torch calls its own.
             if name in ("all", "clean") or hasattr(nn.ModuleDict, name):
                 raise ValueError(f"modalities: {name!r} has another meaning already: give this modality another name")
+        for name in self.tasks:
+            if hasattr(nn.ModuleDict, name):
+                raise ValueError(f"tasks: {name!r} has another meaning already: give this task another name")
+        if [name for name, task in self.tasks.items() if isinstance(task, DetectionConfig)] != [DETECTION]:
+            raise ValueError("tasks: expected one of kind detection, by the name of detection")
 
     def _check_channels(self) -> None:
         """Of each kind one modality at most takes what is left, and no sensor belongs to two."""
@@ -240,19 +242,6 @@ class ModelConfig(StrictModel):
             if twice := sorted({channel for channel in named if named.count(channel) > 1}):
                 raise ValueError(f"modalities: channel {twice[0]} is named twice by modalities of kind {kind}")
 
-    def _check_decode(self, decode: DecodeConfig) -> None:
-        unknown = sorted(set(decode.nms_radius_m) - set(self.classes))
-        if unknown and self.classes == NUSCENES_CLASSES:
-            raise ValueError(f"decode.nms_radius_m names {unknown[0]!r}, which is not among the classes")
-        for name, attributes in decode.class_attributes.items():
-            if name not in self.classes:
-                raise ValueError(f"decode.class_attributes names {name!r}, which is not among the classes")
-            for attribute in attributes:
-                if attribute not in self.attributes:
-                    raise ValueError(
-                        f"decode.class_attributes.{name} names {attribute!r}, which is not among the attributes"
-                    )
-
     def _check_alignment(self, alignment: AlignmentConfig) -> None:
         mine = ", ".join(self.modalities)
         if len(self.modalities) < 2:
@@ -263,6 +252,13 @@ class ModelConfig(StrictModel):
             raise ValueError(
                 f"alignment.anchor: expected one of the model's modalities {mine}, got {alignment.anchor!r}"
             )
+
+    @property
+    def detection(self) -> DetectionConfig:
+        """The settings of the task that every model has."""
+        task = self.tasks[DETECTION]
+        assert isinstance(task, DetectionConfig)
+        return task
 
     @property
     def kinds(self) -> tuple[str, ...]:
@@ -299,14 +295,3 @@ class ModelConfig(StrictModel):
         if not missing:
             return ""
         return f"the rig has no {modality.kind} {missing[0]}, its {modality.kind} channels are {', '.join(there) or 'none'}"
-
-    def can_have(self, class_name: str, attribute: str) -> bool:
-        """Whether boxes of a class can have an attribute: by `decode.class_attributes`, else as nuScenes has it.
-
-        Of what nuScenes does not know, a class can have any attribute and an attribute any class.
-        """
-        if class_name in self.decode.class_attributes:
-            return attribute in self.decode.class_attributes[class_name]
-        if attribute not in NUSCENES_ATTRIBUTES or class_name not in NUSCENES_CLASS_ATTRIBUTES:
-            return True
-        return attribute in NUSCENES_CLASS_ATTRIBUTES[class_name]

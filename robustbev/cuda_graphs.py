@@ -20,12 +20,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from bev.detection.boxes import Boxes
 from bev.pillars import PillarEncoder
-from fusion import FusedBEV
 from robustbev.network import PerceptionNetwork
 from robustbev.perception import Perception
-from sensors.batch import CameraBatch, SensorBatch
+from sensors.batch import CameraBatch, SensorBatch, map_tensors
 
 _MOST_GRAPHS = 16  # of one model; those of 7 subsets and two lengths of points
 _WARMUPS = 3  # runs before a graph is recorded: kernels are compiled, and libraries choose theirs and take their memory
@@ -78,13 +76,13 @@ class CudaGraphs:
             GraphWarning: the model cannot be recorded; says why, once.
         """
         batch = _padded(batch)
-        with torch.cuda.device_of(model.nms_radius_m):  # for a model on a CPU, as in tests, this does nothing
+        with torch.cuda.device_of(next(model.parameters())):  # for a model on a CPU, as in tests, this does nothing
             if not self._refused:
                 with self._lock:
                     recorded = self._find(model, batch)
                     if recorded is not None:
                         return self._replayed(recorded, batch)
-            return model(batch.to(model.nms_radius_m.device))
+            return model(batch.to(model.device))
 
     def _find(self, model: PerceptionNetwork, batch: SensorBatch) -> _Recorded | None:
         """The graph of such batches, made if there is none; None where it cannot be made."""
@@ -97,7 +95,7 @@ class CudaGraphs:
             self._of = state
         key = _shapes(batch)
         if key not in self._recorded:
-            given, reason = batch.to(model.nms_radius_m.device), None
+            given, reason = batch.to(model.device), None
             try:
                 with _RECORDING:
                     self._recorded[key] = self._record(model, given)
@@ -124,7 +122,7 @@ class CudaGraphs:
         for target, source in zip(recorded.batch.tensors(), batch.tensors(), strict=True):
             target.copy_(source, non_blocking=True)
         recorded.play()
-        seen = _copied(recorded.seen)
+        seen = map_tensors(recorded.seen, torch.clone)  # the next replay writes where it lies
         if self._done is not None:
             self._done.record()
         return seen
@@ -141,7 +139,7 @@ class CudaGraphs:
         if self._folded is None:
             self._folded = folded(model)
         model = self._folded
-        device = model.nms_radius_m.device
+        device = model.device
         if device not in self._streams:
             self._streams[device] = [torch.cuda.Stream(device) for _ in model.config.modalities]
         stream, *others = self._streams[device]
@@ -167,7 +165,7 @@ class CudaGraphs:
 
 def _answer(model: PerceptionNetwork, batch: SensorBatch, beside: Mapping[str, torch.cuda.Stream]) -> Perception:
     """`model(batch)`, with the encoders of some modalities on streams of their own."""
-    here = torch.cuda.current_stream(model.nms_radius_m.device)
+    here = torch.cuda.current_stream(model.device)
     features = {}
     # The first, on this stream, comes last, and so runs beside the others.
     for name in reversed(tuple(model.config.modalities)):
@@ -230,14 +228,3 @@ def _longer(points: Tensor) -> Tensor:
     count = points.shape[1]
     step = max(1 << max(count.bit_length() - 3, 0), _FEWEST_POINTS)
     return F.pad(points, (0, 0, 0, -count % step))
-
-
-def _copied(seen: Perception) -> Perception:
-    """In memory of its own: the next replay writes where `seen` lies."""
-    boxes, fused = seen.boxes, seen.fused
-    return replace(
-        seen,
-        boxes=Boxes(**{name: getattr(boxes, name).clone() for name in Boxes.__dataclass_fields__}),
-        fused=FusedBEV(fused.features.clone(), fused.attention.clone(), fused.coverage.clone()),
-        perceived=seen.perceived.clone(),
-    )

@@ -16,6 +16,7 @@ from robustbev.detections import Detections
 from robustbev.inference import on_rig, preparation, warn_of_absent
 from robustbev.network import PerceptionNetwork
 from robustbev.perception import Perception
+from sensors.batch import map_tensors
 from sensors.frame_checks import check_frame
 from sensors.frames import SensorFrame
 from sensors.modality import Preparation
@@ -92,13 +93,12 @@ def perceive_frame(model: PerceptionModel, frame: SensorFrame, preparation: Prep
     """
     if model.training:
         raise ValueError("the model is in training mode, in which it answers at random: call model.eval() first")
-    on_gpu = model.nms_radius_m.device.type == "cuda"
+    on_gpu = model.device.type == "cuda"
     # A GPU makes the lift table itself, in a fiftieth of the time.
     preparation = replace(preparation, depth_targets=False, lift_tables=not on_gpu)
     prepared = prepare(frame, preparation)
     batch = collate([prepared], preparation)
-    seen: Perception = model.graphs(model, batch) if on_gpu else model(batch.to(model.nms_radius_m.device))
+    seen: Perception = model.graphs(model, batch) if on_gpu else model(batch.to(model.device))
     fused = replace(seen.fused, attention=seen.fused.attention.cpu(), coverage=seen.fused.coverage.cpu())
-    return replace(
-        seen, boxes=seen.boxes.to("cpu"), fused=fused, perceived=seen.perceived.cpu(), absent=prepared.absent
-    )
+    outputs = map_tensors(seen.outputs, lambda tensor: tensor.cpu())
+    return replace(seen, outputs=outputs, fused=fused, perceived=seen.perceived.cpu(), absent=prepared.absent)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
+from functools import partial
 from typing import Any, Self
 
 import torch
@@ -13,28 +13,27 @@ from torch import Tensor, nn
 
 from bev.backbone import BEVBackbone
 from bev.detection.boxes import Boxes
-from bev.detection.head import DetectionHead, DetectionLogits, HeatmapHead, decode
-from bev.detection.merge import merge_boxes, no_boxes
+from bev.detection.head import HeatmapHead
 from bev.motion import MOTION_CHANNELS
 from fusion import BEVFeatures, FusedBEV, Fuser, LateFusion, ObjectAlignment
 from robustbev.checks import check_batch, check_views, check_weights
-from robustbev.config import ModelConfig
+from robustbev.config import DETECTION, ModelConfig
 from robustbev.perception import Perception, TrainingOutputs
 from robustbev.precision import FLOAT32, Precision
-from sensors.batch import SensorBatch
+from robustbev.tasks.detection import Detection
+from robustbev.tasks.task import Task
+from sensors.batch import SensorBatch, map_tensors
 from sensors.modality import Encoded, MovingFeatures
 
 MEASURE_MOTION = ("lidar", "radar")  # kinds of sensors: from sweep to sweep, and by Doppler
 
 
 class PerceptionNetwork(nn.Module):
-    """Encoders, fuser, backbone and head, handed in built.
+    """Encoders, fuser, backbone and the heads of the tasks, handed in built.
 
-    Letters: B samples, C channels, M modalities, K classes, T boxes, X and Y cells.
+    Letters: B samples, C channels, M modalities, Q channels of measured motion, X and Y cells.
     """
 
-    nms_radius_m: Tensor  # [K], NaN: by the boxes' own size
-    allowed_attributes: Tensor  # [K, A] bool
     precision: Precision
     """What inference computes in; `robustbev.load` chooses it. Training has its own: `training.loop.step`."""
 
@@ -45,7 +44,7 @@ class PerceptionNetwork(nn.Module):
         encoders: Mapping[str, nn.Module],
         fuser: Fuser,
         backbone: BEVBackbone,
-        head: DetectionHead,
+        heads: Mapping[str, Task],
         auxiliary: Mapping[str, HeatmapHead],
         image_heads: Mapping[str, HeatmapHead],
         alignment: ObjectAlignment | None = None,
@@ -56,14 +55,14 @@ class PerceptionNetwork(nn.Module):
         self.frozen: tuple[str, ...] = ()
         self.grid = config.grid.bev()
         self.encoders = nn.ModuleDict(encoders)
-        self.fuser, self.backbone, self.head = fuser, backbone, head
+        self.fuser, self.backbone, self.heads = fuser, backbone, nn.ModuleDict(heads)
         self.auxiliary, self.image_heads = nn.ModuleDict(auxiliary), nn.ModuleDict(image_heads)
         self.alignment = alignment
-        radius = [config.decode.nms_radius_m.get(name, math.nan) for name in config.classes]
-        self.register_buffer("nms_radius_m", torch.tensor(radius), persistent=False)
-        allowed = [config.can_have(name, attribute) for name in config.classes for attribute in config.attributes]
-        allowed_map = torch.tensor(allowed, dtype=torch.bool).view(len(config.classes), len(config.attributes))
-        self.register_buffer("allowed_attributes", allowed_map, persistent=False)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next(self.parameters()).device
 
     def freeze(self, prefixes: Sequence[str]) -> None:
         """Let the parameters whose names start with one of `prefixes` learn no more, and their batch statistics stand still.
@@ -107,7 +106,7 @@ class PerceptionNetwork(nn.Module):
 
     def _encode(self, batch: SensorBatch) -> dict[str, Encoded | None]:
         check_weights(self)
-        check_batch(batch, self.config, self.nms_radius_m.device)
+        check_batch(batch, self.config, self.device)
         encoded: dict[str, Encoded | None] = dict.fromkeys(self.config.modalities)
         for name, encoder in self.encoders.items():
             if (part := batch.part(name)) is not None:
@@ -119,23 +118,41 @@ class PerceptionNetwork(nn.Module):
         """The encoder of one modality, of the kind that its configuration says."""
         return self.encoders[name]
 
+    def task(self, name: str) -> Task:
+        """The head of one task."""
+        task = self.heads[name]
+        assert isinstance(task, Task)
+        return task
+
+    @property
+    def detection(self) -> Detection:
+        """The task that every model has."""
+        task = self.heads[DETECTION]
+        assert isinstance(task, Detection)
+        return task
+
     def perceive_features(self, features: Mapping[str, BEVFeatures | None], batch_size: int) -> Perception:
-        """Fuse, detect and decode: `features` as `encode` gives them, any of them None. One encoding serves every subset."""
+        """Fuse, and answer every task: `features` as `encode` gives them, any of them None. One encoding serves every subset."""
         with self._autocast():
             fused = self.fuser(features, grid_shape=self.grid.shape, batch_size=batch_size)
-        perceived = fused.coverage.flatten(1).amax(1) > 0
         if isinstance(self.fuser, LateFusion):
-            boxes = self._merged_boxes(self.fuser, features, batch_size)
+            outputs = {DETECTION: self._merged_boxes(self.fuser, features, batch_size)}
         else:
-            boxes = self._detect(fused.features, self._measured(features, batch_size), perceived)
+            outputs = self._answer(
+                fused.features, self._measured(features, batch_size), fused.coverage, self.config.tasks
+            )
         if self.precision.name != "float32":
             fused = FusedBEV(fused.features.float(), fused.attention.float(), fused.coverage.float())
         return Perception(
-            boxes, fused, tuple(self.config.modalities), perceived, cross_class_iou=self.config.decode.cross_class_iou
+            outputs,
+            fused,
+            tuple(self.config.modalities),
+            perceived=fused.coverage.flatten(1).amax(1) > 0,
+            cross_class_iou=self.config.detection.cross_class_iou,
         )
 
     def _autocast(self) -> AbstractContextManager[object]:
-        return self.precision.autocast(self.nms_radius_m.device.type)
+        return self.precision.autocast(self.device.type)
 
     def _measured(self, features: Mapping[str, BEVFeatures | None], batch_size: int) -> Tensor:
         """[B, Q, X, Y] what the sensors that are there measure of motion by themselves, for the head; 0 where none does."""
@@ -148,45 +165,37 @@ class PerceptionNetwork(nn.Module):
                 for seen in of_kind
                 if isinstance(seen, MovingFeatures)
             ]
-            part = measured[0] if measured else torch.zeros(shape, device=self.nms_radius_m.device)
+            part = measured[0] if measured else torch.zeros(shape, device=self.device)
             for other in measured[1:]:  # of several of a kind the first that knows anything of a cell
                 part = torch.where((part != 0).any(1, keepdim=True), part, other)
             parts.append(part)
         return torch.cat(parts, dim=1)
 
-    def _detect(self, grids: Tensor, motion: Tensor, perceived: Tensor) -> Boxes:
+    def _answer(self, grids: Tensor, motion: Tensor, coverage: Tensor, tasks: Iterable[str]) -> dict[str, Any]:
         with self._autocast():
-            logits = self.head(self.backbone(grids), motion)
-        boxes = decode(
-            logits, self.grid, max_boxes=self.config.decode.max_boxes, nms_radius_m=self.nms_radius_m,
-            allowed=self.allowed_attributes,
-        )  # fmt: skip
-        return replace(boxes, score=torch.where(perceived[:, None], boxes.score, 0.0))
+            seen = self.backbone(grids)
+            logits = {name: self.heads[name](seen, motion) for name in tasks}
+        return {name: self.task(name).decode(of_task, coverage) for name, of_task in logits.items()}
 
     def _merged_boxes(self, fuser: LateFusion, features: Mapping[str, BEVFeatures | None], batch_size: int) -> Boxes:
         """Late fusion: the boxes of each sensor that is there, from its own grid alone, merged."""
         with self._autocast():
             grids = fuser.separate(features, grid_shape=self.grid.shape, batch_size=batch_size)
         present = [(name, g) for g, name in zip(grids, fuser.modalities, strict=True) if features.get(name) is not None]
-        max_boxes = self.config.decode.max_boxes
-        if not present:
-            count = min(max_boxes, len(self.config.classes) * self.grid.num_cells)
-            return no_boxes(batch_size, count, self.nms_radius_m.device)
         # One after the other: in one batch a convolution's last bits could depend on how many sensors there are.
         boxes = [
-            self._detect(
-                g.features, self._measured({name: features[name]}, batch_size), g.coverage.flatten(1).amax(1) > 0
-            )
+            self._answer(g.features, self._measured({name: features[name]}, batch_size), g.coverage, [DETECTION])[
+                DETECTION
+            ]
             for name, g in present
         ]
-        coverage = [g.coverage for _, g in present]
-        return merge_boxes(boxes, coverage, self.grid, radius_m=self.nms_radius_m, max_boxes=max_boxes)
+        return self.detection.merge(boxes, [g.coverage for _, g in present], batch_size)
 
     def training_outputs(self, batch: SensorBatch, views: Sequence[Tensor] | None = ()) -> TrainingOutputs:
-        """Logits of the head, of each modality's auxiliary head, of the depth bins and of objects in the pictures.
+        """Logits of every task, of each modality's auxiliary head, of the depth bins and of objects in the pictures.
 
         `views`: each [B, M] bool of modalities that the fuser may see (modality dropout); () is one view of everything, None
-        does without fuser, backbone and head (the encoders learn through their auxiliary heads alone). What a
+        does without fuser, backbone and tasks (the encoders learn through their auxiliary heads alone). What a
         view hides has coverage 0, exactly as if it were absent, while its encoder goes on learning through its auxiliary head
         and the other views. The encoders run once, however many views there are. ValueError as of `encode`.
         """
@@ -204,39 +213,51 @@ class PerceptionNetwork(nn.Module):
             for name, head in self.auxiliary.items()
             if features[name] is not None
         }
-        detection = () if views is None else self._detect_views(features, views, batch.batch_size)
-        return TrainingOutputs(detection, features, auxiliary, depth_logits, image)
+        logits = {} if views is None else self._logits(features, views, batch.batch_size)
+        return TrainingOutputs(logits, features, auxiliary, depth_logits, image)
 
-    def _detect_views(
+    def _logits(
         self, features: Mapping[str, BEVFeatures | None], views: Sequence[Tensor], batch_size: int
-    ) -> tuple[DetectionLogits, ...]:
+    ) -> dict[str, tuple[Any, ...]]:
+        """Of each task, one a view; all views at once: they share the batch statistics, too."""
         if isinstance(self.fuser, LateFusion):
-            return self._detect_each(self.fuser, features, batch_size)
+            return self._logits_of_each(self.fuser, features, batch_size)
         seen = [_hide(features, kept) for kept in views] or [dict(features)]
         fused = [self.fuser(view, grid_shape=self.grid.shape, batch_size=batch_size).features for view in seen]
-        # All views at once: they share the batch statistics, too.
         motion = torch.cat([self._measured(view, batch_size) for view in seen])
-        return self.head(self.backbone(torch.cat(fused)), motion).chunk(len(seen))
+        grids = self.backbone(torch.cat(fused))
+        return {name: _chunk(head(grids, motion), len(seen)) for name, head in self.heads.items()}
 
-    def _detect_each(
+    def _logits_of_each(
         self, fuser: LateFusion, features: Mapping[str, BEVFeatures | None], batch_size: int
-    ) -> tuple[DetectionLogits, ...]:
+    ) -> dict[str, tuple[Any, ...]]:
         """Late fusion: the logits of each sensor's own detector. It always sees its sensor, and nothing else to lose.
 
         What a detector says of a sample without its sensor passes no gradient: there it had nothing to see.
         """
         grids = fuser.separate(features, grid_shape=self.grid.shape, batch_size=batch_size)
         motion = torch.cat([self._measured({name: features.get(name)}, batch_size) for name in fuser.modalities])
-        logits = self.head(self.backbone(torch.cat([g.features for g in grids])), motion).chunk(len(grids))
-        return tuple(
-            DetectionLogits(
-                *(
-                    torch.where(grid.coverage.amax((1, 2))[:, None, None, None] > 0, part, part.detach())
-                    for part in (of_one.heatmap, of_one.regression, of_one.attributes)
-                )
-            )
-            for of_one, grid in zip(logits, grids, strict=True)
+        logits = _chunk(
+            self.heads[DETECTION](self.backbone(torch.cat([g.features for g in grids])), motion), len(grids)
         )
+        each = []
+        for of_one, grid in zip(logits, grids, strict=True):
+            seen = grid.coverage.amax((1, 2))[:, None, None, None] > 0
+            each.append(map_tensors(of_one, partial(_without_gradient, seen)))
+        return {DETECTION: tuple(each)}
+
+
+def _chunk(logits: Any, count: int) -> tuple[Any, ...]:
+    """`count` equal parts of the batch."""
+    return tuple(map_tensors(logits, partial(_part, count, i)) for i in range(count))
+
+
+def _part(count: int, index: int, batch: Tensor) -> Tensor:
+    return batch.chunk(count)[index]
+
+
+def _without_gradient(seen: Tensor, logits: Tensor) -> Tensor:
+    return torch.where(seen, logits, logits.detach())
 
 
 def _hide(features: Mapping[str, BEVFeatures | None], kept: Tensor) -> dict[str, BEVFeatures | None]:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from bev.detection.boxes import Boxes
-from bev.detection.head import DetectionLogits
 from bev.detection.suppression import cross_class_nms
 from fusion import BEVFeatures, FusedBEV
+from robustbev.config import DETECTION
+from sensors.batch import map_tensors
 from sensors.frames import Absence
 
 
@@ -23,13 +25,20 @@ class Perception:
     not "nothing there".
     """
 
-    boxes: Boxes  # [B, T], sorted by score, reference frame
+    outputs: Mapping[str, Any]  # of every task by its name, a dataclass of tensors [B, ...]
     fused: FusedBEV  # attention [B, M, X, Y]
     modalities: tuple[str, ...]  # M names, in the order of the attention
     perceived: Tensor  # [B] bool
     absent: Mapping[str, Absence] | None = None
     """Channel -> why, of the rig's sensors that are absent in the frame (`perceive_frame`); None: of a batch, it has no rig."""
-    cross_class_iou: float = 1.0  # of `shown`; see `DecodeConfig`
+    cross_class_iou: float = 1.0  # of `shown`; see `DetectionConfig`
+
+    @property
+    def boxes(self) -> Boxes:
+        """[B, T], sorted by score, reference frame: the output of detection."""
+        boxes = self.outputs[DETECTION]
+        assert isinstance(boxes, Boxes)
+        return boxes
 
     def found(self, sample: int) -> Boxes:
         """The boxes [T] of one sample without those that are none; no box where nothing was perceived."""
@@ -44,15 +53,14 @@ class Perception:
         return cross_class_nms(self.found(sample), self.cross_class_iou)
 
     def to(self, device: torch.device | str) -> Perception:
-        fused = FusedBEV(*(t.to(device) for t in (self.fused.features, self.fused.attention, self.fused.coverage)))
-        return replace(self, boxes=self.boxes.to(device), fused=fused, perceived=self.perceived.to(device))
+        return map_tensors(self, lambda tensor: tensor.to(device))
 
 
 @dataclass(frozen=True)
 class TrainingOutputs:
     """The logits that the losses are made of."""
 
-    detection: tuple[DetectionLogits, ...]  # one a view of the batch, see `PerceptionModel.training_outputs`
+    logits: dict[str, tuple[Any, ...]]  # of each task, one a view of the batch, see `PerceptionModel.training_outputs`
     features: dict[str, BEVFeatures | None]  # of each modality, before anything was hidden from the fuser
     auxiliary: dict[str, Tensor]  # heatmap logits [B, K, X, Y] by modality
     depth_logits: dict[str, Tensor]  # [B, N, h, w, D] by modality, of cameras

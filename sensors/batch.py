@@ -20,14 +20,14 @@ _RADAR_HEIGHT_MARGIN_M = 5.0  # radars measure no height worth the name: their z
 _T = TypeVar("_T")
 
 
-def _changed(value: _T, change: Callable[[Tensor], Tensor]) -> _T:
+def map_tensors(value: _T, change: Callable[[Tensor], Tensor]) -> _T:
     """`value` with every tensor in it changed, however deep in dataclasses and mappings."""
     if isinstance(value, Tensor):
         return change(value)  # type: ignore[return-value]
     if is_dataclass(value) and not isinstance(value, type):
-        return replace(value, **{f.name: _changed(getattr(value, f.name), change) for f in fields(value)})
+        return replace(value, **{f.name: map_tensors(getattr(value, f.name), change) for f in fields(value)})
     if isinstance(value, Mapping):
-        return {key: _changed(part, change) for key, part in value.items()}  # type: ignore[return-value]
+        return {key: map_tensors(part, change) for key, part in value.items()}  # type: ignore[return-value]
     return value
 
 
@@ -36,11 +36,11 @@ class TensorBatch:
 
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> Self:
         """The same batch on `device`; `non_blocking` helps where it comes from pinned memory."""
-        return _changed(self, lambda tensor: tensor.to(device, non_blocking=non_blocking))
+        return map_tensors(self, lambda tensor: tensor.to(device, non_blocking=non_blocking))
 
     def copied(self) -> Self:
         """The same batch in memory of its own."""
-        return _changed(self, torch.clone)
+        return map_tensors(self, torch.clone)
 
     def tensors(self) -> list[Tensor]:
         """All tensors in it, in the order of the fields; of two batches that have the same parts, in the same order."""
@@ -50,12 +50,12 @@ class TensorBatch:
             tensors.append(tensor)
             return tensor
 
-        _changed(self, kept)
+        map_tensors(self, kept)
         return tensors
 
     def pin_memory(self) -> Self:
         """The same batch in page-locked memory, from where a GPU copies while the host goes on; a DataLoader asks for it."""
-        return _changed(self, lambda tensor: tensor.pin_memory())
+        return map_tensors(self, lambda tensor: tensor.pin_memory())
 
 
 @dataclass(frozen=True)

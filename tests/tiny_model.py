@@ -29,7 +29,7 @@ def tiny_config(**changes: Any) -> ModelConfig:
         "channels": 16,
         "fuser": {"heads": 2},
         "backbone": {"widths": (16, 16)},
-        "decode": {"max_boxes": 20},
+        "tasks": {"detection": {"max_boxes": 20}},
     }  # fmt: skip
     modalities: dict[str, Any] = {
         "camera": {

@@ -24,11 +24,19 @@ from torch import Tensor
 from fusion import BEVFeatures, Fuser
 from fusion.runtime.manifest import SUFFIXES
 from robustbev.checks import check_weights
-from robustbev.export.check import Difference, Tensors, compare, compare_tables, perception_outputs, runner
+from robustbev.export.check import Difference, Tensors, compare, compare_tables, runner
 from robustbev.export.example import fuser_inputs, masked, random_batch, rig_inputs
-from robustbev.export.graphs import FuserGraph, Graph, ModelGraph, RigGraph, model_inputs, own_copy, prefix
+from robustbev.export.graphs import (
+    FuserGraph,
+    Graph,
+    ModelGraph,
+    RigGraph,
+    model_inputs,
+    own_copy,
+    perception_outputs,
+    prefix,
+)
 from robustbev.export.interface import (
-    GRID,
     OWN_GRID,
     ExportError,
     Interface,
@@ -39,6 +47,7 @@ from robustbev.export.interface import (
 from robustbev.export.manifest import Kind, Part, about_fuser, about_model, write_manifest
 from robustbev.export.write import OPSET, need_onnx, trace, write_program
 from robustbev.model import PerceptionModel
+from robustbev.tasks.task import CELLS
 from sensors.batch import CameraBatch, LidarBatch
 from sensors.camera.config import CameraConfig
 
@@ -95,7 +104,7 @@ def export(
     about = about_model(copy.config)
     if part == "fuser":
         channels = dict.fromkeys(copy.config.modalities, copy.config.channels)
-        jobs = [_fuser_job(copy.fuser, channels, copy.config.channels, copy.grid.shape, GRID)]
+        jobs = [_fuser_job(copy.fuser, channels, copy.config.channels, copy.grid.shape, CELLS)]
     else:
         jobs = _model_jobs(copy, _counts(copy, {"camera": cameras, "lidar": lidars, "radar": radars}))
     return _write_all(jobs, Path(out), name, kind, about)

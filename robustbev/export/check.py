@@ -15,7 +15,6 @@ from torch import Tensor
 
 from robustbev.export.graphs import BOX_FIELDS, Graph
 from robustbev.export.manifest import Kind
-from robustbev.perception import Perception
 
 TOLERANCE = 1e-4
 # Where the head is of two minds about a heading, its sine and cosine are near 0 and the angle takes their last bits a hundred
@@ -89,14 +88,6 @@ def _onnx(path: Path) -> Callable[..., list[Tensor]]:
         return [torch.from_numpy(array) for array in session.run(None, given)]
 
     return run
-
-
-def perception_outputs(seen: Perception) -> Tensors:
-    """What the model sees, named as the outputs of its graph."""
-    boxes = {name: getattr(seen.boxes, name) for name in BOX_FIELDS}
-    return boxes | {
-        "perceived": seen.perceived, "attention": seen.fused.attention, "coverage": seen.fused.coverage
-    }  # fmt: skip
 
 
 def compare(expected: Mapping[str, Tensor], got: Mapping[str, Tensor]) -> Difference:

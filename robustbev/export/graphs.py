@@ -7,19 +7,23 @@ points, R radars, S azimuth sectors, M modalities, C channels, K boxes, X and Y 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import fields
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 import robustbev
+from bev.detection.boxes import Boxes
 from bev.lift.groups import LiftGroups, groups_of, lift_groups
 from fusion import BEVFeatures, Fuser
+from robustbev.config import DETECTION
 from robustbev.model import PerceptionModel
+from robustbev.perception import Perception
 from sensors.batch import CameraBatch, LidarBatch, RadarBatch, SensorBatch
 from sensors.camera.encoder import CameraEncoder
 
-BOX_FIELDS = ("center_m", "size_m", "yaw_rad", "velocity_mps", "label", "attribute", "score")
+BOX_FIELDS = tuple(field.name for field in fields(Boxes))
 
 
 class Graph(nn.Module):
@@ -44,7 +48,10 @@ class ModelGraph(Graph):
             *(f"{prefix(m, kind)}{name}" for m, kind in self.kinds.items() for name in _INPUTS[kind]),
             "present",
         )
-        self.outputs = (*BOX_FIELDS, "perceived", "attention", "coverage")
+        answers = (
+            f"{task_prefix(task)}{spec.name}" for task in model.config.tasks for spec in model.task(task).interface()
+        )
+        self.outputs = (*answers, "perceived", "attention", "coverage")
 
     def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
         given = dict(zip(self.inputs, tensors, strict=True))
@@ -54,8 +61,20 @@ class ModelGraph(Graph):
             encode = {"camera": _encode_cameras, "lidar": _encode_lidar, "radar": _encode_radar}[kind]
             features[name] = encode(self.model.encoder(name), mine, given["present"][:, i])
         seen = self.model.perceive_features(features, given["present"].shape[0])
-        boxes = tuple(getattr(seen.boxes, field) for field in BOX_FIELDS)
-        return (*boxes, seen.perceived, seen.fused.attention, seen.fused.coverage)
+        outputs = perception_outputs(seen)
+        return tuple(outputs[name] for name in self.outputs)
+
+
+def perception_outputs(seen: Perception) -> dict[str, Tensor]:
+    """What the model sees, named as the outputs of its graph."""
+    answers = {
+        f"{task_prefix(task)}{field.name}": getattr(output, field.name)
+        for task, output in seen.outputs.items()
+        for field in fields(output)
+    }
+    return answers | {
+        "perceived": seen.perceived, "attention": seen.fused.attention, "coverage": seen.fused.coverage
+    }  # fmt: skip
 
 
 def _encode_cameras(encoder: Any, given: Mapping[str, Tensor], here: Tensor) -> BEVFeatures:
@@ -132,6 +151,11 @@ _INPUTS = {
 def prefix(name: str, kind: str) -> str:
     """Before the names of a modality's inputs; empty of one that is called as its kind."""
     return "" if name == kind else f"{name}_"
+
+
+def task_prefix(task: str) -> str:
+    """Before the names of a task's outputs; empty of detection."""
+    return "" if task == DETECTION else f"{task}_"
 
 
 def model_inputs(model: PerceptionModel, batch: SensorBatch) -> dict[str, Tensor]:

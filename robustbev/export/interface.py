@@ -13,16 +13,14 @@ from typing import assert_never
 from bev.lift.groups import GROUP
 from fusion import Fuser
 from fusion.runtime import Symbol, TensorSpec
-from robustbev.export.graphs import prefix
+from robustbev.export.graphs import prefix, task_prefix
 from robustbev.model import PerceptionModel
+from robustbev.tasks.task import CELLS, REFERENCE
 from sensors.camera.config import CameraConfig
 from sensors.frames import SECTORS
 from sensors.lidar.config import LidarConfig
 from sensors.radar.config import RadarConfig
 
-Size = int | str
-REFERENCE = "reference: ego at the sample's time, x forward, y left, z up"
-GRID = "cells of the grid, X forward, Y left"
 OWN_GRID = "cells of the one grid of all modalities; which way X and Y point is the user's"
 
 
@@ -134,12 +132,12 @@ def _camera_inputs(model: PerceptionModel, config: CameraConfig, cameras: int) -
             f"which depth bin of which feature pixel, flat in {entries}, -1 for none; from the rig's graph",
         ),
         TensorSpec(
-            "lift_cell", "int64", ("E",), "", GRID, "the cell of each group, b * X * Y + x * Y + y; from the rig's graph",
+            "lift_cell", "int64", ("E",), "", CELLS, "the cell of each group, b * X * Y + x * Y + y; from the rig's graph",
             ("B", *grid),
         ),
     )  # fmt: skip
     visible = TensorSpec(
-        "camera_visible", "bool", ("B", cameras, *grid), "", GRID, "which cells each camera sees; from the rig's graph"
+        "camera_visible", "bool", ("B", cameras, *grid), "", CELLS, "which cells each camera sees; from the rig's graph"
     )
     images = TensorSpec(
         "images", "uint8", ("B", cameras, 3, height, width), "0 to 255", "", "RGB pictures at the network's size"
@@ -208,17 +206,10 @@ def _fused(modalities: tuple[str, ...], grid: tuple[int, int], frame: str) -> tu
 
 
 def _model_outputs(model: PerceptionModel) -> Iterator[TensorSpec]:
-    config, grid = model.config, model.grid
-    boxes = min(config.decode.max_boxes, len(config.classes) * grid.num_cells)
-    box: tuple[Size, ...] = ("B", boxes)
-    yield TensorSpec("center_m", "float32", (*box, 3), "m", REFERENCE, "centres of the boxes, by falling score")
-    yield TensorSpec("size_m", "float32", (*box, 3), "m", "", "width, length, height; length lies along the heading")
-    yield TensorSpec("yaw_rad", "float32", box, "rad", REFERENCE, "heading, from +x to +y")
-    yield TensorSpec("velocity_mps", "float32", (*box, 2), "m/s", REFERENCE, "over ground, along x and y")
-    yield TensorSpec("label", "int64", box, "", "", "index in classes")
-    yield TensorSpec("attribute", "int64", box, "", "", "index in attributes, -1 for none")
-    yield TensorSpec("score", "float32", box, "0 to 1", "", "0 is no box")
+    for name in model.config.tasks:
+        for spec in model.task(name).interface():
+            yield replace(spec, name=f"{task_prefix(name)}{spec.name}")
     yield TensorSpec(
         "perceived", "bool", ("B",), "", "", "False: no sensor sees anything, which is not that nothing is there"
     )
-    yield from _fused(tuple(config.modalities), grid.shape, GRID)
+    yield from _fused(tuple(model.config.modalities), model.grid.shape, CELLS)

@@ -89,8 +89,8 @@ def _compile(program: ExportedProgram, path: Path) -> None:
 def _march() -> str | None:
     """What the package may ask of a processor: what its manifest says, not all that this machine has; None: torch's choice.
 
-    With `-march=native` on a processor with AVX-512, g++ 12 also makes of torch's AVX2 code (ATEN_CPU_CAPABILITY=avx2) programs that
-    choose the wrong side of `where`: it folds an inverted comparison of int64 into a blend.
+    With `-march=native` on a processor with AVX-512, g++ 12 also makes of torch's AVX2 code (ATEN_CPU_CAPABILITY=avx2)
+    programs that choose the wrong side of `where`: it folds an inverted comparison of int64 into a blend.
     """
     return {"AVX2": "x86-64-v3", "AVX512": "x86-64-v4"}.get(torch.backends.cpu.get_cpu_capability())
 

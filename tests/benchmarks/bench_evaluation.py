@@ -1,4 +1,4 @@
-"""The detection metrics of a submission of 200 boxes a sample: `training.evaluation.detection_metrics` against the devkit."""
+"""The detection metrics of a submission of 200 boxes a sample: `training.tasks.detection.metrics` against the devkit."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from robustbev import NUSCENES_ATTRIBUTES, NUSCENES_CLASSES
 from sensors.nuscenes.reader import NuScenesReader
 from tests.benchmarks.conftest import Compare
 from tests.benchmarks.tables import write_tables
-from training.evaluation.official import Metrics, OfficialEvaluation, open_tables
-from training.evaluation.submission import submission, submission_boxes
+from training.tasks.detection.official import Metrics, OfficialEvaluation, open_tables
+from training.tasks.detection.submission import submission, submission_boxes
 
 SCENES, BOXES = 5, 200
 

@@ -11,7 +11,7 @@ import torch
 import robustbev
 from robustbev.export import check, export, model_inputs
 from robustbev.export.example import random_batch
-from robustbev.export.graphs import ModelGraph
+from robustbev.export.graphs import ModelGraph, perception_outputs
 from sensors.batch import SensorBatch
 from tests.benchmarks.bench_pillars import drive as sweeps
 from tests.benchmarks.conftest import Compare
@@ -52,7 +52,7 @@ def bench_exported_model(compare: Compare, tmp_path: Path) -> None:
             return model(batch)
 
     got = dict(zip(ModelGraph(model).outputs, map(torch.from_numpy, session.run(None, feed)), strict=True))
-    difference = check.compare(check.perception_outputs(eager()), got)
+    difference = check.compare(perception_outputs(eager()), got)
     assert difference.fits, difference
     result = compare(
         "tiny model, 6 cameras, 35k points", 15, onnxruntime=lambda: session.run(None, feed), eager_torch=eager

@@ -18,8 +18,8 @@ import torch
 
 from robustbev import PerceptionModel
 from robustbev.export import Kind, export, model_inputs
-from robustbev.export.check import compare, perception_outputs, runner
-from robustbev.export.graphs import ModelGraph
+from robustbev.export.check import compare, runner
+from robustbev.export.graphs import ModelGraph, perception_outputs
 from sensors.batch import SensorBatch
 from training.data.loader import build_loader
 from training.runs.release import load_with_rig

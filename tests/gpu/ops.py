@@ -122,7 +122,7 @@ def suppression(config: ModelConfig, device: torch.device) -> dict[str, Any]:
     Raises:
         ValueError: another box stays.
     """
-    count = config.decode.max_boxes
+    count = config.detection.max_boxes
     draw = torch.Generator().manual_seed(0)
     close = (torch.rand(1, count, count, generator=draw) < 3 / count).to(device)
     if not torch.equal(greedy_suppression(close), greedy_suppression_reference(close)):

@@ -242,7 +242,7 @@ CASES: dict[str, tuple[str, Content]] = {
     ),
     "a grid of 10^12 cells a side": ("config", {"grid": {"x_min_m": -1e9, "x_max_m": 1e9, "cell_m": 2e-3}}),
     "10^18 points a pixel": ("config", {"modalities": {"camera": {"lift_samples": [HUGE, HUGE]}}}),
-    "a billion boxes": ("config", {"decode": {"max_boxes": HUGE}}),
+    "a billion boxes": ("config", {"tasks": {"detection": {"max_boxes": HUGE}}}),
     # Checkpoints in training
     "training tensors that are a pickle": ("tensors", pickled()),
     "training tensors that are a torch file": ("tensors", torch_pickled),

@@ -98,7 +98,7 @@ def test_other_weights_and_changed_ones_are_recorded_anew() -> None:
     for count in (1, 1):
         graphs(model, batch)
         assert graphs.count == count
-    last = model.head.heatmap[-1]
+    last = model.detection.head.heatmap[-1]
     assert isinstance(last, torch.nn.Conv2d)
     assert last.bias is not None
     last.bias.add_(1.0)
@@ -223,7 +223,7 @@ def test_a_batch_that_runs_into_an_error_by_itself_refuses_no_other(
 ) -> None:
     mine = copy.deepcopy(model)
     graphs, batch = Recording(), random_sensors(1)
-    monkeypatch.setattr(mine.head, "forward", Mock(side_effect=RuntimeError("out of memory")))
+    monkeypatch.setattr(mine.detection, "forward", Mock(side_effect=RuntimeError("out of memory")))
     with pytest.raises(RuntimeError, match="out of memory"):
         graphs(mine, batch)
     monkeypatch.undo()

@@ -25,7 +25,7 @@ RIG = RigConfig(camera_channels=CAMERA_CHANNELS, lidar_channels=("LIDAR_TOP",), 
 def undecided(**changes: Any) -> PerceptionModel:
     """A model whose every class peaks where the others do; its boxes are some 6 m large, on cells of 1.6 m."""
     model = tiny_model(rig=RIG.model_dump(), **changes)
-    heatmap, boxes = model.head.heatmap[-1], model.head.boxes[-1]
+    heatmap, boxes = model.detection.head.heatmap[-1], model.detection.head.boxes[-1]
     assert isinstance(heatmap, nn.Conv2d)
     assert isinstance(boxes, nn.Conv2d)
     assert boxes.bias is not None
@@ -38,18 +38,20 @@ def undecided(**changes: Any) -> PerceptionModel:
 def test_nuscenes_classes_have_the_attributes_of_its_evaluation() -> None:
     config = ModelConfig()
     for name in NUSCENES_CLASSES:
-        assert [a for a in NUSCENES_ATTRIBUTES if config.can_have(name, a)] == sorted(
+        assert [a for a in NUSCENES_ATTRIBUTES if config.detection.can_have(name, a)] == sorted(
             detection_name_to_rel_attributes(name)
         )
 
 
 def test_classes_of_ones_own_have_those_that_the_configuration_names_else_any() -> None:
-    config = tiny_config(**OWN, decode={"class_attributes": {"post": [], "animal": ["asleep", "pedestrian.moving"]}})
-    found = {name: {a for a in config.attributes if config.can_have(name, a)} for name in config.classes}
+    config = tiny_config(
+        **OWN, tasks={"detection": {"class_attributes": {"post": [], "animal": ["asleep", "pedestrian.moving"]}}}
+    )
+    found = {name: {a for a in config.attributes if config.detection.can_have(name, a)} for name in config.classes}
     vehicle = {"vehicle.moving", "vehicle.parked", "vehicle.stopped"}
     assert found == {"car": vehicle | {"asleep"}, "animal": {"asleep", "pedestrian.moving"}, "post": set()}
     unnamed = tiny_config(**OWN)
-    assert all(unnamed.can_have("animal", attribute) for attribute in unnamed.attributes)
+    assert all(unnamed.detection.can_have("animal", attribute) for attribute in unnamed.attributes)
 
 
 @pytest.mark.parametrize(
@@ -65,12 +67,12 @@ def test_classes_of_ones_own_have_those_that_the_configuration_names_else_any() 
 )
 def test_what_a_configuration_cannot_say_of_boxes_is_refused(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ValidationError, match=message):
-        tiny_config(decode=changes)
+        tiny_config(tasks={"detection": changes})
 
 
 @pytest.mark.parametrize("kind", ["cross_attention", "late"])
 def test_no_box_has_an_attribute_that_its_class_cannot_have(kind: str) -> None:
-    model = undecided(fuser={"kind": kind, "heads": 2}, decode={"max_boxes": 100})
+    model = undecided(fuser={"kind": kind, "heads": 2}, tasks={"detection": {"max_boxes": 100}})
     boxes = model(random_sensors()).boxes
     assert len(boxes.label[boxes.score > 0].unique()) == 10
     for label, attribute in zip(boxes.label.flatten().tolist(), boxes.attribute.flatten().tolist(), strict=True):
@@ -82,7 +84,7 @@ def test_no_box_has_an_attribute_that_its_class_cannot_have(kind: str) -> None:
 
 
 def test_those_who_look_get_one_class_a_place_and_evaluations_all() -> None:
-    plain, model = (undecided(decode={"max_boxes": 60, "cross_class_iou": iou}) for iou in (1, 0.3))
+    plain, model = (undecided(tasks={"detection": {"max_boxes": 60, "cross_class_iou": iou}}) for iou in (1, 0.3))
     batch = random_sensors()
     for part in fields(Boxes):  # what a submission and an export are made of
         assert torch.equal(getattr(model(batch).boxes, part.name), getattr(plain(batch).boxes, part.name))
@@ -98,6 +100,9 @@ def test_those_who_look_get_one_class_a_place_and_evaluations_all() -> None:
 
 def test_a_class_of_ones_own_is_suppressed_too() -> None:
     radii: list[dict[str, float]] = [{"animal": 0.0}, {}, {"animal": 30.0}]
-    models = [undecided(classes=("animal",), decode={"max_boxes": 60, "nms_radius_m": radius}) for radius in radii]
+    models = [
+        undecided(classes=("animal",), tasks={"detection": {"max_boxes": 60, "nms_radius_m": radius}})
+        for radius in radii
+    ]
     never, by_size, wide = (len(model(random_sensors()).found(0)) for model in models)
     assert never > by_size > wide

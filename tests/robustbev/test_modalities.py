@@ -16,9 +16,9 @@ import robustbev
 from robustbev import Detections, ModelConfig, PerceptionModel, RigConfig, load, save
 from robustbev.checkpoints import CheckpointError
 from robustbev.export import export, model_inputs
-from robustbev.export.check import compare, perception_outputs, runner
+from robustbev.export.check import compare, runner
 from robustbev.export.example import masked, random_batch
-from robustbev.export.graphs import ModelGraph
+from robustbev.export.graphs import ModelGraph, perception_outputs
 from robustbev.export.interface import model_interface
 from sensors.errors import SensorDataWarning
 from sensors.frames import CameraImage, LidarSweep, SensorFrame

@@ -107,7 +107,7 @@ def stale(batch: SensorBatch, modality: str, sample: int, garbage: float) -> Sen
         {"camera": None},
         {"lidar": None, "radar": None},
         {"lidar": {"pillar_channels": 8, "sparse_blocks": 1}},
-        {"classes": ("car",), "attributes": (), "decode": {"nms_radius_m": {}}},
+        {"classes": ("car",), "attributes": (), "tasks": {"detection": {"nms_radius_m": {}}}},
     ],
     ids=str,
 )
@@ -135,7 +135,7 @@ def test_one_encoding_serves_every_subset(model: PerceptionModel, subset: tuple[
 def test_measured_motion_reaches_the_boxes_where_its_sensor_sees_and_nowhere_else(modality: str) -> None:
     model = tiny_model()
     with torch.no_grad():
-        model.head.motion_of_all.weight.fill_(0.1)
+        model.detection.head.motion_of_all.weight.fill_(0.1)
     encoded = model.encode(random_sensors())
     sensor = encoded[modality]
     assert isinstance(sensor, MovingFeatures)
@@ -204,7 +204,7 @@ def test_every_fuser_learns_in_bfloat16_and_comes_back_from_a_checkpoint(
     with torch.enable_grad():
         with torch.autocast("cpu", torch.bfloat16):
             outputs = model.training_outputs(batch, [kept])
-        torch.stack([logits.heatmap.float().square().mean() for logits in outputs.detection]).sum().backward()
+        torch.stack([logits.heatmap.float().square().mean() for logits in outputs.logits["detection"]]).sum().backward()
     gradients = [p.grad for p in model.fuser.parameters() if p.grad is not None]
     assert gradients
     assert all(g.isfinite().all() for g in gradients)
@@ -220,18 +220,18 @@ def test_late_fusion_merges_what_each_sensor_says_alone() -> None:
     together = model(batch)
     assert (together.boxes.score[:, 0] <= torch.stack(list(best.values())).amax(0) + 1e-6).all(), "a mean, no boost"
     outputs = model.training_outputs(batch, [torch.tensor([[True, False, False]] * 2)])
-    assert len(outputs.detection) == len(KINDS), "a detector each, whatever modality dropout would hide"
+    assert len(outputs.logits["detection"]) == len(KINDS), "a detector each, whatever modality dropout would hide"
 
 
 def test_a_detector_learns_nothing_from_a_sample_without_its_sensor() -> None:
     model = tiny_model(fuser={"kind": "late"})
     batch = without(random_sensors(), "radar", sample=1)
     with torch.enable_grad():
-        radar = model.training_outputs(batch).detection[KINDS.index("radar")]
+        radar = model.training_outputs(batch).logits["detection"][KINDS.index("radar")]
         radar.heatmap[1].square().sum().backward(retain_graph=True)
-        assert not any(p.grad is not None and p.grad.any() for p in model.head.parameters())
+        assert not any(p.grad is not None and p.grad.any() for p in model.detection.head.parameters())
         radar.heatmap[0].square().sum().backward()
-    assert any(p.grad is not None and p.grad.any() for p in model.head.parameters())
+    assert any(p.grad is not None and p.grad.any() for p in model.detection.head.parameters())
 
 
 def test_a_sensor_added_to_a_trained_model_changes_nothing_until_it_has_learned() -> None:
@@ -350,9 +350,9 @@ def test_dropped_in_training_is_as_absent() -> None:
     model = tiny_model()
     batch = random_sensors()
     kept = torch.tensor([[True, False, True], [False, True, False]])
-    trained = model.training_outputs(batch, [kept]).detection[0].heatmap
+    trained = model.training_outputs(batch, [kept]).logits["detection"][0].heatmap
     for sample, subset in enumerate((("camera", "radar"), ("lidar",))):
-        absent = model.training_outputs(batch.only(subset)).detection[0].heatmap
+        absent = model.training_outputs(batch.only(subset)).logits["detection"][0].heatmap
         assert torch.equal(trained[sample], absent[sample])
     assert set(model.training_outputs(batch, [kept]).auxiliary) == set(KINDS)
 
@@ -389,7 +389,7 @@ def test_the_spconv_backend_computes_what_the_dense_one_does(tmp_path: Path) -> 
         ({"modalities": {"camera": {"dim": 30}}}, "dim must be a multiple of heads"),
         ({"modalities": {"camera": {"depth_bins": {"min_m": 5, "max_m": 1}}}}, "depth bins"),
         ({"modalities": {"lidar": {"backend": "spconv"}}}, "sparse_blocks >= 1"),
-        ({"decode": {"nms_radius_m": {"cart": 1.0}}}, "'cart', which is not among the classes"),
+        ({"tasks": {"detection": {"nms_radius_m": {"cart": 1.0}}}}, "'cart', which is not among the classes"),
         ({"channel": 16}, "channel"),
         ({"fuser": {"kind": "sum"}}, "cross_attention"),
         ({"fuser": {"kind": "concat", "absent": "mask"}}, "concat"),

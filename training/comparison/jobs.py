@@ -19,7 +19,6 @@ from sensors.nuscenes.index import open_index
 from training.comparison.plan import Job, JobResult, Stop
 from training.console.errors import exit_code
 from training.console.progress import Bars
-from training.evaluation.tables import SubsetResult
 from training.files.atomic import write_json, write_text
 from training.files.code_digest import code_digest
 from training.loop.history import read_history
@@ -27,6 +26,7 @@ from training.robustness.cases import Case, evaluate_cases, parse_case
 from training.runs.evaluate import evaluate_checkpoint, load_model
 from training.runs.files import RunBusyError
 from training.runs.run import run_training
+from training.tasks.detection.result import SubsetResult
 from training.tracking.run import PARENT_TAG, MLflowRun
 from training.tracking.sending import log_report, send_now
 

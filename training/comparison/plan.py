@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 from training.evaluation.subsets import possible_subsets
-from training.evaluation.tables import SubsetResult
 from training.files.config_file import ConfigError
 from training.files.settings import differences, flat
 from training.runs.config import RunConfig, load_run_config
 from training.runs.files import RunError, RunFiles
+from training.tasks.detection.result import SubsetResult
 from training.tracking.run import absolute_uri, default_uri
 
 # Figures of models that saw or were judged on different samples, or on different classes, cannot stand in one column.

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from training.comparison.plan import JobResult
-from training.evaluation.tables import SubsetResult
 from training.files.atomic import write_json, write_text
+from training.tasks.detection.result import SubsetResult
 
 if TYPE_CHECKING:
     from rich.table import Table

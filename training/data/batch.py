@@ -6,7 +6,7 @@ Letters: B samples, N cameras, M boxes (padded) or modalities, V views, h and w 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from torch import Tensor
 
@@ -28,5 +28,8 @@ class TrainingBatch(TensorBatch):
     tokens: tuple[str, ...]  # B sample tokens
     indices: tuple[int, ...]  # B positions in the reader's split
     dropped: DroppedPoints  # what the network cannot use, summed over the batch
+    truth: Mapping[str, Tensor] = field(
+        default_factory=dict
+    )  # of tasks whose truth are not the boxes, by name: [B, ...]
     views: Tensor | None = None
     """[V, B, M] bool, the modalities that the fuser may see; `TrainingStep.draw` adds them."""

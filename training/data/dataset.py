@@ -37,6 +37,7 @@ from training.data.augmentation import (
 from training.data.batch import TrainingBatch
 from training.data.failures import fail
 from training.data.sampling import Balance, SampleKey, sample_random
+from training.tasks.assembly import training_tasks
 
 # Changes a frame before it is prepared: a corruption, say. Travels to loader workers, so it must pickle where those are spawned.
 Alter = Callable[[SensorFrame, History], SensorFrame]
@@ -124,6 +125,7 @@ class TrainingSample:
     boxes: Boxes  # [M]
     token: str
     index: int
+    truth: dict[str, Tensor]  # see `TrainingBatch.truth`
 
 
 class NuScenesDataset(Dataset[TrainingSample]):
@@ -146,6 +148,7 @@ class NuScenesDataset(Dataset[TrainingSample]):
         self.config, self.train, self.seed, self.alter = config, train, seed, alter
         self.reader = open_reader(config, model, split)
         self.preparation = preparation(config, model)
+        self._tasks = training_tasks(model)
         if torch.device(device).type != "cpu":  # a GPU makes a lift table in a fiftieth of the time that a worker takes
             self.preparation = replace(self.preparation, lift_tables=False)
         self._past = Past(self.reader)
@@ -180,7 +183,9 @@ class NuScenesDataset(Dataset[TrainingSample]):
         )
         if self.alter is None and depth_from is None:  # what is made to fail is no news
             self._warn(frame.token, prepared.absent)
-        return TrainingSample(prepared, boxes, frame.token, key.index)
+        truth = {name: task.truth(self.reader, key.index, boxes, bev_change) for name, task in self._tasks.items()}
+        own = {name: tensor for name, tensor in truth.items() if tensor is not None}
+        return TrainingSample(prepared, boxes, frame.token, key.index, own)
 
     def _warn(self, token: str, absent: Mapping[str, Absence]) -> None:
         """Of the first sample in which a sensor delivers nothing that can be used; in all of them it counts as absent."""
@@ -234,6 +239,7 @@ def collate_samples(samples: list[TrainingSample], preparation: Preparation) -> 
         tokens=tuple(sample.token for sample in samples),
         indices=tuple(sample.index for sample in samples),
         dropped=dropped,
+        truth={name: torch.stack([sample.truth[name] for sample in samples]) for name in samples[0].truth},
     )
 
 

@@ -10,7 +10,7 @@ from pydantic import Field
 
 from robustbev import StrictModel
 from robustbev.precision import PrecisionSetting
-from training.evaluation.submission import MAX_BOXES_PER_SAMPLE
+from training.tasks.detection.submission import MAX_BOXES_PER_SAMPLE
 
 
 class EvaluationConfig(StrictModel):
@@ -29,7 +29,7 @@ class EvaluationConfig(StrictModel):
     processes: Annotated[int, Field(ge=1)] = 2  # subsets are scored in so many processes at a time
     precision: PrecisionSetting = "auto"  # what the model computes in; auto: see `robustbev.choose_precision`
     metrics: Literal["devkit", "fast", "both"] = "devkit"
-    """Who computes the figures: nuScenes' devkit; or, the same to the last bit, `training.evaluation.detection_metrics`; or both,
+    """Who computes the figures: nuScenes' devkit; or, the same to the last bit, `training.tasks.detection.metrics`; or both,
     with an error where they differ. The robustness matrix takes the fast one instead of the devkit."""
 
 

@@ -19,7 +19,7 @@ from fusion.alignment import at_cells, same_place
 from robustbev import PerceptionModel
 from sensors.nuscenes.reader import NuScenesReader
 from training.data.batch import TrainingBatch
-from training.evaluation.scoring import Progress
+from training.tasks.predictions import Progress
 
 RANDOM_CELLS = 32  # a sample
 POOL = 512  # a partner is looked for among at most so many

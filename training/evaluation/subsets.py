@@ -5,18 +5,30 @@ Letters: B samples, K boxes.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from operator import itemgetter
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
 from bev.detection.boxes import Boxes
 from robustbev import NUSCENES_CLASSES, ModelConfig, Perception, PerceptionModel
+from robustbev.config import DETECTION
+from sensors.batch import map_tensors
 from sensors.nuscenes.reader import NuScenesReader
 from training.data.batch import TrainingBatch
 from training.evaluation.config import EvaluationConfig, every_subset, subset_name
-from training.evaluation.scoring import Predictions, Progress, Scoring
-from training.evaluation.tables import SubsetResult, write_report
+from training.evaluation.tables import write_report
+from training.tasks.assembly import training_tasks
+from training.tasks.detection.result import SubsetResult
+from training.tasks.detection.scoring import Scoring
+from training.tasks.predictions import Predictions, Progress
+from training.tasks.task import TrainingTask
+
+if TYPE_CHECKING:
+    from training.tasks.detection.official import OfficialEvaluation
 
 
 def possible_subsets(config: ModelConfig, subsets: Sequence[str]) -> tuple[str, ...]:
@@ -62,6 +74,7 @@ def predict_subsets(
     model.eval()
     device = next(model.parameters()).device
     predictions = {subset: Predictions() for subset in subsets}
+    tasks = {name: task for name, task in training_tasks(model.config).items() if name != DETECTION}
     done = 0
     try:
         for batch in _limited(batches, limit):
@@ -69,7 +82,7 @@ def predict_subsets(
             features = model.encode(batch.sensors.to(device))
             for subset in subsets:
                 kept = {name: f if name in subset.split("+") else None for name, f in features.items()}
-                _collect(predictions[subset], batch.tokens, model.perceive_features(kept, size), limit)
+                _collect(predictions[subset], batch, model.perceive_features(kept, size), tasks, limit)
             done += size
             if progress is not None:
                 progress("perceive", done if limit is None else min(done, limit), total)
@@ -87,18 +100,28 @@ def _limited(batches: Iterable[TrainingBatch], limit: int | None) -> Iterator[Tr
             return
 
 
-def _collect(predictions: Predictions, tokens: Sequence[str], perception: Perception, limit: int | None) -> None:
+def _collect(
+    predictions: Predictions,
+    batch: TrainingBatch,
+    perception: Perception,
+    tasks: Mapping[str, TrainingTask],
+    limit: int | None,
+) -> None:
     perceived = perception.perceived.tolist()
-    boxes = perception.boxes.to("cpu")
-    for i, token in enumerate(tokens):
+    outputs = map_tensors(perception.outputs, lambda tensor: tensor.cpu())
+    for i, token in enumerate(batch.tokens):
         if limit is not None and len(predictions.boxes) >= limit:
             return
         if token in predictions.boxes:  # a sampler that pads the last batch hands a sample out twice
             continue
         # "No perception" stays apart from "nothing there": the submission is empty either way, the record is not.
-        predictions.boxes[token] = boxes[i] if perceived[i] else Boxes.empty()
+        predictions.boxes[token] = outputs[DETECTION][i] if perceived[i] else Boxes.empty()
         if not perceived[i]:
             predictions.no_perception.append(token)
+        for name, task in tasks.items():
+            output = map_tensors(outputs[name], itemgetter(i))
+            truth = batch.truth[name][i] if name in batch.truth else None
+            predictions.measured.setdefault(name, {})[token] = task.measure(output, truth, perceived[i])
 
 
 def evaluate_subsets(
@@ -141,13 +164,13 @@ def score_subsets(
     progress: Progress | None = None,
 ) -> dict[str, SubsetResult]:
     """Official figures of what was found with each subset; see `evaluate_subsets`. `out_dir` gets a folder a subset."""
-    from training.evaluation.official import OfficialEvaluation, open_tables  # the devkit takes seconds to import
+    from training.tasks.detection.official import OfficialEvaluation, open_tables  # the devkit takes seconds to import
 
-    subsets = tuple(predictions)
     expected = list(reader.tokens)[: config.limit]
-    tokens = [token for token in reader.tokens if token in predictions[subsets[0]].boxes]
+    found = next(iter(predictions.values())).boxes
+    tokens = [token for token in reader.tokens if token in found]
     if len(tokens) < len(expected):
-        missing = next(token for token in expected if token not in predictions[subsets[0]].boxes)
+        missing = next(token for token in expected if token not in found)
         raise ValueError(
             f"evaluation: the batches held {len(tokens)} of {len(expected)} samples, {missing} is missing; evaluate with a "
             "loader that drops none and with one rank"
@@ -156,10 +179,22 @@ def score_subsets(
     official = OfficialEvaluation(
         nusc, tokens, model.grid.bev().radius_m, reader.config.reference_channel, config.metrics
     )
-    poses = {token: reader.global_T_reference(i) for i, token in enumerate(reader.tokens)}
+    return score(predictions, model, reader, official, out_dir, config, progress)
+
+
+def score(
+    predictions: dict[str, Predictions],
+    model: ModelConfig,
+    reader: NuScenesReader,
+    official: OfficialEvaluation,
+    out_dir: Path,
+    config: EvaluationConfig,
+    progress: Progress | None = None,
+) -> dict[str, SubsetResult]:
+    """Figures of every task from what was found with each subset in the samples of `official`."""
     scoring = Scoring(
         official,
-        poses,
+        {token: reader.global_T_reference(i) for i, token in enumerate(reader.tokens)},
         predictions,
         out_dir,
         classes=model.classes,
@@ -168,5 +203,12 @@ def score_subsets(
         max_boxes=config.max_boxes_per_sample,
         score_threshold=config.score_threshold,
     )
-    found = scoring.run(subsets, config.processes, progress)
-    return {subset: found[subset] for subset in subsets}
+    results = scoring.run(tuple(predictions), config.processes, progress)
+    tasks = training_tasks(model)
+    for subset, found in predictions.items():
+        figures = {
+            name: tasks[name].figures([measured[token] for token in official.tokens])
+            for name, measured in found.measured.items()
+        }
+        results[subset] = replace(results[subset], tasks=figures)
+    return {subset: results[subset] for subset in predictions}

@@ -7,16 +7,15 @@ import io
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from training.files.atomic import write_json, write_text
+from training.tasks.detection.result import TP_ERRORS, SubsetResult
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-TP_ERRORS = {"trans_err": "mATE", "scale_err": "mASE", "orient_err": "mAOE", "vel_err": "mAVE", "attr_err": "mAAE"}
 SHORT_CLASS = {
     "construction_vehicle": "constr.",
     "pedestrian": "pedest.",
@@ -25,68 +24,7 @@ SHORT_CLASS = {
 }
 
 
-@dataclass(frozen=True)
-class SubsetResult:
-    """The official figures of one subset of the sensors.
-
-    `errors` has the five mean true-positive errors under their nuScenes names (mATE in m, mASE as 1 - IoU, mAOE in rad, mAVE in
-    m/s, mAAE as 1 - accuracy). `class_ap` is the mean over the four matching distances. NaN is "not defined".
-    """
-
-    subset: str  # "camera+lidar", in the order of the model's modalities
-    mean_ap: float
-    nds: float
-    errors: Mapping[str, float]
-    class_ap: Mapping[str, float]
-    ranges: str  # which class ranges the figures hold for
-    samples: int
-    boxes: int = 0
-    no_perception: tuple[str, ...] = ()  # tokens of samples in which every sensor of the subset was absent
-    class_errors: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
-    classes_without_truth: tuple[str, ...] = ()  # of which no box lies in range; their AP is 0, whatever was found
-
-    @property
-    def mean_ap_of_truth(self) -> float:
-        """The mean AP of the classes of which there is truth; NaN where there is none."""
-        values = [value for name, value in self.class_ap.items() if name not in self.classes_without_truth]
-        return sum(values) / len(values) if values else math.nan
-
-    def to_json(self) -> dict[str, Any]:
-        """A JSON object; what is not defined is null, because NaN is no JSON."""
-        return {
-            "mAP": self.mean_ap,
-            "NDS": self.nds,
-            **{name: _none_if_nan(value) for name, value in self.errors.items()},
-            "AP": dict(self.class_ap),
-            "ranges": self.ranges,
-            "samples": self.samples,
-            "boxes": self.boxes,
-            "no_perception": list(self.no_perception),
-            "classes_without_truth": list(self.classes_without_truth),
-        }
-
-    @staticmethod
-    def from_json(subset: str, content: Mapping[str, Any]) -> SubsetResult:
-        errors = {name: content.get(name) for name in TP_ERRORS.values()}
-        return SubsetResult(
-            subset=subset,
-            mean_ap=float(content["mAP"]),
-            nds=float(content["NDS"]),
-            errors={name: math.nan if value is None else float(value) for name, value in errors.items()},
-            class_ap={name: float(value) for name, value in content.get("AP", {}).items()},
-            ranges=str(content.get("ranges", "not stated")),
-            samples=int(content.get("samples", 0)),
-            boxes=int(content.get("boxes", 0)),
-            no_perception=tuple(content.get("no_perception", ())),
-            classes_without_truth=tuple(content.get("classes_without_truth", ())),
-        )
-
-
 Results = Mapping[str, SubsetResult]
-
-
-def _none_if_nan(value: float) -> float | None:
-    return None if math.isnan(value) else value
 
 
 def write_subsets(path: Path, results: Results) -> None:

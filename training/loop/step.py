@@ -13,17 +13,18 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from bev.detection.head import DetectionLogits
-from bev.detection.losses import depth_loss, focal_loss, regression_losses
-from bev.detection.targets import DetectionTargets, make_image_targets, make_targets
+from bev.detection.losses import depth_loss, focal_loss
+from bev.detection.targets import make_image_targets, make_targets
 from bev.layers import ResidualBlock
 from fusion import draw_subsets, drop_members, drop_modalities, every_subset
 from robustbev import PerceptionModel, Precision, StrictModel, choose_precision
+from robustbev.config import DETECTION
 from robustbev.precision import PrecisionSetting
 from sensors.batch import CameraBatch, SensorBatch
 from sensors.camera.encoder import CameraEncoder
 from training.data.batch import TrainingBatch
-from training.loop.distillation import distillation_loss
+from training.tasks.assembly import training_tasks
+from training.tasks.task import LossSettings
 
 Probability = Annotated[float, Field(ge=0, le=1)]
 Weight = Annotated[float, Field(ge=0)]
@@ -70,6 +71,9 @@ class LossWeights(StrictModel):
     image: Weight = 0.3  # heatmap of objects in the pictures, before the lift
     distillation: Weight = 0.0  # from the whole view to the others; needs dropout.whole_view
     alignment: Weight = 0.1  # contrastive, between modalities; only where model.alignment is set
+    tasks: dict[str, Weight] = Field(
+        default={}
+    )  # of all losses of a task beside detection, by its name; 1 where not named
 
 
 class StepConfig(StrictModel):
@@ -101,7 +105,8 @@ class StepOutput:
 
     loss: Tensor  # scalar with gradient
     parts: dict[str, Tensor]
-    """Detached scalars, weighted as they enter the loss; those of one modality as auxiliary_NAME, depth_NAME and image_NAME."""
+    """Detached scalars, weighted as they enter the loss; of one modality as auxiliary_NAME, depth_NAME and image_NAME, of a task
+    beside detection as TASK/NAME."""
 
 
 class TrainingStep(nn.Module):
@@ -120,13 +125,18 @@ class TrainingStep(nn.Module):
                 "step.weights.distillation: late fusion has a detector for each sensor and no view of all of them that could "
                 "teach; set it to 0, or choose another model.fuser.kind"
             )
+        if unknown := [name for name in config.weights.tasks if name not in model.config.tasks]:
+            raise ValueError(
+                f"step.weights.tasks: expected some of the model's tasks ({', '.join(model.config.tasks)}), got {unknown[0]}"
+            )
         self.model = model
         self.config = config
-        if config.compile and model.nms_radius_m.device.type == "cuda":
+        self.tasks = training_tasks(model.config)
+        if config.compile and model.device.type == "cuda":
             for module in model.modules():
                 if isinstance(module, ResidualBlock):
                     module.compile()
-        self.precision = precision or choose_precision(config.precision, model.nms_radius_m.device, training=True)
+        self.precision = precision or choose_precision(config.precision, model.device, training=True)
 
     def draw(self, batch: TrainingBatch, generator: torch.Generator) -> TrainingBatch:
         """The batch without the single cameras that this step drops, and with the views of its modality dropout.
@@ -151,11 +161,11 @@ class TrainingStep(nn.Module):
         with self.precision.autocast(batch.box_valid.device.type):
             outputs = model.training_outputs(sensors, None if self.config.stage == "encoders" else batch.views.unbind())
         balance = self.config.class_balance
-        parts = _mean([_detection_losses(logits, targets, balance) for logits in outputs.detection])
-        if weights.distillation > 0 and len(outputs.detection) > 1:
-            *students, teacher = (logits.heatmap for logits in outputs.detection)
-            taught = [distillation_loss(student, teacher, targets.heatmap) for student in students]
-            parts["distillation"] = torch.stack(taught).mean()
+        settings = LossSettings(balance, distil=weights.distillation > 0)
+        parts: dict[str, Tensor] = {}
+        for task, views in outputs.logits.items():
+            for name, value in self.tasks[task].losses(views, targets, batch.truth.get(task), settings).items():
+                parts[name if task == DETECTION else f"{task}/{name}"] = value
         available = modality_present(sensors, tuple(model.config.modalities))
         for i, name in enumerate(model.config.modalities):
             if name in outputs.auxiliary:
@@ -170,7 +180,9 @@ class TrainingStep(nn.Module):
         if model.alignment is not None:
             parts["alignment"] = model.alignment(outputs.features, targets.cell, targets.valid)
         for name in parts:
-            parts[name] = parts[name] * getattr(weights, name.partition("_")[0])
+            task, of_task, _ = name.partition("/")
+            weight = weights.tasks.get(task, 1.0) if of_task else getattr(weights, name.partition("_")[0])
+            parts[name] = parts[name] * weight
         loss = torch.stack(list(parts.values())).sum()
         return StepOutput(loss, {name: value.detach() for name, value in parts.items()})
 
@@ -198,16 +210,6 @@ class TrainingStep(nn.Module):
         if config.whole_view and config.hides:
             views.append(available)
         return views
-
-
-def _detection_losses(logits: DetectionLogits, targets: DetectionTargets, balance: float) -> dict[str, Tensor]:
-    heatmap = focal_loss(logits.heatmap, targets.heatmap, balance=balance)
-    return {"heatmap": heatmap, **regression_losses(logits, targets)}
-
-
-def _mean(rows: list[dict[str, Tensor]]) -> dict[str, Tensor]:
-    names = rows[0] if rows else ()
-    return {name: torch.stack([row[name] for row in rows]).mean() for name in names}
 
 
 def modality_present(sensors: SensorBatch, modalities: Sequence[str]) -> Tensor:

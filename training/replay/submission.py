@@ -11,8 +11,8 @@ import numpy as np
 from robustbev.results.result import TickResult
 from sensors.nuscenes.config import NuScenesConfig
 from sensors.nuscenes.index import open_index
-from training.evaluation.submission import MAX_BOXES_PER_SAMPLE, submission, submission_boxes
 from training.files.atomic import write_json
+from training.tasks.detection.submission import MAX_BOXES_PER_SAMPLE, submission, submission_boxes
 
 TOLERANCE_US = 50_000
 
@@ -37,7 +37,7 @@ class SubmissionWriter:
     Args:
         path: the JSON file, which appears whole at `close`.
         samples: token -> time in us, of every sample that the submission has to answer; of the log's own clock.
-        max_boxes, score_threshold: as `training.evaluation.submission.submission_boxes`.
+        max_boxes, score_threshold: as `training.tasks.detection.submission.submission_boxes`.
 
     Raises:
         ValueError: there is no sample.

@@ -24,7 +24,7 @@ from robustbev.results.result import TickResult
 from sensors.calibration import apply, inverse_rigid, pose_fault, transforms
 from sensors.logs.messages import SceneBoxes, TruthBox
 from sensors.nuscenes.config import DETECTION_CLASS_OF_CATEGORY
-from training.evaluation.recall import match
+from training.tasks.detection.recall import match
 
 GAP_S = 0.6  # annotations of nuScenes are 0.5 s apart
 FOUND_M, FOUND_SCORE = 2.0, 0.3

@@ -19,15 +19,15 @@ from sensors.health.monitor import HealthMode
 from sensors.nuscenes.reader import NuScenesReader
 from training.data.loader import build_loader
 from training.evaluation.config import subset_name
-from training.evaluation.scoring import Progress, Scoring
-from training.evaluation.subsets import check_official_classes, predict_subsets
-from training.evaluation.tables import SubsetResult
+from training.evaluation.subsets import check_official_classes, predict_subsets, score
 from training.files.atomic import write_json
 from training.robustness.corrupted import Change
 from training.runs.config import RunConfig
+from training.tasks.detection.result import SubsetResult
+from training.tasks.predictions import Progress
 
 if TYPE_CHECKING:
-    from training.evaluation.official import Metrics, OfficialEvaluation
+    from training.tasks.detection.official import Metrics, OfficialEvaluation
 
 CLEAN = "clean"
 ALL = "all"  # the sensors that the model has
@@ -217,18 +217,9 @@ def _evaluate_group(
     kinds = {name: modality.kind for name, modality in model.config.modalities.items()}
     if change is not None:
         change.check({case.name: {kinds[name] for name in case.subset.split("+")} for case in group})
-    scoring = Scoring(
-        _official(loader.reader, tuple(expected), model.config.grid.bev().radius_m, settings.metrics),
-        {token: loader.reader.global_T_reference(i) for i, token in enumerate(loader.reader.tokens)},
-        predictions,
-        out_dir / first.condition,
-        classes=model.config.classes,
-        attributes=model.config.attributes,
-        kinds=kinds,
-        max_boxes=settings.max_boxes_per_sample,
-        score_threshold=settings.score_threshold,
-    )
-    found = scoring.run(subsets, settings.processes, progress)
+    official = _official(loader.reader, tuple(expected), model.config.grid.bev().radius_m, settings.metrics)
+    folder = out_dir / first.condition
+    found = score(predictions, model.config, loader.reader, official, folder, settings, progress)
     return {case: found[case.subset] for case in group}
 
 
@@ -242,7 +233,7 @@ def _official(reader: NuScenesReader, tokens: tuple[str, ...], radius_m: float, 
 def _shared_official(
     root: Path, version: str, tokens: tuple[str, ...], radius_m: float, reference_channel: str, metrics: Metrics
 ) -> OfficialEvaluation:
-    from training.evaluation.official import OfficialEvaluation, open_tables
+    from training.tasks.detection.official import OfficialEvaluation, open_tables
 
     return OfficialEvaluation(open_tables(root, version), tokens, radius_m, reference_channel, metrics)
 

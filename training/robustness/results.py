@@ -7,12 +7,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from training.evaluation.tables import SubsetResult
 from training.robustness.cases import CLEAN, Case
 from training.robustness.config import RobustnessConfig
 from training.robustness.metrics import Matrix
 from training.runs.config import RunConfig
 from training.runs.files import RunFiles
+from training.tasks.detection.result import SubsetResult
 
 Figures = Mapping[Case, SubsetResult]
 

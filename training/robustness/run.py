@@ -16,7 +16,6 @@ from sensors.nuscenes.index import open_index
 from training.console.progress import Bars
 from training.evaluation.config import every_subset, subset_name
 from training.evaluation.subsets import possible_subsets
-from training.evaluation.tables import SubsetResult
 from training.files.atomic import write_text
 from training.files.config_file import to_yaml
 from training.robustness.cases import Case, grouped
@@ -27,6 +26,7 @@ from training.robustness.tasks import RobustnessError, Store, Task, fingerprint,
 from training.runs.config import RunConfig, load_run_config
 from training.runs.files import run_of
 from training.runs.run import absolute_paths
+from training.tasks.detection.result import SubsetResult
 
 
 def run_robustness(checkpoint: Path, config: RobustnessConfig, bars: Bars) -> Robustness:

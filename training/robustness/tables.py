@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from training.evaluation.tables import TP_ERRORS, SubsetResult
 from training.robustness import metrics as metrics
+from training.tasks.detection.result import TP_ERRORS, SubsetResult
 
 if TYPE_CHECKING:
     from rich.table import Table as TerminalTable

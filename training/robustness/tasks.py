@@ -21,8 +21,6 @@ from robustbev.precision import PrecisionSetting
 from sensors.extras import require
 from sensors.health.monitor import HealthMode
 from sensors.processes import use_one_thread
-from training.evaluation.scoring import Progress
-from training.evaluation.tables import SubsetResult
 from training.files.atomic import write_json
 from training.files.code_digest import code_digest
 from training.loop.memory import keep_freed_memory
@@ -30,6 +28,8 @@ from training.robustness.cases import Case, evaluate_cases, parse_case
 from training.robustness.config import RobustnessConfig
 from training.runs.config import RunConfig
 from training.runs.ray_session import ray_session
+from training.tasks.detection.result import SubsetResult
+from training.tasks.predictions import Progress
 
 _NOT_IN_FIGURES = {"root", "index_dir", "train_split"}  # of the data's configuration
 

@@ -10,13 +10,14 @@ from robustbev.checkpoints import step_of
 from sensors.nuscenes.index import data_id
 from training.data.dataset import with_rig
 from training.data.loader import build_loader
-from training.evaluation.scoring import Progress
 from training.evaluation.subsets import evaluate_subsets
-from training.evaluation.tables import Results, SubsetResult, write_subsets
+from training.evaluation.tables import Results, write_subsets
 from training.pictures.charts import subset_chart
 from training.runs.config import RunConfig, load_run_config
 from training.runs.files import RunFiles, resolve
 from training.runs.model_card import card_of
+from training.tasks.detection.result import SubsetResult
+from training.tasks.predictions import Progress
 from training.tracking.sending import log_report
 
 
@@ -52,7 +53,7 @@ def evaluate_checkpoint(
     model = load_model(checkpoint, config)
     settings, split = config.evaluation, config.data.nuscenes.val_split
     with build_loader(
-        config.data, model.config, split, batch_size=settings.batch_size, train=False, device=model.nms_radius_m.device
+        config.data, model.config, split, batch_size=settings.batch_size, train=False, device=model.device
     ) as loader:
         results = evaluate_subsets(model, loader.epoch(0), loader.reader, out_dir, settings, progress)
     subset_chart(out_dir / "subsets.png", results)
@@ -102,4 +103,6 @@ def figures_of(results: Results, prefix: str = "val") -> dict[str, float]:
         figures |= {f"{prefix}/{subset}/mAP": result.mean_ap, f"{prefix}/{subset}/NDS": result.nds}
         figures |= {f"{prefix}/{subset}/{name}": value for name, value in result.errors.items() if math.isfinite(value)}
         figures |= {f"{prefix}/{subset}/AP/{name}": value for name, value in result.class_ap.items()}
+        for task, of_task in result.tasks.items():
+            figures |= {f"{prefix}/{subset}/{task}/{name}": v for name, v in of_task.items() if math.isfinite(v)}
     return figures

@@ -6,11 +6,11 @@ from pathlib import Path
 
 from training.data.loader import build_loader
 from training.evaluation.gap import GapReport, collect, measure
-from training.evaluation.scoring import Progress
 from training.pictures.gap import write_gap
 from training.runs.config import RunConfig
 from training.runs.evaluate import load_model
 from training.runs.files import resolve
+from training.tasks.predictions import Progress
 from training.tracking.sending import log_report
 
 
@@ -44,7 +44,7 @@ def measure_gap(
         )
     settings, split = config.evaluation, config.data.nuscenes.val_split
     with build_loader(
-        config.data, model.config, split, batch_size=settings.batch_size, train=False, device=model.nms_radius_m.device
+        config.data, model.config, split, batch_size=settings.batch_size, train=False, device=model.device
     ) as loader:
         objects, cells, samples = collect(
             model, loader.epoch(0), loader.reader, limit=settings.limit, min_points=config.data.min_points,

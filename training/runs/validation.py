@@ -20,9 +20,8 @@ from sensors.processes import ProcessesError
 from training.console.progress import Bars
 from training.data.dataset import open_reader, with_rig
 from training.data.loader import SampleLoader, build_loader
-from training.evaluation.scoring import Predictions
 from training.evaluation.subsets import check_official_classes, possible_subsets, predict_subsets, score_subsets
-from training.evaluation.tables import Results, SubsetResult, write_report
+from training.evaluation.tables import Results, write_report
 from training.loop.best import Measured, best_of, keep_best
 from training.loop.callbacks import Callback
 from training.loop.checkpoint import CheckpointWriteError
@@ -33,6 +32,8 @@ from training.runs.config import RunConfig
 from training.runs.evaluate import figures_of
 from training.runs.files import RunFiles
 from training.runs.model_card import card_of
+from training.tasks.detection.result import SubsetResult
+from training.tasks.predictions import Predictions
 
 Log = Callable[[Mapping[str, float], int], object]  # figures at a step
 Result = TypeVar("Result")
@@ -130,8 +131,7 @@ class Validation(Callback):
         merged = {subset: Predictions() for subset in self._subsets}
         for part in parts:
             for subset, found in part.items():
-                merged[subset].boxes.update(found.boxes)
-                merged[subset].no_perception.extend(found.no_perception)
+                merged[subset].update(found)
         reader = open_reader(self.config.data, self.config.model, self._split)
         folder, evaluation = self.files.validation_files, self.config.evaluation
         return score_subsets(merged, self.config.model, reader, folder, evaluation, self._show)

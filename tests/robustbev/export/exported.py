@@ -21,9 +21,9 @@ import robustbev.export
 from fusion.runtime.manifest import SUFFIXES
 from robustbev import CameraConfig, PerceptionModel
 from robustbev.export import Kind, export
-from robustbev.export.check import Run, Tensors, perception_outputs, runner
+from robustbev.export.check import Run, Tensors, runner
 from robustbev.export.example import random_batch
-from robustbev.export.graphs import Graph, ModelGraph, RigGraph, model_inputs
+from robustbev.export.graphs import Graph, ModelGraph, RigGraph, model_inputs, perception_outputs
 from robustbev.export.interface import Interface
 from robustbev.export.write import trace
 from sensors.batch import SensorBatch
@@ -114,7 +114,7 @@ def inputs_for(model: PerceptionModel, batch: SensorBatch, subset: tuple[str, ..
 def heatmap_of(model: PerceptionModel, batch: SensorBatch) -> Tensor:
     with torch.no_grad():
         fused = model.fuser(model.encode(batch), grid_shape=model.grid.shape, batch_size=batch.batch_size)
-        return model.head(model.backbone(fused.features)).heatmap.sigmoid()
+        return model.detection.head(model.backbone(fused.features)).heatmap.sigmoid()
 
 
 def spoiled(inputs: Mapping[str, Tensor], names: tuple[str, ...]) -> Tensors:

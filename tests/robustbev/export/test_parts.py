@@ -27,7 +27,8 @@ from bev.lift.table import build_lift_table, lift_splat
 from fusion import BEVFeatures, GatedFusion, MeanFusion
 from fusion.runtime import load as load_artifact
 from robustbev.export import ExportError, Kind, export, export_fuser
-from robustbev.export.check import compare, perception_outputs
+from robustbev.export.check import compare
+from robustbev.export.graphs import perception_outputs
 from robustbev.export.interface import OWN_GRID
 from sensors.errors import MissingExtraError
 from sensors.frames import KINDS

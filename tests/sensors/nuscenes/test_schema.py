@@ -281,7 +281,7 @@ def test_of_several_attributes_the_first_that_the_model_knows_counts(two_attribu
 
 
 def test_the_evaluation_takes_the_first_that_it_knows(two_attributes: NuScenesConfig) -> None:
-    from training.evaluation.official import open_tables
+    from training.tasks.detection.official import open_tables
 
     rows = open_tables(two_attributes.root, VERSION).sample_annotation
     assert [row["attribute_tokens"] for row in rows[:3]] == [["attribute-moving"], [], ["attribute-moving"]]

@@ -11,11 +11,12 @@ pytest.importorskip("rich")
 import training.runs.demo
 from sensors.simulation import SimulationConfig
 from sensors.simulation.generate import MARKER
-from training.evaluation.tables import SubsetResult, write_subsets
+from training.evaluation.tables import write_subsets
 from training.loop.train import Outcome
 from training.runs.config import RunConfig
 from training.runs.demo import DemoResults, run_demo, write_drives
 from training.runs.files import RunFiles, Status
+from training.tasks.detection.result import SubsetResult
 
 
 class Recorded:

@@ -35,12 +35,12 @@ from training.comparison.pool import share_out
 from training.comparison.run import Request, compare
 from training.console.progress import Bars
 from training.evaluation.config import every_subset
-from training.evaluation.tables import SubsetResult
 from training.files.config_file import ConfigError
 from training.loop.history import read_history
 from training.loop.train import Outcome
 from training.runs.files import RunBusyError, RunError, RunFiles
 from training.runs.ray_session import ray_session
+from training.tasks.detection.result import SubsetResult
 from training.tracking.run import PARENT_TAG
 
 SUBSETS = every_subset(KINDS)
@@ -54,7 +54,7 @@ MODEL: dict[str, Any] = {
         "radar": {"width": 8},
     },
     "backbone": {"widths": [16, 16]},
-    "decode": {"max_boxes": 20},
+    "tasks": {"detection": {"max_boxes": 20}},
 }
 ROOT = Path(__file__).resolve().parents[3]
 

@@ -28,7 +28,7 @@ from training.comparison.report import (
     terminal_width,
     write_tables,
 )
-from training.evaluation.tables import SubsetResult
+from training.tasks.detection.result import SubsetResult
 
 COLUMNS = ("camera+lidar+radar", "radar", "fog-3")
 

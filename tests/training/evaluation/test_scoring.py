@@ -6,9 +6,10 @@ import json
 from pathlib import Path
 from typing import Any, cast
 
-from training.evaluation.official import OfficialEvaluation
-from training.evaluation.scoring import Predictions, Scoring
-from training.evaluation.tables import SubsetResult
+from training.tasks.detection.official import OfficialEvaluation
+from training.tasks.detection.result import SubsetResult
+from training.tasks.detection.scoring import Scoring
+from training.tasks.predictions import Predictions
 
 
 class _NoSamples:

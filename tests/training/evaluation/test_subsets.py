@@ -31,13 +31,13 @@ from sensors.frames import KINDS
 from sensors.nuscenes.config import NuScenesConfig
 from sensors.nuscenes.reader import NuScenesReader
 from training.evaluation.config import EvaluationConfig, every_subset, subset_name
-from training.evaluation.detection_metrics import FastMetrics
-from training.evaluation.official import Metrics, OfficialEvaluation, detection_config, range_note
-from training.evaluation.recall import match, recall_by_class
-from training.evaluation.submission import submission, submission_boxes
 from training.evaluation.subsets import evaluate_subsets, possible_subsets, predict_subsets
 from training.evaluation.tables import read_subsets
 from training.runs.config import RunConfig
+from training.tasks.detection.metrics import FastMetrics
+from training.tasks.detection.official import Metrics, OfficialEvaluation, detection_config, range_note
+from training.tasks.detection.recall import match, recall_by_class
+from training.tasks.detection.submission import submission, submission_boxes
 
 SUBSETS = every_subset(KINDS)
 
@@ -197,7 +197,8 @@ class Oracle(nn.Module):
         top = max(len(boxes) for boxes in each)
         stacked = [torch.stack([_padded(getattr(b, f.name), top) for b in each]) for f in dataclasses.fields(Boxes)]
         fused = FusedBEV(torch.zeros(1), torch.zeros(1), torch.zeros(1))
-        return Perception(Boxes(*stacked), fused, tuple(self.config.modalities), torch.full((batch_size,), perceived))
+        outputs = {"detection": Boxes(*stacked)}
+        return Perception(outputs, fused, tuple(self.config.modalities), torch.full((batch_size,), perceived))
 
     def _found(self, i: int, features: Mapping[str, BEVFeatures | None]) -> Boxes:
         truth = self.reader.boxes(i)[
@@ -355,7 +356,7 @@ AS_THE_DEVKIT = """
 import numpy as np
 from nuscenes.eval.common.utils import quaternion_yaw
 from pyquaternion import Quaternion
-from training.evaluation.detection_metrics import _norm, _yaw_rad
+from training.tasks.detection.metrics import _norm, _yaw_rad
 random = np.random.default_rng(0)
 rotation, vectors = random.normal(size=(500, 4)), random.normal(size=(500, 2))
 assert _yaw_rad(rotation).tolist() == [quaternion_yaw(Quaternion(row)) for row in rotation]

@@ -14,8 +14,6 @@ from pathlib import Path
 import pytest
 
 from training.evaluation.tables import (
-    TP_ERRORS,
-    SubsetResult,
     all_sensors,
     class_table,
     comma_separated,
@@ -27,6 +25,7 @@ from training.evaluation.tables import (
     write_report,
 )
 from training.files.atomic import replacing, write_json
+from training.tasks.detection.result import TP_ERRORS, SubsetResult
 
 RANGES = "ranges: min(official, 25.6 m)"
 

@@ -33,8 +33,9 @@ def test_all_that_lies_between_data_and_figures_counts(tmp_path: Path) -> None:
     seen = {code_digest()}
     for changed in (
         "bev/detection/head.py", "fusion/fusers/cross_attention.py", "sensors/prepare.py",
-        "sensors/corruptions/weather.py", "sensors/logs/decode.py", "robustbev/model.py", "training/evaluation/submission.py",
-        "training/evaluation/official.py", "training/robustness/cases.py",
+        "sensors/corruptions/weather.py", "sensors/logs/decode.py", "robustbev/model.py",
+        "training/tasks/detection/submission.py",
+        "training/tasks/detection/official.py", "training/robustness/cases.py",
     ):  # fmt: skip
         file = tmp_path / changed
         content = file.read_bytes()

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from training.loop.distillation import distillation_loss
+from training.tasks.detection.distillation import distillation_loss
 
 
 def logit(*probabilities: float) -> Tensor:

@@ -23,13 +23,13 @@ from sensors.frames import KINDS, CameraImage, LidarSweep, RadarSweep, SensorFra
 from sensors.nuscenes.config import NuScenesConfig
 from sensors.nuscenes.reader import NuScenesReader
 from training.evaluation.config import every_subset
-from training.evaluation.tables import TP_ERRORS, SubsetResult
 from training.pictures.charts import attention_picture, comparison_chart, subset_chart, training_curves
 from training.pictures.projection import box_segments, lidar_in_reference, project_points, project_segments
 from training.pictures.scene.bev import Scene, above
 from training.pictures.scene.cameras import arrange, directions
 from training.pictures.scene.picture import cameras_picture, scene_picture, subsets_picture
 from training.runs.show import show_found, show_truth
+from training.tasks.detection.result import TP_ERRORS, SubsetResult
 
 SUBSETS = every_subset(KINDS)
 
@@ -175,7 +175,7 @@ def test_show_writes_all_its_pictures(scene: Scene, tmp_path: Path) -> None:
     truth = show_truth(scene, tmp_path)
     boxes = Boxes(*(getattr(_boxes([[12.0, 0.0, 0.8]]), f.name)[None] for f in dataclasses.fields(Boxes)))
     fused = FusedBEV(torch.zeros(1), torch.from_numpy(_attention())[None], torch.ones(1))
-    perceived = Perception(boxes, fused, ("camera", "lidar", "radar"), torch.tensor([True]))
+    perceived = Perception({"detection": boxes}, fused, ("camera", "lidar", "radar"), torch.tensor([True]))
     found = show_found(scene, {"camera+lidar": perceived, "lidar": perceived}, "camera+lidar", tmp_path)
     names = [path.name for path in (*truth, *found)]
     assert names == [

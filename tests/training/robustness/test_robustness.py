@@ -19,7 +19,6 @@ from tests.tiny_model import tiny_config
 from tests.tracked import figures, kept, tracked
 from training.commands.app import app
 from training.console.progress import Bars
-from training.evaluation.tables import SubsetResult
 from training.files.config_file import ConfigError, load_config, to_yaml
 from training.robustness.cases import Case
 from training.robustness.config import RobustnessConfig
@@ -28,6 +27,7 @@ from training.robustness.run import run_robustness
 from training.robustness.tasks import RobustnessError
 from training.runs.config import RunConfig
 from training.runs.files import RunFiles
+from training.tasks.detection.result import SubsetResult
 
 SMALL = {
     "corruptions": ("points_reducing",), "severities": (3, 5), "subsets": ("camera+lidar+radar", "lidar"), "jobs": 0,

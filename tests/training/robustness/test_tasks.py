@@ -13,7 +13,6 @@ import pytest
 import robustbev
 import training.robustness.tasks
 from tests.tiny_model import tiny_model
-from training.evaluation.tables import SubsetResult
 from training.robustness.cases import Case
 from training.robustness.config import RobustnessConfig
 from training.robustness.tasks import (
@@ -27,6 +26,7 @@ from training.robustness.tasks import (
 )
 from training.runs.config import RunConfig
 from training.runs.ray_session import ray_session
+from training.tasks.detection.result import SubsetResult
 
 RESULT = SubsetResult("camera+lidar+radar", 0.5, 0.4, {}, {}, "ranges: official", 3)
 

@@ -37,7 +37,7 @@ MODEL = {
         "radar": {"width": 8},
     },
     "backbone": {"widths": [16, 16]},
-    "decode": {"max_boxes": 20},
+    "tasks": {"detection": {"max_boxes": 20}},
 }
 
 

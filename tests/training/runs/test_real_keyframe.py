@@ -15,13 +15,13 @@ from sensors.nuscenes.config import NuScenesConfig
 from sensors.nuscenes.index import build_index
 from training.data.batch import TrainingBatch
 from training.data.loader import build_loader
-from training.evaluation.recall import recall_by_class
 from training.loop.callbacks import Callback, StepRecord
 from training.loop.checkpoint import TrainingState
 from training.loop.optim import AveragedWeights, build_optimizer
 from training.loop.step import TrainingStep
 from training.loop.train import Plan, train
 from training.runs.config import RunConfig, load_run_config
+from training.tasks.detection.recall import recall_by_class
 
 CONFIGS = Path(__file__).resolve().parents[3] / "configs"
 

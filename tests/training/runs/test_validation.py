@@ -21,7 +21,6 @@ from sensors.nuscenes.index import build_index
 from sensors.processes import ProcessesError
 from tests.small_nuscenes import SmallNuScenes
 from training.console.progress import Bars
-from training.evaluation.tables import SubsetResult
 from training.loop.best import best_of
 from training.loop.checkpoint import CheckpointWriteError
 from training.loop.history import append, read_history
@@ -31,6 +30,7 @@ from training.runs.evaluate import evaluate_checkpoint
 from training.runs.files import RunFiles
 from training.runs.run import run_training
 from training.runs.validation import Validation
+from training.tasks.detection.result import SubsetResult
 
 ALL = "lidar+radar"
 MODEL = {

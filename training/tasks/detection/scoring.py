@@ -7,32 +7,22 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from bev.detection.boxes import Boxes
 from sensors.processes import run_each
-from training.evaluation.submission import submission, submission_boxes
-from training.evaluation.tables import SubsetResult
 from training.files.atomic import write_json
+from training.tasks.detection.result import SubsetResult
+from training.tasks.detection.submission import submission, submission_boxes
+from training.tasks.predictions import Predictions, Progress
 
 if TYPE_CHECKING:
-    from training.evaluation.official import OfficialEvaluation
-
-Progress = Callable[[str, int, int | None], None]  # what is done, how many so far, of how many (None: unknown)
-
-
-@dataclass
-class Predictions:
-    """What a model found with one subset of its sensors: token -> K boxes in the reference frame, on the CPU."""
-
-    boxes: dict[str, Boxes] = field(default_factory=dict)
-    no_perception: list[str] = field(default_factory=list)  # samples in which every sensor of the subset was absent
+    from training.tasks.detection.official import OfficialEvaluation
 
 
 @dataclass

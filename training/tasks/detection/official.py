@@ -2,7 +2,7 @@
 
 Everything that decides a figure is the devkit's unmodified code: the boxes, the filters and `DetectionEval.evaluate`. What is
 ours is that ground truth is loaded and filtered once, and that the samples may be fewer than the split's. The same figures come
-faster from `training.evaluation.detection_metrics`, where those are asked for.
+faster from `training.tasks.detection.metrics`, where those are asked for.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ from nuscenes.eval.detection.evaluate import DetectionEval
 
 from sensors.nuscenes.config import DETECTION_ATTRIBUTES
 from sensors.nuscenes.tables import open_devkit
-from training.evaluation.detection_metrics import FastMetrics
-from training.evaluation.tables import TP_ERRORS, SubsetResult
 from training.files.atomic import write_json
+from training.tasks.detection.metrics import FastMetrics
+from training.tasks.detection.result import TP_ERRORS, SubsetResult
 
-# fast: `training.evaluation.detection_metrics`; both: an error where they differ in one bit
+# fast: `training.tasks.detection.metrics`; both: an error where they differ in one bit
 Metrics = Literal["devkit", "fast", "both"]
 _OFFICIAL_REFERENCE = "LIDAR_TOP"
 
@@ -168,7 +168,7 @@ class OfficialEvaluation:
         if len({_figures(metrics) for metrics in computed}) > 1:
             theirs, ours = (_figures(metrics) for metrics in computed)
             raise ValueError(
-                f"{result_path}: the devkit computes {theirs}, and training.evaluation.detection_metrics {ours}"
+                f"{result_path}: the devkit computes {theirs}, and training.tasks.detection.metrics {ours}"
             )
         return computed[0], meta
 

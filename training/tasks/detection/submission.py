@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bev.detection.boxes import Boxes
-from robustbev.config import NUSCENES_CLASS_ATTRIBUTES
+from robustbev.tasks.detection import NUSCENES_CLASS_ATTRIBUTES
 
 MAX_BOXES_PER_SAMPLE = 500  # the rule of the nuScenes detection task
 MOVING_MPS = 0.2  # slower than this counts as standing where an attribute has to be guessed
