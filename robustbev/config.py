@@ -225,7 +225,7 @@ class ModelConfig(StrictModel):
         for name in self.tasks:
             if hasattr(nn.ModuleDict, name):
                 raise ValueError(f"tasks: {name!r} has another meaning already: give this task another name")
-        if [name for name, task in self.tasks.items() if isinstance(task, DetectionConfig)] != [DETECTION]:
+        if [name for name, task in self.tasks.items() if str(task.kind) == DETECTION] != [DETECTION]:
             raise ValueError("tasks: expected one of kind detection, by the name of detection")
 
     def _check_channels(self) -> None:

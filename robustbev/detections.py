@@ -53,6 +53,8 @@ class Detections:
     modalities: tuple[str, ...]  # M names, in the order of `attention`
     attention: Float32  # [M, X, Y] share of each modality in 0..1; x counts forward, y left
     coverage: Float32  # [X, Y] 0..1, 0 where no sensor sees: no box there means nothing
+    outputs: Mapping[str, Mapping[str, NDArray[Any]]]
+    """Of the other tasks by name, each field of the output without its batch axis; empty where nothing was perceived."""
     absent: Mapping[str, str]  # sensor of the rig by its channel -> why it counts as absent; not in it: it was used
 
     def __len__(self) -> int:

@@ -5,12 +5,14 @@ Letters: B samples, M modalities, T boxes, X and Y cells.
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import fields, replace
 from functools import cached_property
+from typing import Any
 
 import torch
+from numpy.typing import NDArray
 
-from robustbev.config import RigConfig
+from robustbev.config import DETECTION, RigConfig
 from robustbev.cuda_graphs import CudaGraphs
 from robustbev.detections import Detections
 from robustbev.inference import on_rig, preparation, warn_of_absent
@@ -73,8 +75,18 @@ class PerceptionModel(PerceptionNetwork):
             modalities=seen.modalities,
             attention=seen.fused.attention[0].float().numpy(),
             coverage=seen.fused.coverage[0].float().numpy(),
+            outputs=_arrays(seen) if seen.perceived[0] else {},
             absent={channel: absence.reason for channel, absence in absent.items()},
         )
+
+
+def _arrays(seen: Perception) -> dict[str, dict[str, NDArray[Any]]]:
+    """The first sample's outputs of the tasks beside detection."""
+    return {
+        task: {field.name: getattr(output, field.name)[0].numpy() for field in fields(output)}
+        for task, output in seen.outputs.items()
+        if task != DETECTION
+    }
 
 
 @torch.inference_mode()

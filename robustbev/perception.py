@@ -6,7 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from bev.detection.boxes import Boxes
@@ -15,6 +17,20 @@ from fusion import BEVFeatures, FusedBEV
 from robustbev.config import DETECTION
 from sensors.batch import map_tensors
 from sensors.frames import Absence
+
+
+@dataclass(frozen=True)
+class TaskMap:
+    """What a task says of every cell."""
+
+    values: NDArray[np.float32]  # [X, Y], NaN where nothing is known
+    low: float  # drawn as nothing
+    high: float  # drawn as full
+
+    @property
+    def shares(self) -> NDArray[np.float32]:
+        """[X, Y] from 0, `low` and less, to 1, `high` and more; NaN stays."""
+        return np.clip((self.values - self.low) / (self.high - self.low), 0, 1)
 
 
 @dataclass(frozen=True)
@@ -51,6 +67,16 @@ class Perception:
         For people and robots. Evaluations rank every class by itself, and measure `found`.
         """
         return cross_class_nms(self.found(sample), self.cross_class_iou)
+
+    def maps(self, sample: int) -> dict[str, TaskMap]:
+        """One sample's by TASK/FIELD, see `robustbev.tasks.task.Task`; where nothing was perceived, unknown in every cell."""
+        perceived = bool(self.perceived[sample])
+        maps = {}
+        for task, output in self.outputs.items():
+            for name, (low, high) in getattr(output, "maps", {}).items():
+                values = getattr(output, name)[sample].float().cpu().numpy()
+                maps[f"{task}/{name}"] = TaskMap(values if perceived else np.full_like(values, np.nan), low, high)
+        return maps
 
     def to(self, device: torch.device | str) -> Perception:
         return map_tensors(self, lambda tensor: tensor.to(device))

@@ -7,6 +7,7 @@
 | /perceived | foxglove.SceneUpdate | a text above the vehicle at ticks without perception |
 | /log | foxglove.Log | ticks without perception, sensors that change state, jumps of the clock |
 | /attention/MODALITY, /bev/score | foxglove.Grid | share of the attention; score of the box on a cell |
+| /tasks/TASK/FIELD | foxglove.Grid | a map that another task than detection gives; NaN where nothing is known |
 | /diagnostics | diagnostic_msgs/DiagnosticArray, JSON | the perception, then one status a sensor |
 | /replay/tick | robustbev.Tick, JSON | number of the tick, boxes, shares, states: for plots |
 | /given/... | pictures, calibrations, point clouds | with `inputs`: what the model was given, at the tick's time |
@@ -237,6 +238,8 @@ class FoxgloveResults:
         for name, share in zip(result.modalities, result.attention, strict=True):
             self._add(result, f"/attention/{name}", self._cells(result, "share", share))
         self._add(result, "/bev/score", self._cells(result, "score", score_map(result.boxes, self._grid)))
+        for name, task_map in result.maps.items():
+            self._add(result, f"/tasks/{name}", self._cells(result, name.rpartition("/")[2], task_map.values))
 
     def _cells(self, result: TickResult, field: str, values: NDArray[np.float32]) -> Grid:
         """[X, Y] as a Grid: its columns are our X (forward), its rows our Y (to the left)."""

@@ -90,7 +90,7 @@ class RerunResults:
         for entity in sorted(self._shown - now):
             self._send(result, entity, self._rr.Clear.columns(is_recursive=[False]))
         self._shown = now
-        self._write_attention(result)
+        self._write_maps(result)
         self._write_curves(result)
         self._write_words(result)
 
@@ -128,6 +128,7 @@ class RerunResults:
         ]
         scene = rrb.Spatial3DView(origin=f"/{EGO}", contents="$origin/**", name="scene, vehicle at the origin")
         maps = [rrb.Spatial2DView(origin=f"attention/{name}", name=f"attention: {name}") for name in result.modalities]
+        maps += [rrb.Spatial2DView(origin=f"tasks/{name}", name=name) for name in result.maps]
         curves = [
             rrb.TimeSeriesView(
                 origin="shares", name="shares of the attention", axis_y=rrb.ScalarAxis(range=(0.0, 1.0))
@@ -207,16 +208,18 @@ class RerunResults:
             shown.add(f"{EGO}/{channel}")
         return shown
 
-    def _write_attention(self, result: TickResult) -> None:
-        """Shares as grey pictures, a pixel a cell, forward up and left at the left."""
-        for name, share in zip(result.modalities, result.attention, strict=True):
+    def _write_maps(self, result: TickResult) -> None:
+        """Shares, and maps of tasks, as grey pictures, a pixel a cell, forward up and left at the left."""
+        shares = {f"attention/{name}": share for name, share in zip(result.modalities, result.attention, strict=True)}
+        shares |= {f"tasks/{name}": np.nan_to_num(task_map.shares) for name, task_map in result.maps.items()}
+        for entity, share in shares.items():
             picture = np.clip(np.rint(255 * share[::-1, ::-1]), 0, 255).astype(np.uint8)
             image = self._rr.components.ImageFormat(
                 width=picture.shape[1], height=picture.shape[0],
                 color_model=self._rr.ColorModel.L, channel_datatype=self._rr.ChannelDatatype.U8,
             )  # fmt: skip
             columns = self._rr.Image.columns(buffer=[picture.ravel()], format=[image])
-            self._send(result, f"attention/{name}", columns)
+            self._send(result, entity, columns)
 
     def _write_curves(self, result: TickResult) -> None:
         values = {f"shares/{name}": share for name, share in result.shares.items()}

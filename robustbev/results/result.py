@@ -5,13 +5,15 @@ Letters: T boxes, M modalities, X and Y cells.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from bev.detection.boxes import Boxes
+from robustbev.perception import TaskMap
 from sensors.replay.tick import Tick
 
 
@@ -27,6 +29,7 @@ class TickResult:
     attention: NDArray[np.float32]  # [M, X, Y] share of each modality
     classes: tuple[str, ...]
     attributes: tuple[str, ...]
+    maps: Mapping[str, TaskMap] = field(default_factory=dict)  # of the other tasks, by TASK/FIELD
 
     @property
     def shares(self) -> dict[str, float]:

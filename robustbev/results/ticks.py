@@ -24,6 +24,7 @@ def tick_result(tick: Tick, seen: Perception, config: ModelConfig) -> TickResult
         attention=seen.fused.attention[0].float().numpy(),
         classes=config.classes,
         attributes=config.attributes,
+        maps=seen.maps(0),
     )
 
 

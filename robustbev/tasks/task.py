@@ -6,9 +6,8 @@ Letters: B samples, C channels, Q channels of measured motion, X and Y cells.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -41,11 +40,9 @@ class Question:
 class Task(nn.Module, ABC):
     """A head on the fused grid, and how its logits become an answer. What training asks of it is `training.tasks.task.Task`.
 
-    Logits and outputs are dataclasses of tensors whose first axis is the batch.
+    Logits and outputs are dataclasses of tensors whose first axis is the batch. An output may say in a class variable `maps`
+    which of its fields are maps [B, X, Y], each with the two values between which it is drawn: replays and pictures show them.
     """
-
-    maps: ClassVar[Mapping[str, tuple[float, float]]] = {}
-    """Fields of the output that are maps [B, X, Y], and between which values they are drawn: replays and pictures show them."""
 
     @abstractmethod
     def forward(self, features: Tensor, motion: Tensor) -> Any:

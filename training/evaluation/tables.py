@@ -82,7 +82,18 @@ def caption(results: Results) -> str:
 def header(results: Results) -> list[str]:
     """The columns of every table."""
     classes = list(next(iter(results.values())).class_ap) if results else []
-    return ["sensors", "mAP", "of all", "NDS", *TP_ERRORS.values(), *(SHORT_CLASS.get(name, name) for name in classes)]
+    summary = ["sensors", "mAP", "of all", "NDS", *TP_ERRORS.values(), *task_figures(results)]
+    return [*summary, *(SHORT_CLASS.get(name, name) for name in classes)]
+
+
+def task_figures(results: Results) -> list[str]:
+    """The figures of tasks beside detection, as "TASK NAME"."""
+    first = next(iter(results.values())).tasks if results else {}
+    return [f"{task} {name}" for task, figures in first.items() for name in figures]
+
+
+def _of_tasks(result: SubsetResult) -> list[float]:
+    return [value for figures in result.tasks.values() for value in figures.values()]
 
 
 def rows(results: Results) -> list[list[str]]:
@@ -97,6 +108,7 @@ def rows(results: Results) -> list[list[str]]:
                 "-" if math.isnan(share) else f"{100 * share:.0f}%",
                 f"{result.nds:.3f}",
                 *(_figure(result.errors.get(name, math.nan)) for name in TP_ERRORS.values()),
+                *(_figure(value, 3) for value in _of_tasks(result)),
                 *(_figure(value) for value in result.class_ap.values()),
             ]
         )
@@ -121,12 +133,14 @@ def comma_separated(results: Results) -> str:
     writer = csv.writer(out, lineterminator="\n")
     classes = list(next(iter(results.values())).class_ap) if results else []
     writer.writerow(
-        ["sensors", "mAP", "of_all", "NDS", *TP_ERRORS.values(), *(f"AP_{name}" for name in classes), "ranges", "samples",
+        ["sensors", "mAP", "of_all", "NDS", *TP_ERRORS.values(), *(name.replace(" ", "_") for name in task_figures(results)),
+         *(f"AP_{name}" for name in classes), "ranges", "samples",
          "no_perception"]
     )  # fmt: skip
     for subset, result in results.items():
         figures = [result.mean_ap, retention(result, results), result.nds]
-        figures += [result.errors.get(name, math.nan) for name in TP_ERRORS.values()] + list(result.class_ap.values())
+        figures += [result.errors.get(name, math.nan) for name in TP_ERRORS.values()]
+        figures += [*_of_tasks(result), *result.class_ap.values()]
         writer.writerow(
             [subset, *(f"{v:.6f}" for v in figures), result.ranges, result.samples, len(result.no_perception)]
         )
@@ -138,7 +152,7 @@ def terminal_table(results: Results, title: str = "Every subset of the sensors")
     from rich.table import Table
 
     table = Table(title=title, caption=caption(results), title_justify="left", caption_justify="left")
-    names = header(results)[: 4 + len(TP_ERRORS)]
+    names = header(results)[: 4 + len(TP_ERRORS) + len(task_figures(results))]
     for i, name in enumerate(names):
         table.add_column(name, justify="left" if i == 0 else "right", no_wrap=True)
     for row in rows(results):
@@ -151,7 +165,7 @@ def class_table(results: Results, title: str = "AP by class") -> Table:
     from rich.table import Table
 
     table = Table(title=title, title_justify="left")
-    skipped = 3 + len(TP_ERRORS)
+    skipped = 3 + len(TP_ERRORS) + len(task_figures(results))
     names = header(results)
     table.add_column("sensors")  # many names wrap before figures are cut
     for name in names[1 + skipped :]:

@@ -5,6 +5,7 @@
 | /tf | tf2_msgs/msg/TFMessage | map -> base_link, where ego motion is known; with `inputs` base_link -> given/CHANNEL |
 | /detections | vision_msgs/msg/Detection3DArray | boxes in base_link; no velocity, for which the type has no place |
 | /attention/MODALITY | nav_msgs/msg/OccupancyGrid | share of the attention, 0..100 |
+| /tasks/TASK/FIELD | nav_msgs/msg/OccupancyGrid | a map of another task, 0..100 of its range; -1 where nothing is known |
 | /diagnostics | diagnostic_msgs/msg/DiagnosticArray | the perception (none is an error), then one status a sensor |
 | /given/... | pictures, calibrations, PointCloud2 | with `inputs`: what the model was given, at the tick's time |
 """
@@ -63,9 +64,10 @@ class Ros2Results:
             self._add(result, "/tf", transforms(result, poses, self._names))
         time_us, ego = result.tick.time_us, self._names.ego
         self._add(result, "/detections", self._encoded(detection_array(self._make, result, ego, self._min_score)))
-        for name, share in zip(result.modalities, result.attention, strict=True):
-            grid = occupancy_grid(self._make, share, self._grid, time_us, ego)
-            self._add(result, f"/attention/{name}", self._encoded(grid))
+        grids = {f"/attention/{name}": share for name, share in zip(result.modalities, result.attention, strict=True)}
+        grids |= {f"/tasks/{name}": task_map.shares for name, task_map in result.maps.items()}
+        for topic, shares in grids.items():
+            self._add(result, topic, self._encoded(occupancy_grid(self._make, shares, self._grid, time_us, ego)))
         array = diagnostic_array(self._make, diagnoses(result), time_us, ego)
         self._add(result, "/diagnostics", self._encoded(array))
         if self._inputs:

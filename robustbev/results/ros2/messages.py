@@ -59,13 +59,16 @@ def diagnostic_array(make: Make, found: Sequence[Diagnosis], time_us: int, frame
 
 
 def occupancy_grid(make: Make, share: NDArray[Any], grid: BEVGrid, time_us: int, frame_id: str) -> Any:
-    """Shares [X, Y] of 0..1 as nav_msgs/OccupancyGrid, 0..100: `width` counts our X (forward), `height` our Y (to the left)."""
+    """Shares [X, Y] of 0..1 as nav_msgs/OccupancyGrid, 0..100, NaN as -1, unknown.
+
+    `width` counts our X (forward), `height` our Y (to the left).
+    """
     head = header(make, time_us, frame_id)
     info = make(
         "nav_msgs/msg/MapMetaData", map_load_time=head.stamp, resolution=grid.cell_m, width=grid.shape[0],
         height=grid.shape[1], origin=_pose(make, (grid.x_min_m, grid.y_min_m, 0.0), (0.0, 0.0, 0.0, 1.0)),
     )  # fmt: skip
-    percent = np.clip(np.rint(100 * rows_along_y(share)), 0, 100).astype(np.int8)
+    percent = np.clip(np.nan_to_num(np.rint(100 * rows_along_y(share)), nan=-1), -1, 100).astype(np.int8)
     return make("nav_msgs/msg/OccupancyGrid", header=head, info=info, data=percent.ravel())
 
 
