@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bev.grid import BEVGrid
+from robustbev.perception import TaskMap
 from training.evaluation.tables import Results, caption, retention
 from training.pictures.drawing import FAINT, INK, OTHER_COLOURS, modality_colour, new_figure, save_figure, tidy
 
@@ -124,6 +125,17 @@ def attention_picture(
     return save_figure(figure, path)
 
 
+def maps_picture(path: Path, maps: Mapping[str, TaskMap], grid: BEVGrid) -> Path:
+    """Maps of a task side by side, each under its name; grey where nothing is known."""
+    figure = new_figure(3.6 * len(maps) + 0.6, 4.6)
+    for k, (name, task_map) in enumerate(maps.items()):
+        axes = figure.add_subplot(1, len(maps), k + 1)
+        _map(axes, task_map.values, grid, cmap="cividis", bottom=task_map.low, top=task_map.high)
+        axes.set_title(name, fontsize=9.5, color=INK, loc="left")
+    figure.subplots_adjust(left=0.03, right=0.98, top=0.9, bottom=0.05, wspace=0.08)
+    return save_figure(figure, path)
+
+
 def draw_attention(
     axes: Sequence[Axes],
     attention: NDArray[np.floating[Any]],
@@ -166,10 +178,17 @@ def _composite(attention: NDArray[np.floating[Any]], modalities: Sequence[str]) 
     return np.clip(mixed, 0.0, 1.0)
 
 
-def _map(axes: Axes, values: NDArray[np.float64], grid: BEVGrid, cmap: str | None = None, top: float = 1.0) -> None:
+def _map(
+    axes: Axes,
+    values: NDArray[np.floating[Any]],
+    grid: BEVGrid,
+    cmap: str | None = None,
+    bottom: float = 0.0,
+    top: float = 1.0,
+) -> None:
     """Show [X, Y] (or [X, Y, 3]) with x up and y to the left, as the driver looks at it."""
     extent = (grid.y_max_m, grid.y_min_m, grid.x_min_m, grid.x_max_m)
-    axes.imshow(values[::-1, ::-1], extent=extent, cmap=cmap, vmin=0.0, vmax=top, interpolation="nearest")
+    axes.imshow(values[::-1, ::-1], extent=extent, cmap=cmap, vmin=bottom, vmax=top, interpolation="nearest")
     axes.plot(0, 0, marker="^", color="white", markeredgecolor="black", markersize=7)
     axes.set_xticks([])
     axes.set_yticks([])

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from robustbev import Perception, PerceptionModel
 from robustbev.checkpoints import find_checkpoint
@@ -18,12 +21,13 @@ from training.data.sampling import SampleKey
 from training.evaluation.config import every_subset
 from training.evaluation.subsets import possible_subsets
 from training.loop.history import read_history
-from training.pictures.charts import attention_picture, training_curves
+from training.pictures.charts import attention_picture, maps_picture, training_curves
 from training.pictures.scene.bev import Scene, above
 from training.pictures.scene.picture import cameras_picture, scene_picture, subsets_picture
 from training.runs.config import RunConfig, load_run_config
 from training.runs.evaluate import load_model
 from training.runs.files import RunFiles
+from training.tasks.assembly import training_tasks
 from training.tracking.run import MLflowRun
 from training.tracking.sending import send_now
 
@@ -70,8 +74,10 @@ def show(
     )
     (wanted,) = possible_subsets(model.config, ["+".join(model.config.modalities) if subset is None else subset])
     others = [name for name in every_subset(tuple(model.config.modalities)) if name != wanted]
-    perceptions = perceive_sample(model, config.data, split, scene.frame.token, [wanted, *others], alter=corruption)
-    return show_found(scene, perceptions, wanted, out_dir, score)
+    perceptions, truth_maps = perceive_sample(
+        model, config.data, split, scene.frame.token, [wanted, *others], alter=corruption
+    )
+    return show_found(scene, perceptions, wanted, out_dir, score, truth_maps)
 
 
 def show_run(run_dir: Path, *, sample: str | int | None = None, score: float = SHOWN_SCORE) -> list[Path]:
@@ -107,13 +113,19 @@ def show_truth(scene: Scene, out_dir: Path) -> list[Path]:
 
 
 def show_found(
-    scene: Scene, perceptions: dict[str, Perception], subset: str, out_dir: Path, score: float = SHOWN_SCORE
+    scene: Scene,
+    perceptions: dict[str, Perception],
+    subset: str,
+    out_dir: Path,
+    score: float = SHOWN_SCORE,
+    truth_maps: Mapping[str, NDArray[np.float32]] = MappingProxyType({}),
 ) -> list[Path]:
     """Pictures of what a model found.
 
     Args:
         perceptions: subset -> what the model perceived of this one sample, B = 1, on the CPU.
         subset: the one to show in full; the others are shown from above.
+        truth_maps: [X, Y] to be shown beside `Perception.maps` of the same names.
     """
     found = {name: above(perception.shown(0), score) for name, perception in perceptions.items()}
     attention = perceptions[subset].fused.attention[0].float().numpy()
@@ -131,6 +143,11 @@ def show_found(
             title=f"Whom the fusion trusts, given {subset.replace('+', ' + ')}",
         )
     )  # fmt: skip
+    for name, task_map in perceptions[subset].maps(0).items():
+        shown = {name: task_map} | (
+            {f"{name}, truth": replace(task_map, values=truth_maps[name])} if name in truth_maps else {}
+        )
+        paths.append(maps_picture(out_dir / f"{stem}_{name.replace('/', '_')}.png", shown, scene.grid))
     if len(found) > 1:
         ordered = {name: found[name] for name in every_subset(tuple(scene.modalities)) if name in found}
         paths.append(subsets_picture(out_dir / f"{_stem(scene)}_subsets.png", replace(scene, note=note), ordered))
@@ -195,8 +212,8 @@ def perceive_sample(
     subsets: Sequence[str],
     *,
     alter: Alter | None = None,
-) -> dict[str, Perception]:
-    """Subset -> what the model perceives of one sample (B = 1), perhaps altered, on the CPU."""
+) -> tuple[dict[str, Perception], dict[str, NDArray[np.float32]]]:
+    """Subset -> what the model perceives of one sample (B = 1), perhaps altered, on the CPU; and the truth of its tasks' maps."""
     dataset = NuScenesDataset(data, model.config, split, train=False, seed=0, alter=alter)
     sample = dataset[SampleKey(epoch=0, index=dataset.reader.index_of(token), visit=0)]
     device = next(model.parameters()).device
@@ -205,4 +222,9 @@ def perceive_sample(
     for subset in subsets:
         kept = {name: f if name in subset.split("+") else None for name, f in features.items()}
         perceptions[subset] = model.perceive_features(kept, 1).to("cpu")
-    return perceptions
+    truth = {
+        f"{task}/{name}": values.numpy()
+        for task, asked in training_tasks(model.config).items()
+        for name, values in asked.truth_maps(sample.truth.get(task)).items()
+    }
+    return perceptions, truth
