@@ -63,6 +63,8 @@ def export(
         require("robustbev export --format onnx", "export")
     from robustbev.export import Kind
     from robustbev.export import export as write
+    from robustbev.export.graphs import prefix
+    from sensors.camera.config import CameraConfig
     from training.runs.release import load_with_rig, release
 
     if format is ExportFormat.SAFETENSORS:
@@ -75,7 +77,10 @@ def export(
     kind: Kind = format.value  # type: ignore[assignment]  # the one that is none was handled above
     written = write(model, out, kind=kind, part=part.value, name=name, cameras=cameras, lidars=lidars, radars=radars)
     stem, ending = written.name.split(".", 1)
-    rig = written.with_name(f"{stem}.rig.{ending}")
-    for file in (written, rig) if part is ExportPart.MODEL and rig.is_file() else (written,):
+    rigs = [
+        written.with_name(f"{stem}.{prefix(camera, 'camera')}rig.{ending}")
+        for camera in model.config.of_kind(CameraConfig)
+    ]
+    for file in (written, *rigs) if part is ExportPart.MODEL else (written,):
         manifest = json.loads(file.with_name(f"{file.name}.json").read_text(encoding="utf-8"))
         print(f"{file}  {manifest['bytes'] / 1e6:.1f} MB, SHA-256 {manifest['sha256']}")

@@ -1,6 +1,6 @@
-"""Draws docs/sensors.png: runs the code of docs/sensors.md and shows one of its scenes by night.
+"""Draws docs/own-encoder.png: runs the code of docs/own-encoder.md and shows one of its scenes by night.
 
-python docs/draw_sensors.py
+python docs/draw_own_encoder.py
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from matplotlib.axes import Axes
 from bev.detection.boxes import Boxes
 from bev.detection.head import decode
 
-PAGE = Path(__file__).with_name("sensors.md")
+PAGE = Path(__file__).with_name("own-encoder.md")
 PICTURE = PAGE.with_suffix(".png")
 SCENE = 4  # of the 64 by night
 COLOURS = ("tab:red", "tab:blue")  # person, post
