@@ -184,9 +184,3 @@ def _adopt(job: Job) -> None:
     if run is not None:
         run.outbox.tag(PARENT_TAG, job.parent)
         send_now(run)
-
-
-def use_threads(count: int | None) -> None:
-    """Give torch this many threads; None leaves them as they are."""
-    if count is not None:
-        torch.set_num_threads(count)

@@ -12,8 +12,9 @@ import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import robustbev
 from robustbev import PerceptionModel
@@ -26,7 +27,9 @@ from training.files.code_digest import code_digest
 from training.loop.memory import keep_freed_memory
 from training.robustness.cases import Case, evaluate_cases, parse_case
 from training.robustness.config import RobustnessConfig
+from training.runs import ray_pool
 from training.runs.config import RunConfig
+from training.runs.ray_pool import RayTask, share_out
 from training.runs.ray_session import ray_session
 from training.tasks.detection.result import SubsetResult
 from training.tasks.predictions import Progress
@@ -55,20 +58,12 @@ class Task:
         return parse_case(self.cases[0]).condition
 
 
-class Measure(Protocol):
-    """What a task runs: a function of a module, because Ray's workers import it by name."""
-
-    def __call__(self, task: Task, progress: Progress | None = None) -> dict[str, Any]: ...
-
-
 def measure(task: Task, progress: Progress | None = None) -> dict[str, Any]:
     """Case name -> figures as `SubsetResult.to_json` gives them. Model and tables stay loaded for this process's next task."""
     config = RunConfig.model_validate_json(task.config)
     model = _model(task.checkpoint, "cuda" if task.cuda else "cpu", config.evaluation.precision)
     cases = [parse_case(name) for name in task.cases]
-    with tempfile.TemporaryDirectory(
-        prefix="robustbev-"
-    ) as scratch:  # submissions are large, and figures are what counts
+    with tempfile.TemporaryDirectory(prefix="robustbev-") as scratch:  # submissions are large; figures are what counts
         results = evaluate_cases(
             model,
             config,
@@ -80,13 +75,6 @@ def measure(task: Task, progress: Progress | None = None) -> dict[str, Any]:
             progress=progress,
         )
     return {case.name: result.to_json() for case, result in results.items()}
-
-
-def measure_alone(task: Task) -> dict[str, Any]:
-    """`measure` in a process of its own: no threads, because its CPUs are its loader's workers'."""
-    keep_freed_memory()
-    use_one_thread()
-    return measure(task)
 
 
 @lru_cache(maxsize=2)
@@ -166,7 +154,7 @@ class Store:
         return folder / print_[:16] / f"{condition}.json"
 
 
-_LOOK_SECONDS = 30.0  # without a task done, after which the cluster is looked at
+Measure = Callable[[Task, Progress | None], dict[str, Any]]  # of a module: Ray's workers import it by name
 Done = Callable[[str, dict[str, Any]], None]  # the key of a task, and its figures
 
 
@@ -177,93 +165,42 @@ def run_tasks(
     *,
     progress: Progress | None = None,
     work: Measure = measure,
-    work_alone: Callable[[Task], dict[str, Any]] = measure_alone,
 ) -> None:
     """Run every task and hand over its figures as soon as they are there, each task's once.
 
     With `config.jobs` 0, or where Ray is not installed and nothing asks for it, one after the other in this process; otherwise as
-    Ray tasks, of `cpus_of_a_task` each. A task whose process or machine died is run again, `config.max_retries` times.
+    Ray tasks. A task whose process or machine died is run again, `config.max_retries` times.
 
     Raises:
-        RobustnessError: a task died too often.
-        RunError: the cluster is not there, or Ray cannot begin here.
-        ValueError: what a task found wrong with data or configuration; such a task is not tried again.
+        RobustnessError: a task died too often, or found something wrong with data or configuration: that is not tried again.
+        RunError: the cluster is not there (any more) or has no GPU, or Ray cannot begin here.
+        ValueError: what a task in this process found wrong.
     """
     if not tasks:
         return
-    if config.jobs == 0 or (config.jobs is None and config.address is None and not _has_ray()):
+    if config.jobs == 0 or (config.jobs is None and config.address is None and find_spec("ray") is None):
         for key, task in tasks.items():
             done(key, work(task, progress))
         return
     require("robustness with jobs", "train", "ray")
-    with ray_session(config.address, "address", num_cpus=None if config.use_cuda else config.jobs):
-        _run_on_ray(tasks, config, done, work_alone)
+    with ray_session(config.address, "address"):
+        share = share_out(config.jobs, cuda=config.use_cuda, setting="device", tasks_per_gpu=config.tasks_per_gpu)
+        calls = {
+            key: RayTask((work, on_cpus(task, share.threads)), share, config.max_retries) for key, task in tasks.items()
+        }
+        for key, figures in ray_pool.run_tasks(_alone, calls):
+            if isinstance(figures, ValueError):
+                raise RobustnessError(f"{key}: {figures}") from figures
+            if isinstance(figures, BaseException):
+                raise figures
+            done(key, figures)
 
 
-def _has_ray() -> bool:
-    from importlib.util import find_spec
-
-    return find_spec("ray") is not None
-
-
-def _check_room(config: RobustnessConfig, cpus: int) -> None:
-    """RobustnessError where the cluster has lost what a task takes: Ray would wait for it for ever."""
-    import ray
-
-    there = ray.cluster_resources()
-    wanted = {"CPU": cpus, "GPU": 1 if config.use_cuda else 0}
-    if any(there.get(name, 0) < count for name, count in wanted.items()):
-        left = ", ".join(f"{there.get(name, 0):g} {name}s" for name in wanted)
-        raise RobustnessError(
-            f"address: the cluster has {left} left, and a task takes {cpus} CPUs{' and a GPU' if config.use_cuda else ''}; what "
-            "is measured is kept, the same command goes on once its machines are back"
-        )
-
-
-def _run_on_ray(
-    tasks: Mapping[str, Task], config: RobustnessConfig, done: Done, work: Callable[[Task], dict[str, Any]]
-) -> None:
-    import ray
-    from ray.exceptions import RayError, RayTaskError
-
-    if config.use_cuda and ray.cluster_resources().get("GPU", 0) < 1:  # it would wait for one for ever
-        raise RobustnessError("device: cuda, but Ray found no GPU; expected one, or device=cpu")
-    cpus = cpus_of_a_task(config)
-    remote = ray.remote(
-        num_cpus=cpus, num_gpus=1 / config.tasks_per_gpu if config.use_cuda else 0, max_retries=config.max_retries
-    )(work)
-    pending = {remote.remote(on_cpus(task, cpus)): key for key, task in tasks.items()}
-    while pending:
-        ready, _ = ray.wait(list(pending), num_returns=1, timeout=_LOOK_SECONDS)
-        if not ready:
-            _check_room(config, cpus)
-            continue
-        key = pending.pop(ready[0])
-        try:
-            figures = ray.get(ready[0])
-        except RayTaskError as error:
-            if isinstance(error.cause, ValueError):
-                raise RobustnessError(f"{key}: {error.cause}") from error
-            raise
-        except RayError as error:
-            raise RobustnessError(
-                f"{key}: its process died {config.max_retries + 1} times ({type(error).__name__}); what is measured is kept, the "
-                "same command goes on. If memory ran out, take fewer jobs or a smaller evaluation.batch_size"
-            ) from error
-        done(key, figures)
-
-
-def cpus_of_a_task(config: RobustnessConfig) -> int:
-    """One on a CPU. A GPU waits for its data: there the CPUs are shared out among the tasks that run at a time."""
-    import ray
-
-    if not config.use_cuda:
-        return 1
-    there = ray.cluster_resources()
-    at_a_time = max(1, int(there.get("GPU", 0) * config.tasks_per_gpu))
-    at_a_time = min(at_a_time, config.jobs or at_a_time)
-    largest = max(node["Resources"].get("CPU", 1) for node in ray.nodes() if node["Alive"])
-    return max(1, int(min(there.get("CPU", 1) / at_a_time, largest)))
+def _alone(work: Measure, task: Task) -> dict[str, Any]:
+    """`work` in a process of its own: no threads, because its CPUs are its loader's workers'."""
+    keep_freed_memory()
+    use_one_thread()
+    return work(task, None)
 
 
 def on_cpus(task: Task, cpus: int) -> Task:

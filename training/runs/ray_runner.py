@@ -29,6 +29,7 @@ from training.loop.history import read_history
 from training.loop.train import Forward, Outcome
 from training.runs.config import RunConfig
 from training.runs.files import RunError, RunFiles
+from training.runs.ray_pool import check_gpu
 from training.runs.ray_session import ray_session
 from training.runs.worker import Post
 
@@ -174,8 +175,8 @@ def _trainer(work: Work, config: RunConfig, files: RunFiles) -> Any:
 def _check_room(config: RunConfig, cpus: float, there: Mapping[str, float]) -> None:
     """RunError where Ray would wait for ever for what this machine does not have; a cluster may grow."""
     runner = config.runner
-    if runner.use_cuda and there.get("GPU", 0) < 1:
-        raise RunError("runner.device: cuda, but Ray found no GPU; expected one, or runner.device=cpu")
+    if runner.use_cuda:
+        check_gpu(there, "runner.device")
     wanted = {"CPU": cpus * runner.workers, "GPU": float(runner.workers if runner.use_cuda else 0)}
     for what, count in wanted.items():
         if runner.address is None and count > there.get(what, 0.0) + 1e-6:

@@ -31,14 +31,13 @@ from tests.small_nuscenes import SmallNuScenes
 from training.commands.app import app
 from training.comparison.jobs import run_job
 from training.comparison.plan import Job, JobResult, plan_jobs, read_entries
-from training.comparison.pool import share_out
 from training.comparison.run import Request, compare
 from training.console.progress import Bars
 from training.evaluation.config import every_subset
 from training.files.config_file import ConfigError
 from training.loop.history import read_history
 from training.loop.train import Outcome
-from training.runs.files import RunBusyError, RunError, RunFiles
+from training.runs.files import RunBusyError, RunFiles
 from training.runs.ray_session import ray_session
 from training.tasks.detection.result import SubsetResult
 from training.tracking.run import PARENT_TAG
@@ -141,8 +140,8 @@ def test_the_command_prints_the_table_and_its_exit_code_tells_of_failures(
     ]
 
 
-def test_ctrl_c_stops_and_tells_that_the_same_command_goes_on(files: list[Path]) -> None:
-    begun = Path(read_entries(files)[0].config.runs_dir) / "waits" / "begun"
+def press_ctrl_c(begun: Path) -> None:
+    """As soon as a job has begun."""
 
     def press() -> None:
         while not begun.exists():
@@ -150,6 +149,10 @@ def test_ctrl_c_stops_and_tells_that_the_same_command_goes_on(files: list[Path])
         os.kill(os.getpid(), signal.SIGINT)
 
     threading.Thread(target=press, daemon=True).start()
+
+
+def test_ctrl_c_stops_and_tells_that_the_same_command_goes_on(files: list[Path]) -> None:
+    press_ctrl_c(Path(read_entries(files)[0].config.runs_dir) / "waits" / "begun")
     ended = compare(request(files, name="waits"), work)
     assert ended.interrupted
     assert "not complete: 4 of 4 jobs" in (ended.out / "comparison.md").read_text()
@@ -207,18 +210,6 @@ def test_a_faulty_data_set_is_told_before_any_job(files: list[Path], tmp_path: P
         read_entries([files[0], write(tmp_path, SmallNuScenes(tmp_path, *[None] * 2), "other")])  # type: ignore[arg-type]
 
 
-def test_machines_are_shared_out() -> None:
-    cpu = share_out(None, 2.0, 0.0, 2.0, False)
-    assert (cpu.jobs, cpu.cpus, cpu.gpus, cpu.threads) == (2, 1.0, 0, 1)
-    assert share_out(1, 8.0, 0.0, 8.0, False).threads == 8
-    assert share_out(3, 2.0, 0.0, 2.0, False).cpus * 3 <= 2
-    assert share_out(2, 64.0, 0.0, 16.0, False).cpus == 16  # no machine has more
-    gpu = share_out(None, 16.0, 4.0, 8.0, True)
-    assert (gpu.jobs, gpu.cpus, gpu.gpus) == (4, 4.0, 1)
-    with pytest.raises(RunError, match="found no GPU"):
-        share_out(None, 2.0, 0.0, 2.0, True)
-
-
 @pytest.fixture
 def ray_here() -> Iterator[None]:
     with ray_session(None, "address", num_cpus=2, object_store_memory=100 * 2**20):
@@ -227,12 +218,17 @@ def ray_here() -> Iterator[None]:
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("ray_here")
-def test_on_ray_a_job_that_dies_is_run_again_and_counted_once(files: list[Path]) -> None:
+def test_on_ray_a_job_that_dies_is_run_again_and_counted_once_and_ctrl_c_stops_all(files: list[Path]) -> None:
     ended = compare(request(files, name="dies", jobs=2), work)
     assert (ended.failed, ended.interrupted) == (False, False)
     assert (ended.out / "tries").read_text() == "xx"
     assert [row.spread("radar").values for row in ended.comparison.rows] == [(0.5, 0.625), (0.75, 0.875)]
     assert not (ended.out / "stop-requested").exists()
+
+    press_ctrl_c(Path(read_entries(files)[0].config.runs_dir) / "waits" / "begun")
+    stopped = compare(request(files, name="waits", jobs=2), work)
+    assert stopped.interrupted
+    assert not (stopped.out / "stop-requested").exists()
 
 
 def parents(runs: Path) -> dict[str, str | None]:

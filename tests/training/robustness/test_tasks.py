@@ -2,7 +2,6 @@
 
 import os
 import signal
-import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -19,7 +18,6 @@ from training.robustness.tasks import (
     RobustnessError,
     Store,
     Task,
-    cpus_of_a_task,
     fingerprint,
     on_cpus,
     run_tasks,
@@ -27,6 +25,7 @@ from training.robustness.tasks import (
 from training.runs.config import RunConfig
 from training.runs.ray_session import ray_session
 from training.tasks.detection.result import SubsetResult
+from training.tasks.predictions import Progress
 
 RESULT = SubsetResult("camera+lidar+radar", 0.5, 0.4, {}, {}, "ranges: official", 3)
 
@@ -92,19 +91,17 @@ def test_in_this_process_one_after_the_other(tmp_path: Path) -> None:
     seen: list[str] = []
     tasks = {name: task(tmp_path, name) for name in ("fog-3", "snow-1")}
     config = RobustnessConfig(jobs=0)
-    run_tasks(tasks, config, lambda key, _: seen.append(key), work=lambda task, progress=None: figures(task.cases[0]))
+    run_tasks(tasks, config, lambda key, _: seen.append(key), work=lambda task, _: figures(task.cases[0]))
     assert seen == ["fog-3", "snow-1"]
 
 
-def work(task: Task) -> dict[str, Any]:
-    """By the condition's name: fog kills its process the first time, snow always, dark is faulty, bright-5 slow."""
+def work(task: Task, progress: Progress | None) -> dict[str, Any]:
+    """By the condition's name: fog kills its process the first time, snow always, dark is faulty."""
     tries = task.checkpoint / f"{task.condition}-{os.getpid()}"
     tries.touch()
     earlier = len(list(task.checkpoint.glob(f"{task.condition}-*")))
     if task.condition.startswith("snow") or (task.condition.startswith("fog") and earlier == 1):
         os.kill(os.getpid(), signal.SIGKILL)
-    if task.condition.startswith("bright-5"):
-        time.sleep(3)
     if task.condition.startswith("dark"):
         raise ValueError("the data is not what it should be")
     return figures(task.cases[0])
@@ -123,31 +120,15 @@ def cluster() -> Iterator[None]:
 def test_a_task_whose_process_dies_is_run_again_and_counted_once(tmp_path: Path) -> None:
     seen: list[str] = []
     tasks = {name: task(tmp_path, name) for name in ("fog-3", "bright-1", "fog-5")}
-    run_tasks(tasks, RobustnessConfig(jobs=2), lambda key, _: seen.append(key), work_alone=work)
+    run_tasks(tasks, RobustnessConfig(jobs=2), lambda key, _: seen.append(key), work=work)
     assert sorted(seen) == ["bright-1", "fog-3", "fog-5"]
     assert len(list(tmp_path.glob("fog-3-*"))) == 2  # two processes tried
 
-    with pytest.raises(RobustnessError, match=r"snow-1: its process died 2 times.*the same command goes on"):
-        run_tasks({"snow-1": task(tmp_path, "snow-1")}, RobustnessConfig(max_retries=1), print, work_alone=work)
+    with pytest.raises(RobustnessError, match=r"snow-1: its worker died 2 times.*the same command goes on"):
+        run_tasks({"snow-1": task(tmp_path, "snow-1")}, RobustnessConfig(max_retries=1), print, work=work)
     with pytest.raises(RobustnessError, match="dark-1: the data is not what it should be"):
-        run_tasks({"dark-1": task(tmp_path, "dark-1")}, RobustnessConfig(), print, work_alone=work)
+        run_tasks({"dark-1": task(tmp_path, "dark-1")}, RobustnessConfig(), print, work=work)
     assert len(list(tmp_path.glob("dark-1-*"))) == 1  # a fault would come again: it is not tried again
-
-
-@pytest.mark.slow
-@pytest.mark.usefixtures("cluster")
-def test_a_cluster_that_has_lost_its_machines_is_not_waited_for(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    import ray
-
-    monkeypatch.setattr(training.robustness.tasks, "_LOOK_SECONDS", 0.1)
-    run_tasks({"fog-1": task(tmp_path, "fog-1")}, RobustnessConfig(), print, work_alone=work)  # looked at, and there
-    monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 0.0})
-    with pytest.raises(
-        RobustnessError, match=r"the cluster has 0 CPUs, 0 GPUs left, and a task takes 1 CPUs;.*is kept"
-    ):
-        run_tasks({"bright-5": task(tmp_path, "bright-5")}, RobustnessConfig(), print, work_alone=work)
 
 
 def test_a_task_on_a_gpu_has_the_workers_of_its_run_as_far_as_the_cpus_go(tmp_path: Path) -> None:
@@ -157,25 +138,3 @@ def test_a_task_on_a_gpu_has_the_workers_of_its_run_as_far_as_the_cpus_go(tmp_pa
         config = RunConfig.model_validate_json(on_cpus(given, cpus).config)
         assert (config.data.workers, config.evaluation.processes) == (workers, processes)
         assert replace(on_cpus(given, cpus), config=given.config) == given
-
-
-@pytest.mark.parametrize(
-    ("settings", "there", "cpus"),
-    [
-        ({"device": "cpu"}, {"CPU": 16.0, "GPU": 1.0}, 1),
-        ({"device": "cuda"}, {"CPU": 16.0, "GPU": 1.0}, 4),  # four tasks a GPU
-        ({"device": "cuda", "tasks_per_gpu": 1}, {"CPU": 16.0, "GPU": 2.0}, 8),
-        ({"device": "cuda", "jobs": 2}, {"CPU": 16.0, "GPU": 1.0}, 8),
-        ({"device": "cuda"}, {"CPU": 2.0, "GPU": 1.0}, 1),
-        ({"device": "cuda", "tasks_per_gpu": 1}, {"CPU": 64.0, "GPU": 1.0}, 16),  # no more than one machine has
-    ],
-)
-def test_a_gpus_tasks_share_its_cpus(
-    monkeypatch: pytest.MonkeyPatch, settings: dict[str, Any], there: dict[str, float], cpus: int
-) -> None:
-    ray = pytest.importorskip("ray")
-    largest = {"Alive": True, "Resources": {"CPU": min(16.0, there["CPU"])}}
-    dead = {"Alive": False, "Resources": {"CPU": 128.0}}
-    monkeypatch.setattr(ray, "cluster_resources", lambda: there)
-    monkeypatch.setattr(ray, "nodes", lambda: [largest, dead])
-    assert cpus_of_a_task(RobustnessConfig.model_validate(settings)) == cpus
