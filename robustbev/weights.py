@@ -66,8 +66,8 @@ def save(model: PerceptionModel, directory: str | Path, card: ModelCard | None =
     directory.mkdir(parents=True, exist_ok=True)
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
     header = {"format": "robustbev", "format_version": str(FORMAT_VERSION)}
-    _write_whole(directory / "model.safetensors", safetensors.torch.save(state, metadata=header))
-    _write_whole(directory / "config.json", model.config.model_dump_json(indent=2).encode())
+    write_whole(directory / "model.safetensors", safetensors.torch.save(state, metadata=header))
+    write_whole(directory / "config.json", model.config.model_dump_json(indent=2).encode())
     write_card(directory, model.config, card or ModelCard())
     return directory
 
@@ -75,7 +75,7 @@ def save(model: PerceptionModel, directory: str | Path, card: ModelCard | None =
 def write_card(directory: str | Path, config: ModelConfig, card: ModelCard) -> Path:
     """Write the model card of a saved model anew; -> the file."""
     path = Path(directory) / "README.md"
-    _write_whole(path, card.markdown(config).encode())
+    write_whole(path, card.markdown(config).encode())
     return path
 
 
@@ -183,7 +183,7 @@ def _check_fit(
     return state
 
 
-def _write_whole(path: Path, data: bytes) -> None:
+def write_whole(path: Path, data: bytes) -> None:
     """Write to a temporary file beside `path`, then rename: readers see the old file or the new one."""
     partial = path.with_name(f".{path.name}.partial")
     try:

@@ -1,290 +1,261 @@
 """Regression by replay: what a replay gave is stored, and a later one is held against it.
 
-    golden.json   format, version, classes, attributes, modalities, numbers of ticks and boxes, `meta`, SHA-256 of the other two
-    ticks.jsonl   a line a tick: times, whether anything was perceived, each sensor's state and age, attention, number of boxes
-    boxes.bin     boxes as `box_fields` of golden.json lays them out, tick after tick, in the order in which they were found
-
-Equal results give equal bytes, on every machine. Nothing here depends on how fast a replay ran. Letters: T boxes of a tick.
+`golden.safetensors` holds a row of `ticks` and of `shares` a tick and a row of `boxes` a box, tick after tick in the order in
+which they were found; its metadata say what the numbers stand for. Equal results give equal bytes. Nothing here depends on how
+fast a replay ran. Letters: T ticks, S sensors, M modalities, N boxes, G stored boxes of a tick, B new ones.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import shutil
-import tempfile
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save
 
-from robustbev.results.golden_compare import BOX, Difference, TickRecord, Tolerance, compare_tick, record
 from robustbev.results.result import TickResult
-from sensors.documents import parse_json, read_json
+from robustbev.weights import write_whole
+from sensors.documents import parse_json, short
+from sensors.replay.tick import SensorState
+from sensors.settings import StrictModel
 
-FORMAT, VERSION = "robustbev golden", 1
-_HEAD, _TICKS, _BOXES = "golden.json", "ticks.jsonl", "boxes.bin"
+FILE = "golden.safetensors"
+_LARGEST_BYTES, _LARGEST_HEADER_BYTES = 2**30, 2**20
+_TICK = ("index", "time_us", "reset", "ego_pose_known", "perceived", "ready_us", "boxes")
+_BOX = (
+    "x_m", "y_m", "z_m", "width_m", "length_m", "height_m", "yaw_rad", "vx_mps", "vy_mps", "label", "attribute", "score",
+)  # fmt: skip
+_YAW, _LABEL, _ATTRIBUTE, _SCORE = map(_BOX.index, ("yaw_rad", "label", "attribute", "score"))
+_STATES = tuple(SensorState)
 
 
 class GoldenError(ValueError):
-    """A folder that holds no golden outputs, or damaged ones, or cannot be written."""
+    """A folder that holds no golden outputs, or damaged ones, or has them already."""
 
 
-class GoldenWriter:
-    """Stores results in a folder, which appears whole at `close`.
+class _Names(StrictModel):
+    """What the numbers stand for."""
 
-    Args:
-        folder: must not exist yet, be empty, or, with `replace`, hold golden outputs, which are replaced at `close`.
-        meta: of the replay, kept as it is: anything that is JSON.
-        replace: whether golden outputs may be replaced.
-
-    Raises:
-        GoldenError: the folder holds something already.
-    """
-
-    def __init__(self, folder: Path, meta: Mapping[str, Any] | None = None, *, replace: bool = False) -> None:
-        self._folder = folder
-        self._meta = dict(meta or {})
-        self._replace = replace
-        self._check_folder()
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        self._building = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-        try:
-            self._ticks = (self._building / _TICKS).open("w", encoding="utf-8", newline="\n")
-            self._boxes = (self._building / _BOXES).open("wb")
-        except BaseException:
-            shutil.rmtree(self._building, ignore_errors=True)
-            raise
-        self._head: dict[str, Any] | None = None
-        self._counts = [0, 0]
-
-    def write(self, result: TickResult) -> None:
-        tick, boxes = record(result)
-        self._head = self._head or names(result)
-        self._ticks.write(json.dumps(tick.as_json(), separators=(",", ":")) + "\n")
-        self._boxes.write(boxes.tobytes())
-        self._counts[0] += 1
-        self._counts[1] += len(boxes)
-
-    def close(self) -> None:
-        """Put everything in its place; GoldenError where there was no tick."""
-        try:
-            if self._head is None:
-                raise GoldenError(
-                    f"{self._folder}: expected at least one tick to store, got none: the replay gave nothing"
-                )
-            self._finish(self._head)
-            self._building.chmod(0o755)
-            self._put_in_place()
-        except BaseException:
-            self.abort()
-            raise
-
-    def abort(self) -> None:
-        self._ticks.close()
-        self._boxes.close()
-        shutil.rmtree(self._building, ignore_errors=True)
-
-    def _finish(self, head: dict[str, Any]) -> None:
-        self._ticks.close()
-        self._boxes.close()
-        content = {
-            "format": FORMAT, "version": VERSION, **head, "ticks": self._counts[0], "boxes": self._counts[1],
-            "box_fields": [[name, BOX[name].base.str, list(BOX[name].shape)] for name in BOX.names or ()],
-            "sha256": {name: _sha256(self._building / name) for name in (_TICKS, _BOXES)}, "meta": self._meta,
-        }  # fmt: skip
-        (self._building / _HEAD).write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-
-    def _put_in_place(self) -> None:
-        self._check_folder()
-        if not self._folder.exists():
-            self._building.rename(self._folder)
-            return
-        old = self._building.with_name(self._building.name + ".old")
-        self._folder.rename(old)
-        try:
-            self._building.rename(self._folder)
-        except BaseException:
-            old.rename(self._folder)
-            raise
-        shutil.rmtree(old)
-
-    def _check_folder(self) -> None:
-        if not self._folder.exists() or (self._folder.is_dir() and not any(self._folder.iterdir())):
-            return
-        if not (self._folder / _HEAD).is_file():
-            raise GoldenError(
-                f"{self._folder}: expected a new folder for golden outputs, got one that holds something else"
-            )
-        if not self._replace:
-            raise GoldenError(
-                f"{self._folder}: golden outputs are there already; remove them, or choose another folder"
-            )
-
-
-def write_golden(
-    results: Iterable[TickResult], folder: Path, meta: Mapping[str, Any] | None = None, *, replace: bool = False
-) -> None:
-    """Store results in a folder, whole or not at all; arguments and errors as `GoldenWriter`."""
-    writer = GoldenWriter(folder, meta, replace=replace)
-    try:
-        for result in results:
-            writer.write(result)
-    except BaseException:
-        writer.abort()
-        raise
-    writer.close()
-
-
-@dataclass(frozen=True)
-class Golden:
-    """Stored outputs, open for reading and found sound."""
-
-    folder: Path
+    version: Literal[2] = 2
     classes: tuple[str, ...]
     attributes: tuple[str, ...]
     modalities: tuple[str, ...]
-    ticks: int
-    meta: Mapping[str, Any]
+    sensors: tuple[str, ...]
 
-    def records(self) -> Iterator[tuple[TickRecord, NDArray[Any]]]:
-        """Tick after tick, with its T boxes as records of `BOX`; GoldenError for a line that is no tick."""
-        left = (self.folder / _BOXES).stat().st_size // BOX.itemsize
-        with (self.folder / _TICKS).open("rb") as lines, (self.folder / _BOXES).open("rb") as boxes:
-            for number, line in enumerate(lines, 1):
-                try:
-                    tick = TickRecord.from_json(parse_json(line))
-                except (ValueError, KeyError, TypeError, AttributeError) as error:
-                    raise _damaged(self.folder / _TICKS, f"a tick in line {number}", str(error)) from error
-                if not 0 <= tick.boxes <= left:
-                    expected = f"at most the {left} boxes that are left, in line {number}"
-                    raise _damaged(self.folder / _TICKS, expected, str(tick.boxes))
-                left -= tick.boxes
-                yield tick, np.frombuffer(boxes.read(tick.boxes * BOX.itemsize), BOX)
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """7 + 2 S + 1, of `ticks`."""
+        states, ages = (f"state of {name}" for name in self.sensors), (f"age of {name} in us" for name in self.sensors)
+        return (*_TICK, *states, *ages, "attention (digest of all cells)")
 
 
-def open_golden(folder: Path) -> Golden:
-    """Golden outputs, checked against their checksums.
+class GoldenWriter:
+    """Stores results in a folder, all at once at `close`.
+
+    Args:
+        folder: made where it is not there.
+        replace: whether golden outputs that it has may be replaced.
 
     Raises:
-        GoldenError: not there, not golden outputs, of another version, or damaged.
+        GoldenError: it has some, and they may not.
+        OSError: it cannot be made.
     """
-    path = folder / _HEAD
-    try:
-        head = read_json(path)
-    except FileNotFoundError:
-        raise GoldenError(
-            f"{folder}: expected golden outputs of a replay, got no {_HEAD} there; write them with --write-golden"
-        ) from None
-    except (OSError, ValueError) as error:
-        raise _damaged(path, "JSON", str(error)) from error
-    if not isinstance(head, dict) or head.get("format") != FORMAT:
-        raise GoldenError(
-            f"{path}: expected the format {FORMAT!r}, got another file; name the folder of golden outputs"
-        )
-    if head.get("version") != VERSION:
-        raise GoldenError(
-            f"{path}: expected version {VERSION} of the format, got {head.get('version')!r:.40}; write the outputs anew"
-        )
-    try:
-        classes, attributes, modalities = (
-            tuple(map(str, head[key])) for key in ("classes", "attributes", "modalities")
-        )
-        golden = Golden(folder, classes, attributes, modalities, int(head["ticks"]), head["meta"])
-        sums, boxes = dict(head["sha256"]), int(head["boxes"])
-    except (KeyError, TypeError, ValueError) as error:
-        raise _damaged(path, "classes, modalities, ticks, boxes and sha256", str(error)) from error
-    for name in (_TICKS, _BOXES):
-        got = _sha256(folder / name) if (folder / name).is_file() else "no file"
-        if got != sums.get(name):
-            raise _damaged(folder / name, f"SHA-256 {sums.get(name)}", got)
-    if (folder / _BOXES).stat().st_size != boxes * BOX.itemsize:
-        raise _damaged(folder / _BOXES, f"{boxes} boxes of {BOX.itemsize} bytes", "another length")
-    return golden
+
+    def __init__(self, folder: Path, *, replace: bool = False) -> None:
+        self._path = folder / FILE
+        if self._path.exists() and not replace:
+            raise GoldenError(f"{folder}: golden outputs are there already; remove them, or choose another folder")
+        folder.mkdir(parents=True, exist_ok=True)
+        self._names: _Names | None = None
+        self._rows: list[tuple[NDArray[Any], ...]] = []
+
+    def write(self, result: TickResult) -> None:
+        self._names = _names(result)
+        self._rows.append(_row(result))
+
+    def close(self) -> None:
+        """Write the file; GoldenError where there was no tick."""
+        if self._names is None:
+            self.abort()
+            raise GoldenError(f"{self._path.parent}: expected at least one tick to store, got none")
+        ticks, shares, boxes = zip(*self._rows, strict=True)
+        arrays = {"ticks": np.stack(ticks), "shares": np.stack(shares), "boxes": np.concatenate(boxes)}
+        write_whole(self._path, save(arrays, {"golden": json.dumps(self._names.model_dump())}))
+
+    def abort(self) -> None:
+        with suppress(OSError):  # it has something in it
+            self._path.parent.rmdir()
 
 
 class GoldenComparison:
-    """Holds results against stored ones, as a `ResultWriter` that writes nothing. The first difference is kept.
-
-    Raises:
-        GoldenError: `folder` holds no sound golden outputs.
-    """
-
-    def __init__(self, folder: Path, tolerance: Tolerance | None = None) -> None:
-        self.golden = open_golden(folder)
-        self.difference: Difference | None = None  # final after `close`
-        self._tolerance = tolerance
-        self._records = self.golden.records()
-        self._first_us: int | None = None
-        self._count = 0
-
-    def write(self, result: TickResult) -> None:
-        self._count += 1
-        if self.difference is not None:
-            return
-        tick, boxes = record(result)
-        mine, stored = names(result), next(self._records, None)
-        for key, got in mine.items():
-            expected = list(getattr(self.golden, key))
-            if got != expected:
-                self.difference = Difference(tick.index, tick.time_us, None, key, ", ".join(expected), ", ".join(got))
-                return
-        if stored is None:
-            expected_ticks = f"{self.golden.ticks} ticks"
-            self.difference = Difference(tick.index, tick.time_us, None, "tick", expected_ticks, "one more")
-            return
-        self.difference = compare_tick(*stored, tick, boxes, result.classes, self.golden.modalities, self._tolerance)
-
-    def close(self) -> None:
-        missing = next(self._records, None) if self.difference is None else None
-        if missing is not None:
-            tick, _ = missing
-            got = f"the end after {self._count}"
-            self.difference = Difference(tick.index, tick.time_us, None, "tick", f"{self.golden.ticks} ticks", got)
-        self.abort()
-
-    def abort(self) -> None:
-        self._records = iter(())
-
-
-def compare_golden(
-    folder: Path, results: Iterable[TickResult], *, tolerance: Tolerance | None = None
-) -> Difference | None:
-    """The first difference between stored results and these; None where there is none.
+    """Holds results against stored ones, as a `ResultWriter` that writes nothing.
 
     Args:
-        folder: what `write_golden` wrote.
-        results: read up to the first difference.
-        tolerance: what may differ by how much; None: nothing, bit for bit.
+        folder: of a `GoldenWriter`.
+        tolerance: 0: equal bit for bit, box by box. Otherwise boxes are matched one to one within a class, whatever their order,
+            and each number of theirs and each modality's share may differ by so much; when a tick was ready, ages and the
+            attention cell by cell are not compared: they say how, not what.
+        min_score: with a tolerance, boxes scored lower, or above it by less than the tolerance, may come and go.
 
     Raises:
-        GoldenError: `folder` holds no sound golden outputs.
+        GoldenError: there is nothing sound to compare with.
     """
-    comparison = GoldenComparison(folder, tolerance)
-    for result in results:
-        comparison.write(result)
-        if comparison.difference is not None:
-            break
-    comparison.close()
-    return comparison.difference
+
+    def __init__(self, folder: Path, tolerance: float = 0.0, min_score: float = 0.0) -> None:
+        self._stored, self._ticks, self._shares, self._boxes = _read(folder)
+        self._tolerance, self._min_score = tolerance, min_score
+        self._count = 0
+        self.difference: str | None = None  # the first; final after `close`
+
+    def write(self, result: TickResult) -> None:
+        if self.difference is None:
+            found = next(self._differences(result), None)
+            self.difference = found and f"tick {result.tick.index} ({result.tick.time_us} us): {found}"
+        self._count += 1
+
+    def close(self) -> None:
+        if self.difference is None and self._count < len(self._ticks):
+            index, time_us, *_ = self._ticks[self._count].tolist()
+            self.difference = f"tick {index} ({time_us} us): expected {len(self._ticks)} ticks, got the end before it"
+
+    def abort(self) -> None: ...
+
+    def _differences(self, result: TickResult) -> Iterator[str]:
+        names, number = _names(result), self._count
+        for key, expected in self._stored:
+            if getattr(names, key) != expected:
+                yield f"{key}: expected {', '.join(expected)}, got {', '.join(getattr(names, key))}"
+        if number >= len(self._ticks):
+            yield f"expected {len(self._ticks)} ticks, got one more"
+        row, shares, boxes = _row(result)
+        stored = self._ticks[number]
+        *ticks, attention = zip(names.columns, stored.tolist(), row.tolist(), strict=True)
+        for field, old, new in ticks:
+            unlike_in_how = self._tolerance > 0 and field.startswith(("ready_us", "age of"))
+            if old != new and field != "boxes" and not unlike_in_how:
+                yield f"{field}: expected {_shown(field, old)}, got {_shown(field, new)}"
+        if self._tolerance > 0:
+            yield from _near(self._boxes[number], boxes, names.classes, self._tolerance, self._min_score)
+        else:
+            yield from _exact(self._boxes[number], boxes, names.classes)
+        for name, old, new in zip(names.modalities, self._shares[number].tolist(), shares.tolist(), strict=True):
+            if not abs(old - new) <= self._tolerance:
+                yield f"attention share of {name}: expected {old}, got {new}"
+        if self._tolerance == 0 and attention[1] != attention[2]:
+            yield "{}: expected {:x}, got {:x}".format(*attention)
 
 
-def names(result: TickResult) -> dict[str, list[str]]:
-    """What a result's numbers stand for."""
-    return {
-        "classes": list(result.classes),
-        "attributes": list(result.attributes),
-        "modalities": list(result.modalities),
-    }
+def _names(result: TickResult) -> _Names:
+    return _Names(
+        classes=result.classes,
+        attributes=result.attributes,
+        modalities=result.modalities,
+        sensors=tuple(sorted(result.tick.sensors)),
+    )
 
 
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def _row(result: TickResult) -> tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.float32]]:
+    """-> its row of `ticks`, of `shares` [M], and boxes [B, 12]."""
+    tick, boxes = result.tick, result.boxes
+    sensors = [status for _, status in sorted(tick.sensors.items())]
+    attention = hashlib.blake2b(np.ascontiguousarray(result.attention, "<f4").tobytes(), digest_size=7).digest()
+    row = [
+        *(tick.index, tick.time_us, tick.reset, tick.ego_pose_known, result.perceived, tick.ready_us, len(boxes)),
+        *(_STATES.index(status.state) for status in sensors),
+        *(-1 if status.age_us is None else status.age_us for status in sensors),
+        int.from_bytes(attention),
+    ]
+    last = torch.stack([boxes.label.float(), boxes.attribute.float(), boxes.score], dim=1)
+    table = torch.cat([boxes.center_m, boxes.size_m, boxes.yaw_rad[:, None], boxes.velocity_mps, last], dim=1)
+    return np.array(row, np.int64), np.array(list(result.shares.values())), table.numpy()
 
 
-def _damaged(path: Path, expected: str, got: str) -> GoldenError:
-    return GoldenError(f"{path}: expected {expected}, got {got}. The golden outputs are damaged: write them anew")
+def _read(folder: Path) -> tuple[_Names, NDArray[np.int64], NDArray[np.float64], list[NDArray[np.float32]]]:
+    """What the numbers stand for, `ticks`, `shares` [T, M], and the boxes [G, 12] of each tick."""
+    path = folder / FILE
+    if not path.is_file():
+        raise GoldenError(
+            f"{folder}: expected golden outputs of a replay, got no {FILE} there; record them (anew, where they are of an "
+            "earlier version) with --write-golden"
+        )
+    try:
+        with path.open("rb") as start:
+            header_bytes = int.from_bytes(start.read(8), "little")
+        if path.stat().st_size > _LARGEST_BYTES or header_bytes > _LARGEST_HEADER_BYTES:
+            raise ValueError("more than any replay's")
+        with safe_open(path, "numpy") as file:
+            names = _Names.model_validate(parse_json((file.metadata() or {}).get("golden", "{}")))
+            ticks, shares, boxes = map(file.get_tensor, ("ticks", "shares", "boxes"))
+        got = [(array.dtype, array.shape[1:]) for array in (ticks, shares, boxes)]
+        expected = [
+            (np.int64, (len(names.columns),)),
+            (np.float64, (len(names.modalities),)),
+            (np.float32, (len(_BOX),)),
+        ]
+        counts = ticks[:, _TICK.index("boxes")].tolist()
+        if got != expected or len(shares) != len(ticks) or min(counts) < 0 or sum(counts) != len(boxes):
+            raise ValueError("arrays that do not fit each other")
+    except (SafetensorError, OSError, ValueError, IndexError, OverflowError) as error:
+        raise GoldenError(f"{path}: no readable golden outputs ({short(str(error))}); record them anew") from error
+    return names, ticks, shares, np.split(boxes, np.cumsum(counts)[:-1])
+
+
+def _exact(stored: NDArray[Any], boxes: NDArray[Any], classes: tuple[str, ...]) -> Iterator[str]:
+    """By order, bit for bit: -0 is not 0, and a NaN equals itself."""
+    both = min(len(stored), len(boxes))
+    for place, column in np.argwhere(stored[:both].view(np.int32) != boxes[:both].view(np.int32)):
+        yield f"box {place}: {_BOX[column]}: expected {_short(stored[place, column])}, got {_short(boxes[place, column])}"
+    if len(stored) > both:
+        yield f"box {both}: expected {_told(stored[both], classes)}, got no such box"
+    if len(boxes) > both:
+        yield f"box {both}: expected no such box, got {_told(boxes[both], classes)}"
+
+
+def _near(
+    stored: NDArray[Any], boxes: NDArray[Any], classes: tuple[str, ...], tolerance: float, min_score: float
+) -> Iterator[str]:
+    """What is left over once as many as can be are paired that agree within the tolerance. NaN agrees with NaN alone."""
+    from scipy.optimize import linear_sum_assignment
+
+    old, new = stored[:, None].astype(float), boxes[None].astype(float)
+    gap = np.where(np.isnan(old) & np.isnan(new), 0.0, np.abs(old - new))  # [G, B, 12]
+    gap[..., _YAW] = np.abs((gap[..., _YAW] + np.pi) % (2 * np.pi) - np.pi)
+    limit = np.full(len(_BOX), tolerance)
+    limit[[_LABEL, _ATTRIBUTE]] = 0.0
+    beyond = ~(gap <= limit)
+    pairs = [(g, b) for g, b in zip(*linear_sum_assignment(beyond.any(-1)), strict=True) if not beyond[g, b].any()]
+    matters = min_score + tolerance if min_score else 0.0
+    left = np.setdiff1d(np.arange(len(boxes)), [b for _, b in pairs])
+    for place in np.setdiff1d(np.nonzero(stored[:, _SCORE] >= matters), [g for g, _ in pairs]):
+        alike = left[boxes[left, _LABEL] == stored[place, _LABEL]]
+        if len(alike):
+            nearest = alike[gap[place, alike, :3].sum(-1).argmin()]
+            column = beyond[place, nearest].argmax()
+            expected = f"{_short(stored[place, column])} within {limit[column]:g}"
+            yield f"box {place}: {_BOX[column]}: expected {expected}, got {_short(boxes[nearest, column])}"
+        yield f"box {place}: expected {_told(stored[place], classes)}, got no such box"
+    for place in left[boxes[left, _SCORE] >= matters]:
+        yield f"box {place}: expected no such box, got {_told(boxes[place], classes)}"
+
+
+def _shown(field: str, value: int) -> str:
+    known = field.startswith("state of") and 0 <= value < len(_STATES)
+    return str(_STATES[value]) if known else str(value)
+
+
+def _short(value: float) -> str:
+    """In as many digits as tell it from its neighbours."""
+    return np.format_float_positional(value, trim="-")
+
+
+def _told(box: NDArray[Any], classes: tuple[str, ...]) -> str:
+    name = dict(enumerate(classes)).get(box[_LABEL].item(), "box of no known class")
+    x, y, z = box[:3].tolist()
+    return f"a {name} at ({x:.3f}, {y:.3f}, {z:.3f}) m, score {box[_SCORE]:.4f}"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from collections.abc import Callable, Mapping
@@ -10,13 +9,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import safetensors.numpy
 import safetensors.torch
 import torch
 import yaml
 
 from fusion import runtime
 from robustbev import CheckpointError, load, save
-from robustbev.results.golden import GoldenError, open_golden
+from robustbev.results.golden import FILE, GoldenComparison, GoldenError
 from sensors.camera.vit import VisionTransformer
 from sensors.camera.vit_weights import load_vit_weights
 from sensors.health.fault_model import HealthModelError
@@ -71,8 +72,7 @@ READERS = {
     "state": Reader(restore, CheckpointMismatchError, "step-00000006/training_state.json"),
     "tensors": Reader(restore, CheckpointMismatchError, "step-00000006/training_state.safetensors"),
     "health": Reader(lambda folder: HealthMonitor.load(folder / "health.json"), HealthModelError, "health.json"),
-    "golden": Reader(lambda folder: list(open_golden(folder).records()), GoldenError, "golden.json"),
-    "ticks": Reader(lambda folder: list(open_golden(folder).records()), GoldenError, "ticks.jsonl"),
+    "golden": Reader(GoldenComparison, GoldenError, FILE),
     "mapping": Reader(lambda folder: load_mapping(folder / "mapping.yaml"), LogError, "mapping.yaml"),
     "faults": Reader(lambda folder: read_fault_scripts(folder / "faults.yaml"), FaultError, "faults.yaml"),
     "run": Reader(lambda folder: load_config(RunConfig, folder / "run.yaml"), ConfigError, "run.yaml"),
@@ -92,9 +92,9 @@ HEALTH = {
     "format": "robustbev-health", "version": 1, "fitted_on": {}, "thresholds": {"lidar": 0.5},
     "models": {"lidar": FAULT_MODEL},
 }  # fmt: skip
-TICK = {
-    "index": 0, "time_us": 0, "ready_us": 0, "reset": False, "ego_pose_known": True, "perceived": False, "sensors": {},
-    "shares": [], "attention": "", "boxes": 0,
+GOLDEN = {
+    "ticks": np.zeros((1, 8), np.int64), "shares": np.zeros((1, 0)), "boxes": np.zeros((0, 12), np.float32),
+    "version": 2, "classes": [], "attributes": [], "modalities": [], "sensors": [],
 }  # fmt: skip
 BAG = {"storage_identifier": "mcap", "relative_file_paths": ["drive.mcap"]}
 SOUND_YAML = {
@@ -119,9 +119,8 @@ def write_sound(kind: str, folder: Path) -> None:
             (folder / "health.json").write_text(json.dumps(HEALTH))
         case "onnx" | "manifest":
             write_sound_artifact(folder)
-        case "golden" | "ticks":
-            (folder / "boxes.bin").touch()
-            write_ticks(folder, {})
+        case "golden":
+            write_golden(folder / FILE, {})
         case "bag" | "log":
             (folder / "drive.mcap").write_bytes(write_mcap(some_messages(5)))
             (folder / "metadata.yaml").write_text(yaml.safe_dump({"rosbag2_bagfile_information": BAG}))
@@ -129,16 +128,10 @@ def write_sound(kind: str, folder: Path) -> None:
             (folder / READERS[kind].file).write_text(SOUND_YAML[kind])
 
 
-def write_ticks(folder: Path, changes: Mapping[str, Any] | bytes, head: Mapping[str, Any] | None = None) -> None:
-    """One tick, and a golden.json whose checksums fit it."""
-    line = changes if isinstance(changes, bytes) else json.dumps({**TICK, **changes}).encode() + b"\n"
-    (folder / "ticks.jsonl").write_bytes(line)
-    sums = {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in ("ticks.jsonl", "boxes.bin")}
-    content = {
-        "format": "robustbev golden", "version": 1, "classes": [], "attributes": [], "modalities": [], "ticks": 1, "boxes": 0,
-        "meta": {}, "sha256": sums,
-    }  # fmt: skip
-    (folder / "golden.json").write_text(json.dumps({**content, **(head or {})}))
+def write_golden(file: Path, changes: Mapping[str, Any]) -> None:
+    content = {**GOLDEN, **changes}
+    arrays = {name: content.pop(name) for name in ("ticks", "shares", "boxes")}
+    safetensors.numpy.save_file(arrays, file, {"golden": content.pop("text", json.dumps(content))})
 
 
 def write_hostile(kind: str, folder: Path, content: Content) -> None:
@@ -147,15 +140,9 @@ def write_hostile(kind: str, folder: Path, content: Content) -> None:
     if callable(content):
         content(file)
     elif isinstance(content, (bytes, str)):
-        data = content.encode() if isinstance(content, str) else content
-        if kind == "ticks":
-            write_ticks(folder, data)
-        else:
-            file.write_bytes(data)
-    elif kind == "ticks":
-        write_ticks(folder, content)
+        file.write_bytes(content.encode() if isinstance(content, str) else content)
     elif kind == "golden":
-        write_ticks(folder, {}, content)
+        write_golden(file, content)
     elif kind == "bag":
         file.write_text(yaml.safe_dump({"rosbag2_bagfile_information": {**BAG, **content}}))
     elif kind == "tensors":
@@ -274,16 +261,15 @@ CASES: dict[str, tuple[str, Content]] = {
     "health parameters of no sensor": ("health", {"models": [], "thresholds": {}}),
     # Golden outputs
     "golden outputs that are a pickle": ("golden", pickled()),
-    "golden outputs nested deep": ("golden", deep()),
-    "infinitely many ticks": ("golden", {"ticks": INF}),
-    "checksums that are a list": ("golden", {"sha256": [1]}),
-    "a tick nested deep": ("ticks", deep()),
-    "a tick with 10^15 boxes": ("ticks", {"boxes": 10**15}),
-    "a tick with 10^30 boxes": ("ticks", {"boxes": 10**30}),
-    "a tick with fewer than no boxes": ("ticks", {"boxes": -1}),
-    "a tick with infinitely many boxes": ("ticks", {"boxes": INF}),
-    "a tick whose sensors are a list": ("ticks", {"sensors": [1]}),
-    "a tick that is of another class": ("ticks", {"__class__": "os.system"}),
+    "golden outputs nested deep": ("golden", {"text": deep()}),
+    "golden outputs of a million sensors": ("golden", {"sensors": ["x"] * 10**6}),
+    "golden outputs of an infinite version": ("golden", {"version": INF}),
+    "golden outputs of another class": ("golden", {"__class__": "os.system"}),
+    "golden outputs whose sensors are a mapping": ("golden", {"sensors": {"a": 1}}),
+    "golden outputs without a tick": ("golden", {"ticks": np.zeros((0, 8), np.int64), "shares": np.zeros((0, 0))}),
+    "a tick with 10^15 boxes": ("golden", {"ticks": np.full((1, 8), 10**15)}),
+    "a tick with fewer than no boxes": ("golden", {"ticks": np.full((1, 8), -1)}),
+    "a tick that is one number": ("golden", {"ticks": np.array(1)}),
     # YAML: mappings, fault scripts, runs
     "a mapping with Python objects": ("mapping", yaml_objects()),
     "a mapping of a billion laughs": ("mapping", laughing("cameras:")),

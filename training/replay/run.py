@@ -13,7 +13,6 @@ from robustbev import PerceptionModel, RigConfig, decode_size, load
 from robustbev.checkpoints import find_checkpoint
 from robustbev.results.given import FrameNames
 from robustbev.results.golden import GoldenComparison, GoldenWriter
-from robustbev.results.golden_compare import Difference, Tolerance
 from robustbev.results.result import ResultWriter, TickResult
 from sensors.health.monitor import HealthMonitor
 from sensors.logs.log import Log, LogError, LogWarning
@@ -56,7 +55,7 @@ class ReplayEnd:
     """How it ended."""
 
     summaries: tuple[ReplaySummary, ...]  # one a script
-    difference: Difference | None = None  # from the golden outputs
+    difference: str | None = None  # the first from the golden outputs
     pictures: tuple[Path, ...] = ()
 
     @property
@@ -240,7 +239,7 @@ def _replay_script(setting: _Setting, script: FaultScript, suffix: str | None, b
     request, model = setting.request, setting.model
     counted, messages, latencies, poses = StateCount(), MessageCount(), Latencies(), MissingPoses()
     touched: Counter[Fault] = Counter()
-    golden = None if request.golden is None else GoldenComparison(request.golden, _tolerance(request))
+    golden = None if request.golden is None else GoldenComparison(request.golden, request.tolerance, request.score)
     score = None if setting.truth is None else TruthScore(setting.truth, found_score=request.score)
     rate_hz = setting.rate_hz()
     opened = open_writers(request, setting.source, model, setting.truth, suffix, rate_hz, setting.names())
@@ -250,8 +249,7 @@ def _replay_script(setting: _Setting, script: FaultScript, suffix: str | None, b
         if not script.faults:
             writers.insert(0, _Placed(setting.log))  # its close comes before any file gets its name
         if request.write_golden is not None:
-            meta = {"log": request.log.name, "script": script.name, "config": setting.config.model_dump(mode="json")}
-            writers.append(GoldenWriter(request.write_golden, meta, replace=request.overwrite))
+            writers.append(GoldenWriter(request.write_golden, replace=request.overwrite))
         if golden is not None:
             writers.append(golden)
     except BaseException:
@@ -337,10 +335,6 @@ def _ticks(
         decode=decode_size(setting.model.config),
         poses=poses,
     )
-
-
-def _tolerance(request: ReplayRequest) -> Tolerance | None:
-    return Tolerance.of_all(request.tolerance, ignore_score=request.score) if request.tolerance > 0 else None
 
 
 class _Placed:

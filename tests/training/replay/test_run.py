@@ -133,7 +133,7 @@ def test_the_same_bytes_twice_and_at_any_speed(log: Path, checkpoint: Path, tmp_
         done = run(log, "--checkpoint", checkpoint, *out, "--write-golden", folder / "golden", *more)
         assert done.exit_code == 0, done.output
     first = {p.relative_to(tmp_path / "0"): p.read_bytes() for p in (tmp_path / "0").rglob("*") if p.is_file()}
-    assert len(first) == 6
+    assert len(first) == 4
     for n in range(1, len(options)):
         for name, content in first.items():
             assert (tmp_path / str(n) / name).read_bytes() == content, f"{name} of run {n}"
