@@ -1,8 +1,8 @@
 """`python -m training.doctor`, which needs nothing but the base installation."""
 
-from __future__ import annotations
+import sys
 
-from training.doctor.examine import main
+from training.doctor.examine import examine
 
 if __name__ == "__main__":
-    main()
+    sys.exit(examine())
