@@ -10,7 +10,7 @@ extra (OpenCV).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -182,21 +182,6 @@ class HealthAct:
     def __call__(self, frame: SensorFrame, history: History) -> SensorFrame:
         limits = self.monitor.thresholds if self.threshold is None else self.threshold
         return without_sick(frame, self.monitor.score(frame, history(1)), limits, faults=self.faults)
-
-
-@dataclass(frozen=True)
-class Chain:
-    """One alteration after another: the second is given what the first delivers, now and in the past."""
-
-    first: Callable[[SensorFrame, History], SensorFrame]
-    second: Callable[[SensorFrame, History], SensorFrame]
-
-    def __call__(self, frame: SensorFrame, history: History) -> SensorFrame:
-        def delivered(n: int) -> SensorFrame | None:
-            earlier = history(n)
-            return None if earlier is None else self.first(earlier, lambda m: history(n + m))
-
-        return self.second(self.first(frame, history), delivered)
 
 
 def _reason(model: FaultModel, row: Measured, score: float, faults: Mapping[str, float]) -> str:

@@ -16,7 +16,6 @@ from sensors.errors import sensor_fault
 from sensors.files import COPY_AGAIN, read_bytes
 from sensors.nuscenes.config import LIDAR_COLUMNS, RadarFilter
 
-LIDAR_FIELDS = len(LIDAR_COLUMNS)  # x_m, y_m, z_m, intensity 0..255, ring
 _NOT_KNOWN = {"intensity": 0.0, "ring": -1.0}  # of a file that does not hold it
 _LOOKED_AT = 500  # points of a file: enough to tell a layout
 _MISREAD = 0.1  # the share of them that cannot be points; single ones may be damaged

@@ -113,11 +113,6 @@ class TickGrid:
         """Of the tick that comes next, `index`."""
         return self._start_ns + round((self.index - self._first) * SECOND_NS / self._hz)
 
-    @property
-    def begins(self) -> bool:
-        """Whether the tick that comes next is the first since the start or a jump."""
-        return self.index == self._first
-
 
 def jump(now_ns: int, time_ns: int, config: ReplayConfig) -> str | None:
     """What to call the step between two messages' times where it is a jump; None for time going on.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
@@ -136,15 +136,6 @@ def changed_sensors(before: SensorFrame, after: SensorFrame) -> set[str]:
     if not _same(before.radar, after.radar, "points", "reference_T_radar"):
         changed.add("radar")
     return changed
-
-
-def samples_of(
-    drive: Drive, indices: Iterable[int], cases: Sequence[Corruption | None]
-) -> Iterator[list[HealthSample]]:
-    """Every case on every sample, sample by sample."""
-    for i in indices:
-        for case in cases:
-            yield measure_sample(drive, i, case)
 
 
 def _corrupted(frame: SensorFrame, corruption: Corruption, history: History) -> SensorFrame:

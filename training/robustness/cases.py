@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -154,7 +153,7 @@ def evaluate_cases(
         told = None if progress is None else _Part(progress, number, len(groups), len(found), len(wanted))
         found |= _evaluate_group(model, config, group, out_dir, seed, health, monitor, told)
     results = {case: found[as_meant] for case, as_meant in meant.items()}
-    write_cases(out_dir / "cases.json", results)
+    write_json(out_dir / "cases.json", {case.name: result.to_json() for case, result in results.items()})
     return results
 
 
@@ -166,21 +165,6 @@ def _check_touches(case: Case, kinds: Mapping[str, str]) -> None:
             f"{case.name}: {case.corruption} changes {' and '.join(touched)}, of which {case.subset} has nothing: the "
             "figures would be those of clean data. Leave this case out"
         )
-
-
-def write_cases(path: Path, results: Mapping[Case, SubsetResult]) -> None:
-    """One JSON object a case, under its name."""
-    write_json(path, {case.name: result.to_json() for case, result in results.items()})
-
-
-def read_cases(path: Path) -> dict[Case, SubsetResult]:
-    """Read what `write_cases` wrote; ValueError where the file is none of ours."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        cases = {parse_case(name): entry for name, entry in content.items()}
-        return {case: SubsetResult.from_json(case.subset, entry) for case, entry in cases.items()}
-    except (json.JSONDecodeError, AttributeError, KeyError, TypeError) as error:
-        raise ValueError(f'{path}: expected {{"fog-3": {{"mAP": ..., "NDS": ...}}, ...}}, got {error!r}') from None
 
 
 def _evaluate_group(

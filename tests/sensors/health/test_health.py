@@ -12,10 +12,10 @@ import pytest
 pytest.importorskip("cv2")
 
 from sensors.calibration import transforms
-from sensors.frames import History, SensorFrame
+from sensors.frames import SensorFrame
 from sensors.health.fault_model import HealthModelError, fit_model
 from sensors.health.measure import measure
-from sensors.health.monitor import Chain, HealthAct, HealthMonitor, HealthReport, sick_sensors, without_sick
+from sensors.health.monitor import HealthAct, HealthMonitor, HealthReport, sick_sensors, without_sick
 from tests.sensors.health.health_world import FAILURES, K, World, failing, small_monitor
 from training.health.samples import changed_sensors
 
@@ -184,11 +184,14 @@ def test_all_cameras_wrong_is_an_absent_modality(world: World) -> None:
 
 
 def test_acting_after_a_failure_sees_what_was_delivered_before(monitor: HealthMonitor, world: World) -> None:
-    def stuck(frame: SensorFrame, history: History) -> SensorFrame:
+    def stuck(frame: SensorFrame) -> SensorFrame:
         return replace(frame, lidar=world.frame(0).lidar)  # delivers keyframe 0 for ever
 
-    chain = Chain(stuck, HealthAct(monitor))
-    assert chain(world.frame(4), world.history(4)).lidar is None
+    def delivered(n: int) -> SensorFrame | None:
+        earlier = world.history(4)(n)
+        return None if earlier is None else stuck(earlier)
+
+    assert HealthAct(monitor)(stuck(world.frame(4)), delivered).lidar is None
     clean = HealthAct(monitor)(world.frame(4), world.history(4))
     assert clean.lidar is not None
     assert all(camera is not None for camera in clean.cameras or ())
