@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from sensors.calibration import inverse_rigid, transforms
 from sensors.nuscenes.config import NuScenesConfig
+from sensors.nuscenes.reader import NuScenesReader
 
 VERSION = "v1.0-small"
 Channel = tuple[str, tuple[float, ...], int]  # modality, pose, time
@@ -238,3 +239,13 @@ def _static_tables() -> dict[str, list[dict[str, Any]]]:
         "log": [{"token": "log", "logfile": "", "vehicle": "", "date_captured": "", "location": "here"}],
         "map": [{"token": "map", "log_tokens": ["log"], "category": "semantic_prior", "filename": "maps/map.png"}],
     }
+
+
+def box_tokens(reader: NuScenesReader, i: int) -> list[str]:
+    """The annotation token of each of `reader.boxes(i)`."""
+    return [token.decode() for token in reader.index.arrays.box_token[reader._box_rows(i)].tolist()]
+
+
+def lidar_points(reader: NuScenesReader, i: int) -> NDArray[Any]:
+    """As annotated, in each of `reader.boxes(i)`."""
+    return reader.index.arrays.box_lidar_points[reader._box_rows(i)]

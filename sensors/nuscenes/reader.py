@@ -212,14 +212,6 @@ class NuScenesReader:
         lidar, radar = arrays.box_lidar_points[rows], arrays.box_radar_points[rows]
         return np.maximum(lidar, 0).astype(np.int64) + np.maximum(radar, 0)
 
-    def num_lidar_points(self, i: int) -> torch.Tensor:
-        """[N] int64, LiDAR points in each of `boxes(i)`, as annotated; -1 where they were not counted."""
-        return torch.from_numpy(self.index.arrays.box_lidar_points[self._box_rows(i)].astype(np.int64))
-
-    def box_tokens(self, i: int) -> tuple[str, ...]:
-        """The annotation token of each of `boxes(i)`."""
-        return tuple(t.decode() for t in self.index.arrays.box_token[self._box_rows(i)].tolist())
-
     def class_counts(self, min_points: int = 1) -> NDArray[np.int64]:
         """[S, K] boxes with at least so many points, by class: what balanced sampling needs."""
         arrays = self.index.arrays

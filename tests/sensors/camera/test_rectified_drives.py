@@ -34,7 +34,7 @@ from sensors.replay.tick import SensorState, Tick
 from sensors.replay.ticks import ticks
 from tests.sensors.camera.distortion import apart, center_of_dot, distorted, dots, pixels
 from tests.sensors.replay.test_ticks import same_frames
-from tests.small_nuscenes import VERSION, SmallNuScenes, intrinsics, write_small_nuscenes
+from tests.small_nuscenes import VERSION, SmallNuScenes, box_tokens, intrinsics, write_small_nuscenes
 
 SIZE_PX = (360, 640)
 K = np.array(intrinsics(SIZE_PX))
@@ -135,7 +135,7 @@ def test_points_and_corners_lie_on_their_pixels(drive: Drive, decode: DecodeSize
     replayed = replay(NuScenesLog(drive.config, "scene-0"), mapping_of_nuscenes(drive.config), drive.config, decode)
     counted = np.zeros(2, int)
     for i, tick in enumerate(replayed):
-        row = next(row for row, token in enumerate(reader.box_tokens(i)) if token.startswith("car"))
+        row = next(row for row, token in enumerate(box_tokens(reader, i)) if token.startswith("car"))
         box = reader.reference_T_box(i)[row], (1.9, 4.6, 1.7)
         for frame in (reader.frame(i), tick.frame):
             assert frame.cameras is not None

@@ -22,7 +22,7 @@ from sensors.errors import DataRootError, SensorDataError, SensorDataWarning
 from sensors.nuscenes.config import NuScenesConfig, RadarFilter
 from sensors.nuscenes.reader import NuScenesReader
 from sensors.nuscenes.summary import check_truth, describe
-from tests.small_nuscenes import CHANNELS, VERSION, SmallNuScenes, write_radar
+from tests.small_nuscenes import CHANNELS, VERSION, SmallNuScenes, box_tokens, write_radar
 
 GRID = BEVGrid(-25.6, 25.6, -25.6, 25.6, 0.8)
 
@@ -122,7 +122,7 @@ def test_boxes_are_the_devkits_in_the_reference_frame(reader: NuScenesReader, de
     rotation = Quaternion(matrix=pose[:3, :3], rtol=1e-4, atol=1e-6)
     boxes = reader.boxes(1)
     assert len(boxes) == 2
-    for i, token in enumerate(reader.box_tokens(1)):
+    for i, token in enumerate(box_tokens(reader, 1)):
         box = devkit.get_box(token)
         velocity = rotation.inverse.rotate(np.nan_to_num(devkit.box_velocity(token)))
         box.translate(-pose[:3, 3])

@@ -25,6 +25,7 @@ from sensors.nuscenes.config import NuScenesConfig
 from sensors.nuscenes.index import open_index
 from sensors.nuscenes.reader import NuScenesReader
 from sensors.nuscenes.summary import describe
+from tests.small_nuscenes import box_tokens, lidar_points
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +71,7 @@ def test_points_in_each_box_are_as_many_as_annotated(real_config: NuScenesConfig
         inside = np.abs(apply(inverse_rigid(pose), points)) <= np.array([length, width, height]) / 2
         counts.append(int(inside.all(axis=1).sum()))
     assert len(counts) == 69
-    assert counts == reader.num_lidar_points(0).tolist()
+    assert counts == lidar_points(reader, 0).tolist()
 
 
 def test_upright_boxes_stay_within_centimetres_of_the_exact_ones(reader: NuScenesReader) -> None:
@@ -143,7 +144,7 @@ def test_boxes_are_the_devkits(reader: NuScenesReader, devkit: NuScenes) -> None
     ours = reader.boxes(0)
     centers = apply(inverse_rigid(lidar[0].reference_T_lidar), ours.center_m.numpy().astype(np.float64))
     assert len(ours) == 68
-    for i, token in enumerate(reader.box_tokens(0)):
+    for i, token in enumerate(box_tokens(reader, 0)):
         np.testing.assert_allclose(centers[i], by_token[token].center, atol=1e-4)
         np.testing.assert_allclose(ours.size_m[i], by_token[token].wlh, atol=1e-5)
 
@@ -151,7 +152,7 @@ def test_boxes_are_the_devkits(reader: NuScenesReader, devkit: NuScenes) -> None
 def test_velocities_are_unknown_in_a_single_keyframe(reader: NuScenesReader, real_keyframe: Path) -> None:
     assert reader.boxes(0).velocity_mps.isnan().all()
     known = json.loads((real_keyframe / "velocities.json").read_text())["velocity"]
-    assert set(reader.box_tokens(0)) <= set(known)
+    assert set(box_tokens(reader, 0)) <= set(known)
 
 
 def test_a_picture_decoded_small_and_cut_shows_the_same_place(real_config: NuScenesConfig) -> None:

@@ -22,6 +22,7 @@ from robustbev import NUSCENES_CLASSES, Perception
 from sensors.frames import KINDS, CameraImage, LidarSweep, RadarSweep, SensorFrame
 from sensors.nuscenes.config import NuScenesConfig
 from sensors.nuscenes.reader import NuScenesReader
+from tests.small_nuscenes import lidar_points
 from training.evaluation.config import every_subset
 from training.pictures.charts import attention_picture, comparison_chart, subset_chart, training_curves
 from training.pictures.projection import box_segments, lidar_in_reference, project_points, project_segments
@@ -268,7 +269,7 @@ def real_scene(real_config: NuScenesConfig) -> tuple[Scene, NDArray[np.int64]]:
         reader.frame(0), BEVGrid(-51.2, 51.2, -51.2, 51.2, 0.8), NUSCENES_CLASSES, truth=reader.boxes(0),
         camera_channels=real_config.camera_channels,
     )  # fmt: skip
-    return scene, reader.num_lidar_points(0).numpy()
+    return scene, lidar_points(reader, 0)
 
 
 def test_on_the_real_keyframe_lidar_points_of_a_box_fall_into_its_drawing(real_scene: Any) -> None:

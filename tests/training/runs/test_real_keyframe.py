@@ -13,6 +13,7 @@ import robustbev
 from sensors.camera.vit_weights import load_vit_weights
 from sensors.nuscenes.config import NuScenesConfig
 from sensors.nuscenes.index import build_index
+from tests.small_nuscenes import lidar_points
 from training.data.batch import TrainingBatch
 from training.data.loader import build_loader
 from training.loop.callbacks import Callback, StepRecord
@@ -79,7 +80,7 @@ def test_the_tiny_model_learns_the_keyframe_by_heart(real_config: NuScenesConfig
     recall = recall_by_class(
         [perception.boxes[0]],
         [loader.reader.boxes(0)],
-        [torch.as_tensor(loader.reader.num_lidar_points(0))],
+        [torch.as_tensor(lidar_points(loader.reader, 0))],
         model.grid,
         config.model.classes,
     )
