@@ -15,7 +15,7 @@ EXTRAS = {
     "cli": ("typer", "rich", "yaml"),
     "data": ("nuscenes", "simplejpeg", "cv2", "scipy", "embreex"),
     "train": ("ray", "mlflow", "matplotlib"),
-    "replay": ("mcap", "mcap_protobuf", "foxglove", "rosbags", "cv2", "simplejpeg", "scipy", "matplotlib"),
+    "replay": ("mcap", "mcap_protobuf", "foxglove", "rosbags", "cv2", "simplejpeg", "scipy", "matplotlib", "av"),
     "rerun": ("rerun",),
     "spconv": ("spconv",),
     "export": ("onnx", "onnxruntime", "onnxscript"),

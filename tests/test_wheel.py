@@ -158,9 +158,9 @@ def test_the_extras_replay_and_export_bring_what_their_commands_need(wheel: Path
     command = environment(tmp_path, wheel, [*BASE, *extras]).with_name("robustbev")
     save(tiny_model(), tmp_path / "model")
     write_log(MemoryLog(drive(0.3)), tmp_path / "drive.mcap", "foxglove")
-    outputs = ("--out", "seen.mcap", "--out", "seen.gif")
+    outputs = ("--out", "seen.mcap", "--out", "seen.mp4")
     run(command, "replay", "drive.mcap", "--checkpoint", "model", *outputs, cwd=tmp_path)
-    assert {"seen.mcap", "seen.gif"} <= {file.name for file in tmp_path.iterdir()}
+    assert {"seen.mcap", "seen.mp4"} <= {file.name for file in tmp_path.iterdir()}
     run(command, "export", "--checkpoint", "model", "--part", "fuser", "--out", "files", cwd=tmp_path)
     assert (tmp_path / "files" / "fuser.onnx").is_file()
     (tmp_path / "run.yaml").write_text("name: small\n")

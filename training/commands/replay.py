@@ -46,7 +46,7 @@ def replay(
         typer.Option(
             "--out",
             help="What to write, by its ending, again for more: .mcap (Foxglove), .ros2.mcap (ROS 2 bag), .rrd (Rerun), "
-            ".mp4, .webm or .gif (film), .json (nuScenes submission).",
+            ".mp4 (film), .json (nuScenes submission).",
         ),
     ] = None,
     scene: Scene = None,
@@ -80,7 +80,7 @@ def replay(
     ] = Path("runs/health.json"),
     score: Annotated[float, typer.Option(min=0, max=1, help="Found boxes scored lower are not drawn.")] = 0.3,
     stills: Annotated[
-        int | None, typer.Option("--stills", min=1, help="Beside a video, a PNG of every so manyth tick.")
+        int | None, typer.Option("--stills", min=1, help="Beside a film, a PNG of every so manyth tick.")
     ] = None,
     golden: Annotated[
         Path | None, typer.Option("--golden", help="Compare with what lies here; exit code 5 where it differs.")

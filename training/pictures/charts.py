@@ -1,22 +1,17 @@
-"""Charts of an evaluation and of a training run, and maps of whom the model trusted.
-
-Letters: M modalities, X and Y cells of the bird's-eye-view grid.
-"""
+"""Charts of an evaluation and of a training run."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from bev.grid import BEVGrid
-from robustbev.perception import TaskMap
 from training.evaluation.tables import Results, caption, retention
-from training.pictures.drawing import FAINT, INK, OTHER_COLOURS, modality_colour, new_figure, save_figure, tidy
+from training.pictures.drawing import INK, OTHER_COLOURS, new_figure, save_figure, tidy
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -101,99 +96,6 @@ def comparison_chart(
     figure.text(0.09, 0.925, notes, fontsize=8.5, color="#555555")
     figure.subplots_adjust(left=0.09, right=0.98, top=0.87, bottom=0.09, hspace=0.42)
     return save_figure(figure, path)
-
-
-def attention_picture(
-    path: Path,
-    attention: NDArray[np.floating[Any]],
-    modalities: Sequence[str],
-    grid: BEVGrid,
-    present: Iterable[str],
-    title: str = "Whom the fusion trusts",
-) -> Path:
-    """The share of each modality over the grid, and all shares in one composite.
-
-    Args:
-        attention: [M, X, Y] shares that sum to 1 over M.
-        present: the modalities that were given; the share of one that was not is the share of its null embedding.
-    """
-    figure = new_figure(3.6 * (len(modalities) + 1) + 0.6, 4.9)
-    axes = [figure.add_subplot(1, len(modalities) + 1, i + 1) for i in range(len(modalities) + 1)]
-    draw_attention(axes, attention, modalities, grid, present)
-    figure.suptitle(title, x=0.03, ha="left", fontsize=13, fontweight="bold", color=INK)
-    figure.subplots_adjust(left=0.03, right=0.98, top=0.83, bottom=0.12, wspace=0.08)
-    return save_figure(figure, path)
-
-
-def maps_picture(path: Path, maps: Mapping[str, TaskMap], grid: BEVGrid) -> Path:
-    """Maps of a task side by side, each under its name; grey where nothing is known."""
-    figure = new_figure(3.6 * len(maps) + 0.6, 4.6)
-    for k, (name, task_map) in enumerate(maps.items()):
-        axes = figure.add_subplot(1, len(maps), k + 1)
-        _map(axes, task_map.values, grid, cmap="cividis", bottom=task_map.low, top=task_map.high)
-        axes.set_title(name, fontsize=9.5, color=INK, loc="left")
-    figure.subplots_adjust(left=0.03, right=0.98, top=0.9, bottom=0.05, wspace=0.08)
-    return save_figure(figure, path)
-
-
-def draw_attention(
-    axes: Sequence[Axes],
-    attention: NDArray[np.floating[Any]],
-    modalities: Sequence[str],
-    grid: BEVGrid,
-    present: Iterable[str],
-) -> None:
-    """Draw M share maps and the composite on M + 1 axes; see `attention_picture`."""
-    shown_present = set(present)
-    top = float(np.max(attention))  # one scale for all, so that maps can be compared
-    for k, name in enumerate(modalities):
-        share = np.asarray(attention[k], dtype=np.float64)
-        _map(axes[k], share, grid, cmap="cividis", top=top)
-        if name in shown_present:
-            title = f"attention to {name}  {100 * share.mean():.0f}%"
-        else:
-            title = f"{name} absent  (its null {100 * share.mean():.0f}%)"
-            axes[k].plot([0, 1], [0, 1], transform=axes[k].transAxes, color="white", linewidth=1.2)
-            axes[k].plot([0, 1], [1, 0], transform=axes[k].transAxes, color="white", linewidth=1.2)
-        axes[k].set_title(title, fontsize=9.5, color=INK, loc="left")
-        strip = axes[k].inset_axes((0.0, -0.075, 1.0, 0.035))
-        bar = axes[k].figure.colorbar(axes[k].images[0], cax=strip, orientation="horizontal")
-        bar.outline.set_visible(False)
-        strip.tick_params(labelsize=7, length=2)
-    _map(axes[-1], _composite(attention, modalities), grid)
-    axes[-1].set_title("shares mixed as colours", fontsize=9.5, color=INK, loc="left")
-    for k, name in enumerate(modalities):
-        axes[-1].text(
-            (k + 0.5) / len(modalities), -0.035, f"■ {name}", color=modality_colour(name, k), fontsize=9, fontweight="bold",
-            ha="center", va="top", transform=axes[-1].transAxes,
-        )  # fmt: skip
-
-
-def _composite(attention: NDArray[np.floating[Any]], modalities: Sequence[str]) -> NDArray[np.float64]:
-    """[M, X, Y] shares -> [X, Y, 3]: the modalities' colours mixed by share."""
-    from matplotlib.colors import to_rgb
-
-    colours = np.array([to_rgb(modality_colour(name, k)) for k, name in enumerate(modalities)])
-    mixed = np.einsum("mxy,mc->xyc", np.asarray(attention, dtype=np.float64), colours)
-    return np.clip(mixed, 0.0, 1.0)
-
-
-def _map(
-    axes: Axes,
-    values: NDArray[np.floating[Any]],
-    grid: BEVGrid,
-    cmap: str | None = None,
-    bottom: float = 0.0,
-    top: float = 1.0,
-) -> None:
-    """Show [X, Y] (or [X, Y, 3]) with x up and y to the left, as the driver looks at it."""
-    extent = (grid.y_max_m, grid.y_min_m, grid.x_min_m, grid.x_max_m)
-    axes.imshow(values[::-1, ::-1], extent=extent, cmap=cmap, vmin=bottom, vmax=top, interpolation="nearest")
-    axes.plot(0, 0, marker="^", color="white", markeredgecolor="black", markersize=7)
-    axes.set_xticks([])
-    axes.set_yticks([])
-    for spine in axes.spines.values():
-        spine.set_color(FAINT)
 
 
 def training_curves(path: Path, history: Sequence[Mapping[str, Any]], title: str = "Training") -> Path:

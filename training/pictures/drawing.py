@@ -27,26 +27,9 @@ INK = "#222222"
 FAINT = "#B5B5B5"
 
 
-def class_colour(name: str, index: int) -> str:
-    """The colour of a class; classes outside nuScenes' ten take theirs by index."""
-    return _hex(palette.class_rgb(name, index))
-
-
 def modality_colour(name: str, index: int) -> str:
     """The colour of a modality; others than the three take theirs by index."""
     return _hex(palette.modality_rgb(name, index))
-
-
-def on_picture(colour: str) -> tuple[float, float, float]:
-    """A colour light enough to be seen on a dark photograph: dark ones are mixed with white, hues stay as they are."""
-    from matplotlib.colors import to_rgb
-
-    red, green, blue = to_rgb(colour)
-    luminance = (
-        0.2126 * red + 0.7152 * green + 0.0722 * blue
-    )  # Rec. 709 weights, on encoded values: a rough measure will do
-    white = max(0.0, 0.4 - luminance) / (1 - luminance)
-    return (red + (1 - red) * white, green + (1 - green) * white, blue + (1 - blue) * white)
 
 
 def new_figure(width_in: float, height_in: float, dpi: int = 110) -> Figure:

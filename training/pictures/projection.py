@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bev.detection.boxes import Boxes
-from sensors.frames import CameraImage, LidarSweep
+from sensors.frames import CameraImage
 
 Array = NDArray[np.floating[Any]]
 
@@ -31,16 +31,10 @@ def to_camera(points_m: Array, reference_T_camera: Array) -> Array:
 
 
 def project_segments(start_m: Array, end_m: Array, camera: CameraImage) -> tuple[Array, NDArray[np.bool_]]:
-    """Line segments on the picture, cut at the near plane.
+    """[S, 3] starts and ends in the reference frame -> [S, 2, 2] px, and [S] whether any of it is in front of the camera.
 
-    Cutting matters: a corner behind the camera projects to a mirrored place, and a line to it would cross the picture
-    where nothing is.
-
-    Args:
-        start_m, end_m: [S, 3] in the reference frame.
-
-    Returns:
-        [S, 2, 2] px, start and end, and [S] whether any of the segment is in front of the camera; rows that are not hold zeros.
+    Cut at the near plane: a corner behind the camera projects to a mirrored place, and a line to it would cross the picture
+    where nothing is. Rows that are not in front hold zeros.
     """
     start = to_camera(np.asarray(start_m, dtype=np.float64), camera.reference_T_camera)
     end = to_camera(np.asarray(end_m, dtype=np.float64), camera.reference_T_camera)
@@ -66,28 +60,17 @@ def box_segments(boxes: Boxes, camera: CameraImage) -> list[tuple[int, Array]]:
 
     The lines are the edges and a cross on the front face. A box whose visible lines all lie beside the picture is left out.
     """
-    if len(boxes) == 0:
-        return []
-    corners = boxes.corners_m().double().cpu().numpy()  # [N, 8, 3]
+    corners = boxes.corners_m().double().numpy()  # [N, 8, 3]
     edges = np.concatenate([BOX_EDGES, FRONT_EDGES])
-    height, width = camera.image.shape[:2]
-    drawn = []
-    for index, corner in enumerate(corners):
-        lines, seen = project_segments(corner[edges[:, 0]], corner[edges[:, 1]], camera)
-        lines = lines[seen]
-        if len(lines) == 0:
-            continue
-        low, high = lines.min(axis=(0, 1)), lines.max(axis=(0, 1))
-        if high[0] > 0 and high[1] > 0 and low[0] < width and low[1] < height:
-            drawn.append((index, lines))
-    return drawn
-
-
-def lidar_in_reference(sweep: LidarSweep) -> Array:
-    """[P, 3] metres in the reference frame, points that are not finite left out."""
-    points = sweep.points[:, :3].astype(np.float64)
-    points = points[np.isfinite(points).all(axis=1)]
-    return points @ sweep.reference_T_lidar[:3, :3].T + sweep.reference_T_lidar[:3, 3]
+    lines, seen = project_segments(
+        corners[:, edges[:, 0]].reshape(-1, 3), corners[:, edges[:, 1]].reshape(-1, 3), camera
+    )
+    lines, seen = lines.reshape(len(boxes), len(edges), 2, 2), seen.reshape(len(boxes), len(edges))
+    size_px = camera.image.shape[1::-1]
+    visible = [
+        (index, box[of_box]) for index, (box, of_box) in enumerate(zip(lines, seen, strict=True)) if of_box.any()
+    ]
+    return [(k, box) for k, box in visible if (box.max((0, 1)) > 0).all() and (box.min((0, 1)) < size_px).all()]
 
 
 def project_points(points_m: Array, camera: CameraImage) -> tuple[Array, Array]:

@@ -14,7 +14,7 @@ from robustbev.results.rerun import RerunResults
 from robustbev.results.result import ResultWriter
 from robustbev.results.ros2.bag import Ros2Results
 from sensors.logs.log import LogError
-from training.pictures.film.video import TruthAt, VideoResults
+from training.pictures.film import TruthAt, VideoResults
 from training.replay.log_source import LogSource
 from training.replay.submission import SubmissionWriter, scene_samples
 from training.replay.truth import ReplayTruth
@@ -26,9 +26,7 @@ ENDINGS = {
     ".ros2.mcap": "a ROS 2 bag",
     ".mcap": "an MCAP file for Foxglove",
     ".rrd": "a Rerun recording",
-    ".mp4": "a video",
-    ".webm": "a video",
-    ".gif": "a video",
+    ".mp4": "a film",
     ".json": "a nuScenes submission",
 }
 
@@ -141,7 +139,7 @@ def _open(
         case _:
             stills = None if request.stills_every is None else path.with_name(f"{path.stem}_stills")
             return VideoResults(
-                path, model.grid, fps=fps, title=title, truth_at=truth_at(truth), min_score=request.score,
+                path, model.config, fps=fps, title=title, truth_at=truth_at(truth), min_score=request.score,
                 stills=stills, stills_every=request.stills_every or 1, overwrite=request.overwrite,
             )  # fmt: skip
 

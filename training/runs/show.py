@@ -11,8 +11,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from robustbev import Perception, PerceptionModel
+from robustbev import ModelConfig, Perception, PerceptionModel
 from robustbev.checkpoints import find_checkpoint
+from robustbev.perception import TaskMap
 from sensors.corruptions import Corruption, CorruptionError, corrupt
 from sensors.frames import History, SensorFrame
 from sensors.nuscenes.reader import NuScenesReader
@@ -21,9 +22,10 @@ from training.data.sampling import SampleKey
 from training.evaluation.config import every_subset
 from training.evaluation.subsets import possible_subsets
 from training.loop.history import read_history
-from training.pictures.charts import attention_picture, maps_picture, training_curves
-from training.pictures.scene.bev import Scene, above
-from training.pictures.scene.picture import cameras_picture, scene_picture, subsets_picture
+from training.pictures.charts import training_curves
+from training.pictures.scene.canvas import save
+from training.pictures.scene.page import page, sheet
+from training.pictures.scene.panels import Scene, above, cameras, channels_there, legend, maps
 from training.runs.config import RunConfig, load_run_config
 from training.runs.evaluate import load_model
 from training.runs.files import RunFiles
@@ -65,19 +67,15 @@ def show(
     """
     split = config.data.nuscenes.val_split if split is None else split
     if checkpoint is None:
-        return show_truth(_scene(config.data, config.model.classes, config, split, sample, corruption), out_dir)
+        return show_truth(_scene(config.data, config.model, split, sample, corruption), out_dir, corruption)
     model = load_model(find_checkpoint(checkpoint), config)
-    scene = replace(
-        _scene(config.data, model.config.classes, config, split, sample, corruption),
-        grid=model.grid,
-        modalities={name: modality.kind for name, modality in model.config.modalities.items()},
-    )
+    scene = _scene(config.data, model.config, split, sample, corruption)
     (wanted,) = possible_subsets(model.config, ["+".join(model.config.modalities) if subset is None else subset])
     others = [name for name in every_subset(tuple(model.config.modalities)) if name != wanted]
     perceptions, truth_maps = perceive_sample(
         model, config.data, split, scene.frame.token, [wanted, *others], alter=corruption
     )
-    return show_found(scene, perceptions, wanted, out_dir, score, truth_maps)
+    return show_found(scene, perceptions, wanted, out_dir, corruption, score, truth_maps)
 
 
 def show_run(run_dir: Path, *, sample: str | int | None = None, score: float = SHOWN_SCORE) -> list[Path]:
@@ -103,12 +101,15 @@ def show_run(run_dir: Path, *, sample: str | int | None = None, score: float = S
     return paths
 
 
-def show_truth(scene: Scene, out_dir: Path) -> list[Path]:
+def show_truth(scene: Scene, out_dir: Path, corruption: Corruption | None = None) -> list[Path]:
     """Pictures of data alone."""
-    name = _stem(scene)
-    paths = [scene_picture(out_dir / f"{name}_truth.png", scene)]
-    if scene.frame.cameras is not None:
-        paths.append(cameras_picture(out_dir / f"{name}_truth_cameras.png", scene))
+    stem, title, note = _stem(scene, corruption), "What the sensors saw, and the truth", _note(scene, corruption)
+    columns, pictures = cameras(scene)
+    depth = cameras(scene, depth=True)[1] if scene.frame.lidar else []
+    paths = [save(out_dir / f"{stem}_truth.png", page(scene, depth, title=title, note=note))]
+    if scene.frame.cameras:
+        drawn = sheet([*pictures, *depth], columns, title=title, note=note)
+        paths.append(save(out_dir / f"{stem}_truth_cameras.png", drawn))
     return paths
 
 
@@ -117,6 +118,7 @@ def show_found(
     perceptions: dict[str, Perception],
     subset: str,
     out_dir: Path,
+    corruption: Corruption | None = None,
     score: float = SHOWN_SCORE,
     truth_maps: Mapping[str, NDArray[np.float32]] = MappingProxyType({}),
 ) -> list[Path]:
@@ -125,62 +127,81 @@ def show_found(
     Args:
         perceptions: subset -> what the model perceived of this one sample, B = 1, on the CPU.
         subset: the one to show in full; the others are shown from above.
+        corruption: what the sensors suffer.
         truth_maps: [X, Y] to be shown beside `Perception.maps` of the same names.
     """
-    found = {name: above(perception.shown(0), score) for name, perception in perceptions.items()}
-    attention = perceptions[subset].fused.attention[0].float().numpy()
-    note = ", ".join(word for word in (scene.note, f"score at least {score:g}") if word)
-    if not bool(perceptions[subset].perceived[0]):
-        note = "NO PERCEPTION: every one of these sensors is absent"
-    full = replace(scene, found=found[subset], attention=attention, given=tuple(subset.split("+")), note=note)
-    stem = f"{_stem(scene)}_{subset}"
-    paths = [scene_picture(out_dir / f"{stem}.png", full)]
-    if scene.frame.cameras is not None:
-        paths.append(cameras_picture(out_dir / f"{stem}_cameras.png", full))
-    paths.append(
-        attention_picture(
-            out_dir / f"{stem}_attention.png", attention, tuple(scene.modalities), scene.grid, full.present,
-            title=f"Whom the fusion trusts, given {subset.replace('+', ' + ')}",
+    scenes = {
+        name: replace(
+            scene,
+            found=(shown := perception.shown(0))[shown.score >= score],
+            perceived=bool(perception.perceived[0]),
+            attention=perception.fused.attention[0].float().numpy(),
+            coverage=perception.fused.coverage[0].float().numpy(),
+            task_maps=_with_truth(perception.maps(0), truth_maps),
+            given=tuple(name.split("+")),
         )
-    )  # fmt: skip
-    for name, task_map in perceptions[subset].maps(0).items():
-        shown = {name: task_map} | (
-            {f"{name}, truth": replace(task_map, values=truth_maps[name])} if name in truth_maps else {}
-        )
-        paths.append(maps_picture(out_dir / f"{stem}_{name.replace('/', '_')}.png", shown, scene.grid))
-    if len(found) > 1:
-        ordered = {name: found[name] for name in every_subset(tuple(scene.modalities)) if name in found}
-        paths.append(subsets_picture(out_dir / f"{_stem(scene)}_subsets.png", replace(scene, note=note), ordered))
+        for name, perception in perceptions.items()
+    }
+    full, note = scenes[subset], _note(scene, corruption, f"score at least {score:g}")
+    title = f"What the model found with {' + '.join(full.present) or 'no sensor at all'}"
+    stem = f"{_stem(scene, corruption)}_{subset}"
+    paths = [save(out_dir / f"{stem}.png", page(full, maps(full), title=title, note=note, status=full.count))]
+    columns, pictures = cameras(full)
+    if scene.frame.cameras:
+        drawn = sheet(pictures, columns, title=title, note=f"{note} · {full.count}")
+        paths.append(save(out_dir / f"{stem}_cameras.png", drawn))
+    drawn = sheet(maps(full), len(maps(full)), title=f"Whom the fusion trusts, given {_plus(subset)}")
+    paths.append(save(out_dir / f"{stem}_attention.png", drawn))
+    ordered = [name for name in every_subset(tuple(scene.channels)) if name in scenes]
+    if len(ordered) > 1:
+        panels = [above(scenes[name], _plus(name), scenes[name].count) for name in ordered]
+        drawn = sheet(
+            panels, min(4, len(panels)), title="The same instant with every subset of the sensors", note=note,
+            marks=legend(list(scenes.values())), width_px=2240,
+        )  # fmt: skip
+        paths.append(save(out_dir / f"{_stem(scene, corruption)}_subsets.png", drawn))
     return paths
 
 
-def _stem(scene: Scene) -> str:
+def _with_truth(maps: Mapping[str, TaskMap], truth: Mapping[str, NDArray[np.float32]]) -> dict[str, TaskMap]:
+    """Each map, and behind it what is true."""
+    shown = {}
+    for name, task_map in maps.items():
+        shown[name] = task_map
+        if name in truth:
+            shown[f"{name}, truth"] = replace(task_map, values=truth[name])
+    return shown
+
+
+def _plus(subset: str) -> str:
+    return subset.replace("+", " + ")
+
+
+def _stem(scene: Scene, corruption: Corruption | None) -> str:
     """What the names of a scene's pictures begin with; corrupted ones do not replace those of the clean data."""
-    return f"{scene.frame.token}_{scene.note}" if scene.note else scene.frame.token
+    return f"{scene.frame.token}_{corruption}" if corruption else scene.frame.token
 
 
-def _scene(
-    data: DataConfig,
-    classes: Sequence[str],
-    config: RunConfig,
-    split: str,
-    sample: str | int,
-    corruption: Corruption | None,
-) -> Scene:
+def _note(scene: Scene, *words: object) -> str:
+    words = (f"sample {scene.frame.token}", f"{scene.truths_inside} true boxes", *words)
+    return " · ".join(str(word) for word in words if word is not None)
+
+
+def _scene(data: DataConfig, model: ModelConfig, split: str, sample: str | int, corruption: Corruption | None) -> Scene:
     """The sample as its sensors saw it, pictures in full size, newest sweeps only; truth with at least one point."""
     nuscenes = data.nuscenes.model_copy(update={"lidar_sweeps": 1, "radar_sweeps": 1})
-    reader = NuScenesReader(nuscenes, split, classes=tuple(classes), attributes=config.model.attributes)
+    reader = NuScenesReader(nuscenes, split, classes=model.classes, attributes=model.attributes)
     index = _position(reader, sample)
     frame = reader.frame(index)
     if corruption is not None:
         frame = _corrupted(frame, corruption, lambda n: Past(reader)(index, n))
     return Scene(
         frame=frame,
-        grid=config.model.grid.bev(),
-        classes=tuple(classes),
+        grid=model.grid.bev(),
+        classes=model.classes,
         truth=reader.boxes(index)[reader.num_points(index) > 0],
+        channels=channels_there(model, frame),
         camera_channels=nuscenes.camera_channels,
-        note="" if corruption is None else str(corruption),
     )
 
 

@@ -129,7 +129,7 @@ def test_the_same_bytes_twice_and_at_any_speed(log: Path, checkpoint: Path, tmp_
     options: list[tuple[str, ...]] = [(), (), ("--rate", "1"), ("--rate", "3")]
     for n, more in enumerate(options):
         folder = tmp_path / str(n)
-        out = [word for name in ("seen.mcap", "seen.ros2.mcap", "seen.gif") for word in ("--out", folder / name)]
+        out = [word for name in ("seen.mcap", "seen.ros2.mcap", "seen.mp4") for word in ("--out", folder / name)]
         done = run(log, "--checkpoint", checkpoint, *out, "--write-golden", folder / "golden", *more)
         assert done.exit_code == 0, done.output
     first = {p.relative_to(tmp_path / "0"): p.read_bytes() for p in (tmp_path / "0").rglob("*") if p.is_file()}

@@ -163,7 +163,7 @@ def test_its_scenes_are_replayed(rig: Rig) -> None:
     out = rig.folder / "seen"
     run(
         "replay", rig.data.root, "--scene", "scene-1", "--checkpoint", rig.config.run_dir, "--out", f"{out}.mcap",
-        "--out", f"{out}.gif", "--out", f"{out}.json", "--summary", f"{out}-summary.json",
+        "--out", f"{out}.mp4", "--out", f"{out}.json", "--summary", f"{out}-summary.json",
     )  # fmt: skip
     assert Path(f"{out}.json").stat().st_size > 0
     (summary,) = json.loads(Path(f"{out}-summary.json").read_text())
