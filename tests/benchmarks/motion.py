@@ -20,7 +20,7 @@ from torch import Tensor
 
 from training.data.loader import build_loader
 from training.runs.release import load_with_rig
-from training.tasks.detection.recall import match
+from training.tasks.detection.matching import match
 
 MIN_SCORE, DISTANCE_M, MOVING_MPS = 0.1, 2.0, 0.5
 

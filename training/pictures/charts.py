@@ -78,26 +78,6 @@ def _heat(axes: Axes, values: NDArray[np.float64], rows: Sequence[str], columns:
     bar.ax.tick_params(labelsize=8)
 
 
-def comparison_chart(
-    path: Path, first: Results, second: Results, names: tuple[str, str] = ("with robustness training", "without")
-) -> Path:
-    """Two models side by side, for every subset that both were measured on; ValueError if there is none."""
-    subsets = [s for s in first if s in second]
-    if not subsets:
-        raise ValueError(f"nothing to compare: {', '.join(first)} and {', '.join(second)} have no subset in common")
-    figure = new_figure(max(8.0, 1.6 + 1.35 * len(subsets)), 7.6)
-    for row, (what, key) in enumerate((("mAP", "mean_ap"), ("NDS", "nds"))):
-        axes = figure.add_subplot(2, 1, row + 1)
-        _bars(axes, [(names[0], MAP_BLUE, [getattr(first[s], key) for s in subsets]),
-                     (names[1], SCORE_ORANGE, [getattr(second[s], key) for s in subsets])], subsets)  # fmt: skip
-        axes.set_title(what, fontsize=11, loc="left", color=INK)
-    figure.suptitle("The same data, two ways to train", x=0.09, ha="left", fontsize=14, fontweight="bold", color=INK)
-    notes = caption(first) if caption(first) == caption(second) else f"{caption(first)}  |  {caption(second)}"
-    figure.text(0.09, 0.925, notes, fontsize=8.5, color="#555555")
-    figure.subplots_adjust(left=0.09, right=0.98, top=0.87, bottom=0.09, hspace=0.42)
-    return save_figure(figure, path)
-
-
 def training_curves(path: Path, history: Sequence[Mapping[str, Any]], title: str = "Training") -> Path:
     """The loss, its parts and the learning rate over the optimiser steps.
 

@@ -24,7 +24,7 @@ from robustbev.results.result import TickResult
 from sensors.calibration import apply, inverse_rigid, pose_fault, transforms
 from sensors.logs.messages import SceneBoxes, TruthBox
 from sensors.nuscenes.config import DETECTION_CLASS_OF_CATEGORY
-from training.tasks.detection.recall import match
+from training.tasks.detection.matching import match
 
 GAP_S = 0.6  # annotations of nuScenes are 0.5 s apart
 FOUND_M, FOUND_SCORE = 2.0, 0.3
@@ -274,14 +274,6 @@ class TruthScore:
                     )
         mean_ap = float(np.mean(list(class_ap.values()))) if class_ap else float("nan")
         return ReplayScore(mean_ap, class_ap, len(rows), tuple(row.found for row in rows))
-
-
-def score_replay(results: Iterable[TickResult], truth: ReplayTruth) -> ReplayScore:
-    """How well the results of a replay agree with truth; ValueError where their classes are not the truth's."""
-    scorer = TruthScore(truth)
-    for result in results:
-        scorer.write(result)
-    return scorer.score()
 
 
 def class_radius_m(grid: BEVGrid) -> dict[str, float]:

@@ -23,7 +23,6 @@ from pydantic import ValidationError
 from torch import nn
 
 from bev.detection.boxes import Boxes
-from bev.grid import BEVGrid
 from fusion.features import BEVFeatures, FusedBEV
 from robustbev import NUSCENES_ATTRIBUTES, NUSCENES_CLASSES, ModelConfig, Perception
 from sensors.batch import SensorBatch
@@ -34,9 +33,9 @@ from training.evaluation.config import EvaluationConfig, every_subset, subset_na
 from training.evaluation.subsets import evaluate_subsets, possible_subsets, predict_subsets
 from training.evaluation.tables import read_subsets
 from training.runs.config import RunConfig
+from training.tasks.detection.matching import match
 from training.tasks.detection.metrics import FastMetrics
 from training.tasks.detection.official import Metrics, OfficialEvaluation, detection_config, range_note
-from training.tasks.detection.recall import match, recall_by_class
 from training.tasks.detection.submission import submission, submission_boxes
 
 SUBSETS = every_subset(KINDS)
@@ -562,21 +561,6 @@ def _devkit_boxes(boxes: list[Any]) -> Boxes:
         label=torch.tensor([NUSCENES_CLASSES.index(b.detection_name) for b in boxes], dtype=torch.long),
         score=torch.tensor([b.detection_score for b in boxes], dtype=torch.float64),
     )
-
-
-def test_recall_counts_boxes_in_the_grid_with_enough_points() -> None:
-    truth = _boxes(4, center_m=torch.tensor([[0.0, 0, 0], [5, 0, 0], [10, 0, 0], [100, 0, 0]]))
-    points = torch.tensor([9, 9, 2, 9])  # the third has too few points, the fourth is outside
-    found = _boxes(
-        3, center_m=torch.tensor([[0.4, 0, 0], [6.5, 0, 0], [0.1, 0, 0]]), score=torch.tensor([0.9, 0.8, 0.7])
-    )
-    grid = BEVGrid(-25.6, 25.6, -25.6, 25.6, 0.8)
-    recall = recall_by_class([found], [truth], [points], grid, NUSCENES_CLASSES)
-    assert recall.found == {"car": 1}
-    assert recall.total == {"car": 2}
-    assert recall.share == 0.5
-    wrong = dataclasses.replace(found, label=torch.full((3,), 5))
-    assert recall_by_class([wrong], [truth], [points], grid, NUSCENES_CLASSES).share == 0.0
 
 
 def test_perfect_boxes_on_the_real_keyframe(real_keyframe: Path, tmp_path: Path) -> None:

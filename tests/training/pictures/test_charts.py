@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from robustbev import NUSCENES_CLASSES
 from sensors.frames import KINDS
 from training.evaluation.config import every_subset
-from training.evaluation.tables import TP_ERRORS, SubsetResult
-from training.pictures.charts import comparison_chart, subset_chart, training_curves
+from training.pictures.charts import subset_chart, training_curves
+from training.tasks.detection.result import TP_ERRORS, SubsetResult
 
 SUBSETS = every_subset(KINDS)
 
@@ -44,11 +44,8 @@ def _results(scale: float = 1.0) -> dict[str, SubsetResult]:
 
 def test_charts_of_an_evaluation(tmp_path: Path) -> None:
     _pixels(subset_chart(tmp_path / "chart.png", _results()))
-    _pixels(comparison_chart(tmp_path / "compare.png", _results(), _results(0.5)))
     zero = {"radar": dataclasses.replace(_results()["radar"], mean_ap=0.0, nds=0.0)}
     _pixels(subset_chart(tmp_path / "zero.png", zero))
-    with pytest.raises(ValueError, match="no subset in common"):
-        comparison_chart(tmp_path / "no.png", zero, {"lidar": _results()["lidar"]})
 
 
 def test_curves_of_a_training_run(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from sensors.frames import CameraImage
 from sensors.nuscenes.config import NuScenesConfig
 from sensors.nuscenes.reader import NuScenesReader
 from tests.robustbev.results.replay_results import boxes
+from tests.small_nuscenes import lidar_points
 from training.pictures.projection import box_segments, project_points, project_segments
 
 LOOKS_AHEAD = np.array([[0.0, 0, 1, 1.5], [-1, 0, 0, 0], [0, -1, 0, 1.5], [0, 0, 0, 1]])  # reference_T_camera
@@ -38,7 +39,7 @@ def test_boxes_behind_or_beside_the_camera_are_not_drawn() -> None:
 def test_on_the_real_keyframe_lidar_points_of_a_box_fall_into_its_drawing(real_config: NuScenesConfig) -> None:
     """In the pictures, the LiDAR points that lie in a box in space lie within the lines drawn for it."""
     reader = NuScenesReader(real_config, "mini_train", classes=NUSCENES_CLASSES)
-    frame, truth, counts = reader.frame(0), reader.boxes(0), reader.num_lidar_points(0).numpy()
+    frame, truth, counts = reader.frame(0), reader.boxes(0), lidar_points(reader, 0)
     assert frame.lidar is not None
     points = points_in_reference(frame.lidar[0], frame.time_us)[:, :3].astype(np.float64)
     drawn = 0

@@ -30,11 +30,11 @@ from training.replay.truth import (
     MIN_PRECISION,
     MIN_RECALL,
     FoundAt,
+    ReplayScore,
     ReplayTruth,
     TruthScore,
     average_precision,
     class_radius_m,
-    score_replay,
 )
 
 CLASSES = ("car", "pedestrian")
@@ -82,6 +82,13 @@ def result(number: float, boxes: Boxes, *, perceived: bool = True) -> TickResult
     frame = SensorFrame("tick", time_us, None, None, None, HERE)
     tick = Tick(round(number * 10), time_us, time_us, frame, {}, True)
     return TickResult(tick, perceived, Boxes.empty(), boxes, ("camera",), np.zeros((1, 1, 1), np.float32), CLASSES, ())
+
+
+def score_replay(results: list[TickResult], truth: ReplayTruth) -> ReplayScore:
+    scorer = TruthScore(truth)
+    for one in results:
+        scorer.write(one)
+    return scorer.score()
 
 
 # --- where things are between their annotations ---------------------------------------------------------------------------

@@ -133,7 +133,7 @@ def grid_map(
 
 
 def maps(scene: Scene) -> list[Panel]:
-    """Whom the fusion trusts: a map for each modality, all on one scale, and one of their colours mixed by share; coverage; tasks'."""
+    """Whom the fusion trusts: a map for each modality on one scale, one of their colours mixed by share; coverage; tasks'."""
     panels = []
     if scene.attention is not None:
         ends = (0.0, max(float(scene.attention.max(initial=0.0)), 1e-6))

@@ -8,10 +8,12 @@ import numpy as np
 import pytest
 
 from robustbev import ModelConfig
+from robustbev.perception import TaskMap
 from robustbev.results.palette import ALARM
 from sensors.palette import class_rgb
 from tests.robustbev.results.replay_results import CLASSES, GRID, boxes, frame, result
 from tests.training.pictures.scene.scenes import SIDE_PX, drawn, from_above, near, scene
+from training.pictures.scene.canvas import GREY
 from training.pictures.scene.panels import above, cameras, channels_there, grid_map, legend, maps
 
 PX = SIDE_PX / 24  # a metre
@@ -106,6 +108,16 @@ def test_maps_say_what_they_are_of() -> None:
     assert panels[-1].values == (0.0, 1.0)
     white = near(drawn(panels[0]), (255, 255, 255), 3)
     assert white[:100, :100].sum() > 50  # crossed out
+
+
+def test_a_tasks_map_is_one_more_and_grey_where_nothing_is_known() -> None:
+    values = np.full(GRID.shape, 2.0, np.float32)
+    values[: GRID.shape[0] // 2] = np.nan  # behind
+    panel = maps(scene(result(), task_maps={"counts/count": TaskMap(values, 0.0, 2.0)}))[-1]
+    assert (panel.title, panel.values) == ("counts/count", (0.0, 2.0))
+    picture = drawn(panel)
+    assert near(picture[SIDE_PX * 3 // 4 :], GREY, 3).mean() > 0.95
+    assert not near(picture[: SIDE_PX // 4], GREY, 3).any()
 
 
 def test_the_legend_explains_what_can_be_seen() -> None:
