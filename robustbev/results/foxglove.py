@@ -10,7 +10,7 @@
 | /tasks/TASK/FIELD | foxglove.Grid | a map that another task than detection gives; NaN where nothing is known |
 | /diagnostics | diagnostic_msgs/DiagnosticArray, JSON | the perception, then one status a sensor |
 | /replay/tick | robustbev.Tick, JSON | number of the tick, boxes, shares, states: for plots |
-| /given/... | pictures, calibrations, point clouds | with `inputs`: what the model was given, at the tick's time |
+| /given/... | pictures, calibrations, point clouds | with `inputs`: what the model was given; dark or empty where it was not |
 
 Messages carry the tick's time as log time and the time at which it was complete as publish time. Poses of sensors already hold
 the ego motion from their measurement to the tick, so their frames have names of their own and do not disturb the log's.
@@ -134,7 +134,7 @@ class FoxgloveResults:
         self._write_log(result)
         self._write_json(result)
         if self._inputs:
-            for topic, payload in given_messages(result.tick.frame, result.tick.time_us, self._names.ego):
+            for topic, payload in given_messages(result.tick, self._names.ego):
                 self._add_payload(result, topic, payload)
 
     def close(self) -> None:
@@ -224,7 +224,7 @@ class FoxgloveResults:
         t = self._types
         text = t.TextPrimitive(
             pose=self._pose((0.0, 0.0, 4.0), (0.0, 0.0, 0.0, 1.0)), billboard=True, font_size=28, scale_invariant=True,
-            color=self._colour(ALARM, 1.0), text=NO_PERCEPTION,
+            color=self._colour(ALARM, 1.0), text=NO_PERCEPTION.partition(":")[0],  # longer ones are cut off
         )  # fmt: skip
         return t.SceneEntity(
             timestamp=self._stamp(result),

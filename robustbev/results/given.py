@@ -15,12 +15,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from robustbev.results.content import camera_images, points_in_reference, quaternion_xyzw
+from robustbev.results.palette import ALARM
 from robustbev.results.result import TickResult
 from sensors.frames import CameraImage, LidarSweep, RadarSweep, SensorFrame
 from sensors.logs.messages import CameraInfo, EncodedImage, FrameTransform, FrameTransforms, Payload, PointCloud
+from sensors.replay.tick import SensorStatus, Tick
 
 JPEG_QUALITY = 90
 LIDAR_FIELDS = ("x", "y", "z", "intensity", "ring", "age_s")
+_NO_PICTURE_PX = (480, 270)  # width, height
 RADAR_FIELDS = ("x", "y", "z", "rcs_dbsm", "vx_mps", "vy_mps", "age_s")
 
 
@@ -48,18 +51,42 @@ def transforms(result: TickResult, poses: Mapping[str, NDArray[Any]], names: Fra
     return FrameTransforms(tuple(found), static=False)
 
 
-def given_messages(frame: SensorFrame, time_us: int, ego_frame: str) -> Iterator[tuple[str, Payload]]:
-    """(topic, message) of every picture with its calibration, and of every LiDAR and radar."""
-    for camera in camera_images(frame):
-        topic = f"/given/{camera.channel.lower()}"
-        stamp_ns, frame_id = time_us * 1000, f"given/{camera.channel}"
-        yield f"{topic}/image_rect_compressed", EncodedImage(stamp_ns, frame_id, "jpeg", jpeg(camera.image))
-        yield f"{topic}/camera_info", _camera_info(stamp_ns, frame_id, camera)
-    for channel, points in cloud_of_channel(frame, time_us).items():
-        fields = LIDAR_FIELDS if points.shape[1] == len(LIDAR_FIELDS) else RADAR_FIELDS
+def given_messages(tick: Tick, ego_frame: str) -> Iterator[tuple[str, Payload]]:
+    """(topic, message) of every sensor: its picture and calibration, or its points.
+
+    Of a sensor that the model was not given a dark picture that says why, or a cloud without points: a viewer goes on showing the
+    last message of a topic, and a sensor that is lost must not stay on the screen.
+    """
+    stamp_ns = tick.time_us * 1000
+    cameras = {camera.channel: camera for camera in camera_images(tick.frame)}
+    clouds = cloud_of_channel(tick.frame, tick.time_us)
+    lost = {name: status for name, status in tick.sensors.items() if name not in cameras and name not in clouds}
+    lost_cameras = {name: _no_picture(status) for name, status in lost.items() if status.modality == "camera"}
+    pictures = {name: camera.image for name, camera in cameras.items()} | lost_cameras
+    for channel, image in pictures.items():
+        topic, frame_id = f"/given/{channel.lower()}", f"given/{channel}"
+        yield f"{topic}/image_rect_compressed", EncodedImage(stamp_ns, frame_id, "jpeg", jpeg(image))
+        if channel in cameras:
+            yield f"{topic}/camera_info", _camera_info(stamp_ns, frame_id, cameras[channel])
+    radars = {sweep.channel for sweep in tick.frame.radar or ()}
+    radars |= {name for name, status in lost.items() if status.modality == "radar"}
+    for channel in (*clouds, *(name for name in lost if name not in lost_cameras)):
+        fields = RADAR_FIELDS if channel in radars else LIDAR_FIELDS
+        points = clouds.get(channel, np.zeros((0, len(fields)), np.float32))
         layout = np.dtype([(name, "<f4") for name in fields])
         cloud = np.ascontiguousarray(points, "<f4").view(layout).reshape(-1)
-        yield f"/given/{channel.lower()}", PointCloud(time_us * 1000, ego_frame, cloud)
+        yield f"/given/{channel.lower()}", PointCloud(stamp_ns, ego_frame, cloud)
+
+
+def _no_picture(status: SensorStatus) -> NDArray[np.uint8]:
+    """[H, W, 3] dark, with the camera's name and why it has no picture."""
+    from PIL import Image, ImageDraw, ImageFont
+
+    age = "" if status.age_us is None else f", {status.age_us / 1e6:.1f} s old"
+    picture = Image.new("RGB", _NO_PICTURE_PX, (24, 24, 24))
+    words = f"{status.channel}\nno picture: {status.state}{age}"
+    ImageDraw.Draw(picture).text((24, 96), words, fill=ALARM, font=ImageFont.load_default(26), spacing=12)
+    return np.asarray(picture)
 
 
 def cloud_of_channel(frame: SensorFrame, time_us: int) -> dict[str, NDArray[np.float32]]:

@@ -188,8 +188,9 @@ class RerunResults:
         image = self._rr.EncodedImage.columns(
             blob=[np.frombuffer(jpeg(camera.image), np.uint8)], media_type=["image/jpeg"]
         )
-        self._send(result, entity, image)
-        return entity
+        picture = f"{entity}/picture"  # what is cleared when it is lost; where the camera is stays known
+        self._send(result, picture, image)
+        return picture
 
     def _write_points(self, result: TickResult) -> set[str]:
         """All sweeps of a channel together; radar larger, in its colour."""

@@ -7,7 +7,7 @@
 | /attention/MODALITY | nav_msgs/msg/OccupancyGrid | share of the attention, 0..100 |
 | /tasks/TASK/FIELD | nav_msgs/msg/OccupancyGrid | a map of another task, 0..100 of its range; -1 where nothing is known |
 | /diagnostics | diagnostic_msgs/msg/DiagnosticArray | the perception (none is an error), then one status a sensor |
-| /given/... | pictures, calibrations, PointCloud2 | with `inputs`: what the model was given, at the tick's time |
+| /given/... | pictures, calibrations, PointCloud2 | with `inputs`: what the model was given; dark or empty where it was not |
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ class Ros2Results:
         array = diagnostic_array(self._make, diagnoses(result), time_us, ego)
         self._add(result, "/diagnostics", self._encoded(array))
         if self._inputs:
-            for topic, payload in given_messages(result.tick.frame, result.tick.time_us, self._names.ego):
+            for topic, payload in given_messages(result.tick, self._names.ego):
                 self._add(result, topic, payload)
 
     def close(self) -> None:

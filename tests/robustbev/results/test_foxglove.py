@@ -143,6 +143,21 @@ def test_frames_are_named_as_in_the_log(tmp_path: Path) -> None:
     assert used == {"odom", "vehicle"}
 
 
+def test_with_inputs_a_sensor_that_is_lost_does_not_stay_on_the_screen(tmp_path: Path) -> None:
+    """A viewer goes on showing the last message of a topic: each has one at every tick."""
+    topics = written(tmp_path / "out.mcap", result(0), result(1, perceived=False), inputs=True)
+    assert [len(topics[f"/given/{name}"]) for name in ("lidar_top", "radar_front")] == [2, 2]
+    for name in ("lidar_top", "radar_front"):
+        before, after = topics[f"/given/{name}"]
+        assert (len(before.data) > 0, len(after.data)) == (True, 0)
+        assert [field.name for field in after.fields] == [field.name for field in before.fields]
+    for name in ("cam_front", "cam_back"):
+        lost = topics[f"/given/{name}/image_rect_compressed"][1]
+        image = cv2.imdecode(np.frombuffer(lost.data, np.uint8), cv2.IMREAD_COLOR)
+        assert np.median(image) < 40
+        assert image[..., 2].max() > 120  # in red, why
+
+
 def test_with_inputs_the_pictures_and_points_that_the_model_was_given_go_along(tmp_path: Path) -> None:
     topics = written(tmp_path / "out.mcap", result(), inputs=True)
     (picture,) = topics["/given/cam_front/image_rect_compressed"]

@@ -80,8 +80,9 @@ def test_pictures_and_points_of_absent_sensors_are_cleared(tmp_path: Path) -> No
     assert "/map/ego/CAM_BACK" not in entities
     lidar = rows(recording, "/map/ego/LIDAR_TOP")
     assert np.allclose(lidar[0]["Position3D"][0], [10.9, 0, 0.8], atol=1e-5)
-    for entity in ("/map/ego/LIDAR_TOP", "/map/ego/CAM_FRONT"):
+    for entity in ("/map/ego/LIDAR_TOP", "/map/ego/CAM_FRONT/picture"):
         assert rows(recording, entity)[1]["ClearIsRecursive"] == [False], entity
+    assert len(rows(recording, "/map/ego/CAM_FRONT")) == 1  # where it looks stays known, and boxes are drawn there
 
 
 def test_the_file_is_there_whole_or_not_at_all(tmp_path: Path) -> None:

@@ -92,6 +92,14 @@ def test_with_inputs_the_bag_stands_alone(tmp_path: Path) -> None:
     assert np.allclose(cloud.data.view("<f4").reshape(4, 6)[0], [10.9, 0, 0.8, 20, 3, 0], atol=1e-5)
 
 
+def test_with_inputs_a_sensor_that_is_lost_does_not_stay_on_the_screen(tmp_path: Path) -> None:
+    topics = written(tmp_path / "out.mcap", result(0), result(1, perceived=False), inputs=True)
+    assert [cloud.width for cloud in topics["/given/lidar_top"]] == [4, 0]
+    assert [cloud.width for cloud in topics["/given/radar_front"]] == [1, 0]
+    before, after = topics["/given/cam_front/image_rect_compressed"]
+    assert bytes(before.data) != bytes(after.data)
+
+
 def test_equal_results_give_equal_bytes_and_nothing_half_written(tmp_path: Path) -> None:
     paths = [tmp_path / name / "out.mcap" for name in ("a", "b")]  # a bag holds its own name
     for path in paths:
