@@ -17,7 +17,7 @@ from training.commands.options import Settings
 from training.commands.pictures import demo, show
 from training.commands.replay import replay
 from training.commands.robustness import robustness
-from training.commands.runs import evaluate, gap, train
+from training.commands.runs import evaluate, train
 from training.console.errors import DEBUG_VARIABLE, tells_errors
 
 app = typer.Typer(
@@ -33,7 +33,6 @@ for _command in (
     train,
     evaluate,
     robustness,
-    gap,
     compare,
     health,
     show,

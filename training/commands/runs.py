@@ -71,26 +71,3 @@ def evaluate(
     with Bars() as bars:
         results = evaluate_checkpoint(checkpoint, run_config, out_dir=out, progress=bars)
     print_tables(results)
-
-
-@tells_errors
-def gap(
-    checkpoint: Annotated[Path, typer.Option("--checkpoint", help="A checkpoint, or a run's folder.")],
-    settings: Settings = None,
-    config: Annotated[Path | None, typer.Option("--config", help="What to measure on; default: the run's own.")] = None,
-    out: Annotated[Path | None, typer.Option("--out", help="Default: `gap` in the run's folder.")] = None,
-) -> None:
-    """Measure how far apart the modalities' embeddings lie, and whether they find each other's objects."""
-    from sensors.extras import require
-
-    require("robustbev gap", "data", "nuscenes", "simplejpeg")
-    require("robustbev gap", "train", "matplotlib")
-    from training.console.progress import Bars
-    from training.pictures.gap import markdown
-    from training.runs.measure_gap import measure_gap
-
-    run_config = config_of(checkpoint, config, settings or [])
-    with Bars() as bars:
-        report, folder = measure_gap(checkpoint, run_config, out_dir=out, progress=bars)
-    print(markdown(report))
-    print(folder / "gap.png")

@@ -93,11 +93,6 @@ class RunFiles:
         return self.root / "evaluation"
 
     @property
-    def gap(self) -> Path:
-        """The modality gap: figures and picture."""
-        return self.root / "gap"
-
-    @property
     def subsets(self) -> Path:
         """The figures of every subset once more, where a reader of the run looks first."""
         return self.root / "subsets.json"
@@ -118,7 +113,7 @@ class RunFiles:
 
     def clear(self) -> None:
         """Remove all that a run writes, and nothing else."""
-        for folder in (self.checkpoints, self.validation_files, self.evaluation, self.gap, self.pictures):
+        for folder in (self.checkpoints, self.validation_files, self.evaluation, self.pictures):
             shutil.rmtree(folder, ignore_errors=True)
         notes = (self.config, self.data, self.history, self.validation, self.status, self.precision, self.subsets)
         for file in (*notes, self.stop_request, self.failure, self.mlflow, self.outbox, sent_of(self.mlflow)):

@@ -27,7 +27,7 @@ from training.runs.files import RunFiles
 
 RUNNER = CliRunner()
 COMMANDS = (
-    "simulate", "index", "config", "train", "evaluate", "robustness", "compare", "health", "gap", "show", "doctor", "demo",
+    "simulate", "index", "config", "train", "evaluate", "robustness", "compare", "health", "show", "doctor", "demo",
 )  # fmt: skip
 SMALL = [
     "model.channels=16",
