@@ -19,7 +19,7 @@ from fusion import BEVFeatures, CrossAttentionFusion, drop_modalities
 
 CHANNELS = {"thermal": 3, "ultrasonic": 2, "depth": 5, "odour": 1}
 CELLS = (4, 4)
-BATCH, STEPS = 64, 350
+BATCH, STEPS = 64, 200
 
 
 def reaches() -> dict[str, Tensor]:
