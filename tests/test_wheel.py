@@ -156,7 +156,7 @@ def test_the_extras_replay_and_export_bring_what_their_commands_need(wheel: Path
     """Neither nuscenes-devkit nor Ray and MLflow: as on a Python that cannot have the devkit."""
     extras = [one.name for one in requirements("replay", "export")]
     command = environment(tmp_path, wheel, [*BASE, *extras]).with_name("robustbev")
-    save(tiny_model(), tmp_path / "model")
+    save(tiny_model(fuser={"kind": "mean"}), tmp_path / "model")
     write_log(MemoryLog(drive(0.3)), tmp_path / "drive.mcap", "foxglove")
     outputs = ("--out", "seen.mcap", "--out", "seen.mp4")
     run(command, "replay", "drive.mcap", "--checkpoint", "model", *outputs, cwd=tmp_path)
