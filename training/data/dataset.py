@@ -79,6 +79,8 @@ def rig_of(config: DataConfig, model: ModelConfig) -> RigConfig:
 def with_rig(model: ModelConfig, config: DataConfig) -> ModelConfig:
     """The model's configuration with the rig of the data, where it does not name one yet.
 
+    A SensorDataWarning names a modality without any sensor, which will be absent in every sample.
+
     Raises:
         ValueError: a modality names a channel that the data do not.
     """
@@ -91,6 +93,12 @@ def with_rig(model: ModelConfig, config: DataConfig) -> ModelConfig:
                 f"model.modalities.{name}.channels: {missing}; name one of those, or add it to "
                 f"data.nuscenes.{modality.kind}_channels"
             )
+        if not model.channels_of(name, rig):
+            message = (
+                f"model.modalities.{name}: data.nuscenes.{modality.kind}_channels has none for it: it will be absent in every "
+                f"sample; set model.modalities.{name}=null, or name its channels"
+            )
+            warnings.warn(message, SensorDataWarning, stacklevel=1)  # once, whoever asks
     return model.model_copy(update={"rig": rig})
 
 

@@ -19,7 +19,7 @@ from sensors.nuscenes.config import NuScenesConfig
 from tests.small_nuscenes import SmallNuScenes
 from training.data.augmentation import AugmentationConfig
 from training.data.batch import TrainingBatch
-from training.data.dataset import DataConfig, open_reader
+from training.data.dataset import DataConfig, open_reader, with_rig
 from training.data.loader import build_loader
 from training.loop.step import modality_present
 
@@ -260,3 +260,21 @@ def test_one_training_batch_of_the_real_keyframe_at_full_size(real_config: NuSce
     assert batch.sensors.part("radar").present.tolist() == [[True]]
     assert (batch.depth_m["camera"] > 0).sum() > 1000
     assert 40 < int(batch.box_valid.sum()) < 68
+
+
+@pytest.mark.parametrize(
+    ("rear", "radar_channels", "name", "kind"),
+    [({"kind": "lidar", "channels": []}, ("RADAR_FRONT",), "rear", "lidar"), (None, (), "radar", "radar")],
+)
+def test_a_modality_without_any_sensor_is_told(
+    rear: dict[str, Any] | None, radar_channels: tuple[str, ...], name: str, kind: str
+) -> None:
+    model = ModelConfig.model_validate({"modalities": {"lidar": {}, "radar": {}, "rear": rear}})
+    data = DataConfig(nuscenes=NuScenesConfig(radar_channels=radar_channels))
+    with pytest.warns(SensorDataWarning) as told:
+        with_rig(model, data)
+    (message,) = (str(warning.message) for warning in told)
+    assert message.startswith(
+        f"model.modalities.{name}: data.nuscenes.{kind}_channels has none for it: it will be absent"
+    )
+    assert f"set model.modalities.{name}=null, or name its channels" in message
