@@ -21,27 +21,33 @@ ROOT = Path(__file__).resolve().parents[3]
 EXAMPLES = ROOT / "docs" / "deploy"
 
 
-def run_alone(script: str, *words: str, distributions: tuple[str, ...], folder: Path) -> str:
+def run_alone(script: str, *words: str, distributions: set[str], folder: Path) -> str:
     """What a copy of an example prints where these libraries, a copy of the runtime and nothing else can be imported."""
     robot, links = folder / "robot", folder / "links"
     robot.mkdir()
     shutil.copytree(ROOT / "fusion" / "runtime", robot / "runtime")
     shutil.copy(EXAMPLES / script, robot)
-    link_distributions(distributions, links)
+    link_distributions(tuple(distributions), links)
     code = (
         f"import runpy, sys; sys.path[:0] = [{str(robot)!r}, {str(links)!r}]; sys.argv = {[script, *words]!r}; "
+        "from importlib.util import find_spec; "
+        "print(*[name for name in ('numpy', 'torch', 'onnxruntime', 'onnx', 'fusion', 'robustbev') if find_spec(name)]); "
         f"runpy.run_path({str(robot / script)!r}, run_name='__main__')"
     )
     command = [sys.executable, "-I", "-S", "-W", "ignore", "-c", code]
     done = subprocess.run(command, cwd=robot, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    return done.stdout
+    visible, _, said = done.stdout.partition("\n")
+    assert set(visible.split()) == distributions
+    return said
 
 
 def test_a_whole_model_runs_with_onnxruntime_and_numpy_alone(tmp_path: Path) -> None:
     pytest.importorskip("onnxscript")
     path = exported_tiny("onnx").path
-    said = run_alone("run_onnx.py", str(path), "--threads", "1", distributions=("onnxruntime",), folder=tmp_path)
+    said = run_alone(
+        "run_onnx.py", str(path), "--threads", "1", distributions={"onnxruntime", "numpy"}, folder=tmp_path
+    )
     assert "lidar_points       float32 [B, P, 5]" in said
     for what in ("all", "without camera", "without lidar", "without radar"):
         assert f"{what}: perceived True; attention camera 0." in said
@@ -51,7 +57,7 @@ def test_a_fuser_runs_with_torch_alone(tmp_path: Path) -> None:
     path = write_artifact(tmp_path, "pt2")
     sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
     said = run_alone(
-        "run_torch.py", str(path), "--threads", "1", "--sha256", sha256, distributions=("torch",), folder=tmp_path
+        "run_torch.py", str(path), "--threads", "1", "--sha256", sha256, distributions={"torch"}, folder=tmp_path
     )
     for what in ("all", "without camera", "without lidar"):
         assert f"{what}: features [1, 8, 6, 5]; attention camera 0." in said
