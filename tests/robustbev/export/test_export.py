@@ -168,7 +168,7 @@ def test_it_exports_as_one_graph_and_serves_other_input(name: str) -> None:
     ids=str,
 )
 def test_every_way_to_fuse_exports(fuser: dict[str, Any]) -> None:
-    it = part("fuse camera+lidar+radar", fuser)
+    it = part("fuse lidar+radar", fuser)
     with torch.no_grad():
         exported = torch.export.export(it.module, it.inputs[0], strict=True).module()
         for got, expected in zip(exported(*it.inputs[1]), it.module(*it.inputs[1]), strict=True):
