@@ -73,7 +73,7 @@ def test_the_tiny_model_learns_the_keyframe_by_heart(real_config: NuScenesConfig
     step = TrainingStep(model, config.step)
     state = TrainingState(model, build_optimizer(model, config.optim), None)
     plan = Plan(epochs=1, optim=config.optim)
-    train(state, step, step.draw, Repeated(batch, 60), plan, device=torch.device("cpu"))
+    train(state, step, step.draw, Repeated(batch, 45), plan, device=torch.device("cpu"))
     loader = build_loader(config.data, config.model, "mini_train", batch_size=1, train=False)
     with torch.no_grad():
         perception = model.eval()(next(iter(loader.epoch(0))).sensors)
