@@ -42,7 +42,7 @@ def test_a_training_step_and_perceive_are_equal_to_the_cpus_and_taken_apart(repo
     assert step["loss_first_and_last"][1] < step["loss_first_and_last"][0]
     assert step["samples_per_s"] > 0
     for figures in (step, perceive):
-        assert {"encoders.camera", "encoders.lidar", "encoders.radar", "fuser", "backbone", "head"} <= set(
+        assert {"encoders.camera", "encoders.lidar", "encoders.radar", "fuser", "backbone", "heads.detection"} <= set(
             figures["parts_ms"]
         )
         assert figures["host_waits"] == sum(figures["host_waits_by_line"].values())

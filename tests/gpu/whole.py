@@ -31,7 +31,15 @@ from tests.gpu.measure import ROOT, host_waits, milliseconds, peak_mib, relative
 from training.data.batch import TrainingBatch
 from training.loop.step import StepConfig, TrainingStep
 
-PARTS = ("encoders.camera", "encoders.camera.vit", "encoders.lidar", "encoders.radar", "fuser", "backbone", "head")
+PARTS = (
+    "encoders.camera",
+    "encoders.camera.vit",
+    "encoders.lidar",
+    "encoders.radar",
+    "fuser",
+    "backbone",
+    "heads.detection",
+)
 
 
 def sensors(model: PerceptionModel, batch_size: int, points: int) -> SensorBatch:

@@ -37,7 +37,7 @@ def test_what_is_frozen_keeps_its_weights_and_its_batch_statistics() -> None:
         if frozen:
             assert torch.equal(tensor, before[name]), name
     moved = [name for name, tensor in model.state_dict().items() if not torch.equal(tensor, before[name])]
-    assert {name.partition(".")[0] for name in moved} >= {"encoders", "fuser", "backbone", "head", "auxiliary"}
+    assert {name.partition(".")[0] for name in moved} >= {"encoders", "fuser", "backbone", "heads", "auxiliary"}
 
 
 def test_a_frozen_part_must_exist() -> None:
