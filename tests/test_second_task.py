@@ -96,6 +96,7 @@ def run(library: Path, *arguments: str) -> str:
     return done.stdout
 
 
+@pytest.mark.slow
 def test_it_goes_through_everything(library: Path, small_nuscenes: SmallNuScenes, tmp_path: Path) -> None:
     config, model = tmp_path / "counts.yaml", tmp_path / "runs" / "counting"
     root, version = small_nuscenes.root, small_nuscenes.config.version

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -14,13 +15,14 @@ import pytest
 from mcap.reader import make_reader
 from mcap_protobuf.decoder import DecoderFactory
 
-from robustbev.results.foxglove import FoxgloveResults
+from robustbev.results.foxglove import TICK_SCHEMA, FoxgloveResults
 from robustbev.results.given import FrameNames
 from robustbev.results.result import TickResult
 from sensors.logs.encode import MissingLogLibraryError
 from sensors.logs.log import LogError
-from sensors.replay.tick import SensorState
-from tests.robustbev.results.replay_results import GRID, LIDAR_POSE, LOOKS_AHEAD, START_US, boxes, result
+from sensors.nuscenes.config import NuScenesConfig
+from sensors.replay.tick import SensorState, SensorStatus
+from tests.robustbev.results.replay_results import GRID, LIDAR_POSE, LOOKS_AHEAD, START_US, boxes, frame, result
 
 
 def written(path: Path, *results: TickResult, **settings: Any) -> dict[str, list[Any]]:
@@ -141,6 +143,28 @@ def test_frames_are_named_as_in_the_log(tmp_path: Path) -> None:
     used |= {topics["/detections"][0].entities[0].frame_id, topics["/given/lidar_top"][0].frame_id}
     used |= {topics["/attention/lidar"][0].frame_id, topics["/diagnostics"][0]["header"]["frame_id"]}
     assert used == {"odom", "vehicle"}
+
+
+def test_the_layout_of_the_docs_shows_topics_that_there_are(tmp_path: Path) -> None:
+    rig = NuScenesConfig()
+    kinds = {"camera": rig.camera_channels, "lidar": rig.lidar_channels, "radar": rig.radar_channels}
+    sensors = {
+        channel: SensorStatus(channel, kind, SensorState.MISSING, None)
+        for kind, names in kinds.items()
+        for channel in names
+    }
+    one = result()
+    tick = dataclasses.replace(one.tick, sensors=sensors, frame=frame(START_US, camera=False, lidar=False, radar=False))
+    topics = written(tmp_path / "out.mcap", dataclasses.replace(one, tick=tick), inputs=True)
+    layout = (Path(__file__).resolve().parents[3] / "docs" / "foxglove-layout.json").read_text(encoding="utf-8")
+    for shown in re.findall(r'"(/[a-z][^"]*)"', layout):
+        topic, *path = shown.replace("camera_info", "image_rect_compressed").split(
+            "."
+        )  # a calibration comes with a picture
+        assert topic in topics, shown
+        if path:
+            assert path[0] in TICK_SCHEMA["properties"]
+            assert path[1] in {"shares": one.modalities, "states": sensors}[path[0]]
 
 
 def test_with_inputs_a_sensor_that_is_lost_does_not_stay_on_the_screen(tmp_path: Path) -> None:
