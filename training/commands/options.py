@@ -37,7 +37,7 @@ def config_of(checkpoint: Path, config: Path | None, settings: list[str]) -> Run
 
 
 def print_wide(table: Table) -> None:
-    """A table, no narrower than it can be read; a terminal may wrap."""
+    """A table, no narrower than it can be read: cut-off figures help nobody; a terminal may wrap."""
     from rich.console import Console
 
     console = Console()
@@ -47,13 +47,8 @@ def print_wide(table: Table) -> None:
 
 
 def print_tables(results: Results) -> None:
-    """The figures of an evaluation: every subset, and every class."""
-    from rich.console import Console
+    """The figures of an evaluation: every subset, every task, and every class."""
+    from training.evaluation.tables import terminal_tables
 
-    from training.evaluation.tables import class_table, terminal_table
-
-    console = Console()
-    if console.width < _TABLE_WIDTH:  # cut-off figures help nobody; a terminal may wrap
-        console = Console(width=_TABLE_WIDTH)
-    console.print(terminal_table(results))
-    console.print(class_table(results))
+    for table in terminal_tables(results):
+        print_wide(table)

@@ -206,9 +206,9 @@ def score(
     results = scoring.run(tuple(predictions), config.processes, progress)
     tasks = training_tasks(model)
     for subset, found in predictions.items():
+        measured = {name: [of[token] for token in official.tokens] for name, of in found.measured.items()}
         figures = {
-            name: tasks[name].figures([measured[token] for token in official.tokens])
-            for name, measured in found.measured.items()
+            name: {key: float(value) for key, value in tasks[name].figures(of).items()} for name, of in measured.items()
         }
         results[subset] = replace(results[subset], tasks=figures)
     return {subset: results[subset] for subset in predictions}

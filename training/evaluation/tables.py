@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from training.files.atomic import write_json, write_text
-from training.tasks.detection.result import TP_ERRORS, SubsetResult
+from training.tasks.detection.result import TP_ERRORS, SubsetResult, task_figures
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -25,6 +25,7 @@ SHORT_CLASS = {
 
 
 Results = Mapping[str, SubsetResult]
+_SUMMARY = ("sensors", "mAP", "of all", "NDS", *TP_ERRORS.values())  # after them tasks beside detection, then classes
 
 
 def write_subsets(path: Path, results: Results) -> None:
@@ -82,18 +83,8 @@ def caption(results: Results) -> str:
 def header(results: Results) -> list[str]:
     """The columns of every table."""
     classes = list(next(iter(results.values())).class_ap) if results else []
-    summary = ["sensors", "mAP", "of all", "NDS", *TP_ERRORS.values(), *task_figures(results)]
-    return [*summary, *(SHORT_CLASS.get(name, name) for name in classes)]
-
-
-def task_figures(results: Results) -> list[str]:
-    """The figures of tasks beside detection, as "TASK NAME"."""
-    first = next(iter(results.values())).tasks if results else {}
-    return [f"{task} {name}" for task, figures in first.items() for name in figures]
-
-
-def _of_tasks(result: SubsetResult) -> list[float]:
-    return [value for figures in result.tasks.values() for value in figures.values()]
+    tasks = (f"{task} {name}" for task, name in task_figures(results.values()))
+    return [*_SUMMARY, *tasks, *(SHORT_CLASS.get(name, name) for name in classes)]
 
 
 def rows(results: Results) -> list[list[str]]:
@@ -108,7 +99,7 @@ def rows(results: Results) -> list[list[str]]:
                 "-" if math.isnan(share) else f"{100 * share:.0f}%",
                 f"{result.nds:.3f}",
                 *(_figure(result.errors.get(name, math.nan)) for name in TP_ERRORS.values()),
-                *(_figure(value, 3) for value in _of_tasks(result)),
+                *(_figure(result.of_task(*figure), 3) for figure in task_figures(results.values())),
                 *(_figure(value) for value in result.class_ap.values()),
             ]
         )
@@ -133,46 +124,42 @@ def comma_separated(results: Results) -> str:
     writer = csv.writer(out, lineterminator="\n")
     classes = list(next(iter(results.values())).class_ap) if results else []
     writer.writerow(
-        ["sensors", "mAP", "of_all", "NDS", *TP_ERRORS.values(), *(name.replace(" ", "_") for name in task_figures(results)),
-         *(f"AP_{name}" for name in classes), "ranges", "samples",
-         "no_perception"]
+        [*(name.replace(" ", "_") for name in header(results)[: -len(classes) or None]),
+         *(f"AP_{name}" for name in classes), "ranges", "samples", "no_perception"]
     )  # fmt: skip
     for subset, result in results.items():
         figures = [result.mean_ap, retention(result, results), result.nds]
         figures += [result.errors.get(name, math.nan) for name in TP_ERRORS.values()]
-        figures += [*_of_tasks(result), *result.class_ap.values()]
+        figures += [result.of_task(*figure) for figure in task_figures(results.values())]
+        figures += result.class_ap.values()
         writer.writerow(
             [subset, *(f"{v:.6f}" for v in figures), result.ranges, result.samples, len(result.no_perception)]
         )
     return out.getvalue()
 
 
-def terminal_table(results: Results, title: str = "Every subset of the sensors") -> Table:
-    """A rich table for the terminal: subsets, the summary figures and mAP relative to all sensors."""
+def terminal_tables(results: Results) -> list[Table]:
+    """Rich tables for the terminal: every subset by the official figures, by those of other tasks, by the AP of every class."""
     from rich.table import Table
 
-    table = Table(title=title, caption=caption(results), title_justify="left", caption_justify="left")
-    names = header(results)[: 4 + len(TP_ERRORS) + len(task_figures(results))]
-    for i, name in enumerate(names):
-        table.add_column(name, justify="left" if i == 0 else "right", no_wrap=True)
-    for row in rows(results):
-        table.add_row(*row[: len(names)])
-    return table
-
-
-def class_table(results: Results, title: str = "AP by class") -> Table:
-    """A rich table for the terminal: AP of every class in every subset."""
-    from rich.table import Table
-
-    table = Table(title=title, title_justify="left")
-    skipped = 3 + len(TP_ERRORS) + len(task_figures(results))
-    names = header(results)
-    table.add_column("sensors")  # many names wrap before figures are cut
-    for name in names[1 + skipped :]:
-        table.add_column(name, justify="right", no_wrap=True)
-    for row in rows(results):
-        table.add_row(row[0], *row[1 + skipped :])
-    return table
+    tasks, classes = len(_SUMMARY), len(_SUMMARY) + len(task_figures(results.values()))
+    parts = {
+        "Every subset of the sensors": slice(1, tasks),
+        "Other tasks": slice(tasks, classes),
+        "AP by class": slice(classes, None),
+    }
+    tables: list[Table] = []
+    for title, part in parts.items():
+        if names := header(results)[part]:
+            text = None if tables else caption(results)
+            table = Table(title=title, caption=text, title_justify="left", caption_justify="left")
+            table.add_column("sensors")  # many names wrap before figures are cut
+            for name in names:
+                table.add_column(name, justify="right", no_wrap=True)
+            for row in rows(results):
+                table.add_row(row[0], *row[part])
+            tables.append(table)
+    return tables
 
 
 def write_report(directory: Path, results: Results) -> list[Path]:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from training.robustness import metrics as metrics
-from training.tasks.detection.result import TP_ERRORS, SubsetResult
+from training.tasks.detection.result import TP_ERRORS, SubsetResult, task_figures
 
 if TYPE_CHECKING:
     from rich.table import Table as TerminalTable
@@ -224,23 +224,24 @@ def case_table(found: Robustness) -> Table:
     ]
     columns += [("mAP", "figure"), ("NDS", "figure"), *((name, "figure") for name in TP_ERRORS.values())]
     columns += [("samples", "whole"), ("boxes", "whole"), ("no perception", "whole")]
+    tasks = task_figures([*found.figures.values(), *found.baseline_figures.values(), *found.specialists.values()])
+    columns += [(f"{task} {name}", "figure") for task, name in tasks]
     rows: list[list[str | float]] = []
     groups = [(found.model, found.figures), (found.baseline, found.baseline_figures)]
     for subject, figures in groups:
         for case, result in figures.items():
             assert subject is not None
             of = case.of(subject.modalities)
-            rows.append([subject.name, of.subset, case.corruption, float(case.severity), *_figures(result)])
+            rows.append([subject.name, of.subset, case.corruption, float(case.severity), *_figures(result, tasks)])
     for subset, result in found.specialists.items():
-        rows.append(["specialist", subset, "clean", 0.0, *_figures(result)])
+        rows.append(["specialist", subset, "clean", 0.0, *_figures(result, tasks)])
     return Table("cases", "Every measurement", columns, rows)
 
 
-def _figures(result: object) -> list[float]:
-
-    assert isinstance(result, SubsetResult)
+def _figures(result: SubsetResult, tasks: Sequence[tuple[str, str]]) -> list[float]:
     errors = [result.errors.get(name, math.nan) for name in TP_ERRORS.values()]
-    return [result.mean_ap, result.nds, *errors, result.samples, result.boxes, len(result.no_perception)]
+    of_tasks = [result.of_task(*figure) for figure in tasks]
+    return [result.mean_ap, result.nds, *errors, result.samples, result.boxes, len(result.no_perception), *of_tasks]
 
 
 def tables(found: Robustness) -> list[Table]:

@@ -29,6 +29,7 @@ from sensors.batch import SensorBatch
 from sensors.frames import KINDS
 from sensors.nuscenes.config import NuScenesConfig
 from sensors.nuscenes.reader import NuScenesReader
+from tests.counting import Counts, asked_for_counts
 from training.evaluation.config import EvaluationConfig, every_subset, subset_name
 from training.evaluation.subsets import evaluate_subsets, possible_subsets, predict_subsets
 from training.evaluation.tables import read_subsets
@@ -164,6 +165,7 @@ class Batch:
 
     sensors: SensorBatch
     tokens: tuple[str, ...]
+    truth: Mapping[str, torch.Tensor] = dataclasses.field(default_factory=dict)
 
     @staticmethod
     def of(reader: NuScenesReader, size: int) -> Iterator[Batch]:
@@ -432,6 +434,30 @@ def test_no_perception_is_recorded_and_is_not_an_empty_road(reader: NuScenesRead
     summary = json.loads((tmp_path / "radar" / "metrics_summary.json").read_text())
     assert summary["no_perception"] == list(reader.tokens)
     assert "no perception" in (tmp_path / "table.md").read_text()
+
+
+def test_other_tasks_have_figures_of_every_subset_beside_the_official_ones(
+    reader: NuScenesReader, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Over the samples that are measured, in their order, as plain numbers; what was not perceived is the task's to count."""
+
+    class Counting(Oracle):
+        def perceive_features(self, features: Mapping[str, BEVFeatures | None], batch_size: int) -> Perception:
+            seen = super().perceive_features(features, batch_size)
+            return dataclasses.replace(seen, outputs={**seen.outputs, "counts": Counts(torch.ones(batch_size, 2, 2))})
+
+    model = Counting(reader, asked_for_counts(_wide(), monkeypatch), blind_to=("radar",))
+    batches = [
+        dataclasses.replace(batch, truth={"counts": torch.full((4, 2, 2), 10.0**i)})
+        for i, batch in enumerate(Batch.of(reader, 4))
+    ]
+    _evaluate(model, reader, tmp_path, batches, subsets=("radar", "lidar"), limit=5)
+    kept = read_subsets(tmp_path / "subsets.json")
+    there = 4 * (4 * 1 + 10)
+    assert {subset: kept[subset].tasks for subset in kept} == {
+        "radar": {"counts": {"there": there, "blind": 5}}, "lidar": {"counts": {"there": there, "blind": 0}}
+    }  # fmt: skip
+    assert "| counts there | counts blind |" in (tmp_path / "table.md").read_text()
 
 
 def test_a_model_without_radar_is_measured_on_what_it_has(reader: NuScenesReader, tmp_path: Path) -> None:

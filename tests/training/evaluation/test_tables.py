@@ -15,16 +15,16 @@ import pytest
 
 from training.evaluation.tables import (
     all_sensors,
-    class_table,
     comma_separated,
     compare,
     markdown,
     read_subsets,
     retention,
-    terminal_table,
+    terminal_tables,
     write_report,
 )
 from training.files.atomic import replacing, write_json
+from training.runs.evaluate import figures_of
 from training.tasks.detection.result import TP_ERRORS, SubsetResult
 
 RANGES = "ranges: min(official, 25.6 m)"
@@ -53,7 +53,8 @@ def _terminal(table: object, width: int = 130) -> str:
 
 
 def test_every_table_has_every_subset_and_names_the_ranges(results: dict[str, SubsetResult]) -> None:
-    for text in (markdown(results), _terminal(terminal_table(results))):
+    subsets, classes = map(_terminal, terminal_tables(results))
+    for text in (markdown(results), subsets):
         for figure in ("camera + lidar + radar", "0.600", "75%", "0.650", RANGES, "40 samples"):
             assert figure in " ".join(text.split())
         assert "nan" not in text
@@ -61,7 +62,34 @@ def test_every_table_has_every_subset_and_names_the_ranges(results: dict[str, Su
     assert [row["sensors"] for row in rows] == list(results)
     assert float(rows[1]["of_all"]) == pytest.approx(0.75)
     assert all(row["ranges"] == RANGES for row in rows)
-    assert "cone" in _terminal(class_table(results))
+    assert "cone" in classes
+
+
+def test_figures_of_other_tasks_stand_under_their_names_and_in_a_table_of_their_own(
+    results: dict[str, SubsetResult], tmp_path: Path
+) -> None:
+    """Whatever else a subset has or lacks: one without perception may have no figures at all."""
+    lidar, radar = (
+        {"counts": {"error": 1.5}},
+        {"lanes": {"IoU left": math.inf}, "counts": {"error": 2.5, "bias": 0.125}},
+    )
+    results["lidar+radar"] = replace(results["lidar+radar"], tasks=lidar)
+    results["radar"] = replace(results["radar"], tasks=radar)
+    official, tasks, _ = map(_terminal, terminal_tables(results))
+    assert "0.600" in official
+    cells = [[cell.strip() for cell in line.split("│")[1:-1]] for line in tasks.splitlines() if line.startswith("│")]
+    assert cells == [
+        ["camera + lidar + radar", "-", "-", "-"], ["lidar + radar", "1.500", "-", "-"], ["radar", "2.500", "inf", "0.125"]
+    ]  # fmt: skip
+    assert markdown(results).splitlines()[0].endswith("| counts error | lanes IoU left | counts bias | car | cone |")
+    rows = list(csv.DictReader(io.StringIO(comma_separated(results))))
+    assert [row["counts_error"] for row in rows] == ["nan", "1.500000", "2.500000"]
+    assert [row["AP_car"] for row in rows] == ["0.600000", "0.450000", "0.000000"]
+    kept = read_subsets(write_report(tmp_path, results)[0])
+    assert kept["lidar+radar"].tasks == lidar
+    assert math.isnan(kept["radar"].of_task("lanes", "IoU left"))  # infinity is no JSON
+    assert figures_of(kept)["val/radar/counts/bias"] == 0.125
+    assert "val/radar/lanes/IoU left" not in figures_of(kept)
 
 
 def test_retention_needs_a_row_that_holds_all_the_others(results: dict[str, SubsetResult]) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -39,19 +39,23 @@ class SubsetResult:
         values = [value for name, value in self.class_ap.items() if name not in self.classes_without_truth]
         return sum(values) / len(values) if values else math.nan
 
+    def of_task(self, task: str, name: str) -> float:
+        """A figure of another task; NaN where it has none."""
+        return self.tasks.get(task, {}).get(name, math.nan)
+
     def to_json(self) -> dict[str, Any]:
-        """A JSON object; what is not defined is null, because NaN is no JSON."""
+        """A JSON object; what is not defined is null, because neither NaN nor infinity is JSON."""
         return {
             "mAP": self.mean_ap,
             "NDS": self.nds,
-            **{name: _none_if_nan(value) for name, value in self.errors.items()},
+            **{name: _none_unless_finite(value) for name, value in self.errors.items()},
             "AP": dict(self.class_ap),
             "ranges": self.ranges,
             "samples": self.samples,
             "boxes": self.boxes,
             "no_perception": list(self.no_perception),
             "classes_without_truth": list(self.classes_without_truth),
-            "tasks": {task: {k: _none_if_nan(v) for k, v in figures.items()} for task, figures in self.tasks.items()},
+            "tasks": {task: {k: _none_unless_finite(v) for k, v in of.items()} for task, of in self.tasks.items()},
         }
 
     @staticmethod
@@ -75,5 +79,11 @@ class SubsetResult:
         )
 
 
-def _none_if_nan(value: float) -> float | None:
-    return None if math.isnan(value) else value
+def task_figures(results: Iterable[SubsetResult]) -> list[tuple[str, str]]:
+    """The figures of tasks beside detection that any of `results` has, as task and name: columns of their tables."""
+    tasks = [result.tasks for result in results]
+    return list(dict.fromkeys((task, name) for by_task in tasks for task, of in by_task.items() for name in of))
+
+
+def _none_unless_finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
