@@ -210,14 +210,16 @@ class RerunResults:
         return shown
 
     def _write_maps(self, result: TickResult) -> None:
-        """Shares, and maps of tasks, as grey pictures, a pixel a cell, forward up and left at the left."""
+        """Shares, and maps of tasks, as grey pictures, a pixel a cell, forward up and left at the left; NaN is transparent."""
         shares = {f"attention/{name}": share for name, share in zip(result.modalities, result.attention, strict=True)}
-        shares |= {f"tasks/{name}": np.nan_to_num(task_map.shares) for name, task_map in result.maps.items()}
+        shares |= {f"tasks/{name}": task_map.shares for name, task_map in result.maps.items()}
         for entity, share in shares.items():
-            picture = np.clip(np.rint(255 * share[::-1, ::-1]), 0, 255).astype(np.uint8)
+            turned = share[::-1, ::-1]
+            grey = np.clip(np.rint(255 * np.nan_to_num(turned)), 0, 255)
+            picture = np.stack([grey, grey, grey, 255 * ~np.isnan(turned)], axis=-1).astype(np.uint8)
             image = self._rr.components.ImageFormat(
                 width=picture.shape[1], height=picture.shape[0],
-                color_model=self._rr.ColorModel.L, channel_datatype=self._rr.ChannelDatatype.U8,
+                color_model=self._rr.ColorModel.RGBA, channel_datatype=self._rr.ChannelDatatype.U8,
             )  # fmt: skip
             columns = self._rr.Image.columns(buffer=[picture.ravel()], format=[image])
             self._send(result, entity, columns)

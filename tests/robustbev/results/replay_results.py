@@ -12,6 +12,7 @@ import torch
 
 from bev.detection.boxes import Boxes
 from bev.grid import BEVGrid
+from robustbev.perception import TaskMap
 from robustbev.results.result import TickResult
 from sensors.frames import CameraImage, LidarSweep, RadarSweep, SensorFrame
 from sensors.replay.tick import SensorState, SensorStatus, Tick
@@ -44,6 +45,10 @@ def boxes(*rows: tuple[float, float, float, int, float]) -> Boxes:
         score=table[:, 4],
     )
 
+
+_COUNT = np.full(GRID.shape, np.nan, np.float32)
+_COUNT[:2, :3] = [[0.0, 1.0, 2.0], [3.0, -1.0, np.nan]]
+COUNTS = {"counts/count": TaskMap(_COUNT, 0.0, 2.0)}  # known in five cells at the least x and y
 
 TWO = boxes((10.0, 3.0, 0.5, 0, 0.9), (5.0, -6.0, 0.0, 2, 0.6))
 

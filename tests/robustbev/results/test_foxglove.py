@@ -22,7 +22,7 @@ from sensors.logs.encode import MissingLogLibraryError
 from sensors.logs.log import LogError
 from sensors.nuscenes.config import NuScenesConfig
 from sensors.replay.tick import SensorState, SensorStatus
-from tests.robustbev.results.replay_results import GRID, LIDAR_POSE, LOOKS_AHEAD, START_US, boxes, frame, result
+from tests.robustbev.results.replay_results import COUNTS, GRID, LIDAR_POSE, LOOKS_AHEAD, START_US, boxes, frame, result
 
 
 def written(path: Path, *results: TickResult, **settings: Any) -> dict[str, list[Any]]:
@@ -97,7 +97,7 @@ def test_no_perception_is_said_and_taken_back(tmp_path: Path) -> None:
 
 
 def test_grids_lie_right(tmp_path: Path) -> None:
-    topics = written(tmp_path / "out.mcap", result(found=boxes((10.9, 3.1, 0.0, 0, 0.75))))
+    topics = written(tmp_path / "out.mcap", result(found=boxes((10.9, 3.1, 0.0, 0, 0.75)), maps=COUNTS))
     attention = result().attention
     for m, name in enumerate(("camera", "lidar", "radar")):
         (grid,) = topics[f"/attention/{name}"]
@@ -106,6 +106,10 @@ def test_grids_lie_right(tmp_path: Path) -> None:
         assert (grid.cell_size.x, grid.cell_size.y) == (2, 2)
         values = np.frombuffer(grid.data, "<f4").reshape(-1, grid.column_count)  # [rows along y, columns along x]
         assert np.array_equal(values, attention[m].T)
+    (counts,) = topics["/tasks/counts/count"]
+    assert [field.name for field in counts.fields] == ["count"]
+    values = np.frombuffer(counts.data, "<f4").reshape(-1, counts.column_count)
+    np.testing.assert_array_equal(values, COUNTS["counts/count"].values.T)  # NaN where nothing is known
     (score,) = topics["/bev/score"]
     values = np.frombuffer(score.data, "<f4").reshape(-1, score.column_count)
     row, column = int((3.1 + 12) // 2), int((10.9 + 8) // 2)

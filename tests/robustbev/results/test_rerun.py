@@ -13,7 +13,7 @@ from robustbev.results.rerun import RerunResults
 from robustbev.results.result import TickResult
 from sensors.logs.log import LogError
 from sensors.replay.tick import SensorState
-from tests.robustbev.results.replay_results import GRID, START_US, boxes, result
+from tests.robustbev.results.replay_results import COUNTS, GRID, START_US, boxes, result
 
 dataframe = pytest.importorskip("rerun.dataframe", reason="rerun-sdk is an extra of its own: robustbev[rerun]")
 
@@ -71,6 +71,15 @@ def test_no_perception_is_said(tmp_path: Path) -> None:
     assert second.startswith("# NO PERCEPTION")
     assert "| LIDAR_TOP | stale | as told |" in second
     assert any("NO PERCEPTION" in row["Text"][0] for row in rows(recording, "/log"))
+
+
+def test_a_tasks_map_is_grey_where_it_is_known_and_transparent_elsewhere(tmp_path: Path) -> None:
+    recording = written(tmp_path / "out.rrd", result(maps=COUNTS))
+    (row,) = rows(recording, "/tasks/counts/count")
+    picture = np.array(row["ImageBuffer"][0], np.uint8).reshape(12, 12, 4)[::-1, ::-1]  # x up, y to the left
+    assert picture[:2, :3, 0].tolist() == [[0, 128, 255], [255, 0, 0]]
+    assert picture[:2, :3, 3].tolist() == [[255, 255, 255], [255, 255, 0]]
+    assert not picture[2:, :, 3].any()
 
 
 def test_pictures_and_points_of_absent_sensors_are_cleared(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from robustbev.results.result import TickResult
 from robustbev.results.ros2.bag import Ros2Results
 from sensors.logs.log import LogError
 from sensors.replay.tick import SensorState
-from tests.robustbev.results.replay_results import GRID, START_US, boxes, result
+from tests.robustbev.results.replay_results import COUNTS, GRID, START_US, boxes, result
 
 
 def written(path: Path, *results: TickResult, **settings: Any) -> dict[str, list[Any]]:
@@ -72,6 +72,13 @@ def test_attention_is_an_occupancy_grid_that_lies_right(tmp_path: Path) -> None:
     assert (grid.info.origin.position.x, grid.info.origin.position.y) == (-8, -12)
     values = grid.data.reshape(grid.info.height, grid.info.width)  # ROS: row-major, x first, from the origin
     assert np.array_equal(values, np.rint(100 * result().attention[2]).T)
+
+
+def test_a_tasks_map_is_one_too_and_unknown_is_not_free(tmp_path: Path) -> None:
+    (grid,) = written(tmp_path / "out.mcap", result(maps=COUNTS))["/tasks/counts/count"]
+    values = grid.data.reshape(12, 12).T
+    assert values[:2, :3].tolist() == [[0, 50, 100], [100, 0, -1]]
+    assert (values[2:] == -1).all()
 
 
 def test_the_pose_is_left_out_where_the_log_knows_none(tmp_path: Path) -> None:
