@@ -175,7 +175,7 @@ class PerceptionNetwork(nn.Module):
         with self._autocast():
             seen = self.backbone(grids)
             logits = {name: self.heads[name](seen, motion) for name in tasks}
-        return {name: self.task(name).decode(of_task, coverage) for name, of_task in logits.items()}
+        return {name: self.task(name).decode(_float32(of_task), coverage) for name, of_task in logits.items()}
 
     def _merged_boxes(self, fuser: LateFusion, features: Mapping[str, BEVFeatures | None], batch_size: int) -> Boxes:
         """Late fusion: the boxes of each sensor that is there, from its own grid alone, merged."""
@@ -226,7 +226,7 @@ class PerceptionNetwork(nn.Module):
         fused = [self.fuser(view, grid_shape=self.grid.shape, batch_size=batch_size).features for view in seen]
         motion = torch.cat([self._measured(view, batch_size) for view in seen])
         grids = self.backbone(torch.cat(fused))
-        return {name: _chunk(head(grids, motion), len(seen)) for name, head in self.heads.items()}
+        return {name: _chunk(_float32(head(grids, motion)), len(seen)) for name, head in self.heads.items()}
 
     def _logits_of_each(
         self, fuser: LateFusion, features: Mapping[str, BEVFeatures | None], batch_size: int
@@ -245,6 +245,11 @@ class PerceptionNetwork(nn.Module):
             seen = grid.coverage.amax((1, 2))[:, None, None, None] > 0
             each.append(map_tensors(of_one, partial(_without_gradient, seen)))
         return {DETECTION: tuple(each)}
+
+
+def _float32(logits: Any) -> Any:
+    """What autocast computed in half precision, as answers, losses and numpy want it."""
+    return map_tensors(logits, lambda tensor: tensor.float() if tensor.is_floating_point() else tensor)
 
 
 def _chunk(logits: Any, count: int) -> tuple[Any, ...]:

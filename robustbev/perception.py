@@ -69,12 +69,22 @@ class Perception:
         return cross_class_nms(self.found(sample), self.cross_class_iou)
 
     def maps(self, sample: int) -> dict[str, TaskMap]:
-        """One sample's by TASK/FIELD, see `robustbev.tasks.task.Task`; where nothing was perceived, unknown in every cell."""
+        """One sample's by TASK/FIELD, see `robustbev.tasks.task.Task`; where nothing was perceived, unknown in every cell.
+
+        Raises:
+            ValueError: a map does not lie on the grid.
+        """
         perceived = bool(self.perceived[sample])
         maps = {}
         for task, output in self.outputs.items():
             for name, (low, high) in getattr(output, "maps", {}).items():
                 values = getattr(output, name)[sample].float().cpu().numpy()
+                grid = tuple(self.fused.coverage.shape[1:])
+                if values.shape != grid:
+                    raise ValueError(
+                        f"map {task}/{name}: expected a value for each of the grid's cells, {list(grid)}, got "
+                        f"{list(values.shape)}: give the task's output in cells of the grid, or leave the field out of `maps`"
+                    )
                 maps[f"{task}/{name}"] = TaskMap(values if perceived else np.full_like(values, np.nan), low, high)
         return maps
 

@@ -59,10 +59,17 @@ class Interface:
 
 
 def model_interface(model: PerceptionModel, counts: Mapping[str, int]) -> Interface:
-    """Of `ModelGraph`, for so many sensors of each modality."""
+    """Of `ModelGraph`, for so many sensors of each modality; ExportError where two tensors would have one name."""
     inputs = [spec for name, count in counts.items() for spec in _inputs(model, name, count)]
     inputs.append(_present(tuple(model.config.modalities)))
-    return Interface(tuple(inputs), tuple(_model_outputs(model)))
+    outputs = tuple(_model_outputs(model))
+    names = [spec.name for spec in (*inputs, *outputs)]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise ExportError(
+            f"two tensors of the file would be called {twice[0]!r}, where each needs a name of its own: give the task or the "
+            "modality after which one is named another name"
+        )
+    return Interface(tuple(inputs), outputs)
 
 
 def _inputs(model: PerceptionModel, name: str, count: int) -> Iterator[TensorSpec]:

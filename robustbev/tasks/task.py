@@ -40,8 +40,9 @@ class Question:
 class Task(nn.Module, ABC):
     """A head on the fused grid, and how its logits become an answer. What training asks of it is `training.tasks.task.Task`.
 
-    Logits and outputs are dataclasses of tensors whose first axis is the batch. An output may say in a class variable `maps`
-    which of its fields are maps [B, X, Y], each with the two values between which it is drawn: replays and pictures show them.
+    Logits and outputs are dataclasses of tensors whose first axis is the batch; whatever a head computes in, its logits reach
+    `decode` and the losses in float32. An output may say in a class variable `maps` which of its fields are maps [B, X, Y] of the
+    grid, each with the two values between which it is drawn: replays and pictures show them.
     """
 
     @abstractmethod
