@@ -218,15 +218,20 @@ class ModelConfig(StrictModel):
         )
 
     def _check_names(self) -> None:
+        module = nn.ModuleDict()  # an instance: `training` is no attribute of the class
         for name in self.modalities:
             # `all` and `clean` are words of the robustness matrix, the others what torch calls its own.
-            if name in ("all", "clean") or hasattr(nn.ModuleDict, name):
+            if name in ("all", "clean") or hasattr(module, name):
                 raise ValueError(f"modalities: {name!r} has another meaning already: give this modality another name")
         for name in self.tasks:
-            if hasattr(nn.ModuleDict, name):
+            if hasattr(module, name):
                 raise ValueError(f"tasks: {name!r} has another meaning already: give this task another name")
-        if [name for name, task in self.tasks.items() if str(task.kind) == DETECTION] != [DETECTION]:
-            raise ValueError("tasks: expected one of kind detection, by the name of detection")
+        boxes = [name for name, task in self.tasks.items() if str(task.kind) == DETECTION]
+        if boxes != [DETECTION]:
+            raise ValueError(
+                f"tasks: expected one of kind {DETECTION}, by the name of {DETECTION}, got {', '.join(boxes) or 'none'}: every "
+                "model is asked for its boxes, and asked once"
+            )
 
     def _check_channels(self) -> None:
         """Of each kind one modality at most takes what is left, and no sensor belongs to two."""

@@ -112,12 +112,14 @@ def load(
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"])
-        old = first["type"] == "extra_forbidden" and key in KINDS  # where each kind had a key of its own
-        hint = (
-            "; an earlier version wrote this, before modalities went by name: use that one, or train anew"
-            if old
-            else ""
-        )
+        hint = ""
+        # Where each kind of sensor, and what made boxes of heatmaps, had a key of its own.
+        if first["type"] == "extra_forbidden" and key in (*KINDS, "decode"):
+            hint = (
+                "; an earlier version wrote this, before modalities and tasks went by name: use that one, or train anew"
+            )
+        elif first["type"] in ("literal_error", "union_tag_invalid") and key.startswith("tasks."):
+            hint = "; this version has no such task: use the one that it was trained with"
         raise CheckpointError(f"{config_file}: no valid model configuration: {key}: {first['msg']}{hint}") from error
     try:
         state = safetensors.torch.load_file(weights)

@@ -233,6 +233,7 @@ def test_subsets_are_of_the_names() -> None:
         ({"a": {"dim": 3}}, "kind"),
         ({"all": {"kind": "lidar"}}, "'all' has another meaning already"),
         ({"keys": {"kind": "lidar"}}, "'keys' has another meaning already"),
+        ({"training": {"kind": "lidar"}}, "'training' has another meaning already"),
         ({"a b": {"kind": "lidar"}}, "pattern"),
         ({"a": {"kind": "lidar", "channels": ["LIDAR_SIDE"]}}, "modalities.a.channels: the rig has no lidar LIDAR_SIDE"),
     ],
@@ -250,12 +251,23 @@ def test_what_no_other_names_is_left_to_the_one_that_names_nothing() -> None:
     assert config.kinds == ("camera", "lidar", "radar")
 
 
-def test_a_checkpoint_from_before_names_is_told(model: PerceptionModel, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('{"camera": {}, "lidar": null}', "camera: .* before modalities and tasks went by name: .* train anew"),
+        ('{"decode": {"max_boxes": 9}}', "decode: .* before modalities and tasks went by name: .* train anew"),
+        (
+            '{"tasks": {"lanes": {"kind": "lanes"}}}',
+            r"tasks\.lanes.* no such task: use the one that it was trained with",
+        ),
+    ],
+)
+def test_a_checkpoint_of_another_version_is_told(
+    model: PerceptionModel, tmp_path: Path, text: str, message: str
+) -> None:
     directory = save(model, tmp_path)
-    (directory / "config.json").write_text('{"camera": {}, "lidar": null}', encoding="utf-8")
-    with pytest.raises(
-        CheckpointError, match=r"config\.json: .* camera: .* before modalities went by name: .* train anew"
-    ):
+    (directory / "config.json").write_text(text, encoding="utf-8")
+    with pytest.raises(CheckpointError, match=rf"config\.json: .* {message}"):
         load(directory, "cpu")
 
 

@@ -247,8 +247,23 @@ def collate_samples(samples: list[TrainingSample], preparation: Preparation) -> 
         tokens=tuple(sample.token for sample in samples),
         indices=tuple(sample.index for sample in samples),
         dropped=dropped,
-        truth={name: torch.stack([sample.truth[name] for sample in samples]) for name in samples[0].truth},
+        truth=_truth(samples),
     )
+
+
+def _truth(samples: list[TrainingSample]) -> dict[str, Tensor]:
+    """[B, ...] of each task that has a truth of its own; ValueError where not all samples have it, or not in one shape."""
+    stacked = {}
+    for name in dict.fromkeys(name for sample in samples for name in sample.truth):
+        shapes = [list(sample.truth[name].shape) if name in sample.truth else None for sample in samples]
+        if other := [i for i, shape in enumerate(shapes) if shape != shapes[0]]:
+            raise ValueError(
+                f"truth of task {name}: expected a tensor of one shape for every sample, or None for all, got {shapes[0]} for "
+                f"sample {samples[0].token} and {shapes[other[0]]} for {samples[other[0]].token}; mark what is not known in the "
+                "tensor itself"
+            )
+        stacked[name] = torch.stack([sample.truth[name] for sample in samples])
+    return stacked
 
 
 def _pad_boxes(boxes: list[Boxes]) -> tuple[Boxes, Tensor]:

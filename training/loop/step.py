@@ -71,9 +71,8 @@ class LossWeights(StrictModel):
     image: Weight = 0.3  # heatmap of objects in the pictures, before the lift
     distillation: Weight = 0.0  # from the whole view to the others; needs dropout.whole_view
     alignment: Weight = 0.1  # contrastive, between modalities; only where model.alignment is set
-    tasks: dict[str, Weight] = Field(
-        default={}
-    )  # of all losses of a task beside detection, by its name; 1 where not named
+    tasks: dict[str, Weight] = Field(default={})
+    """Of all losses of a task beside detection, by its name; 1 where it is not named."""
 
 
 class StepConfig(StrictModel):
@@ -124,10 +123,6 @@ class TrainingStep(nn.Module):
             raise ValueError(
                 "step.weights.distillation: late fusion has a detector for each sensor and no view of all of them that could "
                 "teach; set it to 0, or choose another model.fuser.kind"
-            )
-        if unknown := [name for name in config.weights.tasks if name not in model.config.tasks]:
-            raise ValueError(
-                f"step.weights.tasks: expected some of the model's tasks ({', '.join(model.config.tasks)}), got {unknown[0]}"
             )
         self.model = model
         self.config = config

@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from robustbev import ModelConfig, StrictModel
+from robustbev.config import DETECTION
 from sensors.frames import KINDS
 from training.data.dataset import DataConfig
 from training.evaluation.config import EvaluationConfig, subset_name
@@ -89,6 +90,12 @@ class RunConfig(StrictModel):
             raise ValueError(
                 f"step.dropout.modality names {unknown[0]!r}, expected some of the model's modalities "
                 f"{', '.join(self.model.modalities)}; where a base names it, give the whole of step.dropout.modality anew"
+            )
+        others = [name for name in self.model.tasks if name != DETECTION]
+        if unknown := [name for name in self.step.weights.tasks if name not in others]:
+            raise ValueError(
+                f"step.weights.tasks: expected some of the model's tasks beside {DETECTION} ({', '.join(others) or 'none'}), "
+                f"got {unknown[0]!r}; losses of {DETECTION} have their own, as step.weights.heatmap"
             )
         for key in ("subsets", "watch"):
             for subset in getattr(self.evaluation, key):

@@ -53,13 +53,13 @@ class TrainingTask(ABC):
     ) -> dict[str, Tensor]:
         """Scalars by name, of the logits of every view of a batch."""
 
+    @abstractmethod
     def measure(self, output: Any, truth: Tensor | None, perceived: bool) -> Any:
         """Of one sample's output, without batch axis and on the CPU: what `figures` needs of it, small and picklable."""
-        raise NotImplementedError  # of detection, which the official evaluation measures
 
+    @abstractmethod
     def figures(self, measured: Sequence[Any]) -> Mapping[str, float]:
         """Over all samples, the main one first."""
-        raise NotImplementedError
 
     def truth_maps(self, truth: Tensor | None) -> Mapping[str, Tensor]:
         """Of one sample, [X, Y] by the names of the output's maps, to be drawn beside them."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -33,3 +34,9 @@ class DetectionTraining(TrainingTask):
             taught = [distillation_loss(student, teacher, objects.heatmap) for student in students]
             parts["distillation"] = torch.stack(taught).mean()
         return parts
+
+    def measure(self, output: Any, truth: Tensor | None, perceived: bool) -> Any:
+        raise NotImplementedError  # the official evaluation measures boxes
+
+    def figures(self, measured: Sequence[Any]) -> Mapping[str, float]:
+        raise NotImplementedError
