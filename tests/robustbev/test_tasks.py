@@ -55,7 +55,9 @@ def test_where_nothing_is_perceived_nothing_is_said(model: PerceptionModel) -> N
     claims = replace(seen, outputs={**seen.outputs, "counts": Counts(torch.zeros(2, 16, 16))})
     assert np.isnan(claims.maps(0)["counts/count"].shares).all()
     frame = noise_frame(3)
-    assert model.perceive(frame).outputs["counts"]["count"].shape == (16, 16)
+    outputs = model.perceive(frame).outputs
+    assert list(outputs) == ["counts"]
+    assert outputs["counts"]["count"].shape == (16, 16)
     assert model.perceive(replace(frame, cameras=None, lidar=None, radar=None)).outputs == {}
 
 

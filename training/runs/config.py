@@ -95,7 +95,8 @@ class RunConfig(StrictModel):
         if unknown := [name for name in self.step.weights.tasks if name not in others]:
             raise ValueError(
                 f"step.weights.tasks: expected some of the model's tasks beside {DETECTION} ({', '.join(others) or 'none'}), "
-                f"got {unknown[0]!r}; losses of {DETECTION} have their own, as step.weights.heatmap"
+                f"got {unknown[0]!r}; where a base names it, give the whole of step.weights.tasks anew. Losses of {DETECTION} "
+                "have weights of their own, as step.weights.heatmap"
             )
         for key in ("subsets", "watch"):
             for subset in getattr(self.evaluation, key):

@@ -23,9 +23,10 @@ from training.tasks.task import TrainingTask
 
 
 def batch_with_truth(seed: int, *tokens: str) -> TrainingBatch:
-    """In each cell stand `seed` objects."""
+    """In each cell of the first sample stand `seed` objects, in each of the second one more."""
     batch = random_training_batch(seed=seed)
-    return replace(batch, tokens=tokens, truth={"counts": torch.full((2, 16, 16), float(seed))})
+    truth = torch.tensor([seed, seed + 1.0])[:, None, None].expand(2, 16, 16)
+    return replace(batch, tokens=tokens, truth={"counts": truth})
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
@@ -41,8 +42,8 @@ def test_its_losses_have_its_name_and_weight(precision: str, monkeypatch: pytest
         torch.testing.assert_close(output.loss.detach(), sum(output.parts.values()))
         return output.parts
 
-    assert parts()["counts/l1"] == 2.0
-    assert parts(counts=0.25)["counts/l1"] == 0.5
+    assert parts()["counts/l1"] == 1.5
+    assert parts(counts=0.25)["counts/l1"] == 0.375
     assert parts(counts=0.0)["counts/l1"] == 0.0
 
 
@@ -63,21 +64,18 @@ def test_a_task_that_lacks_a_part_is_told_when_it_is_made() -> None:
 def test_every_sample_is_measured_once_with_its_own_truth(monkeypatch: pytest.MonkeyPatch) -> None:
     """Up to the limit, however batches lie, and with what each subset perceives."""
     model = counting(tiny_model(), monkeypatch)
-    batches = [batch_with_truth(1, "a", "b"), batch_with_truth(2, "c", "d"), batch_with_truth(3, "b", "e")]
+    batches = [batch_with_truth(1, "a", "b"), batch_with_truth(3, "c", "d"), batch_with_truth(5, "b", "e")]
     batches[0] = replace(batches[0], sensors=batches[0].sensors.only(("lidar",)))
     few = predict_subsets(model, batches, ["lidar"], limit=3)["lidar"].measured["counts"]
     assert list(few) == ["a", "b", "c"]
     found = predict_subsets(model, batches, ["lidar", "camera+radar"])
     for subset, nothing in (("lidar", []), ("camera+radar", ["a", "b"])):
         measured = found[subset].measured["counts"]
-        assert {token: truth / 256 for token, (_, truth) in measured.items()} == {
-            "a": 1,
-            "b": 1,
-            "c": 2,
-            "d": 2,
-            "e": 3,
-        }
-        assert [token for token, (sums, _) in measured.items() if sums is None] == nothing
+        there = {token: truth / 256 for token, (_, truth) in measured.items()}
+        assert there == {"a": 1, "b": 2, "c": 3, "d": 4, "e": 6}
+        sums = [total for total, _ in measured.values() if total is not None]
+        assert len(set(sums)) == len(sums) == 5 - len(nothing)
+        assert [token for token, (total, _) in measured.items() if total is None] == nothing
         assert list(found[subset].boxes) == list(measured)
 
 
