@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import pytest
 import torch
@@ -20,6 +20,12 @@ from fusion.runtime import TensorSpec
 from robustbev import ModelConfig, PerceptionModel
 from robustbev.tasks.task import CELLS, Task, TaskConfig
 from training.tasks.task import LossSettings, TrainingTask
+
+
+class CountsConfig(TaskConfig):
+    """Of a kind that no list of the library knows."""
+
+    kind: Literal["counts"] = "counts"
 
 
 @dataclass(frozen=True)
@@ -76,16 +82,20 @@ class CountsTraining(TrainingTask):
         there = sum(truth for _, truth in measured)
         return {"there": torch.tensor(there), "blind": sum(found is None for found, _ in measured)}  # type: ignore[dict-item]
 
+    def truth_maps(self, truth: Tensor | None) -> Mapping[str, Tensor]:
+        assert truth is not None
+        return {"count": truth}
+
 
 def asked_for_counts(config: ModelConfig, patch: pytest.MonkeyPatch) -> ModelConfig:
-    """The configuration with a task `counts`, which no list of the library knows."""
+    """The configuration with a task `counts`, and training that knows it."""
     known = training.tasks.assembly._training_task
 
     def with_counts(task: Any, model: ModelConfig) -> TrainingTask:
-        return CountsTraining(model.grid.bev()) if type(task) is TaskConfig else known(task, model)
+        return CountsTraining(model.grid.bev()) if isinstance(task, CountsConfig) else known(task, model)
 
     patch.setattr(training.tasks.assembly, "_training_task", with_counts)
-    return config.model_copy(update={"tasks": {**config.tasks, "counts": TaskConfig()}})
+    return config.model_copy(update={"tasks": {**config.tasks, "counts": CountsConfig()}})
 
 
 def counting(model: PerceptionModel, patch: pytest.MonkeyPatch) -> PerceptionModel:

@@ -14,10 +14,11 @@ from robustbev.export.check import compare
 from robustbev.export.graphs import ModelGraph, perception_outputs
 from robustbev.export.interface import model_interface
 from robustbev.precision import Precision
+from robustbev.results.ticks import tick_result
 from sensors.batch import SensorBatch
-from tests.counting import Counts, counting
-from tests.small_replay import CAMERA_CHANNELS, RADAR_CHANNELS, noise_frame
-from tests.tiny_model import random_sensors, tiny_model
+from tests.counting import Counts, asked_for_counts, counting
+from tests.small_replay import CAMERA_CHANNELS, RADAR_CHANNELS, noise_frame, noise_tick
+from tests.tiny_model import random_sensors, tiny_config, tiny_model
 
 RIG = RigConfig(camera_channels=CAMERA_CHANNELS, lidar_channels=("LIDAR_TOP",), radar_channels=RADAR_CHANNELS)
 SENSORS = {"camera": 6, "lidar": 1, "radar": 5}
@@ -66,6 +67,22 @@ def test_logits_come_in_float32_whatever_the_head_computes_in(model: PerceptionM
     outputs = model.perceive(noise_frame(3)).outputs
     assert model.heads["counts"].dtype == torch.bfloat16
     assert outputs["counts"]["count"].dtype == np.float32
+
+
+def test_a_task_that_is_null_is_not_asked_and_detection_always_is() -> None:
+    assert list(tiny_config(tasks={"counts": None}).tasks) == ["detection"]
+
+
+def test_late_fusion_takes_no_other_task(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = asked_for_counts(tiny_config(fuser={"kind": "late", "heads": 2}), monkeypatch)
+    with pytest.raises(ValueError, match=r"late merges the boxes .* alone: choose another, or leave out counts"):
+        config._check()  # type: ignore[operator]
+
+
+def test_a_tick_has_its_maps(model: PerceptionModel) -> None:
+    with torch.no_grad():
+        seen = model(random_sensors(1))
+    assert list(tick_result(noise_tick(3), seen, model.config).maps) == ["counts/count"]
 
 
 def test_a_map_that_does_not_lie_on_the_grid_is_refused(model: PerceptionModel) -> None:

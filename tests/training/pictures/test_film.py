@@ -13,7 +13,7 @@ import pytest
 from bev.detection.boxes import Boxes
 from robustbev.results.result import TickResult
 from sensors.logs.log import LogError
-from tests.robustbev.results.replay_results import boxes, result
+from tests.robustbev.results.replay_results import COUNTS, boxes, result
 from tests.training.pictures.scene.scenes import CONFIG
 from training.pictures import film as films
 from training.pictures.film import FramePainter, VideoResults
@@ -44,6 +44,11 @@ def test_a_film_is_what_browsers_play_and_has_every_tick_once_at_its_rate_in_the
     assert len(shown) == 3
     for frame, one in zip(shown, RESULTS, strict=True):
         assert np.abs(frame.astype(int) - painter.paint(one)).mean() < 2  # what compression costs
+
+
+def test_maps_of_tasks_are_in_every_frame() -> None:
+    painter = FramePainter(CONFIG)
+    assert not np.array_equal(painter.paint(result(maps=COUNTS)), painter.paint(result()))
 
 
 def test_stills_every_so_many_ticks(tmp_path: Path) -> None:

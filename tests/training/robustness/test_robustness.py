@@ -5,6 +5,7 @@ import json
 import math
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -24,6 +25,7 @@ from training.robustness.cases import Case
 from training.robustness.config import RobustnessConfig
 from training.robustness.results import Robustness
 from training.robustness.run import run_robustness
+from training.robustness.tables import case_table
 from training.robustness.tasks import RobustnessError
 from training.runs.config import RunConfig
 from training.runs.files import RunFiles
@@ -85,6 +87,12 @@ def test_one_command_leaves_a_whole_report_and_measures_nothing_twice(
     }  # fmt: skip
     rows = list(csv.DictReader((out / "cases.csv").read_text().splitlines()))
     assert len(rows) == len({(r["model"], r["sensors"], r["corruption"], r["severity"]) for r in rows}) == 4 + 4 + 1
+    first, *_ = found.figures
+    counted = replace(found.figures[first], tasks={"counts": {"error": 0.5}})
+    table = case_table(replace(found, figures={**found.figures, first: counted}))
+    shown = list(csv.DictReader(table.comma_separated().splitlines()))
+    assert [row.pop("counts error") for row in shown] == ["0.5", *[""] * 8]
+    assert shown == rows
     _check_page(found)
     assert "robustness/clean_NDS" in logged
     assert all(math.isfinite(value) for value in logged.values())

@@ -6,17 +6,22 @@ import dataclasses
 from pathlib import Path
 
 import cv2
+import numpy as np
+import pytest
 import torch
 
 from bev.detection.boxes import Boxes
 from fusion.features import FusedBEV
 from robustbev import Perception
 from sensors.nuscenes.config import NuScenesConfig
+from tests.counting import Counts, counting
 from tests.robustbev.results.replay_results import GRID, TWO, boxes, result
+from tests.small_nuscenes import SmallNuScenes
+from tests.tiny_model import tiny_model
 from tests.training.pictures.scene.scenes import scene
 from training.data.dataset import DataConfig
 from training.runs.config import RunConfig
-from training.runs.show import show, show_found, show_truth
+from training.runs.show import perceive_sample, show, show_found, show_truth
 
 
 def check(paths: list[Path]) -> None:
@@ -54,6 +59,24 @@ def test_all_pictures_are_written(tmp_path: Path) -> None:
 def test_a_scene_of_which_nothing_is_known_is_drawn_too(tmp_path: Path) -> None:
     nothing = scene(result(perceived=False), camera_channels=(), truth=Boxes.empty(), sensors={})
     check(show_found(nothing, {"lidar": perception(TWO[:0], perceived=False)}, "lidar", tmp_path))
+
+
+def test_maps_of_tasks_are_drawn_with_their_truth_beside_them(
+    small_nuscenes: SmallNuScenes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = counting(tiny_model(camera=None), monkeypatch)
+    data = DataConfig(nuscenes=small_nuscenes.config)
+    seen, truth = perceive_sample(model, data, "small_val", "sample-1-1", ["lidar", "radar"])
+    assert set(seen) == {"lidar", "radar"}
+    assert truth["counts/count"].sum() == 2  # the boxes of the sample
+    count = Counts(torch.zeros(1, *GRID.shape))
+    one = dataclasses.replace(perception(TWO), outputs={**perception(TWO).outputs, "counts": count})
+    drawn = []
+    for name, truths in (("without", {}), ("with", {"counts/count": np.ones(GRID.shape, np.float32)})):
+        show_found(scene(result()), {"lidar": one}, "lidar", tmp_path / name, truth_maps=truths)
+        (path,) = (tmp_path / name).glob("*_attention.png")
+        drawn.append(cv2.imread(str(path)).shape)
+    assert drawn[0] != drawn[1]  # one panel more of the same width in all
 
 
 def test_pictures_of_the_real_keyframe(real_config: NuScenesConfig, tmp_path: Path) -> None:
