@@ -11,7 +11,8 @@ from robustbev.config import ModelConfig, RigConfig
 from sensors.camera.config import CameraConfig
 from sensors.camera.images import DecodeSize
 from sensors.camera.prepare import Camera
-from sensors.errors import SensorDataWarning
+from sensors.errors import SensorDataError, SensorDataWarning, naming
+from sensors.frame_checks import readings_of
 from sensors.frames import Absence, CameraImage, Lack, SensorFrame
 from sensors.lidar.config import LidarConfig
 from sensors.lidar.prepare import Lidar
@@ -85,7 +86,13 @@ def warn_of_absent(absent: Mapping[str, Absence]) -> None:
 
 
 def on_rig(frame: SensorFrame, rig: RigConfig) -> SensorFrame:
-    """The frame with its cameras in the places of the rig's; ValueError for a sensor that the rig does not have."""
+    """The frame with its cameras in the places of the rig's.
+
+    Raises:
+        SensorDataError: of one sensor, its `channel`: it has more sweeps or pictures than the rig says.
+        ValueError: `frame` is none, or holds a sensor that the rig does not have.
+    """
+    readings_of(frame)  # so that what is looked at has a channel
     _check_sweeps(frame.token, [s.channel for s in frame.lidar or ()], "LiDAR", rig.lidar_channels, rig.lidar_sweeps)
     _check_sweeps(frame.token, [s.channel for s in frame.radar or ()], "radar", rig.radar_channels, rig.radar_sweeps)
     if frame.cameras is None:
@@ -106,6 +113,7 @@ def _check_sweeps(token: str, channels: list[str], kind: str, known: tuple[str, 
             )
         if count > most:
             times = "one picture" if kind == "camera" else f"{most} sweep{'s' if most > 1 else ''}"
-            raise ValueError(
-                f"sample {token}: expected at most {times} of {kind} {channel}, as in training, got {count}: give the newest"
-            )
+            with naming(channel):
+                raise SensorDataError(
+                    f"sample {token}: expected at most {times} of {kind} {channel}, as in training, got {count}: give the newest"
+                )

@@ -19,7 +19,6 @@ from robustbev.inference import on_rig, preparation, warn_of_absent
 from robustbev.network import PerceptionNetwork
 from robustbev.perception import Perception
 from sensors.batch import map_tensors
-from sensors.frame_checks import check_frame
 from sensors.frames import SensorFrame
 from sensors.modality import Preparation
 from sensors.prepare import collate, prepare
@@ -46,11 +45,11 @@ class PerceptionModel(PerceptionNetwork):
             min_score: boxes of a lower score are left out.
 
         Raises:
-            ValueError: a sensor that the rig does not have, more sweeps than it says, or arrays that do not fit; the model is in
+            SensorDataError: of the sensor that is its `channel`: arrays that do not fit, a time that is none, more sweeps
+                than the rig says; a CalibrationError, if its calibration is none. Of the frame's own time or pose, too.
+            ValueError: `frame` is none, or holds what is no reading or a sensor that the rig does not have; the model is in
                 training mode, does not know its rig, or has weights that are not float32.
-            CalibrationError: a calibration that is none.
         """
-        check_frame(frame)
         if not 0 <= min_score < 1:
             raise ValueError(f"min_score: expected 0 to less than 1, got {min_score}")
         wanted = preparation(self.config, rig)
@@ -101,7 +100,7 @@ def perceive_frame(model: PerceptionModel, frame: SensorFrame, preparation: Prep
         preparation: what the model wants to be given; depth targets are not made.
 
     Raises:
-        CalibrationError, ValueError: see `sensors.prepare.prepare`.
+        SensorDataError, ValueError: see `sensors.prepare.prepare`.
     """
     if model.training:
         raise ValueError("the model is in training mode, in which it answers at random: call model.eval() first")

@@ -16,8 +16,10 @@ from sensors.errors import SensorDataError
 FloatArray = NDArray[np.floating[Any]]
 Float64 = NDArray[np.float64]
 
+FARTHEST = 1e9  # metres and pixels that float32 can still be multiplied in; farther than any place on earth
 QUATERNION_TOLERANCE = 1e-3  # a table that prints 4 decimals stays within 2e-4
 RIGID_TOLERANCE = 1e-3
+LAST_ROW_TOLERANCE = 1e-6  # nothing is rounded there
 _SINGULAR = 1e-6
 
 
@@ -43,9 +45,9 @@ def intrinsics_fault(intrinsics: ArrayLike) -> str | None:
     matrix = np.asarray(intrinsics, float)
     if matrix.shape != (3, 3):
         return f"expected a 3 x 3 intrinsic matrix, got shape {matrix.shape}"
-    if not np.isfinite(matrix).all():
-        return f"expected finite intrinsics, got {matrix.tolist()}"
-    if np.abs(matrix[2] - [0, 0, 1]).max() > 1e-6:
+    if not (np.abs(matrix) <= FARTHEST).all():  # NaN neither
+        return f"expected finite intrinsics, at most {FARTHEST:g} px, got {matrix.tolist()}"
+    if np.abs(matrix[2] - [0, 0, 1]).max() > LAST_ROW_TOLERANCE:
         return f"expected a third row of 0 0 1 in the intrinsics, got {matrix[2].tolist()}"
     determinant = float(np.linalg.det(matrix))
     if abs(determinant) < _SINGULAR:
@@ -61,9 +63,9 @@ def rigid_fault(transform: ArrayLike) -> str | None:
     matrix = np.asarray(transform, float)
     if matrix.shape != (4, 4):
         return f"expected a 4 x 4 transform, got shape {matrix.shape}"
-    if not np.isfinite(matrix).all():
-        return f"expected a finite transform, got {matrix.tolist()}"
-    if not np.allclose(matrix[3], [0, 0, 0, 1], atol=RIGID_TOLERANCE):
+    if not (np.abs(matrix) <= FARTHEST).all():
+        return f"expected a finite transform, of at most {FARTHEST:g} m, got {matrix.tolist()}"
+    if np.abs(matrix[3] - [0, 0, 0, 1]).max() > LAST_ROW_TOLERANCE:
         return f"expected a last row of 0 0 0 1, got {matrix[3].tolist()}"
     rotation = matrix[:3, :3]
     error = float(np.abs(rotation @ rotation.T - np.eye(3)).max())
@@ -82,26 +84,28 @@ def check_intrinsics(intrinsics: ArrayLike, where: str) -> None:
         )
 
 
-def check_rigid(transforms: Sequence[FloatArray], where: Sequence[str]) -> None:
-    """CalibrationError for the first of K transforms [4, 4] that is not rigid, with its `where` in front.
+def are_rigid(transforms: Sequence[FloatArray]) -> bool:
+    """Whether each of K transforms, at least one, is a rotation and a translation [4, 4].
 
     All are looked at together: a sample has dozens of sweeps, and looking at each would cost more than reading them.
     """
-    if not len(transforms):
-        return
-    if all(np.shape(matrix) == (4, 4) for matrix in transforms):
-        stack = np.stack(transforms)
+    if not all(np.shape(matrix) == (4, 4) for matrix in transforms):
+        return False
+    with np.errstate(invalid="ignore", over="ignore"):  # what is not finite is no fault of numpy's
+        stack = np.stack(transforms, dtype=np.float64)
         rotation = stack[:, :3, :3]
         error = np.abs(rotation @ rotation.transpose(0, 2, 1) - np.eye(3)).max(axis=(1, 2))
-        sound = (error <= RIGID_TOLERANCE) & (np.abs(stack[:, 3] - [0, 0, 0, 1]).max(axis=1) <= RIGID_TOLERANCE)
-        sound &= np.isfinite(stack[:, :3, 3]).all(axis=1) & (np.linalg.det(rotation) > 0)  # False for NaN
-        if sound.all():
-            return
-    for matrix, name in zip(transforms, where, strict=True):
-        if fault := rigid_fault(matrix):
-            raise CalibrationError(
-                f"{name}: {fault}. Correct this pose, or leave the sensor out of the configured channels"
-            )
+        sound = (error <= RIGID_TOLERANCE) & (np.abs(stack[:, 3] - [0, 0, 0, 1]).max(axis=1) <= LAST_ROW_TOLERANCE)
+        sound &= (np.abs(stack[:, :3, 3]) <= FARTHEST).all(axis=1) & (np.linalg.det(rotation) > 0)  # False for NaN
+    return bool(sound.all())
+
+
+def check_rigid(transform: FloatArray, where: str) -> None:
+    """CalibrationError, with `where` in front, for a transform [4, 4] that is not rigid."""
+    if fault := rigid_fault(transform):
+        raise CalibrationError(
+            f"{where}: {fault}. Correct this pose, or leave the sensor out of the configured channels"
+        )
 
 
 def transforms(poses: ArrayLike) -> Float64:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 
@@ -10,7 +12,21 @@ class DataRootError(ValueError):
 
 
 class SensorDataError(ValueError):
-    """One file, row or calibration is broken. The message names file, token and sensor, and what to do."""
+    """One file, row, reading or calibration is broken. The message names file, token and sensor, and what to do."""
+
+    channel: str | None = None
+    """Of the sensor whose reading in a frame it is about, see `naming`. Lost on the way from a loader's worker, as all but the
+    message is."""
+
+
+@contextmanager
+def naming(channel: str) -> Iterator[None]:
+    """What is found wrong inside is of this sensor alone: the frame without it would do."""
+    try:
+        yield
+    except SensorDataError as error:
+        error.channel = channel
+        raise
 
 
 class MissingExtraError(ImportError):

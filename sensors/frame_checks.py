@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from sensors.calibration import CalibrationError, check_intrinsics, check_rigid
+from sensors.calibration import CalibrationError, are_rigid, check_intrinsics, check_rigid
+from sensors.errors import SensorDataError, naming
 from sensors.frames import SECTORS, CameraImage, LidarSweep, RadarSweep, SensorFrame
 
 MAX_AHEAD_S = (
@@ -25,31 +26,35 @@ def check_frame(frame: SensorFrame) -> None:
     """What every sound frame is; what it need not hold (which cameras, how many) is the caller's to say.
 
     Raises:
+        SensorDataError: of one sensor, its `channel`: a picture that is not uint8 [H, W, 3], points of another dtype or number of
+            columns, a time that is no whole number or not near the frame's.
         CalibrationError: intrinsics that are singular, negative or not finite, a pose that is no rigid transform, or one of
-            another shape or dtype.
-        ValueError: a picture that is not uint8 [H, W, 3], points of another dtype or number of columns, sectors that are not bool
-            [S], a time that is no whole number or not near the frame's.
+            another shape or dtype; of one sensor, its `channel`, or the frame's own pose.
+        ValueError: of the frame itself: no tuples of readings, sectors that are not bool [S], a time that is none.
     """
+    readings = readings_of(frame)
+    where = f"sample {frame.token}"
+    _check_time(frame.time_us, f"{where}, time_us")
+    if frame.lidar_sectors is not None:
+        _check_sectors(frame.lidar_sectors, where)
+    _check_matrix(frame.global_T_reference, f"{where}, global_T_reference", "a 4 x 4 pose")
+    for reading in readings:
+        with naming(reading.channel):
+            _check_reading(reading, f"{where}, {reading.channel}", frame.time_us)
+    if are_rigid([*(_pose(reading) for reading in readings), frame.global_T_reference]):
+        return
+    check_rigid(frame.global_T_reference, f"{where}, global_T_reference")
+    for reading in readings:
+        with naming(reading.channel):
+            check_rigid(_pose(reading), f"{where}, {reading.channel}")
+
+
+def readings_of(frame: SensorFrame) -> list[_Reading]:
+    """Everything that a frame holds of any sensor; ValueError where it is no frame, or holds what is no reading."""
     if not isinstance(frame, SensorFrame):
         raise ValueError(
             f"frame: expected a sensors.frames.SensorFrame, got {_kind(frame)}: put the sensors' data into one"
         )
-    where = f"sample {frame.token}"
-    _check_time(frame.time_us, f"{where}, time_us")
-    readings = _readings(frame)
-    for reading in readings:
-        _check_reading(reading, f"{where}, {reading.channel}", frame.time_us)
-    if frame.lidar_sectors is not None:
-        _check_sectors(frame.lidar_sectors, where)
-    poses = [_pose(reading) for reading in readings]
-    names = [f"{where}, {reading.channel}" for reading in readings]
-    for pose, name in (*zip(poses, names, strict=True), (frame.global_T_reference, f"{where}, global_T_reference")):
-        _check_matrix(pose, name, "a 4 x 4 pose")
-    with np.errstate(invalid="ignore"):  # what is not finite is named below, without numpy's warning before
-        check_rigid([*poses, frame.global_T_reference], [*names, f"{where}, global_T_reference"])
-
-
-def _readings(frame: SensorFrame) -> list[_Reading]:
     found: list[_Reading] = []
     for name, kind in (("cameras", CameraImage), ("lidar", LidarSweep), ("radar", RadarSweep)):
         given = getattr(frame, name)
@@ -68,6 +73,11 @@ def _readings(frame: SensorFrame) -> list[_Reading]:
                 raise ValueError(
                     f"sample {frame.token}, {name}[{i}]: expected {may_be}, got {_kind(reading)}: make a {kind.__name__} of it, "
                     "or leave it out"
+                )
+            if not isinstance(reading.channel, str):
+                raise ValueError(
+                    f"sample {frame.token}, {name}[{i}]: expected a channel that is a str, got {_kind(reading.channel)}: give "
+                    "the sensor's name"
                 )
             found.append(reading)
     return found
@@ -96,6 +106,7 @@ def _check_reading(reading: _Reading, where: str, now_us: int) -> None:
         _check_points(reading.points, where, _LIDAR_COLUMNS)
     else:
         _check_points(reading.points, where, _RADAR_COLUMNS)
+    _check_matrix(_pose(reading), where, "a 4 x 4 pose")
 
 
 def _check_image(image: Any, where: str) -> None:
@@ -119,7 +130,7 @@ def _check_image(image: Any, where: str) -> None:
         action = "A camera that gave no picture is None in its place"
     else:
         action = "Give its red, green and blue alone, in this order"
-    raise ValueError(
+    raise SensorDataError(
         f"{where}, image: expected uint8 [H, W, 3] RGB with at least one pixel, got {_kind(image)}. {action}"
     )
 
@@ -132,7 +143,7 @@ def _check_points(points: Any, where: str, columns: str) -> None:
         action = f"The columns are {columns}; no points are np.zeros((0, {count}), np.float32)"
     else:
         action = f"One row a point, of {columns}: np.asarray(points, np.float32)"
-    raise ValueError(f"{where}, points: expected float32 [P, {count}], got {_kind(points)}. {action}")
+    raise SensorDataError(f"{where}, points: expected float32 [P, {count}], got {_kind(points)}. {action}")
 
 
 def _check_matrix(matrix: Any, where: str, what: str) -> None:
@@ -145,18 +156,18 @@ def _check_matrix(matrix: Any, where: str, what: str) -> None:
 
 def _check_time(time_us: Any, where: str) -> None:
     if isinstance(time_us, bool | np.bool_) or not isinstance(time_us, int | np.integer):
-        raise ValueError(
+        raise SensorDataError(
             f"{where}: expected whole microseconds (int), got {_kind(time_us)}. Convert seconds by round(time_s * 1e6)"
         )
     if not -(2**63) <= time_us < 2**63:
-        raise ValueError(f"{where}: expected microseconds within 64 bits, got {time_us}. Convert the clock's unit")
+        raise SensorDataError(f"{where}: expected microseconds within 64 bits, got {time_us}. Convert the clock's unit")
 
 
 def _check_age(age_s: float, where: str) -> None:
     if -MAX_AHEAD_S <= age_s <= MAX_AGE_S:
         return
     said = f"{age_s:.3f} s before" if age_s > 0 else f"{-age_s:.3f} s after"
-    raise ValueError(
+    raise SensorDataError(
         f"{where}, time_us: expected at most {MAX_AGE_S:g} s before and {MAX_AHEAD_S:g} s after the frame's time, got {said}. "
         "All times are microseconds of one clock; a sensor that fell silent is left out"
     )

@@ -44,7 +44,7 @@ def prepare(
     A sensor without one usable measurement is absent, see `sensors.points`; `PreparedFrame.absent` says why.
 
     Raises:
-        CalibrationError, ValueError: the frame is none, see `sensors.frame_checks.check_frame`, or `cameras` has another length
+        SensorDataError, ValueError: the frame is none, see `sensors.frame_checks.check_frame`, or `cameras` has another length
             than the configuration's.
     """
     check_frame(frame)

@@ -16,9 +16,10 @@ from torch import Tensor
 
 from bev.lift.table import DepthBins, LiftTable, build_lift_table
 from sensors.batch import CameraBatch
-from sensors.calibration import inverse_rigid
+from sensors.calibration import check_intrinsics, inverse_rigid
 from sensors.camera.depth import depth_targets
 from sensors.camera.images import ImageChange, fit_image, split_colours
+from sensors.errors import naming
 from sensors.frames import NOT_GIVEN, CameraImage
 from sensors.modality import Preparation, Prepared, Sample
 from sensors.points import Cloud, DroppedPoints, Float32
@@ -81,6 +82,8 @@ class Camera:
             if camera is not None:
                 change = ImageChange() if sample.image_changes is None else sample.image_changes[place]
                 images[n], intrinsics[n] = fit_image(camera.image, camera.intrinsics, self.image_size_px, change)
+                with naming(camera.channel):
+                    check_intrinsics(intrinsics[n], f"sample {frame.token}, {camera.channel}, at the network's size")
                 poses[n] = sample.bev_change @ camera.reference_T_camera
         depth_m = None
         if sample.preparation.depth_targets and sample.taught_clouds:

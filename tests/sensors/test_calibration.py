@@ -15,6 +15,7 @@ from pyquaternion import Quaternion
 from sensors.calibration import (
     CalibrationError,
     apply,
+    are_rigid,
     check_intrinsics,
     check_rigid,
     intrinsics_fault,
@@ -78,14 +79,17 @@ def test_a_mirrored_picture_has_sound_intrinsics() -> None:
         (lambda m: m * 1.01, "last row"),
         (lambda m: m @ np.diag([1.02, 1.02, 1.02, 1.0]), "rotation"),
         (lambda m: np.where(np.eye(4, k=3) > 0, np.nan, m), "finite"),
+        (lambda m: np.where(np.eye(4, k=3) > 0, 1e39, m), "finite .* at most 1e.09 m"),  # infinite in float32
         (lambda m: m[:3], "4 x 4"),
     ],
 )
 def test_a_transform_that_is_not_rigid_is_named_among_many(change: Callable[[Any], Any], words: str) -> None:
     good = transforms([1.0, 2.0, 3.0, 1.0, 0.0, 0.0, 0.0])
-    check_rigid([good, good], ["first", "second"])
+    assert are_rigid([good, good.astype(np.float32)])
+    check_rigid(good, "first")
+    assert not are_rigid([good, change(good)])
     with pytest.raises(CalibrationError, match=rf"second: .*{words}"):
-        check_rigid([good, change(good)], ["first", "second"])
+        check_rigid(change(good), "second")
 
 
 @pytest.mark.parametrize(
