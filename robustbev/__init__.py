@@ -21,6 +21,7 @@ from robustbev.tasks.detection import NUSCENES_ATTRIBUTES, NUSCENES_CLASSES, Det
 from robustbev.weights import FORMAT_VERSION, gated_state, load, load_weights, save, write_card
 from sensors.camera.config import CameraConfig, DepthConfig
 from sensors.lidar.config import LidarConfig
+from sensors.points import SensorUse
 from sensors.radar.config import RadarConfig
 from sensors.settings import StrictModel
 
@@ -50,6 +51,7 @@ __all__ = [
     "PrecisionWarning",
     "RadarConfig",
     "RigConfig",
+    "SensorUse",
     "StrictModel",
     "SubsetFigures",
     "TrainingOutputs",

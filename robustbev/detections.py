@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from sensors.points import SensorUse
+
 Float32 = NDArray[np.float32]
 
 
@@ -34,12 +36,14 @@ class Detection:
 
 @dataclass(frozen=True, eq=False)
 class Detections:
-    """Boxes in the reference frame (x forward, y left, z up), by falling score, and whom the model trusted.
+    """Boxes in the reference frame (x forward, y left, z up), by falling score, who was used and whom the model trusted.
 
     `perceived` is False where no sensor covers any cell. Then nothing is known: the arrays are empty, and `len`, `bool` and
     iteration raise NoPerceptionError, so that nobody takes it for an empty road.
     """
 
+    token: str  # of the frame
+    time_us: int  # of the frame
     perceived: bool
     classes: tuple[str, ...]  # what `label` indexes
     attributes: tuple[str, ...]  # what `attribute` indexes
@@ -51,11 +55,18 @@ class Detections:
     attribute: NDArray[np.int64]  # [T], -1 is none
     score: Float32  # [T] 0..1
     modalities: tuple[str, ...]  # M names, in the order of `attention`
-    attention: Float32  # [M, X, Y] share of each modality in 0..1; x counts forward, y left
+    attention: Float32  # [M, X, Y] share of each modality or, where it does not see, of its null, 0..1; x counts forward, y left
     coverage: Float32  # [X, Y] 0..1, 0 where no sensor sees: no box there means nothing
     outputs: Mapping[str, Mapping[str, NDArray[Any]]]
     """Of the other tasks by name, each field of the output without its batch axis; empty where nothing was perceived."""
-    absent: Mapping[str, str]  # sensor of the rig by its channel -> why it counts as absent; not in it: it was used
+    sensors: Mapping[str, SensorUse]
+    """By channel, every sensor of the rig that is of one of the modalities: used, or absent and why."""
+    trust: dict[str, float]
+    """Each modality's mean share of the attention over the cells that any sensor covers, as far as it covers them itself.
+
+    With `null_share` they sum to 1; 0 of a modality that is absent.
+    """
+    null_share: float  # what the nulls of those that do not see got instead; 1 where nothing was perceived
 
     def __len__(self) -> int:
         self._must_have_perceived()
@@ -74,13 +85,6 @@ class Detections:
                 velocity_mps=_floats(self.velocity_mps[i]),
                 attribute=None if attribute < 0 else self.attributes[attribute],
             )
-
-    @property
-    def trust(self) -> dict[str, float]:
-        """Each modality's mean share of the attention over the cells that any sensor covers; all 0 where none does."""
-        seen = self.coverage > 0
-        shares = self.attention[:, seen].mean(axis=1) if seen.any() else np.zeros(len(self.modalities))
-        return {name: float(share) for name, share in zip(self.modalities, shares, strict=True)}
 
     def _must_have_perceived(self) -> None:
         if not self.perceived:

@@ -13,10 +13,11 @@ from sensors.camera.images import DecodeSize
 from sensors.camera.prepare import Camera
 from sensors.errors import SensorDataError, SensorDataWarning, naming
 from sensors.frame_checks import readings_of
-from sensors.frames import Absence, CameraImage, Lack, SensorFrame
+from sensors.frames import CameraImage, Lack, SensorFrame
 from sensors.lidar.config import LidarConfig
 from sensors.lidar.prepare import Lidar
 from sensors.modality import Modality, Preparation
+from sensors.points import SensorUse
 from sensors.radar.config import RadarConfig
 from sensors.radar.prepare import Radar
 
@@ -77,12 +78,23 @@ def _modality(name: str, config: ModelConfig, rig: RigConfig) -> Modality:
             return Radar(name, channels)
 
 
-def warn_of_absent(absent: Mapping[str, Absence]) -> None:
+def warn_of_absent(sensors: Mapping[str, SensorUse]) -> None:
     """Of sensors that were given, without the counts: so Python shows each such warning once and not at every frame."""
-    for channel, absence in absent.items():
-        if absence.lack is not Lack.READING:
-            message = f"{channel} counts as absent: {absence.lack} in this frame (Detections.absent has the counts)"
-            warnings.warn(message, SensorDataWarning, stacklevel=4)  # where `perceive` was called
+    for channel, use in sensors.items():
+        if use.absence is not None and use.absence.lack is not Lack.READING:
+            message = (
+                f"{channel} counts as absent: {use.absence.lack} in this frame (Detections.sensors has the reason)"
+            )
+            warnings.warn(message, SensorDataWarning, stacklevel=3)  # where `perceive` was called
+
+
+def without(frame: SensorFrame, channel: str) -> SensorFrame:
+    """The frame as if this sensor had given nothing."""
+    cameras, lidar, radar = (
+        None if readings is None else tuple(r for r in readings if r is None or r.channel != channel)
+        for readings in (frame.cameras, frame.lidar, frame.radar)
+    )
+    return replace(frame, cameras=cameras, lidar=lidar, radar=radar)  # type: ignore[arg-type]  # of their own kinds
 
 
 def on_rig(frame: SensorFrame, rig: RigConfig) -> SensorFrame:

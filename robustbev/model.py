@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import fields, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from numpy.typing import NDArray
@@ -23,6 +23,8 @@ from sensors.frames import SensorFrame
 from sensors.modality import Preparation
 from sensors.prepare import collate, prepare
 
+T = TypeVar("T")
+
 
 class PerceptionModel(PerceptionNetwork):
     """The network that also takes frames of numpy arrays; `build` makes it from a `ModelConfig`."""
@@ -33,10 +35,10 @@ class PerceptionModel(PerceptionNetwork):
         return CudaGraphs()
 
     def perceive(self, frame: SensorFrame, rig: RigConfig | None = None, *, min_score: float = 0.05) -> Detections:
-        """What the model sees in one frame of numpy arrays: boxes, and whom it trusted. Runs on the device of the model.
+        """What the model sees in one frame of numpy arrays: boxes, who was used and whom it trusted. Runs on the model's device.
 
         A sensor without one usable measurement (no sweep, no return, every point NaN or out of reach) is absent, never an empty
-        world: `Detections.absent` says why, and a SensorDataWarning names it.
+        world: `Detections.sensors` says why, and a SensorDataWarning names it.
 
         Args:
             frame: pictures and points with their calibration. A sensor that is not there is left out, a modality that is not
@@ -56,11 +58,15 @@ class PerceptionModel(PerceptionNetwork):
         rig = self.config.rig if rig is None else rig
         assert rig is not None
         seen = perceive_frame(self, on_rig(frame, rig), wanted)
-        absent = seen.absent or {}
-        warn_of_absent(absent)
+        assert seen.sensors is not None  # of a frame
+        assert seen.trust is not None  # of a model
+        warn_of_absent(seen.sensors)
+        trust = dict(zip(seen.modalities, seen.trust[0].tolist(), strict=True))
         boxes = seen.shown(0)
         boxes = boxes[boxes.score >= min_score]
         return Detections(
+            token=frame.token,
+            time_us=int(frame.time_us),
             perceived=bool(seen.perceived[0]),
             classes=self.config.classes,
             attributes=self.config.attributes,
@@ -75,7 +81,9 @@ class PerceptionModel(PerceptionNetwork):
             attention=seen.fused.attention[0].float().numpy(),
             coverage=seen.fused.coverage[0].float().numpy(),
             outputs=_arrays(seen) if seen.perceived[0] else {},
-            absent={channel: absence.reason for channel, absence in absent.items()},
+            sensors=seen.sensors,
+            trust=trust,
+            null_share=max(0.0, 1 - sum(trust.values())),
         )
 
 
@@ -111,5 +119,22 @@ def perceive_frame(model: PerceptionModel, frame: SensorFrame, preparation: Prep
     batch = collate([prepared], preparation)
     seen: Perception = model.graphs(model, batch) if on_gpu else model(batch.to(model.device))
     fused = replace(seen.fused, attention=seen.fused.attention.cpu(), coverage=seen.fused.coverage.cpu())
-    outputs = map_tensors(seen.outputs, lambda tensor: tensor.cpu())
-    return replace(seen, outputs=outputs, fused=fused, perceived=seen.perceived.cpu(), absent=prepared.absent)
+    sensors = dict(prepared.sensors)
+    for modality in preparation.modalities:
+        if modality.name in seen.sensor_coverage:
+            shares = seen.sensor_coverage[modality.name][0].tolist()
+            for channel, share in zip(modality.channels, shares, strict=True):
+                sensors[channel] = replace(sensors[channel], coverage=share)
+    return replace(
+        seen,
+        outputs=_on_cpu(seen.outputs),
+        fused=fused,
+        perceived=seen.perceived.cpu(),
+        trust=_on_cpu(seen.trust),
+        sensor_coverage=_on_cpu(seen.sensor_coverage),
+        sensors=sensors,
+    )
+
+
+def _on_cpu(value: T) -> T:
+    return map_tensors(value, lambda tensor: tensor.cpu())

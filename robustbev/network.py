@@ -18,12 +18,12 @@ from bev.motion import MOTION_CHANNELS
 from fusion import BEVFeatures, FusedBEV, Fuser, LateFusion, ObjectAlignment
 from robustbev.checks import check_batch, check_views, check_weights
 from robustbev.config import DETECTION, ModelConfig
-from robustbev.perception import Perception, TrainingOutputs
+from robustbev.perception import Perception, TrainingOutputs, trust_in
 from robustbev.precision import FLOAT32, Precision
 from robustbev.tasks.detection import Detection
 from robustbev.tasks.task import Task
 from sensors.batch import SensorBatch, map_tensors
-from sensors.modality import Encoded, MovingFeatures
+from sensors.modality import Encoded, MovingFeatures, SensorFeatures
 
 MEASURE_MOTION = ("lidar", "radar")  # kinds of sensors: from sweep to sweep, and by Doppler
 
@@ -148,6 +148,8 @@ class PerceptionNetwork(nn.Module):
             fused,
             tuple(self.config.modalities),
             perceived=fused.coverage.flatten(1).amax(1) > 0,
+            trust=trust_in(features, fused, tuple(self.config.modalities)),
+            sensor_coverage={n: f.sensor_coverage for n, f in features.items() if isinstance(f, SensorFeatures)},
             cross_class_iou=self.config.detection.cross_class_iou,
         )
 

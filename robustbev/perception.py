@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -16,7 +16,7 @@ from bev.detection.suppression import cross_class_nms
 from fusion import BEVFeatures, FusedBEV
 from robustbev.config import DETECTION
 from sensors.batch import map_tensors
-from sensors.frames import Absence
+from sensors.points import SensorUse
 
 
 @dataclass(frozen=True)
@@ -45,8 +45,10 @@ class Perception:
     fused: FusedBEV  # attention [B, M, X, Y]
     modalities: tuple[str, ...]  # M names, in the order of the attention
     perceived: Tensor  # [B] bool
-    absent: Mapping[str, Absence] | None = None
-    """Channel -> why, of the rig's sensors that are absent in the frame (`perceive_frame`); None: of a batch, it has no rig."""
+    trust: Tensor | None = None  # [B, M], see `trust_in`
+    sensor_coverage: Mapping[str, Tensor] = field(default_factory=dict)
+    """[B, K] of the modalities that are there, see `sensors.modality.SensorFeatures`."""
+    sensors: Mapping[str, SensorUse] | None = None  # of a frame (`perceive_frame`), by channel; a batch has no channels
     cross_class_iou: float = 1.0  # of `shown`; see `DetectionConfig`
 
     @property
@@ -90,6 +92,19 @@ class Perception:
 
     def to(self, device: torch.device | str) -> Perception:
         return map_tensors(self, lambda tensor: tensor.to(device))
+
+
+def trust_in(features: Mapping[str, BEVFeatures | None], fused: FusedBEV, modalities: Sequence[str]) -> Tensor:
+    """[B, M] each modality's share of the attention, as far as it covers the cell, mean over the cells that any sensor covers.
+
+    What is missing to 1 went to the nulls of what does not see there; all 0 where nobody sees anything.
+    """
+    nobody = torch.zeros_like(fused.coverage[:, 0, 0])
+    given = [
+        nobody if (seen := features.get(name)) is None else (fused.attention[:, i] * seen.coverage).sum((1, 2))
+        for i, name in enumerate(modalities)
+    ]
+    return torch.stack(given, 1) / (fused.coverage > 0).sum((1, 2)).clamp(min=1)[:, None]
 
 
 @dataclass(frozen=True)

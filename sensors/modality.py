@@ -19,8 +19,8 @@ from bev.grid import BEVGrid
 from fusion.features import BEVFeatures
 from sensors.batch import Part
 from sensors.calibration import FloatArray
-from sensors.frames import Absence, SensorFrame
-from sensors.points import Cloud, DroppedPoints, lidar_clouds
+from sensors.frames import SensorFrame
+from sensors.points import Cloud, SensorUse, lidar_clouds
 
 Item = TypeVar("Item", covariant=True)
 
@@ -94,8 +94,7 @@ class Prepared(Generic[Item]):
     """What one modality has of a sample."""
 
     item: Item | None  # None: it is absent
-    absent: Mapping[str, Absence]  # channel -> why, of its sensors that are absent
-    dropped: DroppedPoints
+    sensors: Mapping[str, SensorUse]  # by channel, each of its sensors
 
 
 @dataclass(frozen=True)
@@ -107,7 +106,14 @@ class Encoded:
 
 
 @dataclass(frozen=True)
-class MovingFeatures(BEVFeatures):
+class SensorFeatures(BEVFeatures):
+    """The grid of a modality, and how much of it each of its sensors covers."""
+
+    sensor_coverage: Tensor  # [B, K] 0..1, mean over the cells; 0 of an absent one
+
+
+@dataclass(frozen=True)
+class MovingFeatures(SensorFeatures):
     """The grid of a sensor that measures motion by itself.
 
     What it measures goes past the fuser to the heads. Among the features it got lost on the way: of pedestrians' true velocity

@@ -57,6 +57,22 @@ _WORDS = {
 
 
 @dataclass(frozen=True)
+class SensorUse:
+    """What became of one sensor in a frame."""
+
+    absence: Absence | None  # None: it was used
+    age_us: int | None = None  # of its newest reading at the frame's time; None: there is none that could be used
+    points: int = 0  # that its sweeps hold; a camera has none
+    dropped: DroppedPoints = DroppedPoints()
+    coverage: float = 0.0  # share of the grid that it covers, 0..1
+
+    @property
+    def kept(self) -> int:
+        """Points that reached the network."""
+        return self.points - self.dropped.total
+
+
+@dataclass(frozen=True)
 class Cloud:
     """The points of one LiDAR sweep as columns: they are worked on one coordinate at a time."""
 
@@ -74,6 +90,7 @@ class SweepPoints:
     points: Float32
     delivered: int
     dropped: DroppedPoints
+    age_us: int
 
 
 @dataclass(frozen=True)
@@ -81,9 +98,8 @@ class Merged:
     """What the LiDARs, or the radars, of the rig deliver in one frame."""
 
     points: dict[str, Float32]  # channel -> [P, columns] of all its sweeps; of the sensors that are present
-    absent: dict[str, Absence]  # the others of the rig
     present: Mask  # [L] or [R]
-    dropped: DroppedPoints
+    sensors: dict[str, SensorUse]  # channel -> of each, absent ones too
 
     def together(self) -> Float32 | None:
         """[P, columns] of all sensors; None where none is present."""
@@ -99,16 +115,20 @@ def merge(channels: Sequence[str], sweeps: Iterable[SweepPoints]) -> Merged:
     of_channel: dict[str, list[SweepPoints]] = {channel: [] for channel in channels}
     for sweep in sweeps:
         of_channel[sweep.channel].append(sweep)
-    points, absent, dropped = {}, {}, DroppedPoints()
-    for channel, mine in of_channel.items():
-        lost = sum((sweep.dropped for sweep in mine), DroppedPoints())
-        absence = _absence(len(mine), sum(sweep.delivered for sweep in mine), lost)
-        if absence is None:
-            points[channel] = _stacked([sweep.points for sweep in mine])
-        else:
-            absent[channel] = absence
-        dropped = dropped + lost
-    return Merged(points, absent, np.array([channel in points for channel in channels], bool), dropped)
+    sensors = {channel: _use(mine) for channel, mine in of_channel.items()}
+    points = {
+        channel: _stacked([sweep.points for sweep in mine])
+        for channel, mine in of_channel.items()
+        if sensors[channel].absence is None
+    }
+    return Merged(points, np.array([channel in points for channel in channels], bool), sensors)
+
+
+def _use(sweeps: Sequence[SweepPoints]) -> SensorUse:
+    dropped = sum((sweep.dropped for sweep in sweeps), DroppedPoints())
+    delivered = sum(sweep.delivered for sweep in sweeps)
+    age_us = min((sweep.age_us for sweep in sweeps), default=None)
+    return SensorUse(_absence(len(sweeps), delivered, dropped), age_us, delivered, dropped)
 
 
 def _absence(sweeps: int, delivered: int, dropped: DroppedPoints) -> Absence | None:

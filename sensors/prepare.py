@@ -14,7 +14,7 @@ from sensors.camera.images import ImageChange
 from sensors.frame_checks import check_frame
 from sensors.frames import Absence, SensorFrame
 from sensors.modality import Preparation, Sample
-from sensors.points import DroppedPoints
+from sensors.points import DroppedPoints, SensorUse
 
 
 @dataclass(frozen=True)
@@ -22,8 +22,17 @@ class PreparedFrame:
     """One sample, ready to be collated."""
 
     items: Mapping[str, Any]  # modality -> what its `prepare` gave; None: it is absent
-    dropped: DroppedPoints
-    absent: Mapping[str, Absence]  # channel -> why, of every sensor of the modalities that is absent
+    sensors: Mapping[str, SensorUse]  # by channel, every sensor of the modalities
+
+    @property
+    def dropped(self) -> DroppedPoints:
+        """Of all sensors."""
+        return sum((use.dropped for use in self.sensors.values()), DroppedPoints())
+
+    @property
+    def absent(self) -> dict[str, Absence]:
+        """Channel -> why, of the sensors that are absent."""
+        return {channel: use.absence for channel, use in self.sensors.items() if use.absence is not None}
 
 
 def prepare(
@@ -53,8 +62,7 @@ def prepare(
     parts = {modality.name: modality.prepare(sample) for modality in preparation.modalities}
     return PreparedFrame(
         items={name: part.item for name, part in parts.items()},
-        dropped=sum((part.dropped for part in parts.values()), DroppedPoints()),
-        absent={channel: why for part in parts.values() for channel, why in part.absent.items()},
+        sensors={channel: use for part in parts.values() for channel, use in part.sensors.items()},
     )
 
 

@@ -13,7 +13,7 @@ from sensors.replay.tick import SensorState, SensorStatus, Tick
 
 def tick_result(tick: Tick, seen: Perception, config: ModelConfig) -> TickResult:
     """The result of a tick whose frame `seen` (B = 1, on the CPU) is of."""
-    absent = seen.absent or {}
+    absent = {channel: use.absence for channel, use in (seen.sensors or {}).items()}
     sensors = {channel: _stands(status, absent.get(channel)) for channel, status in tick.sensors.items()}
     return TickResult(
         tick=replace(tick, sensors=sensors),

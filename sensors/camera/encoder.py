@@ -12,10 +12,9 @@ from bev.grid import BEVGrid
 from bev.layers import ConvBlock, ResidualBlock
 from bev.lift.groups import LiftGroups, lift_splat_groups
 from bev.lift.table import DepthBins, LiftTable, build_lift_table, feature_pixels, inverse, lift_splat
-from fusion.features import BEVFeatures
 from sensors.batch import CameraBatch
 from sensors.camera.vit import VisionTransformer
-from sensors.modality import Encoded
+from sensors.modality import Encoded, SensorFeatures
 
 # Mean and deviation of ImageNet's RGB values in 0..1, which published ViT weights expect.
 _RGB_MEAN = (0.485, 0.456, 0.406)
@@ -88,8 +87,9 @@ class CameraEncoder(nn.Module):
                 canvas = lift_splat(context, probabilities, table)
             else:
                 canvas = lift_splat_groups(context.float(), probabilities, table)
-        coverage = (table.visible & cameras[:, :, None, None]).any(1).float()
-        return Encoded(BEVFeatures(self.bev(canvas), coverage), {"depth_logits": depth_logits, "features": features})
+        visible = table.visible & cameras[:, :, None, None]
+        bev = SensorFeatures(self.bev(canvas), visible.any(1).float(), visible.float().mean((2, 3)))
+        return Encoded(bev, {"depth_logits": depth_logits, "features": features})
 
     def rays(self, intrinsics: Tensor, reference_T_camera: Tensor) -> Tensor:
         """[B, N, h' * w', 6] unit ray of each token in the reference frame, and the camera's place in 10 m."""

@@ -20,9 +20,9 @@ from sensors.calibration import check_intrinsics, inverse_rigid
 from sensors.camera.depth import depth_targets
 from sensors.camera.images import ImageChange, fit_image, split_colours
 from sensors.errors import naming
-from sensors.frames import NOT_GIVEN, CameraImage
+from sensors.frames import NOT_GIVEN, CameraImage, SensorFrame
 from sensors.modality import Preparation, Prepared, Sample
-from sensors.points import Cloud, DroppedPoints, Float32
+from sensors.points import Cloud, Float32, SensorUse
 
 Pictures = Sequence[CameraImage | None]
 
@@ -53,12 +53,8 @@ class Camera:
 
     def prepare(self, sample: Sample) -> Prepared[PreparedCameras]:
         item = self._pictures(sample)
-        here = np.zeros(len(self.channels), bool) if item is None else item.present
-        return Prepared(
-            item,
-            {channel: NOT_GIVEN for channel, is_here in zip(self.channels, here, strict=True) if not is_here},
-            DroppedPoints(),
-        )
+        cameras = dict(zip(sample.preparation.camera_channels, sample.frame.cameras or (), strict=False))
+        return Prepared(item, {channel: _use(cameras.get(channel), sample.frame) for channel in self.channels})
 
     def _pictures(self, sample: Sample) -> PreparedCameras | None:
         frame, places = sample.frame, sample.preparation.camera_channels
@@ -137,6 +133,12 @@ class Camera:
             intrinsics, poses, present, image_size=self.image_size_px, stride=self.feature_stride_px, bins=self.depth_bins,
             grid=preparation.grid, z_range_m=preparation.z_range_m, samples=self.lift_samples,
         )  # fmt: skip
+
+
+def _use(camera: CameraImage | None, frame: SensorFrame) -> SensorUse:
+    if camera is None:
+        return SensorUse(NOT_GIVEN)
+    return SensorUse(None, int(frame.time_us) - int(camera.time_us))
 
 
 def stack_depth(items: Sequence[PreparedCameras | None]) -> Tensor | None:

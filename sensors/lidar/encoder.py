@@ -52,7 +52,8 @@ class LidarEncoder(nn.Module):
         if batch.points.ndim != 3 or batch.points.shape[-1] != len(_SCALE):
             raise ValueError(f"lidar.points: expected [B, P, {len(_SCALE)}], got {list(batch.points.shape)}")
         count = torch.where(batch.present.any(1), batch.count, 0)
-        covered = torch.where(batch.present[..., None], batch.sectors.float(), 0.0).amax(1)  # [B, S] by any LiDAR
+        sectors = torch.where(batch.present[..., None], batch.sectors.float(), 0.0)
+        covered = sectors.amax(1)  # [B, S] by any LiDAR
         valid = _in_sectors(batch.points, covered)
         canvas, occupied = self.pillars(batch.points, count, valid)
         if self.stages is not None:
@@ -61,6 +62,7 @@ class LidarEncoder(nn.Module):
         return MovingFeatures(
             self.bev(canvas.contiguous(memory_format=torch.channels_last)),
             covered[:, sector],
+            sectors[..., sector].mean((2, 3)),
             point_drift(batch.points, batch.points[..., 4], count, self.grid, self.pillars.z_range_m, valid),
         )
 

@@ -48,7 +48,7 @@ class Lidar:
             working = sample.frame.lidar_sectors
             sectors = _sectors(self.channels, merged, working, sample.bev_change, all_around=self._all_around)
             item = PreparedLidar(points, merged.present, sectors)
-        return Prepared(item, merged.absent, merged.dropped)
+        return Prepared(item, merged.sensors)
 
     @property
     def _all_around(self) -> bool:
@@ -76,10 +76,11 @@ def _sweep(cloud: Cloud, sample: Sample) -> SweepPoints:
     for axis in range(3):
         points[:, axis] = xyz[axis][kept]
     points[:, 3] = cloud.sweep.points[:, 3][kept] / 255
-    points[:, 4] = (sample.frame.time_us - cloud.sweep.time_us) * 1e-6
+    age_us = int(sample.frame.time_us) - int(cloud.sweep.time_us)
+    points[:, 4] = age_us * 1e-6
     outside = np.count_nonzero(cloud.usable) - np.count_nonzero(within)
     dropped = cloud.dropped + DroppedPoints(lidar_outside=outside)
-    return SweepPoints(cloud.sweep.channel, points, len(cloud.sweep.points), dropped)
+    return SweepPoints(cloud.sweep.channel, points, len(cloud.sweep.points), dropped, age_us)
 
 
 def _sectors(

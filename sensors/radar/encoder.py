@@ -55,6 +55,7 @@ class RadarEncoder(nn.Module):
         return MovingFeatures(
             self.bev(canvas.contiguous(memory_format=torch.channels_last)),
             coverage.any(1).float(),
+            coverage.float().mean((2, 3)),
             point_velocity(batch.points, batch.points[..., 4:6], count, self.grid, self.pillars.z_range_m),
         )
 

@@ -44,7 +44,7 @@ class Radar:
         merged = merge(self.channels, (_sweep(sweep, sample) for sweep in mine))
         points = merged.together()
         item = None if points is None else PreparedRadar(points, merged.present, self._poses(sample, merged))
-        return Prepared(item, merged.absent, merged.dropped)
+        return Prepared(item, merged.sensors)
 
     def _poses(self, sample: Sample, merged: Merged) -> Float32:
         """[R, 4, 4] of each radar's newest sweep; the identity, which can be inverted, of an absent one."""
@@ -82,10 +82,11 @@ def _sweep(sweep: RadarSweep, sample: Sample) -> SweepPoints:
     points[:, :3] = xyz[kept]
     points[:, 3] = usable[kept, 3]
     points[:, 4:6] = usable[kept, 4:6] @ transform[:2, :2].T.astype(np.float32)  # a vector in the sensor's x-y plane
-    points[:, 6] = (sample.frame.time_us - sweep.time_us) * 1e-6
+    age_us = int(sample.frame.time_us) - int(sweep.time_us)
+    points[:, 6] = age_us * 1e-6
     dropped = DroppedPoints(
         radar_not_finite=int((~is_finite).sum()),
         radar_near=int((is_finite & ~far).sum()),
         radar_outside=len(within) - int(within.sum()),
     )
-    return SweepPoints(sweep.channel, points, len(sweep.points), dropped)
+    return SweepPoints(sweep.channel, points, len(sweep.points), dropped, age_us)

@@ -131,6 +131,11 @@ def test_one_usable_point_in_any_sweep_is_a_lidar() -> None:
     assert not prepared.absent
 
 
+def reasons(seen: Detections) -> dict[str, str]:
+    """Of the sensors that are absent."""
+    return {channel: use.absence.reason for channel, use in seen.sensors.items() if use.absence is not None}
+
+
 CLOUDS = {
     "no return in 1 sweep: a dead sensor looks like an empty world": np.zeros((0, 5), np.float32),
     "none of 9 points in 1 sweep is usable: 9 not finite": np.full((9, 5), np.nan, np.float32),
@@ -146,23 +151,23 @@ def test_it_is_told_by_name_with_counts_and_is_no_perception(
     sweeps = (LidarSweep("LIDAR_TOP", points, np.eye(4), FRAME.time_us),)
     with pytest.warns(SensorDataWarning, match="LIDAR_TOP counts as absent"):
         seen = model.perceive(replace(FRAME, lidar=sweeps), min_score=0)
-    assert seen.absent == {"LIDAR_TOP": reason}
+    assert reasons(seen) == {"LIDAR_TOP": reason}
     expected = model.perceive(replace(FRAME, lidar=None), min_score=0)
-    for name in {f.name for f in fields(Detections)} - {"absent"}:
+    for name in {f.name for f in fields(Detections)} - {"sensors"}:
         np.testing.assert_array_equal(getattr(seen, name), getattr(expected, name), err_msg=name)
     with pytest.warns(SensorDataWarning):
         alone = model.perceive(replace(FRAME, cameras=(), radar=(), lidar=sweeps))
     assert not alone.perceived
     assert not alone.coverage.any()
-    assert set(alone.absent) == {*CAMERA_CHANNELS, "LIDAR_TOP", *RADAR_CHANNELS}
+    assert set(reasons(alone)) == {*CAMERA_CHANNELS, "LIDAR_TOP", *RADAR_CHANNELS}
 
 
 def test_a_sensor_that_is_not_given_is_named_without_a_warning(model: PerceptionModel) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         seen = model.perceive(replace(FRAME, lidar=(), radar=None))
-    assert set(seen.absent) == {"LIDAR_TOP", *RADAR_CHANNELS}
-    assert set(seen.absent.values()) == {"the frame holds nothing of it"}
+    assert set(reasons(seen)) == {"LIDAR_TOP", *RADAR_CHANNELS}
+    assert set(reasons(seen).values()) == {"the frame holds nothing of it"}
 
 
 def test_a_stream_of_them_is_warned_of_once(model: PerceptionModel) -> None:
@@ -186,5 +191,7 @@ def test_replay_and_node_tell_it_as_the_sensors_state(model: PerceptionModel, re
     state = SensorState.MISSING if not len(points) else SensorState.MALFORMED
     assert (told["LIDAR_TOP"].state, told["LIDAR_TOP"].detail) == (state, reason)
     assert all(status.state is SensorState.OK for channel, status in told.items() if channel != "LIDAR_TOP")
-    assert seen.absent is not None
-    assert seen.absent["LIDAR_TOP"].lack is (Lack.USABLE if len(points) else Lack.RETURN)
+    assert seen.sensors is not None
+    absence = seen.sensors["LIDAR_TOP"].absence
+    assert absence is not None
+    assert absence.lack is (Lack.USABLE if len(points) else Lack.RETURN)

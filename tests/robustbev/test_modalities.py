@@ -21,7 +21,7 @@ from robustbev.export.example import masked, random_batch
 from robustbev.export.graphs import ModelGraph, perception_outputs
 from robustbev.export.interface import model_interface
 from sensors.errors import SensorDataWarning
-from sensors.frames import CameraImage, LidarSweep, SensorFrame
+from sensors.frames import NOT_GIVEN, CameraImage, LidarSweep, SensorFrame
 from sensors.prepare import collate, prepare
 from tests.small_replay import CAMERA_CHANNELS, RADAR_CHANNELS, noise_frame
 from tests.tiny_model import random_training_batch, tiny_config
@@ -108,7 +108,7 @@ def test_a_frame_is_shared_out_by_channels(model: PerceptionModel, frame: Sensor
     assert batch.part("rear").points[0, : int(batch.part("rear").count), 0].max() <= 0
     seen = perceive(model, frame)
     assert seen.modalities == tuple(NAMES)
-    assert not seen.absent
+    assert all(sensor.absence is None for sensor in seen.sensors.values())
 
 
 @pytest.mark.parametrize(("name", "channel"), [("rear", "LIDAR_REAR"), ("thermal", "THERMAL")])
@@ -120,7 +120,7 @@ def test_one_of_two_is_lost_by_itself(model: PerceptionModel, frame: SensorFrame
         expected = model(collate([prepare(frame, preparation)], preparation).having(**{name: None}))
     assert torch.equal(lost.boxes.score, expected.boxes.score)
     assert torch.equal(lost.fused.features, expected.fused.features)
-    assert channel in perceive(model, without(frame, channel)).absent
+    assert perceive(model, without(frame, channel)).sensors[channel].absence is NOT_GIVEN
 
 
 def test_a_dead_lidar_takes_only_its_own_cells_with_it(frame: SensorFrame) -> None:
@@ -146,7 +146,9 @@ def test_a_dead_lidar_takes_only_its_own_cells_with_it(frame: SensorFrame) -> No
     assert not one["front"].coverage[0][behind].any()
     assert both["rear"] is not None
     assert both["rear"].coverage[0][behind].mean() > 0.9
-    assert "none of 9 points" in perceive(model, half).absent["LIDAR_REAR"]
+    absence = perceive(model, half).sensors["LIDAR_REAR"].absence
+    assert absence is not None
+    assert "none of 9 points" in absence.reason
     assert not perceive(model, replace(alone, lidar=None)).perceived
 
 

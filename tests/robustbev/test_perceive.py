@@ -21,9 +21,10 @@ from robustbev import (
     preparation,
     save,
 )
+from robustbev.inference import without
 from sensors.calibration import FloatArray
 from sensors.camera.images import resize, resize_reference
-from sensors.frames import SensorFrame
+from sensors.frames import NOT_GIVEN, SensorFrame
 from tests.small_replay import CAMERA_CHANNELS, RADAR_CHANNELS, noise_frame
 from tests.tiny_model import tiny_config, tiny_model
 
@@ -95,9 +96,43 @@ def test_cameras_are_told_apart_by_their_channels(model: PerceptionModel, frame:
     assert_same(model.perceive(replace(frame, cameras=there[::-1])), expected)
 
 
-def test_trust_is_shared_among_the_sensors(model: PerceptionModel, frame: SensorFrame) -> None:
-    assert sum(model.perceive(frame).trust.values()) == pytest.approx(1, abs=1e-5)
-    assert set(model.perceive(frame).trust) == {"camera", "lidar", "radar"}
+def test_trust_is_shared_among_the_sensors_that_see_and_the_rest_went_to_nulls(
+    model: PerceptionModel, frame: SensorFrame
+) -> None:
+    whole, part = model.perceive(frame), model.perceive(replace(frame, radar=None))
+    for seen in (whole, part):
+        assert set(seen.trust) == {"camera", "lidar", "radar"}
+        assert sum(seen.trust.values()) + seen.null_share == pytest.approx(1, abs=1e-5)
+    assert min(whole.trust.values()) > 0
+    assert part.trust["radar"] == 0
+    assert part.null_share >= part.attention[2, part.coverage > 0].mean() - 1e-6 > 0
+
+
+def test_every_sensor_of_the_rig_is_told(model: PerceptionModel, frame: SensorFrame) -> None:
+    assert frame.lidar is not None
+    points = frame.lidar[0].points.copy()
+    points[:3, 0], points[3:5, :3], points[5:9, 2] = np.nan, 0, 99
+    sweep = replace(frame.lidar[0], points=points, time_us=frame.time_us - 40_000)
+    seen = model.perceive(replace(frame, lidar=(sweep,), radar=None))
+    assert (seen.token, seen.time_us) == (frame.token, frame.time_us)
+    assert tuple(seen.sensors) == (*CAMERA_CHANNELS, "LIDAR_TOP", *RADAR_CHANNELS)
+    top, radar = seen.sensors["LIDAR_TOP"], seen.sensors["RADAR_0"]
+    assert (top.absence, top.age_us, top.points) == (None, 40_000, 200)
+    assert (top.dropped.lidar_not_finite, top.dropped.lidar_outside) == (3, 4)
+    assert top.dropped.lidar_near >= 2
+    assert top.kept == 200 - top.dropped.total
+    assert (radar.absence, radar.age_us, radar.points, radar.coverage) == (NOT_GIVEN, None, 0, 0)
+
+
+@pytest.mark.parametrize("channel", ["CAM_2", "LIDAR_TOP", "RADAR_1"])
+def test_the_coverage_of_a_sensor_is_what_it_covers_alone(
+    model: PerceptionModel, frame: SensorFrame, channel: str
+) -> None:
+    alone = frame
+    for other in {*CAMERA_CHANNELS, "LIDAR_TOP", *RADAR_CHANNELS} - {channel}:
+        alone = without(alone, other)
+    for seen in (model.perceive(alone), model.perceive(frame)):
+        assert seen.sensors[channel].coverage == pytest.approx(model.perceive(alone).coverage.mean(), abs=1e-6)
 
 
 def test_no_sensor_is_no_empty_road(model: PerceptionModel, frame: SensorFrame) -> None:
@@ -105,6 +140,7 @@ def test_no_sensor_is_no_empty_road(model: PerceptionModel, frame: SensorFrame) 
     assert not blind.perceived
     assert blind.score.size == 0
     assert set(blind.trust.values()) == {0.0}
+    assert blind.null_share == 1
     for ask in (len, bool, list):
         with pytest.raises(NoPerceptionError, match="not the same as nothing being there"):
             ask(blind)

@@ -16,7 +16,7 @@ from bev.lift.table import LiftTable, build_lift_table
 from fusion import BEVFeatures
 from robustbev import PerceptionModel
 from sensors.batch import CameraBatch, LidarBatch, RadarBatch, SensorBatch
-from sensors.modality import MovingFeatures
+from sensors.modality import MovingFeatures, SensorFeatures
 from tests.tiny_model import random_sensors, tiny_model
 
 # torch warns of its own deprecated habits while it exports.
@@ -76,12 +76,9 @@ class Fuse(nn.Module):
         features: dict[str, BEVFeatures | None] = {}
         first = 0
         for name in self.modalities:
-            if name == "camera":
-                features[name] = BEVFeatures(tensors[first], tensors[first + 1])
-                first += 2
-            else:
-                features[name] = MovingFeatures(tensors[first], tensors[first + 1], tensors[first + 2])
-                first += 3
+            kind, count = (SensorFeatures, 3) if name == "camera" else (MovingFeatures, 4)
+            features[name] = kind(*tensors[first : first + count])
+            first += count
         if self.alone:
             return flat(self.model.fuser(features))
         return flat(self.model.perceive_features(features, tensors[0].shape[0]))

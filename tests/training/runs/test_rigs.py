@@ -256,7 +256,7 @@ def test_of_two_lidars_that_look_their_own_way_a_lost_one_is_seen(two_lidars: tu
     both, alone = model.perceive(only_lidar, rig), model.perceive(front, rig)
     assert both.coverage.all()
     assert alone.perceived
-    assert "LIDAR_REAR" in alone.absent
+    assert alone.sensors["LIDAR_REAR"].absence
     middle = len(alone.coverage) // 2
     assert alone.coverage[middle:].all()
     assert not alone.coverage[:middle].any()
