@@ -8,12 +8,13 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from robustbev.config import ModelConfig, RigConfig
+from sensors.calibration import CalibrationError
 from sensors.camera.config import CameraConfig
 from sensors.camera.images import DecodeSize
 from sensors.camera.prepare import Camera
 from sensors.errors import SensorDataError, SensorDataWarning, naming
 from sensors.frame_checks import readings_of
-from sensors.frames import CameraImage, Lack, SensorFrame
+from sensors.frames import Absence, CameraImage, Lack, SensorFrame
 from sensors.lidar.config import LidarConfig
 from sensors.lidar.prepare import Lidar
 from sensors.modality import Modality, Preparation
@@ -86,6 +87,11 @@ def warn_of_absent(sensors: Mapping[str, SensorUse]) -> None:
                 f"{channel} counts as absent: {use.absence.lack} in this frame (Detections.sensors has the reason)"
             )
             warnings.warn(message, SensorDataWarning, stacklevel=3)  # where `perceive` was called
+
+
+def malformed(error: SensorDataError) -> Absence:
+    """Why a sensor is absent whose reading or calibration is none."""
+    return Absence(Lack.UNCALIBRATED if isinstance(error, CalibrationError) else Lack.MALFORMED, str(error))
 
 
 def without(frame: SensorFrame, channel: str) -> SensorFrame:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import fields, replace
 from functools import cached_property
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar, get_args
 
 import torch
 from numpy.typing import NDArray
@@ -15,15 +15,18 @@ from numpy.typing import NDArray
 from robustbev.config import DETECTION, RigConfig
 from robustbev.cuda_graphs import CudaGraphs
 from robustbev.detections import Detections
-from robustbev.inference import on_rig, preparation, warn_of_absent
+from robustbev.inference import malformed, on_rig, preparation, warn_of_absent, without
 from robustbev.network import PerceptionNetwork
 from robustbev.perception import Perception
 from sensors.batch import map_tensors
+from sensors.errors import SensorDataError
 from sensors.frames import SensorFrame
 from sensors.modality import Preparation
+from sensors.points import SensorUse
 from sensors.prepare import collate, prepare
 
 T = TypeVar("T")
+OnBadSensor = Literal["raise", "absent"]
 
 
 class PerceptionModel(PerceptionNetwork):
@@ -34,7 +37,14 @@ class PerceptionModel(PerceptionNetwork):
         """By which `perceive` answers on a GPU."""
         return CudaGraphs()
 
-    def perceive(self, frame: SensorFrame, rig: RigConfig | None = None, *, min_score: float = 0.05) -> Detections:
+    def perceive(
+        self,
+        frame: SensorFrame,
+        rig: RigConfig | None = None,
+        *,
+        min_score: float = 0.05,
+        on_bad_sensor: OnBadSensor = "raise",
+    ) -> Detections:
         """What the model sees in one frame of numpy arrays: boxes, who was used and whom it trusted. Runs on the model's device.
 
         A sensor without one usable measurement (no sweep, no return, every point NaN or out of reach) is absent, never an empty
@@ -45,19 +55,25 @@ class PerceptionModel(PerceptionNetwork):
                 there is None and costs nothing. Cameras may come in any order; their channels tell them apart.
             rig: the names of the sensors, where they are others than those of the training, `config.rig`.
             min_score: boxes of a lower score are left out.
+            on_bad_sensor: what becomes of a sensor whose data cannot be: arrays of another shape or type, a calibration or time
+                that is none, more sweeps or pictures than the rig says. "raise", or "absent": as if the sensor had given nothing,
+                to the bit; `Detections.sensors` and a SensorDataWarning name it. What is wrong with the frame or the call is
+                raised in any case.
 
         Raises:
-            SensorDataError: of the sensor that is its `channel`: arrays that do not fit, a time that is none, more sweeps
-                than the rig says; a CalibrationError, if its calibration is none. Of the frame's own time or pose, too.
+            SensorDataError: with `on_bad_sensor="raise"`, of the sensor that is its `channel`; a CalibrationError, if its
+                calibration is none. Of the frame's own time or pose, always.
             ValueError: `frame` is none, or holds what is no reading or a sensor that the rig does not have; the model is in
                 training mode, does not know its rig, or has weights that are not float32.
         """
         if not 0 <= min_score < 1:
             raise ValueError(f"min_score: expected 0 to less than 1, got {min_score}")
+        if on_bad_sensor not in get_args(OnBadSensor):
+            raise ValueError(f"on_bad_sensor: expected 'raise' or 'absent', got {on_bad_sensor!r}")
         wanted = preparation(self.config, rig)
         rig = self.config.rig if rig is None else rig
         assert rig is not None
-        seen = perceive_frame(self, on_rig(frame, rig), wanted)
+        seen = self._perceive_sound(frame, rig, wanted, on_bad_sensor)
         assert seen.sensors is not None  # of a frame
         assert seen.trust is not None  # of a model
         warn_of_absent(seen.sensors)
@@ -85,6 +101,19 @@ class PerceptionModel(PerceptionNetwork):
             trust=trust,
             null_share=max(0.0, 1 - sum(trust.values())),
         )
+
+    def _perceive_sound(
+        self, frame: SensorFrame, rig: RigConfig, wanted: Preparation, on_bad_sensor: OnBadSensor
+    ) -> Perception:
+        """What is seen in the frame, or in what is left of it without a bad sensor, and without the next."""
+        try:
+            return perceive_frame(self, on_rig(frame, rig), wanted)
+        except SensorDataError as error:
+            if on_bad_sensor == "raise" or error.channel is None:
+                raise
+            bad, use = error.channel, SensorUse(malformed(error))
+        seen = self._perceive_sound(without(frame, bad), rig, wanted, on_bad_sensor)
+        return replace(seen, sensors={**(seen.sensors or {}), bad: use})
 
 
 def _arrays(seen: Perception) -> dict[str, dict[str, NDArray[Any]]]:

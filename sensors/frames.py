@@ -94,6 +94,8 @@ class Lack(StrEnum):
     READING = "no reading"  # the frame holds no picture or sweep of it
     RETURN = "no return"  # its sweeps hold no point: one frame cannot tell a dead sensor from an empty world
     USABLE = "no usable point"  # its sweeps hold points, and none of them can reach the network
+    MALFORMED = "malformed"  # what it gave cannot be read: shapes, types, times, more than the rig says
+    UNCALIBRATED = "uncalibrated"  # its calibration cannot be one
 
 
 @dataclass(frozen=True)
