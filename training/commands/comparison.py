@@ -40,11 +40,11 @@ def compare(
 
     require("robustbev compare", "data", "nuscenes", "simplejpeg")
     require("robustbev compare", "train", "matplotlib")
-    from training.comparison.run import Request, print_tables
+    from training.comparison.run import Request, print_comparison
     from training.comparison.run import compare as run
 
     ended = run(Request(entries, chosen, tuple(case or ()), name, out, jobs, address, fresh))
-    print_tables(ended)
+    print_comparison(ended)
     if ended.interrupted:
         print("stopped; the same command goes on from there", file=sys.stderr)
         raise typer.Exit(INTERRUPTED)

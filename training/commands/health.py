@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from training.commands.options import ConfigFile, Settings, print_wide
+from training.commands.options import ConfigFile, Settings
 from training.console.errors import tells_errors
 
 
@@ -34,6 +34,8 @@ def health(
     require("robustbev health", "data", "nuscenes", "simplejpeg", "cv2", "scipy")
     require("robustbev health", "train", "matplotlib")
     from training.console.progress import Bars
+    from training.files.table import print_tables
+    from training.health.report import health_table
     from training.health.run import run_health
     from training.runs.config import load_run_config
 
@@ -51,5 +53,5 @@ def health(
             scenes=scenes,
             progress=bars,
         )
-    print_wide(done.table)
+    print_tables(health_table(done.figures))
     print("\n".join(map(str, done.paths)))

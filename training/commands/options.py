@@ -8,13 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
     from training.evaluation.tables import Results
     from training.runs.config import RunConfig
-
-_TABLE_WIDTH = 120
-WIDE_TABLE_WIDTH = 136  # subsets beside specialists and a baseline
 
 Settings = Annotated[
     list[str] | None,
@@ -36,19 +31,9 @@ def config_of(checkpoint: Path, config: Path | None, settings: list[str]) -> Run
     return None if files is None else load_run_config(files.config, settings)
 
 
-def print_wide(table: Table) -> None:
-    """A table, no narrower than it can be read: cut-off figures help nobody; a terminal may wrap."""
-    from rich.console import Console
-
-    console = Console()
-    if console.width < _TABLE_WIDTH:
-        console = Console(width=_TABLE_WIDTH)
-    console.print(table)
-
-
-def print_tables(results: Results) -> None:
+def print_figures(results: Results) -> None:
     """The figures of an evaluation: every subset, every task, and every class."""
     from training.evaluation.tables import terminal_tables
+    from training.files.table import print_tables
 
-    for table in terminal_tables(results):
-        print_wide(table)
+    print_tables(*terminal_tables(results))

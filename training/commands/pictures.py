@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from training.commands.options import ConfigFile, Settings, config_of, print_tables
+from training.commands.options import ConfigFile, Settings, config_of, print_figures
 from training.console.errors import INTERRUPTED, tells_errors
 
 
@@ -81,5 +81,5 @@ def demo(
     results = run_demo(run, {name: count for name, count in scenes.items() if count is not None}, fresh=fresh)
     if results is None:
         raise typer.Exit(INTERRUPTED)
-    print_tables(results.subsets)
+    print_figures(results.subsets)
     print("\n".join(results.places))

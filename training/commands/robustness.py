@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from training.commands.options import WIDE_TABLE_WIDTH, Settings
+from training.commands.options import Settings
 from training.console.errors import INTERRUPTED, tells_errors
 
 
@@ -27,10 +27,9 @@ def robustness(
 
     require("robustbev robustness", "data", "nuscenes", "simplejpeg")
     require("robustbev robustness", "train", "matplotlib")
-    from rich.console import Console
-
     from training.console.progress import Bars
     from training.files.config_file import load_config
+    from training.files.table import print_tables
     from training.robustness.config import RobustnessConfig
     from training.robustness.run import run_robustness
     from training.robustness.tables import tables
@@ -44,9 +43,5 @@ def robustness(
     except KeyboardInterrupt:
         print("interrupted; what is measured is kept, the same command goes on from there", file=sys.stderr)
         raise typer.Exit(INTERRUPTED) from None
-    console = Console()
-    if console.width < WIDE_TABLE_WIDTH:
-        console = Console(width=WIDE_TABLE_WIDTH)
-    for table in tables(found):
-        console.print(table.terminal())
+    print_tables(*tables(found))
     print(f"report: {found.out / 'report.html'}")

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from training.commands.options import ConfigFile, Fresh, Settings, config_of, print_tables
+from training.commands.options import ConfigFile, Fresh, Settings, config_of, print_figures
 from training.console.errors import INTERRUPTED, tells_errors
 
 
@@ -70,4 +70,4 @@ def evaluate(
     run_config = config_of(checkpoint, config, settings or [])
     with Bars() as bars:
         results = evaluate_checkpoint(checkpoint, run_config, out_dir=out, progress=bars)
-    print_tables(results)
+    print_figures(results)

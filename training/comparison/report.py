@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from training.comparison.plan import JobResult
 from training.files.atomic import write_json, write_text
+from training.files.table import Column, Table
 from training.tasks.detection.result import SubsetResult
-
-if TYPE_CHECKING:
-    from rich.table import Table
-
 
 KINDS = {"mAP": "mean_ap", "NDS": "nds"}  # column's figure -> field of SubsetResult
 
@@ -38,12 +33,12 @@ class Spread:
         """Sample standard deviation, sqrt(sum((x - mean)^2) / (n - 1)); NaN with fewer than two values."""
         return statistics.stdev(self.values) if len(self.values) > 1 else math.nan
 
-    def text(self, digits: int = 3, between: str = " ± ") -> str:
+    def text(self, digits: int = 3) -> str:
         """`0.643 ± 0.012`, without a deviation where there is none, "-" without a value."""
         if not self.values:
             return "-"
         mean = f"{self.mean:.{digits}f}"
-        return mean if len(self.values) < 2 else f"{mean}{between}{self.deviation:.{digits}f}"
+        return mean if len(self.values) < 2 else f"{mean} ± {self.deviation:.{digits}f}"
 
     def to_json(self) -> dict[str, Any]:
         return {"mean": _none_if_nan(self.mean), "deviation": _none_if_nan(self.deviation)}
@@ -142,50 +137,36 @@ def caption(comparison: Comparison) -> list[str]:
     return lines
 
 
-def header(comparison: Comparison) -> list[str]:
-    """The columns of every table."""
-    return ["config", *comparison.columns, "parameters", "ms/step", "training s", "seeds"]
-
-
-def cells(comparison: Comparison, between: str = " ± ") -> list[list[tuple[str, bool]]]:
-    """One row a configuration: text, and whether it leads its column."""
-    leaders = comparison.leaders()
-    table = []
+def comparison_table(comparison: Comparison) -> Table:
+    """One row a configuration; bold: it leads its column."""
+    names = [*(name.replace("+", " + ") for name in comparison.columns), "parameters", "ms/step", "training s", "seeds"]
+    expected = len(comparison.seeds)
+    rows = []
     for row in comparison.rows:
-        line = [(row.name, False)]
-        line += [(row.spread(column).text(3, between), leaders[column] == row.name) for column in comparison.columns]
-        line.append(("-" if row.parameters is None else f"{row.parameters:,}", False))
-        line.append((row.step_ms.text(0, between), False))
-        line.append((row.train_seconds.text(0, between), False))
-        done, wanted = len(row.done), len(comparison.seeds)
-        table.append([*line, (str(done) if done == wanted else f"{done} of {wanted}", False)])
-    return table
+        figures = [row.spread(column).text() for column in comparison.columns]
+        parameters = "-" if row.parameters is None else f"{row.parameters:,}"
+        seeds = str(expected) if len(row.done) == expected else f"{len(row.done)} of {expected}"
+        rows.append([row.name, *figures, parameters, row.step_ms.text(0), row.train_seconds.text(0), seeds])
+    leaders = list(comparison.leaders().values())
+    bold = [(i, j) for i, row in enumerate(comparison.rows) for j, name in enumerate(leaders, 1) if name == row.name]
+    title = f"{comparison.name}: mAP by sensors and failures"
+    columns = [Column("config"), *(Column(name, ">") for name in names)]
+    return Table(title, columns, rows, "\n".join(f"{line}." for line in caption(comparison)), bold=bold)
 
 
-def markdown(comparison: Comparison) -> str:
-    """The table in Markdown, its caption under it."""
-    names = [name.replace("+", " + ") for name in header(comparison)]
-    lines = ["| " + " | ".join(names) + " |", "|---|" + "---:|" * (len(names) - 1)]
-    for row in cells(comparison):
-        lines.append("| " + " | ".join(f"**{text}**" if leads else text for text, leads in row) + " |")
-    return "\n".join(lines) + "\n\n" + "\n".join(f"{line}.  " for line in caption(comparison)) + "\n"
-
-
-def comma_separated(comparison: Comparison) -> str:
-    """One line a configuration, full precision; an empty field is not known."""
-    out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
+def csv_table(comparison: Comparison) -> Table:
+    """For machines: mean and deviation in columns of their own, of mAP and NDS."""
     figures = [(column, kind) for column in comparison.columns for kind in KINDS]
-    names = [f"{column} {kind} {what}" for column, kind in figures for what in ("mean", "deviation")]
-    times = [f"{name} {what}" for name in ("step_ms", "train_seconds") for what in ("mean", "deviation")]
-    writer.writerow(["config", "file", "seeds", "parameters", *times, *names])
+    columns = ["config", "file", "seeds", "parameters"]
+    for name in ("step_ms", "train_seconds", *(f"{column} {kind}" for column, kind in figures)):
+        columns += [f"{name} mean", f"{name} deviation"]
+    rows = []
     for row in comparison.rows:
         seeds = " ".join(str(result.seed) for result in row.done)
         spreads = [row.step_ms, row.train_seconds, *(row.spread(column, kind) for column, kind in figures)]
         values = [value for spread in spreads for value in (spread.mean, spread.deviation)]
-        shown = ["" if math.isnan(value) else f"{value:.6f}" for value in values]
-        writer.writerow([row.name, row.file, seeds, "" if row.parameters is None else row.parameters, *shown])
-    return out.getvalue()
+        rows.append([row.name, str(row.file), seeds, "" if row.parameters is None else row.parameters, *values])
+    return Table("", [Column(name) for name in columns], rows)
 
 
 def to_json(comparison: Comparison) -> dict[str, Any]:
@@ -229,38 +210,6 @@ def _row_json(comparison: Comparison, row: Row) -> dict[str, Any]:
     }
 
 
-def terminal_table(comparison: Comparison) -> Table:
-    """A rich table for the terminal, deviations under the means."""
-    from rich.markup import escape
-    from rich.table import Table
-
-    table = Table(
-        title=f"{comparison.name}: mAP by sensors and failures",
-        caption=escape("\n".join(caption(comparison))),
-        title_justify="left",
-        caption_justify="left",
-        show_lines=len(comparison.seeds) > 1,
-    )
-    for i, name in enumerate(header(comparison)):
-        table.add_column(_on_lines(name) if i else name, justify="left" if i == 0 else "right", no_wrap=True)
-    for row in cells(comparison, between="\n± "):
-        table.add_row(*(f"[bold green]{text}[/]" if leads else text for text, leads in row))
-    return table
-
-
-def _on_lines(column: str) -> str:
-    return column.replace("+", "\n+ ").replace(".", "\n")
-
-
-def terminal_width(comparison: Comparison) -> int:
-    """Characters a line that show every column whole."""
-    parts = [[*(_on_lines(name).split("\n"))] for name in header(comparison)]
-    for row in cells(comparison, between="\n± "):
-        for part, (text, _) in zip(parts, row, strict=True):
-            part += text.split("\n")
-    return sum(max(map(len, part)) + 3 for part in parts) + 1
-
-
 def metrics(comparison: Comparison) -> dict[str, float]:
     """Means and deviations under the names that MLflow shows; what is not defined is left out."""
     found: dict[str, float] = {}
@@ -278,8 +227,8 @@ def write_tables(directory: Path, comparison: Comparison) -> list[Path]:
     """Write comparison.json, comparison.md and comparison.csv into `directory`; returns their paths."""
     paths = [directory / f"comparison.{suffix}" for suffix in ("json", "md", "csv")]
     write_json(paths[0], to_json(comparison))
-    write_text(paths[1], f"# {comparison.name}\n\n{markdown(comparison)}")
-    write_text(paths[2], comma_separated(comparison))
+    write_text(paths[1], f"# {comparison.name}\n\n{comparison_table(comparison).markdown()}")
+    write_text(paths[2], csv_table(comparison).csv())
     return paths
 
 

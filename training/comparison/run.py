@@ -29,14 +29,14 @@ from training.comparison.pool import Work, run_here, run_on_ray
 from training.comparison.report import (
     Comparison,
     Row,
+    comparison_table,
     job_line,
     metrics,
-    terminal_table,
-    terminal_width,
     write_tables,
 )
 from training.console.interrupt import StopOnSignal
 from training.evaluation.subsets import possible_subsets
+from training.files.table import print_tables
 from training.robustness.cases import parse_case
 from training.tracking.outbox import Status
 from training.tracking.run import MLflowRun, default_uri
@@ -104,16 +104,10 @@ def compare(request: Request, work: Work = run_job) -> Ended:
     return Ended(table.comparison(), out, interrupted)
 
 
-def print_tables(ended: Ended) -> None:
-    """The table on the terminal, wide enough for all its columns, and where everything lies."""
-    from rich.console import Console
-
+def print_comparison(ended: Ended) -> None:
+    """The table on the terminal, and where everything lies."""
     if ended.failed or any(row.done for row in ended.comparison.rows):
-        console = Console()
-        width = terminal_width(ended.comparison)
-        if console.width < width:  # cut-off figures help nobody; a terminal may wrap
-            console = Console(width=width)
-        console.print(terminal_table(ended.comparison))
+        print_tables(comparison_table(ended.comparison))
     print(f"tables and chart: {ended.out}/comparison.{{md,csv,json,png}}")
     if ended.comparison.mlflow is not None:
         uri, run_id = ended.comparison.mlflow["uri"], ended.comparison.mlflow["run_id"]

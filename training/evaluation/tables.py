@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from training.files.atomic import write_json, write_text
+from training.files.table import Cell, Column, Table, show
 from training.tasks.detection.result import TP_ERRORS, SubsetResult, task_figures
-
-if TYPE_CHECKING:
-    from rich.table import Table
 
 SHORT_CLASS = {
     "construction_vehicle": "constr.",
@@ -25,7 +20,6 @@ SHORT_CLASS = {
 
 
 Results = Mapping[str, SubsetResult]
-_SUMMARY = ("sensors", "mAP", "of all", "NDS", *TP_ERRORS.values())  # after them tasks beside detection, then classes
 
 
 def write_subsets(path: Path, results: Results) -> None:
@@ -76,112 +70,97 @@ def caption(results: Results) -> str:
         text += ", ".join(f"{subset} {count} samples" for subset, count in blind.items())
     if first.classes_without_truth:
         text += f"; no truth of {', '.join(first.classes_without_truth)}, whose AP is 0; mean AP of the other classes: "
-        text += ", ".join(f"{subset} {_figure(r.mean_ap_of_truth, 3)}" for subset, r in results.items())
+        text += ", ".join(f"{subset} {show(r.mean_ap_of_truth, '.3f')}" for subset, r in results.items())
     return text
 
 
-def header(results: Results) -> list[str]:
-    """The columns of every table."""
-    classes = list(next(iter(results.values())).class_ap) if results else []
-    tasks = (f"{task} {name}" for task, name in task_figures(results.values()))
-    return [*_SUMMARY, *tasks, *(SHORT_CLASS.get(name, name) for name in classes)]
+def subset_table(results: Results, *, more: bool = True) -> Table:
+    """One row a subset: the official figures and mAP relative to all sensors; with `more` other tasks', and AP of each class."""
+    columns = [Column("sensors"), Column("mAP", ".3f"), Column("of all", ".0%"), Column("NDS", ".3f")]
+    columns += [Column(name, ".2f") for name in TP_ERRORS.values()]
+    columns += [*_task_columns(results), *_class_columns(results)] if more else []
+    rows: list[list[Cell]] = [
+        [
+            _spaced(subset),
+            *_official(result, results),
+            *([*_of_tasks(result, results), *result.class_ap.values()] if more else ()),
+        ]
+        for subset, result in results.items()
+    ]
+    return Table("Every subset of the sensors", columns, rows, f"{caption(results)}.")
 
 
-def rows(results: Results) -> list[list[str]]:
-    """One row a subset, formatted; "-" is not defined."""
-    table = []
-    for subset, result in results.items():
-        share = retention(result, results)
-        table.append(
-            [
-                subset.replace("+", " + "),
-                f"{result.mean_ap:.3f}",
-                "-" if math.isnan(share) else f"{100 * share:.0f}%",
-                f"{result.nds:.3f}",
-                *(_figure(result.errors.get(name, math.nan)) for name in TP_ERRORS.values()),
-                *(_figure(result.of_task(*figure), 3) for figure in task_figures(results.values())),
-                *(_figure(value) for value in result.class_ap.values()),
-            ]
-        )
-    return table
+def task_table(results: Results) -> Table:
+    """The figures of tasks beside detection in every subset."""
+    columns = [Column("sensors", wrap=True), *_task_columns(results)]
+    rows: list[list[Cell]] = [[_spaced(subset), *_of_tasks(result, results)] for subset, result in results.items()]
+    return Table("Other tasks", columns, rows)
 
 
-def _figure(value: float, digits: int = 2) -> str:
-    return "-" if math.isnan(value) else f"{value:.{digits}f}"
-
-
-def markdown(results: Results) -> str:
-    """The table in Markdown, its caption under it."""
-    names = header(results)
-    lines = ["| " + " | ".join(names) + " |", "|---|" + "---:|" * (len(names) - 1)]
-    lines += ["| " + " | ".join(row) + " |" for row in rows(results)]
-    return "\n".join(lines) + f"\n\n{caption(results)}.\n"
-
-
-def comma_separated(results: Results) -> str:
-    """The same in CSV with full precision, ranges and samples in columns of their own."""
-    out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
-    classes = list(next(iter(results.values())).class_ap) if results else []
-    writer.writerow(
-        [*(name.replace(" ", "_") for name in header(results)[: -len(classes) or None]),
-         *(f"AP_{name}" for name in classes), "ranges", "samples", "no_perception"]
-    )  # fmt: skip
-    for subset, result in results.items():
-        figures = [result.mean_ap, retention(result, results), result.nds]
-        figures += [result.errors.get(name, math.nan) for name in TP_ERRORS.values()]
-        figures += [result.of_task(*figure) for figure in task_figures(results.values())]
-        figures += result.class_ap.values()
-        writer.writerow(
-            [subset, *(f"{v:.6f}" for v in figures), result.ranges, result.samples, len(result.no_perception)]
-        )
-    return out.getvalue()
+def class_table(results: Results) -> Table:
+    """AP of every class in every subset."""
+    columns = [Column("sensors", wrap=True), *_class_columns(results)]
+    rows: list[list[Cell]] = [[_spaced(subset), *result.class_ap.values()] for subset, result in results.items()]
+    return Table("AP by class", columns, rows)
 
 
 def terminal_tables(results: Results) -> list[Table]:
-    """Rich tables for the terminal: every subset by the official figures, by those of other tasks, by the AP of every class."""
-    from rich.table import Table
+    """Every subset by the official figures, by those of other tasks where there are any, by the AP of every class."""
+    tasks = [task_table(results)] if task_figures(results.values()) else []
+    return [subset_table(results, more=False), *tasks, class_table(results)]
 
-    tasks, classes = len(_SUMMARY), len(_SUMMARY) + len(task_figures(results.values()))
-    parts = {
-        "Every subset of the sensors": slice(1, tasks),
-        "Other tasks": slice(tasks, classes),
-        "AP by class": slice(classes, None),
-    }
-    tables: list[Table] = []
-    for title, part in parts.items():
-        if names := header(results)[part]:
-            text = None if tables else caption(results)
-            table = Table(title=title, caption=text, title_justify="left", caption_justify="left")
-            table.add_column("sensors")  # many names wrap before figures are cut
-            for name in names:
-                table.add_column(name, justify="right", no_wrap=True)
-            for row in rows(results):
-                table.add_row(row[0], *row[part])
-            tables.append(table)
-    return tables
+
+def csv_table(results: Results) -> Table:
+    """The same for machines, ranges and samples in columns of their own."""
+    names = ["sensors", "mAP", "of_all", "NDS", *TP_ERRORS.values()]
+    names += [f"{task}_{name}".replace(" ", "_") for task, name in task_figures(results.values())]
+    names += [f"AP_{name}" for name in _classes(results)]
+    names += ["ranges", "samples", "no_perception"]
+    rows: list[list[Cell]] = [
+        [
+            subset,
+            *_official(r, results),
+            *_of_tasks(r, results),
+            *r.class_ap.values(),
+            r.ranges,
+            r.samples,
+            len(r.no_perception),
+        ]
+        for subset, r in results.items()
+    ]
+    return Table("", [Column(name) for name in names], rows)
+
+
+def _classes(results: Results) -> list[str]:
+    return list(next(iter(results.values())).class_ap) if results else []
+
+
+def _class_columns(results: Results) -> list[Column]:
+    return [Column(SHORT_CLASS.get(name, name), ".2f") for name in _classes(results)]
+
+
+def _task_columns(results: Results) -> list[Column]:
+    return [Column(f"{task} {name}", ".3f") for task, name in task_figures(results.values())]
+
+
+def _official(result: SubsetResult, results: Results) -> list[float]:
+    """mAP, its share of all sensors', NDS, the errors."""
+    errors = [result.errors.get(name, math.nan) for name in TP_ERRORS.values()]
+    return [result.mean_ap, retention(result, results), result.nds, *errors]
+
+
+def _of_tasks(result: SubsetResult, results: Results) -> list[float]:
+    return [result.of_task(*figure) for figure in task_figures(results.values())]
+
+
+def _spaced(subset: str) -> str:
+    return subset.replace("+", " + ")
 
 
 def write_report(directory: Path, results: Results) -> list[Path]:
     """Write subsets.json, table.md and table.csv into `directory`; returns their paths."""
     paths = [directory / "subsets.json", directory / "table.md", directory / "table.csv"]
     write_subsets(paths[0], results)
-    write_text(paths[1], markdown(results))
-    write_text(paths[2], comma_separated(results))
+    write_text(paths[1], subset_table(results).markdown())
+    write_text(paths[2], csv_table(results).csv())
     return paths
-
-
-def compare(robust: Results, plain: Results, names: tuple[str, str] = ("robust", "plain")) -> str:
-    """Markdown: the mAP of two models side by side for the subsets that both were measured on."""
-    lines = [
-        f"| sensors | mAP {names[0]} | mAP {names[1]} | difference | NDS {names[0]} | NDS {names[1]} |",
-        "|---|---:|---:|---:|---:|---:|",
-    ]
-    for subset in (s for s in robust if s in plain):
-        a, b = robust[subset], plain[subset]
-        lines.append(
-            f"| {subset.replace('+', ' + ')} | {a.mean_ap:.3f} | {b.mean_ap:.3f} | {a.mean_ap - b.mean_ap:+.3f} "
-            f"| {a.nds:.3f} | {b.nds:.3f} |"
-        )
-    captions = f"{names[0]}: {caption(robust)}; {names[1]}: {caption(plain)}"
-    return "\n".join(lines) + f"\n\n{caption(robust) if caption(robust) == caption(plain) else captions}.\n"

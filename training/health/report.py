@@ -2,43 +2,40 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import math
-from dataclasses import asdict
+from dataclasses import asdict, astuple, fields
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from training.files.atomic import write_json, write_text
+from training.files.table import Cell, Column, Table, show
 from training.health.fit import FALSE_ALARMS, HealthFigure, HealthFigures
 from training.health.samples import MOVING_M
 from training.pictures.drawing import INK, MODALITY_COLOURS, new_figure, save_figure, tidy
 
-if TYPE_CHECKING:
-    from rich.table import Table
-
-HEADER = ("sensor", "failure", "severity", "told as", "sick", "AUROC", "moving", "others", "acted", "named")
+COLUMNS = (
+    Column("sensor"), Column("failure"), Column("severity", "d"), Column("told as"), Column("sick", "d"),
+    *(Column(name, ".3f") for name in ("AUROC", "moving", "others", "acted", "named")),
+)  # fmt: skip
 TARGET = 0.95
 
 
-def rows(figures: HealthFigures) -> list[list[str]]:
-    """One formatted row a failure, severity and kind of sensor, and the mean of each severity."""
-    table = [
-        [
-            f.kind,
-            f.failure,
-            str(f.severity),
-            f.fault,
-            str(f.sick),
-            *map(_shown, (f.auroc, f.moving, f.others, f.acted, f.named)),
-        ]
+def health_table(figures: HealthFigures) -> Table:
+    """One row a failure, severity and kind of sensor, and the mean of each severity."""
+    rows: list[list[Cell]] = [
+        [f.kind, f.failure, f.severity, f.fault, f.sick, f.auroc, f.moving, f.others, f.acted, f.named]
         for f in figures.figures
     ]
     for severity in sorted({f.severity for f in figures.figures}):
         means = [figures.mean(severity, field) for field in ("auroc", "moving", "others", "acted", "named")]
         count = sum(f.sick for f in figures.figures if f.severity == severity)
-        table.append(["all", "mean", str(severity), "", str(count), *map(_shown, means)])
-    return table
+        rows.append(["all", "mean", severity, "", count, *means])
+    return Table("Sensor health", COLUMNS, rows, f"{caption(figures)}.")
+
+
+def csv_table(figures: HealthFigures) -> Table:
+    """The failures for machines."""
+    names = [field.name for field in fields(HealthFigure)]
+    return Table("", [Column(name) for name in names], [astuple(figure) for figure in figures.figures])
 
 
 def caption(figures: HealthFigures) -> str:
@@ -53,36 +50,6 @@ def caption(figures: HealthFigures) -> str:
     )
 
 
-def markdown(figures: HealthFigures) -> str:
-    """The table in Markdown, its caption under it."""
-    lines = ["| " + " | ".join(HEADER) + " |", "|---|---|---:|---|" + "---:|" * (len(HEADER) - 4)]
-    lines += ["| " + " | ".join(row) + " |" for row in rows(figures)]
-    return "\n".join(lines) + f"\n\n{caption(figures)}.\n"
-
-
-def comma_separated(figures: HealthFigures) -> str:
-    """The failures in CSV with full precision."""
-    out = io.StringIO()
-    fields = list(HealthFigure.__dataclass_fields__)
-    writer = csv.DictWriter(out, fields, lineterminator="\n")
-    writer.writeheader()
-    for figure in figures.figures:
-        writer.writerow({name: f"{v:.6f}" if isinstance(v, float) else v for name, v in asdict(figure).items()})
-    return out.getvalue()
-
-
-def terminal_table(figures: HealthFigures) -> Table:
-    """A rich table for the terminal."""
-    from rich.table import Table
-
-    table = Table(title="Sensor health", caption=caption(figures), title_justify="left", caption_justify="left")
-    for i, name in enumerate(HEADER):
-        table.add_column(name, justify="left" if i in (0, 1, 3) else "right", no_wrap=True)
-    for row in rows(figures):
-        table.add_row(*row)
-    return table
-
-
 def chart(path: Path, figures: HealthFigures) -> Path:
     """Bars of AUROC a failure, at the severity nearest to 3; a line where the mean shall be."""
     severity = min({f.severity for f in figures.figures}, key=lambda s: abs(s - 3))
@@ -93,7 +60,7 @@ def chart(path: Path, figures: HealthFigures) -> Path:
     axes.barh(range(len(shown)), values, color=[MODALITY_COLOURS[f.kind] for f in shown], height=0.7)
     for place, f in enumerate(shown):
         axes.plot([f.moving], [place], marker="|", color=INK, markersize=9)
-        axes.text(1.004, place, _shown(f.auroc), va="center", fontsize=8, color=INK)
+        axes.text(1.004, place, show(f.auroc, ".3f"), va="center", fontsize=8, color=INK)
     axes.axvline(TARGET, color=INK, linewidth=0.8, linestyle=":")
     axes.set_yticks(range(len(shown)), [f.name for f in shown], fontsize=8)
     axes.set_xlim(0.45, 1.05)
@@ -108,8 +75,8 @@ def chart(path: Path, figures: HealthFigures) -> Path:
 def write_report(directory: Path, figures: HealthFigures) -> list[Path]:
     """Write health.md, health.csv, health.json and health.png into `directory`; returns their paths."""
     paths = [directory / f"health.{suffix}" for suffix in ("md", "csv", "json", "png")]
-    write_text(paths[0], markdown(figures))
-    write_text(paths[1], comma_separated(figures))
+    write_text(paths[0], health_table(figures).markdown())
+    write_text(paths[1], csv_table(figures).csv())
     write_json(paths[2], _json(figures))
     chart(paths[3], figures)
     return paths
@@ -135,7 +102,3 @@ def _number(value: float) -> float | None:
 
 def _order(figure: HealthFigure) -> tuple[int, str]:
     return -list(MODALITY_COLOURS).index(figure.kind), figure.failure
-
-
-def _shown(value: float) -> str:
-    return "-" if math.isnan(value) else f"{value:.3f}"

@@ -5,16 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from sensors.health.monitor import HealthMonitor
 from training.files.atomic import write_json
 from training.health.fit import HealthFigures, Progress, fit_monitor, judge_monitor
-from training.health.report import terminal_table, write_report
+from training.health.report import write_report
 from training.runs.config import RunConfig
-
-if TYPE_CHECKING:
-    from rich.table import Table
 
 MONITOR_FILE = "health.json"
 
@@ -25,7 +21,6 @@ class HealthRun:
 
     figures: HealthFigures
     paths: tuple[Path, ...]  # written: the monitor where it was fitted, the report
-    table: Table
 
 
 def run_health(
@@ -72,4 +67,4 @@ def run_health(
         fitted, config, severities=severities, limit=limit or None, seed=config.seed, progress=progress
     )
     report = write_report(folder, figures)
-    return HealthRun(figures, (*written, *report), terminal_table(figures))
+    return HealthRun(figures, (*written, *report))

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,6 +13,7 @@ from robustbev.results.palette import ALARM, STATE_COLOURS
 from sensors.palette import RGB, modality_rgb
 from sensors.replay.tick import SensorState
 from training.files.atomic import write_text
+from training.files.table import Cell, Column, Table
 from training.pictures.drawing import FAINT, INK, new_figure, save_figure, tidy
 from training.replay.series import ReplaySeries, check_comparable
 from training.replay.truth import FOUND_M
@@ -38,53 +37,52 @@ def write_comparison(folder: Path, series: Sequence[ReplaySeries], *, title: str
     check_comparable(series)
     picture = draw_comparison(folder / "replays.png", series, title=title)
     paths = [picture, folder / "replays.csv", folder / "replays.md"]
-    write_text(paths[1], comparison_csv(series))
-    write_text(paths[2], comparison_markdown(series))
+    write_text(paths[1], tick_table(series).csv())
+    write_text(paths[2], replay_table(series).markdown())
     return paths
 
 
-def comparison_csv(series: Sequence[ReplaySeries]) -> str:
-    """A line a replay and tick; empty where the truth is not known."""
+def tick_table(series: Sequence[ReplaySeries]) -> Table:
+    """A row a replay and tick; NaN where the truth is not known."""
     check_comparable(series)
     modalities = series[0].modalities
     channels = list(dict.fromkeys(channel for one in series for channel in one.states))
-    text = io.StringIO()
-    rows = csv.writer(text, lineterminator="\n")
-    head = ["replay", "tick", "time_s", "perceived", "found", "there", "hits", "recall", "precision", "window_map"]
-    rows.writerow([*head, *(f"share_{name}" for name in modalities), *(f"state_{name}" for name in channels)])
+    names = ["replay", "tick", "time_s", "perceived", "found", "there", "hits", "recall", "precision", "window_map"]
+    names += [*(f"share_{name}" for name in modalities), *(f"state_{name}" for name in channels)]
+    rows: list[list[Cell]] = []
     for one in series:
         window = np.searchsorted(one.window_s, one.time_s, side="right") - 1
         for n, time_s in enumerate(one.time_s.tolist()):
-            numbers = (one.there[n], one.hits[n], one.recall[n], one.precision[n], one.window_map[window[n]])
-            rows.writerow([
-                one.name, n, f"{time_s:.6f}", int(one.perceived[n]), one.found[n], *(_number(v) for v in numbers),
-                *(_number(one.shares[name][n]) for name in modalities),
-                *(one.states[name][n] if name in one.states else "" for name in channels),
-            ])  # fmt: skip
-    return text.getvalue()
+            figures = (one.there[n], one.hits[n], one.recall[n], one.precision[n], one.window_map[window[n]])
+            shares = (one.shares[name][n] for name in modalities)
+            states = (one.states[name][n] if name in one.states else "" for name in channels)
+            counts = (n, f"{time_s:.6f}", int(one.perceived[n]), int(one.found[n]))
+            rows.append([one.name, *counts, *map(float, (*figures, *shares)), *states])
+    return Table("", [Column(name) for name in names], rows)
 
 
-def comparison_markdown(series: Sequence[ReplaySeries]) -> str:
-    """A line a replay: how much it found of what was there, and whom it trusted, over all its ticks."""
+def replay_table(series: Sequence[ReplaySeries]) -> Table:
+    """A row a replay: how much it found of what was there, and whom it trusted, over all its ticks."""
     check_comparable(series)
     modalities = series[0].modalities
-    head = ["replay", "ticks", "no perception", "found a tick", "recall", "precision", "mAP"]
-    head += [f"attention to {name}" for name in modalities] + ["absent longest"]
-    lines = ["| " + " | ".join(head) + " |", "|---|" + "---:|" * (len(head) - 2) + "---|"]
+    columns = [Column("replay"), Column("ticks", "d"), Column("no perception", "d"), Column("found a tick", ".1f")]
+    columns += [Column(name, ".3f") for name in ("recall", "precision", "mAP")]
+    columns += [*(Column(f"attention to {name}", ".0%") for name in modalities), Column("absent longest")]
+    rows: list[list[Cell]] = []
     for one in series:
         known = ~np.isnan(one.there)
         recall = _ratio(one.hits[known].sum(), one.there[known].sum())
         precision = _ratio(one.hits[known].sum(), one.found[known].sum())
-        cells = [one.name.replace("|", "\\|"), str(len(one.time_s)), str(int((~one.perceived).sum()))]
-        cells += [f"{one.found.mean():.1f}", _cell(recall), _cell(precision), _cell(one.mean_ap)]
-        cells += [f"{100 * one.shares[name].mean():.0f}%" for name in modalities]
-        lines.append("| " + " | ".join([*cells, _absent_longest(one)]) + " |")
-    notes = [
+        figures = ("–" if math.isnan(figure) else figure for figure in (recall, precision, one.mean_ap))
+        shares = [float(one.shares[name].mean()) for name in modalities]
+        counts = (len(one.time_s), int((~one.perceived).sum()), float(one.found.mean()))
+        rows.append([one.name, *counts, *figures, *shares, _absent_longest(one)])
+    caption = (
         f"Found: score at least {series[0].min_score:g}. Recall and precision: the right class within {FOUND_M:g} m of the "
-        "truth, all ticks together.",
-        "mAP: nuScenes' matching and averaging over the whole grid, without the benchmark's ranges and filters.",
-    ]
-    return "\n".join([*lines, "", *notes]) + "\n"
+        "truth, all ticks together.\nmAP: nuScenes' matching and averaging over the whole grid, without the benchmark's ranges "
+        "and filters."
+    )
+    return Table("", columns, rows, caption)
 
 
 def _absent_longest(one: ReplaySeries) -> str:
@@ -261,14 +259,6 @@ def _steps(one: ReplaySeries, values: Any) -> tuple[Any, Any]:
 
 def _hex(colour: RGB) -> str:
     return "#{:02x}{:02x}{:02x}".format(*colour)
-
-
-def _number(value: float) -> str:
-    return "" if math.isnan(value) else f"{value:.6g}"
-
-
-def _cell(value: float) -> str:
-    return "–" if math.isnan(value) else f"{value:.3f}"
 
 
 def _ratio(part: float, whole: float) -> float:

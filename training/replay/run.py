@@ -34,6 +34,7 @@ from sensors.replay.ticks import MissingPoses, ticks
 from training.console.progress import Bars
 from training.data.dataset import DataConfig, preparation
 from training.files.atomic import write_json
+from training.files.table import print_tables
 from training.replay.compare import write_comparison
 from training.replay.log_source import LogSource, open_source
 from training.replay.outputs import check_outputs, open_writers, with_script
@@ -45,7 +46,6 @@ from training.replay.truth import ReplayTruth, TruthScore, class_radius_m
 from training.runs.config import load_run_config
 from training.runs.files import run_of
 
-_TABLE_WIDTH = 120
 _NAMED = 5  # topics that an error names
 _STILL = "no transform in the log moves the ego"
 
@@ -122,14 +122,8 @@ def run_replay(request: ReplayRequest, bars: Bars | None = None, say: Callable[[
 
 def print_end(ended: ReplayEnd) -> None:
     """Tables and lines for a terminal."""
-    from rich.console import Console
-
-    console = Console()
-    if console.width < _TABLE_WIDTH:
-        console = Console(width=_TABLE_WIDTH)
     for summary in ended.summaries:
-        for table in summary.tables():
-            console.print(table)
+        print_tables(*summary.tables())
         print(summary.headline())
         for line in (*summary.notes, *summary.trouble()):
             print(f"  {line}")

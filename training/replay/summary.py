@@ -6,18 +6,16 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from robustbev.results.result import TickResult
 from sensors.logs.log import Damage
 from sensors.logs.messages import LogMessage, Malformed
 from sensors.replay.tick import SensorState
 from sensors.replay.ticks import MissingPoses
+from training.files.table import Cell, Column, Table
 from training.replay.play import STAGES, Latencies
 from training.replay.truth import ReplayScore
-
-if TYPE_CHECKING:
-    from rich.table import Table
 
 
 @dataclass
@@ -205,41 +203,28 @@ class ReplaySummary:
         return f"{self.script}: {counted.ticks} {'tick' if counted.ticks == 1 else 'ticks'}{blind}{resets}{seen}{rate}"
 
     def _sensors(self) -> Table:
-        from rich.table import Table
-
-        states = [s for s in SensorState if any(counts[s] for counts in self.counted.states.values())]
-        table = Table(title=f"{self.script}: ticks by state of each sensor", title_justify="left")
-        table.add_column("sensor")
-        for state in states:
-            table.add_column(str(state), justify="right")
-        table.add_column("messages", justify="right")
-        table.add_column("used", justify="right")
-        table.add_column("first trouble, or what was done")
-        for channel, counts in self.counted.states.items():
-            row = [str(counts[s]) if counts[s] else "" for s in states]
-            came = self.messages.by_topic[self.topic_of.get(channel, "")]
-            row += [str(came), str(self.counted.used[channel])] if came else ["", ""]
-            table.add_row(channel, *row, self.counted.details.get(channel) or self.counted.notes.get(channel, ""))
-        return table
+        counted = self.counted
+        states = [s for s in SensorState if any(counts[s] for counts in counted.states.values())]
+        columns = [Column("sensor"), *(Column(name, "d") for name in (*map(str, states), "messages", "used"))]
+        columns.append(Column("first trouble, or what was done", wrap=True))
+        rows: list[list[Cell]] = []
+        for channel, counts in counted.states.items():
+            messages = self.messages.by_topic[self.topic_of.get(channel, "")]
+            row: list[Cell] = [counts[s] or "" for s in states]
+            row += [messages, counted.used[channel]] if messages else ["", ""]
+            rows.append([channel, *row, counted.details.get(channel) or counted.notes.get(channel, "")])
+        return Table(f"{self.script}: ticks by state of each sensor", columns, rows)
 
     def _malformed(self) -> Table:
-        from rich.table import Table
-
-        table = Table(title="malformed messages", title_justify="left")
-        for column in ("topic", "malformed", "of", "the first"):
-            table.add_column(column)
-        for topic, count in sorted(self.messages.malformed.items()):
-            table.add_row(topic, str(count), str(self.messages.by_topic[topic]), self.messages.reasons[topic])
-        return table
+        columns = [Column("topic"), Column("malformed", "d"), Column("of", "d"), Column("the first", wrap=True)]
+        rows: list[list[Cell]] = [
+            [topic, count, self.messages.by_topic[topic], self.messages.reasons[topic]]
+            for topic, count in sorted(self.messages.malformed.items())
+        ]
+        return Table("malformed messages", columns, rows)
 
     def _latencies(self) -> Table:
-        from rich.table import Table
-
-        table = Table(title="latency, ms", title_justify="left")
-        for column in ("stage", "p50", "p95", "p99"):
-            table.add_column(column, justify="left" if column == "stage" else "right")
-        rows = self.latencies.percentiles_ms()
-        for stage in (*STAGES, "total"):
-            if stage in rows:
-                table.add_row(stage, *(f"{value:.1f}" for value in rows[stage]))
-        return table
+        percentiles = self.latencies.percentiles_ms()
+        columns = [Column("stage"), *(Column(name, ".1f") for name in ("p50", "p95", "p99"))]
+        rows: list[list[Cell]] = [[stage, *percentiles[stage]] for stage in (*STAGES, "total") if stage in percentiles]
+        return Table("latency, ms", columns, rows)

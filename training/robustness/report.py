@@ -53,11 +53,14 @@ def write_robustness(out_dir: Path, found: Robustness) -> list[Path]:
     shown = tables(found)
     paths = [out_dir / f"{table.name}.csv" for table in [*shown, case_table(found)]]
     for path, table in zip(paths, [*shown, case_table(found)], strict=True):
-        write_text(path, table.comma_separated())
+        write_text(path, table.csv())
     facts = provenance(found)
     drawn = pictures(out_dir, found)
     text = ["# Robustness", "", *(f"- {name}: {value}" for name, value in facts.items()), ""]
-    write_text(out_dir / "report.md", "\n".join(text) + "\n" + "\n".join(table.markdown() for table in shown))
+    write_text(
+        out_dir / "report.md",
+        "\n".join(text) + "\n" + "\n".join(f"### {table.title}\n\n{table.markdown()}" for table in shown),
+    )
     write_text(out_dir / "report.html", _html(found, facts, drawn))
     write_json(out_dir / "robustness.json", {"what": facts, "summary": summary(found), "cases": _cases(found)})
     names = ("report.md", "report.html", "robustness.json")

@@ -18,14 +18,12 @@ from training.comparison.report import (
     Row,
     Spread,
     caption,
-    comma_separated,
+    comparison_table,
+    csv_table,
     job_line,
     leader,
-    markdown,
     metrics,
     pooled_deviation,
-    terminal_table,
-    terminal_width,
     write_tables,
 )
 from training.tasks.detection.result import SubsetResult
@@ -50,6 +48,10 @@ def comparison() -> Comparison:
     null = Row("null", Path("null.yaml"), (job("null", 0, 0.60, 0.30, 0.50), job("null", 1, 0.64, 0.34, 0.50)))
     zeros = Row("zeros", Path("zeros.yaml"), (job("zeros", 0, 0.61, 0.20, 0.40), job("zeros", 1, 0.61, 0.20, 0.42)))
     return Comparison("nulls", (0, 1), COLUMNS, (null, zeros), ("not the same budget: epochs",))
+
+
+def markdown(comparison: Comparison) -> str:
+    return comparison_table(comparison).markdown()
 
 
 def test_deviation_is_the_sample_deviation() -> None:
@@ -92,10 +94,10 @@ def test_tables_show_mean_deviation_and_leader(comparison: Comparison) -> None:
 
 
 def test_csv_json_and_mlflow_have_every_figure(comparison: Comparison, tmp_path: Path) -> None:
-    (row, _) = csv.DictReader(io.StringIO(comma_separated(comparison)))
+    (row, _) = csv.DictReader(io.StringIO(csv_table(comparison).csv()))
     assert float(row["fog-3 mAP mean"]) == pytest.approx(0.5)
     assert float(row["radar NDS mean"]) == pytest.approx(0.42)
-    assert float(row["radar mAP deviation"]) == pytest.approx(0.028284)
+    assert float(row["radar mAP deviation"]) == pytest.approx(0.028284, abs=1e-6)
     assert row["seeds"] == "0 1"
     paths = write_tables(tmp_path / "out", comparison)
     assert [path.name for path in paths] == ["comparison.json", "comparison.md", "comparison.csv"]
@@ -122,9 +124,8 @@ def test_what_failed_is_missing_in_the_table_and_named_below(comparison: Compari
     gone = replace(comparison, rows=(null, replace(zeros, results=(stopped, failed))))
     assert "| zeros | - | - | - | - | - | - | 0 of 2 |" in markdown(gone)
     assert "not complete: 1 of 4 jobs are still to be done" in caption(gone)
-    assert "the loss is [not] finite" in shown(gone)
-    assert "zeros" in comma_separated(gone)
-    assert "nan" not in markdown(gone) + comma_separated(gone) + json.dumps(metrics(gone))
+    assert "zeros" in csv_table(gone).csv()
+    assert "nan" not in markdown(gone) + csv_table(gone).csv() + json.dumps(metrics(gone))
     assert comparison_dots(tmp_path / "c.png", gone).is_file()
     assert job_line(failed, COLUMNS) == "zeros-seed1: failed: step 3: the loss is [not] finite"
     assert job_line(null.results[0], COLUMNS).startswith("null-seed0: mAP camera+lidar+radar 0.600, radar 0.300")
@@ -148,21 +149,6 @@ def test_figures_over_other_samples_are_told(comparison: Comparison) -> None:
     other = replace(zeros.results[0], figures={"radar": figure("radar", 0.2, samples=8)})
     mixed = replace(comparison, rows=(null, replace(zeros, results=(other,))))
     assert "warning: not all rows were measured over the same samples and ranges" in caption(mixed)
-
-
-def shown(comparison: Comparison) -> str:
-    from rich.console import Console
-
-    console = Console(width=terminal_width(comparison), file=io.StringIO(), record=True)
-    console.print(terminal_table(comparison))
-    return console.export_text()
-
-
-def test_the_terminal_shows_every_figure_whole(comparison: Comparison) -> None:
-    text = shown(comparison)
-    assert "…" not in text
-    for part in ("0.620", "± 0.028", "1,200,000", "parameters", "fog-3", "training s"):
-        assert part in text
 
 
 @pytest.mark.parametrize("rows", [1, 3, 10])

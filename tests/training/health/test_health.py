@@ -24,7 +24,7 @@ from tests.small_nuscenes import write_small_nuscenes
 from training.commands.app import app
 from training.data.dataset import DataConfig
 from training.health.fit import HealthAlter, auroc, fit_monitor, fit_samples, judge_monitor, judge_samples
-from training.health.report import caption, markdown, write_report
+from training.health.report import caption, health_table, write_report
 from training.health.run import run_health
 from training.health.samples import FAULT_OF, HealthSample, changed_sensors, draw_corruptions, fault_of
 from training.runs.config import RunConfig
@@ -110,7 +110,7 @@ def test_the_report_is_written_in_four_forms(tmp_path: Path) -> None:
     figures = judge_samples(fit_samples(samples, {}), samples, 60, "here")
     paths = write_report(tmp_path, figures)
     assert [path.name for path in paths] == ["health.md", "health.csv", "health.json", "health.png"]
-    assert "| all | mean | 3 |" in markdown(figures)
+    assert "| all | mean | 3 |" in health_table(figures).markdown()
     assert "clean frames of here" in caption(figures)
     rows = list(csv.DictReader(paths[1].read_text().splitlines()))
     assert float(rows[0]["auroc"]) == pytest.approx(figures.figures[0].auroc, abs=1e-6)

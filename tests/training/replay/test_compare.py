@@ -19,7 +19,7 @@ from bev.detection.boxes import Boxes
 from robustbev.results.result import TickResult
 from sensors.replay.tick import SensorState
 from tests.robustbev.results.replay_results import GRID, START_US, TWO, boxes, result
-from training.replay.compare import comparison_csv, comparison_markdown, write_comparison
+from training.replay.compare import replay_table, tick_table, write_comparison
 from training.replay.series import ReplaySeries, SeriesRecorder
 from training.replay.truth import TruthScore
 
@@ -95,7 +95,7 @@ def test_without_truth_nothing_is_claimed() -> None:
     assert np.isnan(one.recall).all()
     assert math.isnan(one.mean_ap)
     assert np.isnan(one.window_map).all()
-    assert "| – | – | – |" in comparison_markdown([one])
+    assert "| – | – | – |" in replay_table([one]).markdown()
 
 
 def test_truth_may_be_known_at_some_ticks_only() -> None:
@@ -103,7 +103,7 @@ def test_truth_may_be_known_at_some_ticks_only() -> None:
         "keyframes", *(result(k) for k in range(4)), truth=Known(TRUTH, lambda t: (t - START_US) % 1_000_000 == 0)
     )
     assert np.isnan(one.there).tolist() == [False, True, False, True]
-    row = comparison_markdown([one]).splitlines()[2]
+    row = replay_table([one]).markdown().splitlines()[2]
     assert "| 1.000 | 1.000 | 1.000 |" in row  # what was found at the other ticks is not held against it
 
 
@@ -116,7 +116,7 @@ def test_a_clock_that_jumps_back_is_still_drawn(tmp_path: Path) -> None:
 
 
 def test_the_csv_has_a_line_a_tick_and_replay() -> None:
-    rows = list(csv.DictReader(io.StringIO(comparison_csv(two_replays()))))
+    rows = list(csv.DictReader(io.StringIO(tick_table(two_replays()).csv())))
     assert len(rows) == 12
     third = rows[8]
     assert (third["replay"], third["tick"], third["time_s"]) == ("all: drop 1s..2s", "2", "1.000000")
@@ -128,7 +128,7 @@ def test_the_csv_has_a_line_a_tick_and_replay() -> None:
 
 
 def test_the_table_sums_each_replay_up() -> None:
-    lines = comparison_markdown(two_replays()).splitlines()
+    lines = replay_table(two_replays()).markdown().splitlines()
     assert lines[0].startswith("| replay | ticks | no perception | found a tick | recall | precision | mAP |")
     assert lines[2].startswith("| no fault | 6 | 0 | 2.0 | 1.000 | 1.000 | 1.000 |")
     assert lines[3].startswith("| all: drop 1s..2s | 6 | 2 | 1.3 | 0.667 | 1.000 |")
@@ -156,12 +156,12 @@ def test_equal_replays_give_equal_bytes(tmp_path: Path) -> None:
 def test_replays_that_cannot_be_compared_are_refused() -> None:
     clean, _ = two_replays()
     with pytest.raises(ValueError, match="at least one replay"):
-        comparison_csv([])
+        tick_table([])
     with pytest.raises(ValueError, match="'no fault' twice"):
-        comparison_csv([clean, clean])
+        tick_table([clean, clean])
     other = recorded("other", result(modalities=("camera", "lidar", "sonar")))
     with pytest.raises(ValueError, match="same modalities"):
-        comparison_csv([clean, other])
+        tick_table([clean, other])
     with pytest.raises(ValueError, match="at least one tick"):
         SeriesRecorder("empty").series()
     with pytest.raises(ValueError, match="window_s"):

@@ -90,7 +90,7 @@ def test_one_command_leaves_a_whole_report_and_measures_nothing_twice(
     first, *_ = found.figures
     counted = replace(found.figures[first], tasks={"counts": {"error": 0.5}})
     table = case_table(replace(found, figures={**found.figures, first: counted}))
-    shown = list(csv.DictReader(table.comma_separated().splitlines()))
+    shown = list(csv.DictReader(table.csv().splitlines()))
     assert [row.pop("counts error") for row in shown] == ["0.5", *[""] * 8]
     assert shown == rows
     _check_page(found)
