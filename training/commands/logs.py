@@ -9,14 +9,9 @@ from typing import Annotated
 import typer
 
 from training.console.errors import tells_errors
+from training.replay.request import LogPath, Scene
 
 DAMAGED_LOG = 4
-
-LogPath = Annotated[
-    Path,
-    typer.Argument(metavar="LOG", help="An MCAP file, a ROS 2 bag, or a data set in nuScenes format (with --scene)."),
-]
-Scene = Annotated[str | None, typer.Option("--scene", help="Of a data set in nuScenes format.")]
 
 
 class LogFormat(StrEnum):

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
+from collections.abc import Callable
+from dataclasses import MISSING, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar, get_type_hints
 
 import typer
 
@@ -17,6 +21,33 @@ Settings = Annotated[
 ]
 ConfigFile = Annotated[Path, typer.Option("--config", help="YAML file with the run's configuration.")]
 Fresh = Annotated[bool, typer.Option("--fresh", help="Remove what the run wrote before and start over.")]
+
+
+Request = TypeVar("Request")
+
+
+def options_of(request: type[Request]) -> Callable[[Callable[[Request], None]], Callable[..., None]]:
+    """Gives a command the fields of a dataclass as its options; the command itself takes the filled dataclass."""
+    hints = get_type_hints(request, include_extras=True)
+    parameters = [
+        inspect.Parameter(
+            field.name,
+            inspect.Parameter.KEYWORD_ONLY,
+            default=inspect.Parameter.empty if field.default is MISSING else field.default,
+            annotation=hints[field.name],
+        )
+        for field in fields(request)  # type: ignore[arg-type]  # a dataclass is no type of its own
+    ]
+
+    def decorate(command: Callable[[Request], None]) -> Callable[..., None]:
+        @functools.wraps(command)
+        def filled(**values: Any) -> None:
+            command(request(**values))
+
+        filled.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+        return filled
+
+    return decorate
 
 
 def config_of(checkpoint: Path, config: Path | None, settings: list[str]) -> RunConfig | None:

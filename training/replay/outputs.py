@@ -5,22 +5,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypedDict
 
-from robustbev import PerceptionModel
 from robustbev.results.foxglove import FoxgloveResults
-from robustbev.results.given import FrameNames
 from robustbev.results.rerun import RerunResults
 from robustbev.results.result import ResultWriter
 from robustbev.results.ros2.bag import Ros2Results
 from sensors.logs.log import LogError
 from training.pictures.film import TruthAt, VideoResults
-from training.replay.log_source import LogSource
 from training.replay.submission import SubmissionWriter, scene_samples
 from training.replay.truth import ReplayTruth
 
 if TYPE_CHECKING:
-    from training.replay.request import ReplayRequest
+    from training.replay.setup import ReplaySetup
 
 ENDINGS = {
     ".ros2.mcap": "a ROS 2 bag",
@@ -32,6 +29,11 @@ ENDINGS = {
 
 
 _LIFETIME_TICKS = 2  # boxes outlive their tick by one, so that they do not blink
+
+
+class _Common(TypedDict):
+    min_score: float
+    overwrite: bool
 
 
 @dataclass(frozen=True)
@@ -72,33 +74,19 @@ def check_outputs(outputs: Sequence[Path], *, overwrite: bool) -> None:
             raise LogError(f"{path} is there already; give another name, or --overwrite")
 
 
-def open_writers(
-    request: ReplayRequest,
-    source: LogSource,
-    model: PerceptionModel,
-    truth: ReplayTruth | None,
-    script: str | None,
-    fps: float,
-    names: FrameNames,
-) -> Opened:
-    """A writer for each output. Those opened before one that cannot be are taken back.
+def open_writers(setup: ReplaySetup, script: str | None) -> Opened:
+    """A writer for each output of the request. Those opened before one that cannot be are taken back.
 
     Args:
-        request: what to write, and how.
-        source: the log, for what its format alone can answer.
-        model: whose grid the results lie on.
-        truth: drawn into films, where it is known.
+        setup: the request, and what it is answered with.
         script: of the faults, where there are several; it goes into the files' names.
-        fps: ticks a second.
-        names: of the frames, as in the log.
     """
-    paths = tuple(with_script(path, script) for path in request.outputs)
+    rate_hz = setup.rate_hz()
+    paths = tuple(with_script(path, script) for path in setup.request.outputs or ())
     writers: list[ResultWriter] = []
     try:
         for path in paths:
-            writers.append(
-                _open(path, request, source, model, truth, fps, names, script or request.scene or request.log.stem)
-            )
+            writers.append(_open(path, setup, script, rate_hz))
     except BaseException:
         for writer in writers:
             writer.abort()
@@ -106,42 +94,35 @@ def open_writers(
     return Opened(tuple(writers), paths)
 
 
-def _open(
-    path: Path,
-    request: ReplayRequest,
-    source: LogSource,
-    model: PerceptionModel,
-    truth: ReplayTruth | None,
-    fps: float,
-    names: FrameNames,
-    title: str,
-) -> ResultWriter:
+def _open(path: Path, setup: ReplaySetup, script: str | None, rate_hz: float) -> ResultWriter:
+    request, model = setup.request, setup.model
+    common: _Common = {"min_score": request.score, "overwrite": request.overwrite}
     match ending(path):
         case ".ros2.mcap":
-            return Ros2Results(
-                path, model.grid, min_score=request.score, inputs=request.inputs, names=names,
-                overwrite=request.overwrite,
-            )  # fmt: skip
+            return Ros2Results(path, model.grid, inputs=True, names=setup.frame_names(), **common)
         case ".mcap":
-            return FoxgloveResults(
-                path, model.grid, min_score=request.score, inputs=request.inputs, lifetime_s=_LIFETIME_TICKS / fps,
-                names=names, overwrite=request.overwrite,
-            )  # fmt: skip
+            names, lifetime_s = setup.frame_names(), _LIFETIME_TICKS / rate_hz
+            return FoxgloveResults(path, model.grid, inputs=True, lifetime_s=lifetime_s, names=names, **common)
         case ".rrd":
-            return RerunResults(path, model.grid, min_score=request.score, overwrite=request.overwrite)
+            return RerunResults(path, model.grid, **common)
         case ".json":
-            if source.nuscenes is None or request.scene is None:
+            if setup.source.nuscenes is None or request.scene is None:
                 raise ValueError(
                     f"--out {path}: a nuScenes submission answers samples, which only a scene of a data set in nuScenes format "
                     "has, and this is another log; leave it out"
                 )
-            return SubmissionWriter(path, scene_samples(source.nuscenes, request.scene))
+            return SubmissionWriter(path, scene_samples(setup.source.nuscenes, request.scene))
         case _:
-            stills = None if request.stills_every is None else path.with_name(f"{path.stem}_stills")
             return VideoResults(
-                path, model.config, fps=fps, title=title, truth_at=truth_at(truth), min_score=request.score,
-                stills=stills, stills_every=request.stills_every or 1, overwrite=request.overwrite,
-            )  # fmt: skip
+                path,
+                model.config,
+                fps=rate_hz,
+                title=script or request.scene or request.log.stem,
+                truth_at=truth_at(setup.truth),
+                stills=None if request.stills_every is None else path.with_name(f"{path.stem}_stills"),
+                stills_every=request.stills_every or 1,
+                **common,
+            )
 
 
 def truth_at(truth: ReplayTruth | None) -> TruthAt | None:
