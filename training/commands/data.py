@@ -29,8 +29,8 @@ def simulate(
     from sensors.simulation import SimulationConfig
     from training.runs.demo import write_drives
 
-    given = {"scenes_train": scenes_train, "scenes_val": scenes_val, "seed": seed}
-    words = [*(settings or []), *(f"{key}={value}" for key, value in given.items() if value is not None)]
+    overrides = {"scenes_train": scenes_train, "scenes_val": scenes_val, "seed": seed}
+    words = [*(settings or []), *(f"{key}={value}" for key, value in overrides.items() if value is not None)]
     write_drives(load_config(SimulationConfig, config, words), out, workers)
 
 

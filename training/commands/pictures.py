@@ -38,10 +38,10 @@ def show(
     if checkpoint is None:
         run_config = load_run_config(config, settings or [])
     else:
-        found = config_of(checkpoint, config, settings or [])
-        if found is None:
+        checkpoint_config = config_of(checkpoint, config, settings or [])
+        if checkpoint_config is None:
             raise typer.BadParameter(f"{checkpoint} lies in no run's folder: say with --config what to look at")
-        run_config = found
+        run_config = checkpoint_config
     from sensors.corruptions import Corruption
 
     suffered = None if corruption is None else Corruption.parse(corruption)

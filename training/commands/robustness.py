@@ -34,14 +34,14 @@ def robustness(
     from training.robustness.run import run_robustness
     from training.robustness.tables import tables
 
-    given = {"baseline": baseline, "out": out}
-    words = [*(settings or []), *(f"{key}={path}" for key, path in given.items() if path is not None)]
+    overrides = {"baseline": baseline, "out": out}
+    words = [*(settings or []), *(f"{key}={path}" for key, path in overrides.items() if path is not None)]
     loaded = load_config(RobustnessConfig, config, words)
     try:
         with Bars() as bars:
-            found = run_robustness(checkpoint, loaded, bars)
+            result = run_robustness(checkpoint, loaded, bars)
     except KeyboardInterrupt:
         print("interrupted; what is measured is kept, the same command goes on from there", file=sys.stderr)
         raise typer.Exit(INTERRUPTED) from None
-    print_tables(*tables(found))
-    print(f"report: {found.out / 'report.html'}")
+    print_tables(*tables(result))
+    print(f"report: {result.out / 'report.html'}")

@@ -132,12 +132,12 @@ def _measure(job: Job, checkpoint: Path, bars: Bars, stop: Stop) -> dict[str, An
     missing = _missing(job, known)
     if missing:
         model = load_model(checkpoint, config)
-        found = evaluate_cases(model, config, missing, job.files.evaluation / "cases", progress=progress)
-        known["figures"] |= {case.name: result.to_json() for case, result in found.items()}
+        case_results = evaluate_cases(model, config, missing, job.files.evaluation / "cases", progress=progress)
+        known["figures"] |= {case.name: result.to_json() for case, result in case_results.items()}
         write_json(file, known)
         if config.tracking.enabled:
-            figures = {f"val/{case.name}/mAP": result.mean_ap for case, result in found.items()}
-            figures |= {f"val/{case.name}/NDS": result.nds for case, result in found.items()}
+            figures = {f"val/{case.name}/mAP": result.mean_ap for case, result in case_results.items()}
+            figures |= {f"val/{case.name}/NDS": result.nds for case, result in case_results.items()}
             log_report(job.files.mlflow, checkpoint, figures, {})
     return known
 

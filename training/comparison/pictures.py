@@ -32,11 +32,11 @@ def comparison_dots(path: Path, comparison: Comparison) -> Path:
     legend_columns = max(1, min(len(rows), int(width * 9 / (max(len(row.name) for row in rows) + 5))))
     legend_rows = -(-len(rows) // legend_columns)
     what = "dot: mean over seeds; bar: ± sample standard deviation; small dots: single seeds"
-    said = [
+    lines = [
         what if len(comparison.seeds) > 1 else "one seed",
         *(line for line in caption(comparison)[1:] if not line.startswith("ms/step")),
     ]
-    notes = [part for line in said for part in textwrap.wrap(line, max(60, int(width * 14)))]
+    notes = [part for line in lines for part in textwrap.wrap(line, max(60, int(width * 14)))]
     top_in, bottom_in = 0.75 + 0.22 * legend_rows, 0.75 + 0.17 * len(notes)
     height = 4.2 + top_in + bottom_in
     figure = new_figure(width, height)

@@ -147,10 +147,10 @@ def budget_notes(entries: Sequence[Entry]) -> list[str]:
 def _differing(first: Entry, second: Entry, settings: Sequence[str]) -> list[tuple[str, str, str]]:
     """(setting, first's value, second's value) of those among `settings`, or below one of them, that differ."""
     old, new = first.config.model_dump(mode="json"), second.config.model_dump(mode="json")
-    found = differences(old, new)
+    changes = differences(old, new)
     return [
         (name, _shown(pair[0]), _shown(pair[1]))
-        for name, pair in found.items()
+        for name, pair in changes.items()
         if any(f"{name}.".startswith(f"{setting}.") for setting in settings)
     ]
 

@@ -212,15 +212,15 @@ def _row_json(comparison: Comparison, row: Row) -> dict[str, Any]:
 
 def metrics(comparison: Comparison) -> dict[str, float]:
     """Means and deviations under the names that MLflow shows; what is not defined is left out."""
-    found: dict[str, float] = {}
+    figures: dict[str, float] = {}
     for row in comparison.rows:
         spreads = {f"{column}/{kind}": row.spread(column, kind) for column in comparison.columns for kind in KINDS}
         spreads |= {"step_ms": row.step_ms, "train_seconds": row.train_seconds}
         for name, spread in spreads.items():
-            found |= {f"{row.name}/{name}": spread.mean, f"{row.name}/{name}/deviation": spread.deviation}
+            figures |= {f"{row.name}/{name}": spread.mean, f"{row.name}/{name}/deviation": spread.deviation}
         if row.parameters is not None:
-            found[f"{row.name}/parameters"] = row.parameters
-    return {name: value for name, value in found.items() if math.isfinite(value)}
+            figures[f"{row.name}/parameters"] = row.parameters
+    return {name: value for name, value in figures.items() if math.isfinite(value)}
 
 
 def write_tables(directory: Path, comparison: Comparison) -> list[Path]:

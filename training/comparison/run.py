@@ -146,8 +146,8 @@ class _Table:
         return Comparison(self._name, seeds, columns_of(self._jobs), rows, self._notes, mlflow)
 
     def _result(self, job: Job) -> JobResult:
-        found = self._results.get((job.entry, job.seed))
-        return JobResult(job.entry, job.seed, job.files.root, "stopped") if found is None else found
+        result = self._results.get((job.entry, job.seed))
+        return JobResult(job.entry, job.seed, job.files.root, "stopped") if result is None else result
 
 
 def _prepare(jobs: Sequence[Job], *, fresh: bool) -> None:

@@ -104,8 +104,8 @@ def with_rig(model: ModelConfig, config: DataConfig) -> ModelConfig:
 
 def preparation(config: DataConfig, model: ModelConfig) -> Preparation:
     """What this model wants its data to be like."""
-    wanted = robustbev.preparation(model, rig_of(config, model))
-    return replace(wanted, depth_targets="camera" in model.kinds, keep_outside=config.keep_outside)
+    base = robustbev.preparation(model, rig_of(config, model))
+    return replace(base, depth_targets="camera" in model.kinds, keep_outside=config.keep_outside)
 
 
 def open_reader(config: DataConfig, model: ModelConfig, split: str) -> NuScenesReader:

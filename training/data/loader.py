@@ -110,14 +110,14 @@ class SampleLoader:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         # Of a worker that was killed torch tells wherever the training is just then.
-        told = isinstance(error, RuntimeError) and str(error).startswith("DataLoader ")
-        if told and _TIMED_OUT in str(error):
+        by_torch = isinstance(error, RuntimeError) and str(error).startswith("DataLoader ")
+        if by_torch and _TIMED_OUT in str(error):
             _kill(self._processes)
         # Workers end when torch's last reference to them goes; those that hang do not, and none heeds SIGTERM.
         self._loader, self._batches = None, iter(())
         _kill(self._processes)
         _begun.difference_update(self._processes)
-        if told:
+        if by_torch:
             raise LoaderError(self._what_to_do(str(error))) from error
 
     @property

@@ -32,9 +32,9 @@ def check_config(path: Path, settings: Sequence[str]) -> list[Answer]:
 
 
 def _libraries(run: RunConfig) -> Answer:
-    wanted = ["data", "train", *(["spconv"] if run.model.dense() != run.model else [])]
-    lacking = without(*wanted)
-    return Answer("libraries", not lacking, lacking or f"of the extras {', '.join(wanted)}")
+    extras = ["data", "train", *(["spconv"] if run.model.dense() != run.model else [])]
+    lacking = without(*extras)
+    return Answer("libraries", not lacking, lacking or f"of the extras {', '.join(extras)}")
 
 
 def _data(run: RunConfig) -> list[Answer]:
@@ -49,11 +49,11 @@ def _data(run: RunConfig) -> list[Answer]:
     config = run.data.nuscenes
     try:
         tables = check_root(config)
-        found = find_index(config)
+        index_path = find_index(config)
     except DataRootError as error:
         return [Answer("data", False, str(error))]
     data = Answer("data", True, str(tables))
-    if found is None:
+    if index_path is None:
         return [data, Answer("index", True, "not built yet: `robustbev index` or the run itself will do it")]
     try:
         index = open_index(config)
@@ -67,9 +67,9 @@ def _data(run: RunConfig) -> list[Answer]:
         truth = Answer("truth", True, str(check_truth(reader, run.data.min_points, run.model.grid.bev())))
     except (DataRootError, SensorDataError) as error:
         truth = Answer("truth", False, str(error))
-    said = ", ".join(f"{count} keyframes in {split}" for split, count in counts.items())
+    keyframes = ", ".join(f"{count} keyframes in {split}" for split, count in counts.items())
     notes = [Answer("tables", True, line) for line in index.meta.notes]
-    index_answer = Answer("index", True, f"{said}; {found}")
+    index_answer = Answer("index", True, f"{keyframes}; {index_path}")
     return [data, index_answer, *notes, truth, *(Answer("sweeps", True, line) for line in old)]
 
 
@@ -95,15 +95,15 @@ def _model(run: RunConfig) -> Answer:
 
 
 def _device(run: RunConfig) -> Answer:
-    gpus, wanted = torch.cuda.device_count(), max(1, run.runner.workers)
+    gpus, workers = torch.cuda.device_count(), max(1, run.runner.workers)
     if run.runner.use_cuda and not gpus:
         return Answer("device", False, "runner.device=cuda, and torch has no GPU here: set runner.device=cpu")
-    if run.runner.use_cuda and run.runner.address is None and wanted > gpus:
-        fault = f"runner.workers={wanted} need a GPU each, and there are {gpus}: set runner.workers={gpus}, or "
+    if run.runner.use_cuda and run.runner.address is None and workers > gpus:
+        fault = f"runner.workers={workers} need a GPU each, and there are {gpus}: set runner.workers={gpus}, or "
         return Answer("device", False, f"{fault}runner.address to a Ray cluster")
     device = "cuda" if run.runner.use_cuda else "cpu"
     chosen = choose_precision(run.step.precision, device, training=True)
-    on = f"{wanted} of {gpus} GPUs" if run.runner.use_cuda else "the CPU"
+    on = f"{workers} of {gpus} GPUs" if run.runner.use_cuda else "the CPU"
     return Answer("device", True, f"{on}, in {chosen}{f'; {chosen.warning}' if chosen.warning else ''}")
 
 

@@ -37,9 +37,9 @@ def possible_subsets(config: ModelConfig, subsets: Sequence[str]) -> tuple[str, 
     Raises:
         ValueError: one names a modality that the model does not have.
     """
-    mine = tuple(config.modalities)
+    names = tuple(config.modalities)
     try:
-        return tuple(dict.fromkeys(subset_name(subset.split("+"), mine) for subset in subsets)) or every_subset(mine)
+        return tuple(dict.fromkeys(subset_name(subset.split("+"), names) for subset in subsets)) or every_subset(names)
     except ValueError as error:
         raise ValueError(f"evaluation: subsets: {error}") from None
 
@@ -167,10 +167,10 @@ def score_subsets(
     from training.tasks.detection.official import OfficialEvaluation, open_tables  # the devkit takes seconds to import
 
     expected = list(reader.tokens)[: config.limit]
-    found = next(iter(predictions.values())).boxes
-    tokens = [token for token in reader.tokens if token in found]
+    predicted = next(iter(predictions.values())).boxes
+    tokens = [token for token in reader.tokens if token in predicted]
     if len(tokens) < len(expected):
-        missing = next(token for token in expected if token not in found)
+        missing = next(token for token in expected if token not in predicted)
         raise ValueError(
             f"evaluation: the batches held {len(tokens)} of {len(expected)} samples, {missing} is missing; evaluate with a "
             "loader that drops none and with one rank"
@@ -205,8 +205,8 @@ def score(
     )
     results = scoring.run(tuple(predictions), config.processes, progress)
     tasks = training_tasks(model)
-    for subset, found in predictions.items():
-        measured = {name: [of[token] for token in official.tokens] for name, of in found.measured.items()}
+    for subset, prediction in predictions.items():
+        measured = {name: [of[token] for token in official.tokens] for name, of in prediction.measured.items()}
         figures = {
             name: {key: float(value) for key, value in tasks[name].figures(of).items()} for name, of in measured.items()
         }

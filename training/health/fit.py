@@ -98,14 +98,14 @@ def measure_drives(
     lasting: bool = False,
 ) -> list[HealthSample]:
     """Every sample clean, and under each of its failures; with `lasting`, in every other sample a wrong pose is the scene's."""
-    found: list[HealthSample] = []
+    measured: list[HealthSample] = []
     for done, i in enumerate(indices, 1):
         for case in (None, *failures(i)):
             same_all_along = lasting and i % 2 == 0 and case is not None and FAULT_OF[case.name] == "misaligned"
-            found += measure_sample(drive, i, case, lasting=same_all_along)
+            measured += measure_sample(drive, i, case, lasting=same_all_along)
         if progress is not None:
             progress("measure", done, len(indices))
-    return found
+    return measured
 
 
 def fit_samples(
@@ -115,9 +115,9 @@ def fit_samples(
     models, thresholds = {}, {}
     kinds = [kind for kind in SENSOR_KINDS if any(s.kind == kind for s in samples)]
     for done, kind in enumerate(kinds):
-        mine = [s for s in samples if s.kind == kind]
-        models[kind] = _fit(mine)
-        thresholds[kind] = _threshold(mine)
+        of_kind = [s for s in samples if s.kind == kind]
+        models[kind] = _fit(of_kind)
+        thresholds[kind] = _threshold(of_kind)
         if progress is not None:
             progress("fit", done + 1, len(kinds))
     return HealthMonitor(models, thresholds, {**about, "samples": len(samples), "false_alarms": FALSE_ALARMS})
@@ -242,24 +242,24 @@ def judge_samples(monitor: HealthMonitor, samples: Sequence[HealthSample], frame
     figures: list[HealthFigure] = []
     false_alarms, clean_counts = {}, {}
     for kind, model in monitor.models.items():
-        mine = [s for s in samples if s.kind == kind]
-        scores, wrong = score_samples(model, mine)
+        of_kind = [s for s in samples if s.kind == kind]
+        scores, wrong = score_samples(model, of_kind)
         named = (
-            [model.faults[n] for n in 1 + model.probabilities([s.measured for s in mine])[:, 1:].argmax(axis=1)]
-            if mine
+            [model.faults[n] for n in 1 + model.probabilities([s.measured for s in of_kind])[:, 1:].argmax(axis=1)]
+            if of_kind
             else []
         )
-        clean = np.array([s.corruption == "" for s in mine], bool)
-        moving = np.array([s.moved_m >= MOVING_M for s in mine], bool)
+        clean = np.array([s.corruption == "" for s in of_kind], bool)
+        moving = np.array([s.moved_m >= MOVING_M for s in of_kind], bool)
         if clean.any():
             false_alarms[kind] = float((wrong[clean] >= monitor.thresholds[kind]).mean())
             clean_counts[kind] = int(clean.sum())
-        for failure, severity in sorted({(s.corruption, s.severity) for s in mine if s.corruption}):
-            here = np.array([(s.corruption, s.severity) == (failure, severity) for s in mine], bool)
-            sick = here & np.array([s.fault != HEALTHY for s in mine], bool)
+        for failure, severity in sorted({(s.corruption, s.severity) for s in of_kind if s.corruption}):
+            here = np.array([(s.corruption, s.severity) == (failure, severity) for s in of_kind], bool)
+            sick = here & np.array([s.fault != HEALTHY for s in of_kind], bool)
             if not sick.any():
                 continue
-            fault = next(s.fault for s, is_sick in zip(mine, sick, strict=True) if is_sick)
+            fault = next(s.fault for s, is_sick in zip(of_kind, sick, strict=True) if is_sick)
             figures.append(
                 HealthFigure(
                     failure=failure,

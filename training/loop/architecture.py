@@ -21,13 +21,13 @@ class CheckpointMismatchError(ValueError):
 def check_architecture(path: Path, saved: Mapping[str, Tensor], model: nn.Module) -> None:
     """Raise CheckpointMismatchError, naming tensors and settings, unless `saved` has just the tensors of `model`."""
     own = {name: tuple(value.shape) for name, value in model.state_dict().items()}
-    given = {name: tuple(value.shape) for name, value in saved.items()}
+    shapes = {name: tuple(value.shape) for name, value in saved.items()}
     faults = [
-        *_some("missing", [name for name in own if name not in given]),
-        *_some("unexpected", [name for name in given if name not in own]),
+        *_some("missing", [name for name in own if name not in shapes]),
+        *_some("unexpected", [name for name in shapes if name not in own]),
         *_some(
             "of another shape",
-            [f"{n} {list(given[n])} instead of {list(own[n])}" for n in own if n in given and given[n] != own[n]],
+            [f"{n} {list(shapes[n])} instead of {list(own[n])}" for n in own if n in shapes and shapes[n] != own[n]],
         ),
     ]
     if not faults:

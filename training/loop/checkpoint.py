@@ -277,10 +277,10 @@ def _restore_scaler(scaler: torch.amp.GradScaler, saved: Mapping[str, Any]) -> N
 
 def _by_lr(groups: Sequence[Mapping[str, Any]]) -> set[frozenset[str]]:
     """Which parameters share a learning rate; what decays may change from version to version."""
-    found: dict[float, set[str]] = {}
+    names_of: dict[float, set[str]] = {}
     for group in groups:
-        found.setdefault(group["base_lr"], set()).update(group["names"])
-    return {frozenset(names) for names in found.values()}
+        names_of.setdefault(group["base_lr"], set()).update(group["names"])
+    return {frozenset(names) for names in names_of.values()}
 
 
 def _packed(value: Tensor) -> Tensor:

@@ -133,10 +133,10 @@ def _decayed_names(model: nn.Module) -> set[str]:
 
 def _prefixes(names: list[str]) -> list[str]:
     """What an entry of `lr_scale` can be: every module that holds parameters, and the parameters."""
-    found = {
+    prefixes = {
         ".".join(parts[:depth]) for parts in (name.split(".") for name in names) for depth in range(1, len(parts) + 1)
     }
-    return sorted(found)
+    return sorted(prefixes)
 
 
 class AveragedWeights:
@@ -154,10 +154,10 @@ class AveragedWeights:
     def update(self, model: nn.Module, step: int) -> None:
         """Take in the weights of `model` after optimiser step `step` (from 1)."""
         decay = min(self.decay, (1 + step) / (10 + step))
-        theirs = [p.detach() for p in model.parameters()]
-        torch._foreach_lerp_(list(self.model.parameters()), theirs, 1 - decay)
-        for mine, buffer in zip(self.model.buffers(), model.buffers(), strict=True):
-            mine.copy_(buffer)
+        weights = [p.detach() for p in model.parameters()]
+        torch._foreach_lerp_(list(self.model.parameters()), weights, 1 - decay)
+        for average, buffer in zip(self.model.buffers(), model.buffers(), strict=True):
+            average.copy_(buffer)
 
 
 def clip_gradients(model: nn.Module, max_norm: float | None) -> Tensor:

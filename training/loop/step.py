@@ -210,7 +210,7 @@ class TrainingStep(nn.Module):
 def modality_present(sensors: SensorBatch, modalities: Sequence[str]) -> Tensor:
     """[B, M] bool: does the sample have the modality at all?"""
     columns = [None if (part := sensors.part(name)) is None else part.present.any(1) for name in modalities]
-    given = next((c for c in columns if c is not None), None)
-    device = None if given is None else given.device
+    first = next((c for c in columns if c is not None), None)
+    device = None if first is None else first.device
     absent = torch.zeros(sensors.batch_size, dtype=torch.bool, device=device)
     return torch.stack([absent if c is None else c for c in columns], dim=1)

@@ -25,14 +25,14 @@ def print_log_summary(summary: LogSummary, console: Console | None = None) -> No
     _print_whole(console, _topics(summary))
     for topic in summary.topics:
         if topic.reason:
-            said = f"{topic.name}: {topic.malformed} of {topic.count} cannot be read, the first: {topic.reason}"
-            console.print(escape(said), style="yellow", soft_wrap=True)
+            warning = f"{topic.name}: {topic.malformed} of {topic.count} cannot be read, the first: {topic.reason}"
+            console.print(escape(warning), style="yellow", soft_wrap=True)
     if summary.frames:
         console.print(_frames(summary))
     for child, parents in summary.several_parents().items():
         ways = "a replay takes the shortest way, and tells where ways disagree"
-        said = f"{child} has several parents, {', '.join(parents)}: {ways}"
-        console.print(escape(said), style="yellow", soft_wrap=True)
+        warning = f"{child} has several parents, {', '.join(parents)}: {ways}"
+        console.print(escape(warning), style="yellow", soft_wrap=True)
     for reason in summary.proposal.reasons:
         console.print(f"  {escape(reason)}", soft_wrap=True)
     if summary.proposal.mapping is None:

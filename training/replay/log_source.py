@@ -41,14 +41,14 @@ def open_source(path: Path, scene: str | None = None, nuscenes: NuScenesConfig |
 
         return LogSource(open_log(path))
 
-    given = nuscenes or NuScenesConfig()
-    version = given.version if given.version in versions else versions[0]
-    if len(versions) > 1 and given.version not in versions:
+    settings = nuscenes or NuScenesConfig()
+    version = settings.version if settings.version in versions else versions[0]
+    if len(versions) > 1 and settings.version not in versions:
         raise LogError(
             f"{path} holds several versions ({', '.join(versions)}), and the checkpoint was not trained on one of them; "
             "give the folder of a log, or a checkpoint of a run on one of them"
         )
-    config = given.model_copy(update={"root": path, "version": version})
+    config = settings.model_copy(update={"root": path, "version": version})
     if scene is None:
         names = scene_names(config)
         raise LogError(

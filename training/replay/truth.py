@@ -122,7 +122,7 @@ class ReplayTruth:
         if not self._known(time_us):
             return None
         reference_T_global = inverse_rigid(np.asarray(global_T_reference, float))
-        found = [
+        annotated = [
             (box, center_m, heading, label)
             for track in self._tracks
             if (place := track.at(time_us, self._gap_us)) is not None
@@ -130,19 +130,19 @@ class ReplayTruth:
             if (label := self._label_of.get(box.category)) is not None
             and (box.num_points is None or box.num_points > 0)
         ]
-        if not found:
+        if not annotated:
             return Boxes.empty()
-        center = apply(reference_T_global, np.stack([center_m for _, center_m, _, _ in found]))
-        heading = np.stack([direction for _, _, direction, _ in found]) @ reference_T_global[:3, :3].T
-        labels = np.array([label for *_, label in found])
+        center = apply(reference_T_global, np.stack([center_m for _, center_m, _, _ in annotated]))
+        heading = np.stack([direction for _, _, direction, _ in annotated]) @ reference_T_global[:3, :3].T
+        labels = np.array([label for *_, label in annotated])
         boxes = Boxes(
             center_m=torch.from_numpy(center).float(),
-            size_m=torch.tensor([box.size_m for box, *_ in found]),
+            size_m=torch.tensor([box.size_m for box, *_ in annotated]),
             yaw_rad=torch.from_numpy(np.arctan2(heading[:, 1], heading[:, 0])).float(),
-            velocity_mps=torch.full((len(found), 2), torch.nan),
+            velocity_mps=torch.full((len(annotated), 2), torch.nan),
             label=torch.from_numpy(labels),
-            attribute=torch.full((len(found),), -1),
-            score=torch.ones(len(found)),
+            attribute=torch.full((len(annotated),), -1),
+            score=torch.ones(len(annotated)),
         )
         return self.counted(boxes)
 
@@ -240,11 +240,11 @@ class TruthScore:
             return None
         boxes = self.truth.counted(result.candidates)
         hits = np.stack([_hit(boxes, truth, distance_m) for distance_m in DISTANCES_M], axis=1)
-        told = boxes[boxes.score >= self.found_score]
-        found = FoundAt(tick.index, tick.time_us, len(truth), int(_hit(told, truth, self.found_m).sum()))
+        scored = boxes[boxes.score >= self.found_score]
+        counts = FoundAt(tick.index, tick.time_us, len(truth), int(_hit(scored, truth, self.found_m).sum()))
         there = Counter(truth.label.tolist())
-        self._rows.append(_Row(found, boxes.score.float().numpy(), boxes.label.numpy().astype(np.int16), hits, there))
-        return found
+        self._rows.append(_Row(counts, boxes.score.float().numpy(), boxes.label.numpy().astype(np.int16), hits, there))
+        return counts
 
     def close(self) -> None:
         """Nothing is written."""
@@ -267,10 +267,10 @@ class TruthScore:
             hits = np.concatenate([row.hits for row in rows])
             for n, name in enumerate(self.truth.classes):
                 if there[n]:
-                    mine = label == n
+                    of_class = label == n
                     distances = range(hits.shape[1])
                     class_ap[name] = float(
-                        np.mean([average_precision(score[mine], hits[mine, d], there[n]) for d in distances])
+                        np.mean([average_precision(score[of_class], hits[of_class, d], there[n]) for d in distances])
                     )
         mean_ap = float(np.mean(list(class_ap.values()))) if class_ap else float("nan")
         return ReplayScore(mean_ap, class_ap, len(rows), tuple(row.found for row in rows))

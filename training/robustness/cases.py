@@ -71,8 +71,10 @@ class Case:
         Raises:
             ValueError: it names a modality that the model does not have.
         """
-        mine = tuple(modalities)
-        return replace(self, subset="+".join(mine) if self.subset == ALL else subset_name(self.subset.split("+"), mine))
+        names = tuple(modalities)
+        return replace(
+            self, subset="+".join(names) if self.subset == ALL else subset_name(self.subset.split("+"), names)
+        )
 
     def possible(self, modalities: Collection[str]) -> bool:
         """Whether a model that has these modalities has all that the case names."""
@@ -144,15 +146,15 @@ def evaluate_cases(
     if not meant:
         asked = ", ".join(case.name for case in cases)
         raise ValueError(f"evaluation: the model has only {', '.join(kinds)}, and {asked} need other modalities")
-    wanted = list(dict.fromkeys(meant.values()))
-    for case in wanted:
+    distinct = list(dict.fromkeys(meant.values()))
+    for case in distinct:
         _check_touches(case, kinds)
-    found: dict[Case, SubsetResult] = {}
-    groups = grouped(wanted)
+    figures: dict[Case, SubsetResult] = {}
+    groups = grouped(distinct)
     for number, group in enumerate(groups.values()):
-        told = None if progress is None else _Part(progress, number, len(groups), len(found), len(wanted))
-        found |= _evaluate_group(model, config, group, out_dir, seed, health, monitor, told)
-    results = {case: found[as_meant] for case, as_meant in meant.items()}
+        group_progress = None if progress is None else _Part(progress, number, len(groups), len(figures), len(distinct))
+        figures |= _evaluate_group(model, config, group, out_dir, seed, health, monitor, group_progress)
+    results = {case: figures[as_meant] for case, as_meant in meant.items()}
     write_json(out_dir / "cases.json", {case.name: result.to_json() for case, result in results.items()})
     return results
 
@@ -203,8 +205,8 @@ def _evaluate_group(
         change.check({case.name: {kinds[name] for name in case.subset.split("+")} for case in group})
     official = _official(loader.reader, tuple(expected), model.config.grid.bev().radius_m, settings.metrics)
     folder = out_dir / first.condition
-    found = score(predictions, model.config, loader.reader, official, folder, settings, progress)
-    return {case: found[case.subset] for case in group}
+    results = score(predictions, model.config, loader.reader, official, folder, settings, progress)
+    return {case: results[case.subset] for case in group}
 
 
 def _official(reader: NuScenesReader, tokens: tuple[str, ...], radius_m: float, metrics: Metrics) -> OfficialEvaluation:

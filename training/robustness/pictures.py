@@ -21,22 +21,25 @@ MODEL, BASELINE, SPECIALIST = "#0072B2", "#D55E00", "#999999"
 _COLUMNS = 5  # of the small charts
 
 
-def pictures(out_dir: Path, found: Robustness) -> list[Path]:
+def pictures(out_dir: Path, robustness: Robustness) -> list[Path]:
     """Draw all that there are figures for; -> their paths."""
-    drawn = [subset_bars(out_dir / "subsets.png", found)]
-    if found.matrix("nds"):
-        drawn += [heat_map(out_dir / "retention.png", found), severity_curves(out_dir / "severity.png", found)]
+    drawn = [subset_bars(out_dir / "subsets.png", robustness)]
+    if robustness.matrix("nds"):
+        drawn += [
+            heat_map(out_dir / "retention.png", robustness),
+            severity_curves(out_dir / "severity.png", robustness),
+        ]
     return drawn
 
 
-def heat_map(path: Path, found: Robustness) -> Path:
+def heat_map(path: Path, robustness: Robustness) -> Path:
     """Corruption x severity: the share of the clean NDS and mAP that is left, absolute figures beneath."""
-    severities, names = found.config.severities, list(found.matrix("nds"))
+    severities, names = robustness.config.severities, list(robustness.matrix("nds"))
     columns = len(severities) + 1
     figure = new_figure(3.7 + 2 * (0.95 * columns + 0.5), 1.75 + 0.47 * len(names))
     for k, (title, metric) in enumerate((("NDS", "nds"), ("mAP", "mean_ap"))):
         axes = figure.add_subplot(1, 2, k + 1)
-        matrix, clean = found.matrix(metric), found.clean(metric)
+        matrix, clean = robustness.matrix(metric), robustness.clean(metric)
         kept = np.array([[metrics.retention(matrix[n].get(s, math.nan), clean) for s in severities] for n in names])
         mean = np.array([[metrics.resistance_ability(matrix[n], clean)] for n in names])
         shown = np.concatenate([kept, mean], axis=1)
@@ -65,31 +68,31 @@ def heat_map(path: Path, found: Robustness) -> Path:
     return save_figure(figure, path)
 
 
-def severity_curves(path: Path, found: Robustness) -> Path:
+def severity_curves(path: Path, robustness: Robustness) -> Path:
     """One small chart a corruption: mAP over severity, model against baseline; severity 0 is clean."""
-    matrix = found.matrix("mean_ap")
-    theirs = {} if found.baseline is None else found.matrix("mean_ap", baseline=True)
+    matrix = robustness.matrix("mean_ap")
+    baseline = {} if robustness.baseline is None else robustness.matrix("mean_ap", baseline=True)
     columns = min(_COLUMNS, len(matrix))
     rows = -(-len(matrix) // columns)
     figure = new_figure(max(5.0, 2.5 * columns + 0.6), 2.15 * rows + 1.0)
     width, height = figure.get_size_inches()
-    values = [v for row in [*matrix.values(), *theirs.values()] for v in row.values()] + [found.clean("mean_ap")]
-    if found.baseline is not None:
-        values.append(found.clean("mean_ap", baseline=True))
+    values = [v for row in [*matrix.values(), *baseline.values()] for v in row.values()] + [robustness.clean("mean_ap")]
+    if robustness.baseline is not None:
+        values.append(robustness.clean("mean_ap", baseline=True))
     top = max(0.05, 1.08 * max((v for v in values if not math.isnan(v)), default=1.0))
     for k, (name, row) in enumerate(matrix.items()):
         axes = figure.add_subplot(rows, columns, k + 1)
-        if name in theirs:
-            _curve(axes, theirs[name], found.clean("mean_ap", baseline=True), BASELINE, "baseline", "--")
-        _curve(axes, row, found.clean("mean_ap"), MODEL, "model", "-")
+        if name in baseline:
+            _curve(axes, baseline[name], robustness.clean("mean_ap", baseline=True), BASELINE, "baseline", "--")
+        _curve(axes, row, robustness.clean("mean_ap"), MODEL, "model", "-")
         axes.set_title(name.replace("_", " "), fontsize=9.5, loc="left", color=INK)
         axes.set_ylim(0, top)
-        axes.set_xticks([0, *found.config.severities])
+        axes.set_xticks([0, *robustness.config.severities])
         tidy(axes)
         axes.tick_params(labelsize=8)
         if k % columns:
             axes.set_yticklabels([])
-        if k == 0 and theirs:
+        if k == 0 and baseline:
             axes.legend(frameon=False, fontsize=8, loc="lower left")
     figure.suptitle("mAP of all sensors over severity (0 is clean)", x=0.5 / width, ha="left", fontsize=12.5,
                     fontweight="bold", color=INK)  # fmt: skip
@@ -104,17 +107,20 @@ def _curve(axes: Axes, row: metrics.Row, clean: float, colour: str, label: str, 
     )
 
 
-def subset_bars(path: Path, found: Robustness) -> Path:
+def subset_bars(path: Path, robustness: Robustness) -> Path:
     """Bars of mAP and NDS of every subset on clean data: the model, its specialists, the baseline."""
-    ours = found.subsets()
-    names = list(ours)
-    theirs = {} if found.baseline is None else found.subsets(baseline=True)
+    model = robustness.subsets()
+    names = list(model)
+    baseline = {} if robustness.baseline is None else robustness.subsets(baseline=True)
     more = max([0, *(name.count("+") - 2 for name in names)])  # lines of the labels, beyond those of three modalities
     figure = new_figure(max(7.0, 1.4 + 1.45 * len(names)), 6.4 + 0.4 * more)
     for k, (title, metric) in enumerate((("mAP", "mean_ap"), ("NDS", "nds"))):
         axes = figure.add_subplot(2, 1, k + 1)
-        series = [("model", MODEL, [getattr(ours[n], metric) for n in names])]
-        for label, colour, figures in (("specialist", SPECIALIST, found.specialists), ("baseline", BASELINE, theirs)):
+        series = [("model", MODEL, [getattr(model[n], metric) for n in names])]
+        for label, colour, figures in (
+            ("specialist", SPECIALIST, robustness.specialists),
+            ("baseline", BASELINE, baseline),
+        ):
             if figures:
                 values = [getattr(figures[n], metric) if n in figures else math.nan for n in names]
                 series.append((label, colour, values))

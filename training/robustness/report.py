@@ -48,58 +48,62 @@ _FORMULAS = (
 )
 
 
-def write_robustness(out_dir: Path, found: Robustness) -> list[Path]:
+def write_robustness(out_dir: Path, robustness: Robustness) -> list[Path]:
     """Write tables, pictures, report.md, report.html and robustness.json; -> their paths."""
-    shown = tables(found)
-    paths = [out_dir / f"{table.name}.csv" for table in [*shown, case_table(found)]]
-    for path, table in zip(paths, [*shown, case_table(found)], strict=True):
+    shown = tables(robustness)
+    paths = [out_dir / f"{table.name}.csv" for table in [*shown, case_table(robustness)]]
+    for path, table in zip(paths, [*shown, case_table(robustness)], strict=True):
         write_text(path, table.csv())
-    facts = provenance(found)
-    drawn = pictures(out_dir, found)
+    facts = provenance(robustness)
+    drawn = pictures(out_dir, robustness)
     text = ["# Robustness", "", *(f"- {name}: {value}" for name, value in facts.items()), ""]
     write_text(
         out_dir / "report.md",
         "\n".join(text) + "\n" + "\n".join(f"### {table.title}\n\n{table.markdown()}" for table in shown),
     )
-    write_text(out_dir / "report.html", _html(found, facts, drawn))
-    write_json(out_dir / "robustness.json", {"what": facts, "summary": summary(found), "cases": _cases(found)})
+    write_text(out_dir / "report.html", _html(robustness, facts, drawn))
+    write_json(
+        out_dir / "robustness.json", {"what": facts, "summary": summary(robustness), "cases": _cases(robustness)}
+    )
     names = ("report.md", "report.html", "robustness.json")
     return [*paths, *drawn, *(out_dir / name for name in names)]
 
 
-def summary(found: Robustness) -> dict[str, float | None]:
+def summary(robustness: Robustness) -> dict[str, float | None]:
     """The single figures, under the names that MLflow shows; null where one is not defined."""
     figures: dict[str, float] = {}
     for name, metric in METRICS.items():
-        matrix, clean = found.matrix(metric), found.clean(metric)
+        matrix, clean = robustness.matrix(metric), robustness.clean(metric)
         figures |= {
             f"robustness/clean_{name}": clean,
             f"robustness/mRA_{name}": metrics.mean_resistance_ability(matrix, clean),
             f"robustness/mRR_{name}": metrics.mean_resilience_rate(matrix, clean),
         }
         figures |= {f"robustness/RA_{name}/{c}": metrics.resistance_ability(row, clean) for c, row in matrix.items()}
-        for subset, result in found.subsets().items():
+        for subset, result in robustness.subsets().items():
             figures[f"robustness/kept_{name}/{subset}"] = metrics.retention(getattr(result, metric), clean)
-            if subset in found.specialists:
-                special = getattr(found.specialists[subset], metric)
+            if subset in robustness.specialists:
+                special = getattr(robustness.specialists[subset], metric)
                 figures[f"robustness/gap_{name}/{subset}"] = metrics.specialist_gap(getattr(result, metric), special)
-        if found.baseline is not None:
-            ours, theirs = found.compared(metric)
-            figures[f"robustness/mRRA_{name}"] = metrics.mean_relative_resistance_ability(ours, theirs)
-            figures[f"robustness/mCE_{name}"] = metrics.mean_corruption_error(ours, theirs)
+        if robustness.baseline is not None:
+            ours, baseline = robustness.compared(metric)
+            figures[f"robustness/mRRA_{name}"] = metrics.mean_relative_resistance_ability(ours, baseline)
+            figures[f"robustness/mCE_{name}"] = metrics.mean_corruption_error(ours, baseline)
     return {name: None if math.isnan(value) else value for name, value in figures.items()}
 
 
-def provenance(found: Robustness) -> dict[str, str]:
+def provenance(robustness: Robustness) -> dict[str, str]:
     """What was run, for a reader who wants to run it again."""
-    config, model = found.config, found.model
+    config, model = robustness.config, robustness.model
     facts = {"checkpoint": _place(model.checkpoint), "weights and settings": f"fingerprint {model.fingerprint[:16]}"}
     run_id = _run_id(model.files.mlflow)
     if run_id is not None:
         facts["MLflow run"] = run_id
-    if found.baseline is not None:
-        facts["baseline"] = f"{_place(found.baseline.checkpoint)}, fingerprint {found.baseline.fingerprint[:16]}"
-    facts |= dict(found.data)
+    if robustness.baseline is not None:
+        facts["baseline"] = (
+            f"{_place(robustness.baseline.checkpoint)}, fingerprint {robustness.baseline.fingerprint[:16]}"
+        )
+    facts |= dict(robustness.data)
     facts |= {
         "seed of the corruptions": str(config.seed),
         "severities": ", ".join(map(str, config.severities)),
@@ -111,31 +115,33 @@ def provenance(found: Robustness) -> dict[str, str]:
     if commit is not None:
         facts["commit"] = commit
     facts["versions"] = ", ".join(f"{name} {_version(name)}" for name in _VERSIONS)
-    facts["time"] = f"{found.measured} of {found.tasks} tasks were measured now, in {found.seconds:.0f} s"
+    facts["time"] = (
+        f"{robustness.measured} of {robustness.tasks} tasks were measured now, in {robustness.seconds:.0f} s"
+    )
     return facts
 
 
-def track_robustness(found: Robustness, files: Sequence[Path]) -> None:
+def track_robustness(robustness: Robustness, files: Sequence[Path]) -> None:
     """Hand figures and files to the MLflow of the checkpoint's run, if it has one."""
-    figures = {name: value for name, value in summary(found).items() if value is not None}
-    log_report(found.model.files.mlflow, found.model.checkpoint, figures, {"robustness": files})
+    figures = {name: value for name, value in summary(robustness).items() if value is not None}
+    log_report(robustness.model.files.mlflow, robustness.model.checkpoint, figures, {"robustness": files})
 
 
-def _cases(found: Robustness) -> dict[str, dict[str, object]]:
+def _cases(robustness: Robustness) -> dict[str, dict[str, object]]:
     groups = {
-        "model": {case.name: result for case, result in found.figures.items()},
-        "baseline": {case.name: result for case, result in found.baseline_figures.items()},
-        "specialists": dict(found.specialists),
+        "model": {case.name: result for case, result in robustness.figures.items()},
+        "baseline": {case.name: result for case, result in robustness.baseline_figures.items()},
+        "specialists": dict(robustness.specialists),
     }
     return {who: {name: r.to_json() for name, r in results.items()} for who, results in groups.items() if results}
 
 
-def _html(found: Robustness, facts: dict[str, str], drawn: Sequence[Path]) -> str:
+def _html(robustness: Robustness, facts: dict[str, str], drawn: Sequence[Path]) -> str:
     """One page with everything in it: pictures are inlined, nothing is loaded from anywhere."""
     pictures_by_name = {path.name: base64.b64encode(path.read_bytes()).decode("ascii") for path in drawn}
     place = {"subsets": ["subsets.png"], "corruptions_nds": ["retention.png", "severity.png"]}
     parts = []
-    for table in tables(found):
+    for table in tables(robustness):
         parts.append(f"<h2>{html.escape(table.title)}</h2>\n<div class=wide>{table.html()}</div>")
         for name in place.get(table.name, []):
             if name in pictures_by_name:
@@ -144,9 +150,9 @@ def _html(found: Robustness, facts: dict[str, str], drawn: Sequence[Path]) -> st
         f"<tr><td>{html.escape(k)}</td><td><code>{html.escape(v)}</code></td></tr>\n" for k, v in facts.items()
     )
     meanings = "".join(f"<tr><td>{k}</td><td>{html.escape(v)}</td></tr>\n" for k, v in _FORMULAS)
-    every = case_table(found)
-    title = f"Robustness of {found.model.config.name}"
-    samples = html.escape(found.data.get("samples", "?"))
+    every = case_table(robustness)
+    title = f"Robustness of {robustness.model.config.name}"
+    samples = html.escape(robustness.data.get("samples", "?"))
     return (
         f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><title>{html.escape(title)}</title>\n'
         f"<style>{_STYLE}</style></head>\n<body>\n<h1>{html.escape(title)}</h1>\n"

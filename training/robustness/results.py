@@ -79,14 +79,14 @@ class Robustness:
     def subsets(self, *, baseline: bool = False) -> dict[str, SubsetResult]:
         """Subset -> figures on clean data."""
         _, figures = self._of(baseline)
-        wanted = {case.subset: result for case, result in figures.items() if case.corruption == CLEAN}
-        return {subset: wanted[subset] for subset in sorted(wanted, key=lambda subset: -subset.count("+"))}
+        results = {case.subset: result for case, result in figures.items() if case.corruption == CLEAN}
+        return {subset: results[subset] for subset in sorted(results, key=lambda subset: -subset.count("+"))}
 
     def compared(self, metric: str) -> tuple[Matrix, Matrix]:
         """The matrices of model and baseline, of the corruptions that both were measured under."""
-        ours, theirs = self.matrix(metric), self.matrix(metric, baseline=True)
-        common = [name for name in ours if name in theirs]
-        return {name: ours[name] for name in common}, {name: theirs[name] for name in common}
+        model, baseline = self.matrix(metric), self.matrix(metric, baseline=True)
+        common = [name for name in model if name in baseline]
+        return {name: model[name] for name in common}, {name: baseline[name] for name in common}
 
     def _of(self, baseline: bool) -> tuple[Subject, Figures]:
         if not baseline:

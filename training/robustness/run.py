@@ -55,19 +55,19 @@ def run_robustness(checkpoint: Path, config: RobustnessConfig, bars: Bars) -> Ro
     baseline = None if config.baseline is None else _subject("baseline", config.baseline, config, model)
     print(f"computing in {_precision(config, model.config)}", flush=True)
     out = (config.out or model.files.root / "robustness").absolute()
-    found, measured, tasks = _measure(model, baseline, others, config, out, bars)
+    figures, measured, tasks = _measure(model, baseline, others, config, out, bars)
     specialists = {}
     for subset, subject in others.items():
-        specialists[subset] = found[subject.name][Case(subset)]
-    any_result = next(iter(found["model"].values()))
+        specialists[subset] = figures[subject.name][Case(subset)]
+    any_result = next(iter(figures["model"].values()))
     nuscenes = model.config.data.nuscenes
     robustness = Robustness(
         config=config,
         out=out,
         model=model,
-        figures=found["model"],
+        figures=figures["model"],
         baseline=baseline,
-        baseline_figures=found.get("baseline", {}),
+        baseline_figures=figures.get("baseline", {}),
         specialists=specialists,
         data={
             "data id": open_index(nuscenes).meta.data_id,
@@ -97,18 +97,18 @@ def _measure(
 ) -> tuple[dict[str, Figures], int, int]:
     """Subject -> its figures; how many tasks were run now, and how many there are."""
     subjects = [model, *([] if baseline is None else [baseline]), *specialists.values()]
-    wanted = {subject.name: _cases(subject, config, specialist=subject.name in specialists) for subject in subjects}
+    cases_of = {subject.name: _cases(subject, config, specialist=subject.name in specialists) for subject in subjects}
     store = Store(out / "tasks", [s.files.root / "robustness" / "tasks" for s in subjects])
-    found: dict[str, dict[Case, SubsetResult]] = {subject.name: {} for subject in subjects}
+    figures_of: dict[str, dict[Case, SubsetResult]] = {subject.name: {} for subject in subjects}
     missing: dict[str, Task] = {}
     origin: dict[str, Subject] = {}
     total = 0
     for subject in subjects:
-        for condition, group in grouped(wanted[subject.name]).items():
+        for condition, group in grouped(cases_of[subject.name]).items():
             total += 1
             known = store.read(subject.fingerprint, group)
             if known is not None:
-                found[subject.name] |= known
+                figures_of[subject.name] |= known
                 continue
             key = f"{subject.name} {condition}"
             origin[key], missing[key] = subject, _task(subject, group, config)
@@ -119,8 +119,8 @@ def _measure(
         nonlocal finished
         subject, task = origin[key], missing[key]
         store.write(subject.fingerprint, task.condition, figures)
-        cases = [case for case in wanted[subject.name] if case.condition == task.condition]
-        found[subject.name] |= {case: SubsetResult.from_json(case.subset, figures[case.name]) for case in cases}
+        cases = [case for case in cases_of[subject.name] if case.condition == task.condition]
+        figures_of[subject.name] |= {case: SubsetResult.from_json(case.subset, figures[case.name]) for case in cases}
         finished += 1
         bars("robustness", finished, total, key)
 
@@ -129,7 +129,7 @@ def _measure(
     except DataRootError as error:
         raise RobustnessError(f"data.nuscenes: {error}") from error
     return (
-        {name: {case: figures[case] for case in wanted[name]} for name, figures in found.items()},
+        {name: {case: figures[case] for case in cases_of[name]} for name, figures in figures_of.items()},
         len(missing),
         total,
     )
@@ -191,8 +191,8 @@ def _subject(name: str, path: Path, config: RobustnessConfig, model: Subject | N
         _check_same_data(name, path, trained, load_run_config(model.files.config))
         # Which subsets are measured is not the run's to say; another model may lack their sensors.
         evaluation = model.config.evaluation.model_copy(update={"subsets": (), "watch": ()})
-        theirs = model.config.data.nuscenes
-        choice = {"root": theirs.root, "version": theirs.version, "val_split": theirs.val_split}
+        model_data = model.config.data.nuscenes
+        choice = {"root": model_data.root, "version": model_data.version, "val_split": model_data.val_split}
     nuscenes = trained.data.nuscenes.model_copy(update=choice)
     data = trained.data.model_copy(update={"nuscenes": nuscenes})
     measured = absolute_paths(trained.model_copy(update={"data": data, "evaluation": evaluation}))

@@ -85,11 +85,11 @@ def load_model(checkpoint: Path, config: RunConfig) -> PerceptionModel:
 def _other_data(files: RunFiles, config: RunConfig) -> str:
     """What of the validation data is not the run's own, in words; empty where all is."""
     own, asked = load_run_config(files.config).data.nuscenes, config.data.nuscenes
-    known, found = files.data_id(), data_id(asked)
-    if known is not None and found is not None and known != found:
+    known, current = files.data_id(), data_id(asked)
+    if known is not None and current is not None and known != current:
         return f"data.nuscenes.root is {asked.root}, which holds another data set than the run's"
     places: dict[str, tuple[object, object]] = {"val_split": (own.val_split, asked.val_split)}
-    if known is None or found is None:
+    if known is None or current is None:
         places |= {"root": (own.root.absolute(), asked.root.absolute()), "version": (own.version, asked.version)}
     return ", ".join(
         f"data.nuscenes.{key} is {new}, and {old} in the run" for key, (old, new) in places.items() if old != new

@@ -172,11 +172,11 @@ class RunFiles:
         with contextlib.suppress(ValidationError):  # settings that came into being since then stood at their defaults
             then = RunConfig.model_validate(then).model_dump(mode="json")
         free, changed = FREE_TO_CHANGE, []
-        known, found = self.data_id(), data_id(config.data.nuscenes)
-        if known is not None and found is not None:
+        known, current = self.data_id(), data_id(config.data.nuscenes)
+        if known is not None and current is not None:
             free = (*free, "data.nuscenes.root")  # the id decides, wherever the data lie
-            if known != found:
-                changed = [f"data set in {config.data.nuscenes.root}: {known[:16]} then, {found[:16]} now"]
+            if known != current:
+                changed = [f"data set in {config.data.nuscenes.root}: {known[:16]} then, {current[:16]} now"]
         return changed + [
             f"{name}: {old} then, {new} now"
             for name, (old, new) in differences(then, config.model_dump(mode="json")).items()

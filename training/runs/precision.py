@@ -18,9 +18,11 @@ from training.loop.peers import Peers
 
 def agreed_precision(setting: PrecisionSetting, device: torch.device, peers: Peers) -> Precision:
     """What all workers can train in: float32 where auto chooses otherwise on some than on others."""
-    mine = choose_precision(setting, device, training=True)
-    names = list(dict.fromkeys(peers.gather(mine.name)))
-    return mine if len(names) == 1 else Precision("float32", f"for its own device a worker takes {' or '.join(names)}")
+    chosen = choose_precision(setting, device, training=True)
+    names = list(dict.fromkeys(peers.gather(chosen.name)))
+    return (
+        chosen if len(names) == 1 else Precision("float32", f"for its own device a worker takes {' or '.join(names)}")
+    )
 
 
 def gradient_scaler(precision: Precision, device: torch.device) -> torch.amp.GradScaler:
@@ -39,11 +41,11 @@ def report_precision(file: Path) -> str:
     """Print what `record_precision` wrote, and return it; a warning becomes one."""
     known = _read(file)
     before = f"; until now it was {known['before']}" if known["before"] else ""
-    said = f"{known['name']}: {known['reason']}{before}"
-    print(f"computing in {said}", flush=True)
+    line = f"{known['name']}: {known['reason']}{before}"
+    print(f"computing in {line}", flush=True)
     if known["warning"]:
         warnings.warn(f"step.precision: {known['warning']}", PrecisionWarning, stacklevel=2)
-    return said
+    return line
 
 
 def _read(file: Path) -> dict[str, Any]:

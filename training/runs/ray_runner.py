@@ -177,8 +177,8 @@ def _check_room(config: RunConfig, cpus: float, there: Mapping[str, float]) -> N
     runner = config.runner
     if runner.use_cuda:
         check_gpu(there, "runner.device")
-    wanted = {"CPU": cpus * runner.workers, "GPU": float(runner.workers if runner.use_cuda else 0)}
-    for what, count in wanted.items():
+    requested = {"CPU": cpus * runner.workers, "GPU": float(runner.workers if runner.use_cuda else 0)}
+    for what, count in requested.items():
         if runner.address is None and count > there.get(what, 0.0) + 1e-6:
             raise RunError(
                 f"runner.workers={runner.workers}: together they want {count:g} {what}s, and this machine has "

@@ -28,13 +28,13 @@ def release(checkpoint: Path, out: Path) -> Path:
         CheckpointError: there is no such checkpoint, or it cannot be read.
         ValueError: `out` is a checkpoint of a run.
     """
-    found = find_checkpoint(checkpoint)
-    folder = found if found.is_dir() else found.parent
+    path = find_checkpoint(checkpoint)
+    folder = path if path.is_dir() else path.parent
     if run_of(out) is not None:
         raise ValueError(
             f"{out}: is a checkpoint of a run, which its run needs as it is: name another folder with --out"
         )
-    model, config = load_with_rig(found)
+    model, config = load_with_rig(path)
     robustbev.save(model, out, None if config is None else card_of(config, step=step_of(folder)))
     own = folder / "README.md"
     if own.is_file():
@@ -48,8 +48,8 @@ def load_with_rig(checkpoint: Path) -> tuple[PerceptionModel, RunConfig | None]:
     Raises:
         CheckpointError: there is no such checkpoint, or it cannot be read.
     """
-    found = find_checkpoint(checkpoint)
-    model, files = robustbev.load(found), run_of(found)
+    path = find_checkpoint(checkpoint)
+    model, files = robustbev.load(path), run_of(path)
     if files is None:
         return model, None
     config = load_run_config(files.config)

@@ -131,9 +131,9 @@ def _start_tracking(config: RunConfig, files: RunFiles, more: Mapping[str, str])
 
 def _began(files: RunFiles, tracker: MLflowRun | None) -> None:
     """Say what the workers, which train by now, compute in."""
-    said = report_precision(files.precision)
+    precision = report_precision(files.precision)
     if tracker is not None:
-        tracker.outbox.tag("precision", said)
+        tracker.outbox.tag("precision", precision)
 
 
 def _hand_over(tracker: MLflowRun, files: RunFiles, outcome: Outcome | None) -> None:

@@ -68,9 +68,9 @@ def begin_run(client: MlflowClient, plan: RunPlan, outbox: str) -> str:
     from mlflow.entities import Param
 
     experiment = _experiment(client, plan)
-    found = client.search_runs([experiment], f"tags.`{_OUTBOX_TAG}` = '{outbox}'", max_results=1)
+    runs = client.search_runs([experiment], f"tags.`{_OUTBOX_TAG}` = '{outbox}'", max_results=1)
     tags = {**plan.tags, _OUTBOX_TAG: outbox}
-    run = found[0] if found else client.create_run(experiment, run_name=plan.name, tags=tags)
+    run = runs[0] if runs else client.create_run(experiment, run_name=plan.name, tags=tags)
     known, run_id = run.data.params, str(run.info.run_id)
     missing = [Param(name, str(v)[:_VALUE_LENGTH]) for name, v in plan.parameters.items() if name not in known]
     for i in range(0, len(missing), _PARAMETERS_A_CALL):
@@ -144,7 +144,7 @@ def store_errors() -> tuple[type[Exception], ...]:
 def _experiment(client: MlflowClient, plan: RunPlan) -> str:
     """The id of the plan's experiment. One that was deleted stays deleted: the next number takes its place."""
     name, number = plan.experiment, 1
-    while (found := client.get_experiment_by_name(name)) is not None and found.lifecycle_stage == "deleted":
+    while (experiment := client.get_experiment_by_name(name)) is not None and experiment.lifecycle_stage == "deleted":
         number += 1
         name = f"{plan.experiment}-{number}"
     if name != plan.experiment:
@@ -153,14 +153,14 @@ def _experiment(client: MlflowClient, plan: RunPlan) -> str:
             TrackingWarning,
             stacklevel=2,
         )
-    if found is not None:
-        return str(found.experiment_id)
+    if experiment is not None:
+        return str(experiment.experiment_id)
     from mlflow.exceptions import MlflowException
 
     try:
         return str(client.create_experiment(name, artifact_location=plan.artifacts))
     except MlflowException:  # another process made it meanwhile, or it cannot be made
-        found = client.get_experiment_by_name(name)
-        if found is None:
+        experiment = client.get_experiment_by_name(name)
+        if experiment is None:
             raise
-        return str(found.experiment_id)
+        return str(experiment.experiment_id)

@@ -147,8 +147,8 @@ class MLflowRun:
     def begin(self, client: MlflowClient) -> None:
         """Make the run anew in its store, from what the old one was made from."""
         known = self._known
-        given = {field.name: known[field.name] for field in fields(RunPlan) if field.name in known}
-        plan = RunPlan(**{"name": self._file.parent.name, **given})
+        settings = {field.name: known[field.name] for field in fields(RunPlan) if field.name in known}
+        plan = RunPlan(**{"name": self._file.parent.name, **settings})
         self._write(known["uri"], store.begin_run(client, plan, self.outbox.id), plan)
 
     def left(self) -> list[tuple[int, Row]]:
