@@ -117,10 +117,12 @@ def _late(frame: SensorFrame, config: FailureConfig, dice: _Dice, history: Histo
     stale = [
         one
         for one, probability in (
-            (stale_cameras, config.camera_late), (stale_lidar, config.lidar_late), (stale_radar, config.radar_late),
+            (stale_cameras, config.camera_late),
+            (stale_lidar, config.lidar_late),
+            (stale_radar, config.radar_late),
         )
         if dice.falls(probability)
-    ]  # fmt: skip
+    ]
     old = history(1) if stale else None  # reading it takes as long as reading the frame
     if old is not None:
         for one in stale:

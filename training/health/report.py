@@ -13,9 +13,13 @@ from training.health.samples import MOVING_M
 from training.pictures.drawing import INK, MODALITY_COLOURS, new_figure, save_figure, tidy
 
 COLUMNS = (
-    Column("sensor"), Column("failure"), Column("severity", "d"), Column("told as"), Column("sick", "d"),
+    Column("sensor"),
+    Column("failure"),
+    Column("severity", "d"),
+    Column("told as"),
+    Column("sick", "d"),
     *(Column(name, ".3f") for name in ("AUROC", "moving", "others", "acted", "named")),
-)  # fmt: skip
+)
 TARGET = 0.95
 
 

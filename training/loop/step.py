@@ -183,9 +183,15 @@ class TrainingStep(nn.Module):
 
     def _image_loss(self, logits: Tensor, batch: TrainingBatch, cameras: CameraBatch, encoder: CameraEncoder) -> Tensor:
         target = make_image_targets(
-            batch.boxes, batch.box_valid, cameras.intrinsics, cameras.reference_T_camera, cameras.present,
-            logits.shape[2], image_size=encoder.image_size, stride=encoder.stride_px,
-        )  # fmt: skip
+            batch.boxes,
+            batch.box_valid,
+            cameras.intrinsics,
+            cameras.reference_T_camera,
+            cameras.present,
+            logits.shape[2],
+            image_size=encoder.image_size,
+            stride=encoder.stride_px,
+        )
         use, balance = cameras.present.flatten(), self.config.class_balance
         return focal_loss(logits.flatten(0, 1), target.flatten(0, 1), use, balance=balance)
 

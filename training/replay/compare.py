@@ -157,9 +157,11 @@ def _explain(figure: Any, series: Sequence[ReplaySeries], height: float) -> None
 
 def _look(k: int) -> dict[str, Any]:
     return {
-        "color": _COLOURS[k % len(_COLOURS)], "linestyle": _STYLES[k % len(_STYLES)], "linewidth": 1.6,
+        "color": _COLOURS[k % len(_COLOURS)],
+        "linestyle": _STYLES[k % len(_STYLES)],
+        "linewidth": 1.6,
         "drawstyle": "steps-post",
-    }  # fmt: skip
+    }
 
 
 def _draw_found(axes: Axes, series: Sequence[ReplaySeries]) -> None:

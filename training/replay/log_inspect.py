@@ -86,13 +86,16 @@ def _topics(summary: LogSummary) -> Table:
     start = summary.span_ns[0] if summary.span_ns else 0
     for topic in summary.topics:
         table.add_row(
-            escape(topic.name), escape(topic.type), escape(topic.encoding), str(topic.count),
+            escape(topic.name),
+            escape(topic.type),
+            escape(topic.encoding),
+            str(topic.count),
             "" if topic.rate_hz is None else f"{topic.rate_hz:.2f}",
             "" if topic.largest_gap_s is None else f"{topic.largest_gap_s:.3f} s",
             "" if topic.first_ns is None else f"{(topic.first_ns - start) / 1e9:.3f} s",
             "" if topic.last_ns is None else f"{(topic.last_ns - start) / 1e9:.3f} s",
             str(topic.malformed or ""),
-        )  # fmt: skip
+        )
     return table
 
 

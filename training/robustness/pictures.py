@@ -49,8 +49,15 @@ def heat_map(path: Path, robustness: Robustness) -> Path:
             text = "-" if math.isnan(value) else f"{100 * value:.0f}%"
             axes.text(j, i - 0.12, text, ha="center", va="center", fontsize=9.5, color=colour)
             if j < len(severities):
-                axes.text(j, i + 0.27, f"{matrix[names[i]].get(severities[j], math.nan):.3f}",
-                          ha="center", va="center", fontsize=6.5, color=colour)  # fmt: skip
+                axes.text(
+                    j,
+                    i + 0.27,
+                    f"{matrix[names[i]].get(severities[j], math.nan):.3f}",
+                    ha="center",
+                    va="center",
+                    fontsize=6.5,
+                    color=colour,
+                )
         axes.axvline(len(severities) - 0.5, color="white", linewidth=4)
         axes.set_xticks(range(columns), [*(f"severity {s}" for s in severities), "RA"], fontsize=8.5)
         axes.set_yticks(range(len(names)), [n.replace("_", " ") for n in names] if k == 0 else [], fontsize=9.5)
@@ -59,8 +66,14 @@ def heat_map(path: Path, robustness: Robustness) -> Path:
             spine.set_visible(False)
         mra = metrics.mean_resistance_ability(matrix, clean)
         axes.set_title(f"{title}: clean {clean:.3f}, mRA {mra:.3f}", fontsize=10.5, loc="left", color=INK)
-    figure.suptitle("What corruptions leave of the clean figure, all sensors", x=0.012, ha="left", fontsize=13,
-                    fontweight="bold", color=INK)  # fmt: skip
+    figure.suptitle(
+        "What corruptions leave of the clean figure, all sensors",
+        x=0.012,
+        ha="left",
+        fontsize=13,
+        fontweight="bold",
+        color=INK,
+    )
     width, height = figure.get_size_inches()
     figure.subplots_adjust(
         left=1.95 / width, right=1 - 0.15 / width, top=1 - 0.85 / height, bottom=0.35 / height, wspace=0.05
@@ -94,10 +107,17 @@ def severity_curves(path: Path, robustness: Robustness) -> Path:
             axes.set_yticklabels([])
         if k == 0 and baseline:
             axes.legend(frameon=False, fontsize=8, loc="lower left")
-    figure.suptitle("mAP of all sensors over severity (0 is clean)", x=0.5 / width, ha="left", fontsize=12.5,
-                    fontweight="bold", color=INK)  # fmt: skip
-    figure.subplots_adjust(left=0.5 / width, right=1 - 0.15 / width, top=1 - 0.75 / height, bottom=0.35 / height, hspace=0.5,
-                           wspace=0.1)  # fmt: skip
+    figure.suptitle(
+        "mAP of all sensors over severity (0 is clean)",
+        x=0.5 / width,
+        ha="left",
+        fontsize=12.5,
+        fontweight="bold",
+        color=INK,
+    )
+    figure.subplots_adjust(
+        left=0.5 / width, right=1 - 0.15 / width, top=1 - 0.75 / height, bottom=0.35 / height, hspace=0.5, wspace=0.1
+    )
     return save_figure(figure, path)
 
 

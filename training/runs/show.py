@@ -156,9 +156,13 @@ def show_found(
     if len(ordered) > 1:
         panels = [above(scenes[name], _plus(name), scenes[name].count) for name in ordered]
         drawn = sheet(
-            panels, min(4, len(panels)), title="The same instant with every subset of the sensors", note=note,
-            marks=legend(list(scenes.values())), width_px=2240,
-        )  # fmt: skip
+            panels,
+            min(4, len(panels)),
+            title="The same instant with every subset of the sensors",
+            note=note,
+            marks=legend(list(scenes.values())),
+            width_px=2240,
+        )
         paths.append(save(out_dir / f"{_stem(scene, corruption)}_subsets.png", drawn))
     return paths
 

@@ -154,9 +154,15 @@ class Validation(Callback):
         """-> Whether this step's model is the best one."""
         evaluation, samples = self.config.evaluation, next(iter(results.values())).samples
         measured = Measured(
-            step, means[evaluation.best], evaluation.best, tuple(results), self._split, samples,
-            evaluation.score_threshold, evaluation.max_boxes_per_sample,
-        )  # fmt: skip
+            step,
+            means[evaluation.best],
+            evaluation.best,
+            tuple(results),
+            self._split,
+            samples,
+            evaluation.score_threshold,
+            evaluation.max_boxes_per_sample,
+        )
         known = best_of(self.files.checkpoints)
         if known is not None:
             link, before = known
