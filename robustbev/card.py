@@ -67,8 +67,8 @@ class ModelCard:
         if not self.figures:
             return "Not evaluated. `robustbev evaluate --checkpoint ...` measures every subset and writes the figures here."
         rows = [f"| {f.subset.replace('+', ' + ')} | {f.mean_ap:.3f} | {f.nds:.3f} |" for f in self.figures]
-        said = f"Measured on {self.evaluated_on}, by the official nuScenes evaluation." if self.evaluated_on else ""
-        return "\n".join(["| sensors | mAP | NDS |", "|---|---:|---:|", *rows, "", said]).rstrip()
+        caption = f"Measured on {self.evaluated_on}, by the official nuScenes evaluation." if self.evaluated_on else ""
+        return "\n".join(["| sensors | mAP | NDS |", "|---|---:|---:|", *rows, "", caption]).rstrip()
 
 
 def _rig(config: ModelConfig) -> list[str]:

@@ -20,14 +20,14 @@ def find_checkpoint(path: Path) -> Path:
     """
     if (path / "model.safetensors").is_file() or path.is_file():
         return path
-    found = latest_checkpoint(path) or latest_checkpoint(path / "checkpoints")
-    if found is None:
+    checkpoint = latest_checkpoint(path) or latest_checkpoint(path / "checkpoints")
+    if checkpoint is None:
         what = "no checkpoint in it" if path.is_dir() else "not found"
         raise CheckpointError(
             f"{path}: {what}; expected a directory with model.safetensors and config.json, or the folder of a run that has "
             "one: `robustbev train` writes them to runs/<name>/checkpoints/"
         )
-    return found
+    return checkpoint
 
 
 def latest_checkpoint(directory: Path) -> Path | None:

@@ -236,26 +236,28 @@ class ModelConfig(StrictModel):
     def _check_channels(self) -> None:
         """Of each kind one modality at most takes what is left, and no sensor belongs to two."""
         for kind in self.kinds:
-            mine = {name: modality.channels for name, modality in self.modalities.items() if modality.kind == kind}
-            rest = [name for name, channels in mine.items() if channels is None]
+            channels_of = {
+                name: modality.channels for name, modality in self.modalities.items() if modality.kind == kind
+            }
+            rest = [name for name, channels in channels_of.items() if channels is None]
             if len(rest) > 1:
                 raise ValueError(
                     f"modalities: {' and '.join(rest)} are both of kind {kind} and name no channels: say with channels which "
                     f"sensors are whose, or leave one out ({rest[0]}: null)"
                 )
-            named = [channel for channels in mine.values() for channel in channels or ()]
+            named = [channel for channels in channels_of.values() for channel in channels or ()]
             if twice := sorted({channel for channel in named if named.count(channel) > 1}):
                 raise ValueError(f"modalities: channel {twice[0]} is named twice by modalities of kind {kind}")
 
     def _check_alignment(self, alignment: AlignmentConfig) -> None:
-        mine = ", ".join(self.modalities)
+        names = ", ".join(self.modalities)
         if len(self.modalities) < 2:
             raise ValueError(
-                f"alignment needs at least two modalities, and the model has only {mine}: set alignment=null"
+                f"alignment needs at least two modalities, and the model has only {names}: set alignment=null"
             )
         if alignment.mode == "anchor" and alignment.anchor not in self.modalities:
             raise ValueError(
-                f"alignment.anchor: expected one of the model's modalities {mine}, got {alignment.anchor!r}"
+                f"alignment.anchor: expected one of the model's modalities {names}, got {alignment.anchor!r}"
             )
 
     @property

@@ -84,8 +84,8 @@ def _onnx(path: Path) -> Callable[..., list[Tensor]]:
     names = [value.name for value in session.get_inputs()]
 
     def run(*tensors: Tensor) -> list[Tensor]:
-        given = {name: tensor.numpy() for name, tensor in zip(names, tensors, strict=True)}
-        return [torch.from_numpy(array) for array in session.run(None, given)]
+        inputs = {name: tensor.numpy() for name, tensor in zip(names, tensors, strict=True)}
+        return [torch.from_numpy(array) for array in session.run(None, inputs)]
 
     return run
 

@@ -70,13 +70,13 @@ def fuser_inputs(
 ) -> dict[str, Tensor]:
     """Noise for every modality; each covers a part of the grid, and all are there."""
     draw = torch.Generator().manual_seed(seed)
-    given: dict[str, Tensor] = {}
+    inputs: dict[str, Tensor] = {}
     for name, count in channels.items():
-        given[f"{name}_features"] = torch.randn(batch_size, count, *grid, generator=draw)
+        inputs[f"{name}_features"] = torch.randn(batch_size, count, *grid, generator=draw)
         covered = torch.rand(batch_size, *grid, generator=draw)
-        given[f"{name}_coverage"] = torch.where(covered < 0.3, 0.0, covered)
-    given["present"] = torch.ones(batch_size, len(channels), dtype=torch.bool)
-    return given
+        inputs[f"{name}_coverage"] = torch.where(covered < 0.3, 0.0, covered)
+    inputs["present"] = torch.ones(batch_size, len(channels), dtype=torch.bool)
+    return inputs
 
 
 def _turned(yaw_rad: float) -> tuple[float, float]:

@@ -72,13 +72,13 @@ def about_fuser(modalities: Sequence[str], grid_shape: tuple[int, int]) -> dict[
 
 def _versions(kind: Kind) -> dict[str, str]:
     packages = ("robustbev", "torch", "onnx") if kind == "onnx" else ("robustbev", "torch")
-    found = {}
+    versions = {}
     for package in packages:
         try:
-            found[package] = version(package)
+            versions[package] = version(package)
         except PackageNotFoundError:  # run from a checkout that is not installed
-            found[package] = "not installed"
-    return found
+            versions[package] = "not installed"
+    return versions
 
 
 def _machine() -> dict[str, Any]:

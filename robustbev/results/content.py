@@ -105,28 +105,28 @@ def sensor_level(status: SensorStatus) -> Level:
 
 def diagnoses(result: TickResult) -> list[Diagnosis]:
     """The perception as a whole, then every configured sensor."""
-    given = sum(status.given for status in result.tick.sensors.values())
-    said = f"{len(result.boxes)} boxes from {given} of {len(result.tick.sensors)} sensors"
+    delivering = sum(status.given for status in result.tick.sensors.values())
+    message = f"{len(result.boxes)} boxes from {delivering} of {len(result.tick.sensors)} sensors"
     whole = [("perceived", str(result.perceived).lower()), ("ego pose known", str(result.tick.ego_pose_known).lower())]
     whole += [("clock jumped before", "true")] if result.tick.reset else []
     whole += [(f"attention to {name}", f"{share:.4f}") for name, share in result.shares.items()]
     level = Level.OK if result.perceived else Level.ERROR
     return [
-        Diagnosis(level, "perception", said if result.perceived else NO_PERCEPTION, "model", tuple(whole)),
+        Diagnosis(level, "perception", message if result.perceived else NO_PERCEPTION, "model", tuple(whole)),
         *sensor_diagnoses(result.tick),
     ]
 
 
 def sensor_diagnoses(tick: Tick) -> list[Diagnosis]:
     """Every configured sensor as it stands at a tick."""
-    found = []
+    diagnoses = []
     for status in tick.sensors.values():
         values = [("state", str(status.state)), ("modality", status.modality), ("given", str(status.given).lower())]
         values += [("age (ms)", f"{status.age_us / 1000:.3f}")] if status.age_us is not None else []
         message = f"{status.state}: {status.detail}" if status.detail else str(status.state)
         name = f"sensors/{status.channel}"
-        found.append(Diagnosis(sensor_level(status), name, message, status.channel, tuple(values)))
-    return found
+        diagnoses.append(Diagnosis(sensor_level(status), name, message, status.channel, tuple(values)))
+    return diagnoses
 
 
 def state_changes(result: TickResult, before: dict[str, SensorStatus]) -> Iterator[tuple[Level, str]]:
@@ -140,11 +140,11 @@ def state_changes(result: TickResult, before: dict[str, SensorStatus]) -> Iterat
 
 def newest(sweeps: tuple[LidarSweep, ...] | tuple[RadarSweep, ...] | None) -> dict[str, LidarSweep | RadarSweep]:
     """Channel -> its newest sweep."""
-    found: dict[str, LidarSweep | RadarSweep] = {}
+    sweep_of: dict[str, LidarSweep | RadarSweep] = {}
     for sweep in sweeps or ():
-        if sweep.channel not in found or sweep.time_us > found[sweep.channel].time_us:
-            found[sweep.channel] = sweep
-    return found
+        if sweep.channel not in sweep_of or sweep.time_us > sweep_of[sweep.channel].time_us:
+            sweep_of[sweep.channel] = sweep
+    return sweep_of
 
 
 def sensor_poses(frame: SensorFrame) -> dict[str, NDArray[Any]]:

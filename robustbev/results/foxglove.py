@@ -179,8 +179,8 @@ class FoxgloveResults:
         everything = t.SceneEntityDeletion(timestamp=self._stamp(result), type=t.SceneEntityDeletionType.All)
         boxes = [self._entity(result, box) for box in found_boxes(result, self._min_score)]
         self._add(result, "/detections", t.SceneUpdate(deletions=[everything], entities=boxes))
-        said = [] if result.perceived else [self._no_perception(result)]
-        self._add(result, "/perceived", t.SceneUpdate(deletions=[everything], entities=said))
+        alarms = [] if result.perceived else [self._no_perception(result)]
+        self._add(result, "/perceived", t.SceneUpdate(deletions=[everything], entities=alarms))
 
     def _entity(self, result: TickResult, box: FoundBox) -> SceneEntity:
         t, colour = self._types, class_rgb(box.class_name, box.label)
@@ -253,16 +253,16 @@ class FoxgloveResults:
         )  # fmt: skip
 
     def _write_log(self, result: TickResult) -> None:
-        said = [(Level.WARN, "the clock jumped: all state is reset")] if result.tick.reset else []
+        lines = [(Level.WARN, "the clock jumped: all state is reset")] if result.tick.reset else []
         if not result.perceived:
-            said.append((Level.ERROR, NO_PERCEPTION))
+            lines.append((Level.ERROR, NO_PERCEPTION))
         elif not self._perceived:
-            said.append((Level.OK, "perception is back"))
-        said += state_changes(result, self._states)
+            lines.append((Level.OK, "perception is back"))
+        lines += state_changes(result, self._states)
         self._states, self._perceived = dict(result.tick.sensors), result.perceived
         levels = self._types.LogLevel
         names = {Level.OK: levels.Info, Level.WARN: levels.Warning, Level.ERROR: levels.Error}
-        for level, message in said:
+        for level, message in lines:
             text = f"tick {result.tick.index}: {message}"
             log = self._types.Log(timestamp=self._stamp(result), level=names[level], message=text, name="replay")
             self._add(result, "/log", log)

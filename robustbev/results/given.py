@@ -45,10 +45,10 @@ def jpeg(image: NDArray[np.uint8]) -> bytes:
 def transforms(result: TickResult, poses: Mapping[str, NDArray[Any]], names: FrameNames) -> FrameTransforms:
     """The vehicle in the map where that is known, and given/CHANNEL in the vehicle for poses [4, 4] by channel."""
     stamp_ns, frame = result.tick.time_us * 1000, result.tick.frame
-    found = [_transform(stamp_ns, names.ego, f"given/{channel}", pose) for channel, pose in poses.items()]
+    edges = [_transform(stamp_ns, names.ego, f"given/{channel}", pose) for channel, pose in poses.items()]
     if result.tick.ego_pose_known:
-        found.insert(0, _transform(stamp_ns, names.map, names.ego, frame.global_T_reference))
-    return FrameTransforms(tuple(found), static=False)
+        edges.insert(0, _transform(stamp_ns, names.map, names.ego, frame.global_T_reference))
+    return FrameTransforms(tuple(edges), static=False)
 
 
 def given_messages(tick: Tick, ego_frame: str) -> Iterator[tuple[str, Payload]]:

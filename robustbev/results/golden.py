@@ -116,8 +116,8 @@ class GoldenComparison:
 
     def write(self, result: TickResult) -> None:
         if self.difference is None:
-            found = next(self._differences(result), None)
-            self.difference = found and f"tick {result.tick.index} ({result.tick.time_us} us): {found}"
+            difference = next(self._differences(result), None)
+            self.difference = difference and f"tick {result.tick.index} ({result.tick.time_us} us): {difference}"
         self._count += 1
 
     def close(self) -> None:

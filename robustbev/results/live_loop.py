@@ -144,7 +144,7 @@ class LiveReport:
             found = [Diagnosis(Level.ERROR, "perception", f"NO PERCEPTION: {self.problem}", "model", ())]
             found += sensor_diagnoses(self.tick)
         behind = self.dropped_now > 0 or self.result is None
-        said = "falls behind: messages or ticks are left out" if behind else "keeps up"
+        message = "falls behind: messages or ticks are left out" if behind else "keeps up"
         values = [
             ("tick", str(self.tick.index)),
             ("age when its turn came (ms)", f"{self.age_ns / 1e6:.1f}"),
@@ -154,7 +154,7 @@ class LiveReport:
             ("messages dropped", str(sum(self.dropped.values()))),
             *((f"messages dropped of {topic}", str(count)) for topic, count in sorted(self.dropped.items())),
         ]
-        return [*found, Diagnosis(Level.WARN if behind else Level.OK, "live", said, "model", tuple(values))]
+        return [*found, Diagnosis(Level.WARN if behind else Level.OK, "live", message, "model", tuple(values))]
 
 
 @dataclass

@@ -241,26 +241,26 @@ class RerunResults:
         text = head + "\n".join(["| sensor | state | why |", "|---|---|---|", *rows])
         document = self._rr.TextDocument.columns(text=[text], media_type=["text/markdown"])
         self._send(result, "perception", document)
-        said = [(Level.WARN, "the clock jumped: all state is reset")] if result.tick.reset else []
-        said += state_changes(result, self._states)
+        lines = [(Level.WARN, "the clock jumped: all state is reset")] if result.tick.reset else []
+        lines += state_changes(result, self._states)
         if not result.perceived:
-            said.append(
+            lines.append(
                 (Level.ERROR, NO_PERCEPTION)
             )  # last: of rows at one time, a table of the recording shows the last
         self._states = dict(result.tick.sensors)
-        if said:
-            self._write_log(result, said)
+        if lines:
+            self._write_log(result, lines)
 
-    def _write_log(self, result: TickResult, said: Sequence[tuple[Level, str]]) -> None:
+    def _write_log(self, result: TickResult, lines: Sequence[tuple[Level, str]]) -> None:
         """Several lines of one tick are several rows at one time."""
         names = {Level.OK: "INFO", Level.WARN: "WARN", Level.ERROR: "ERROR"}
         colours = {Level.OK: (34, 136, 51), Level.WARN: (221, 170, 51), Level.ERROR: ALARM}
         columns = self._rr.TextLog.columns(
-            text=[message for _, message in said],
-            level=[names[level] for level, _ in said],
-            color=_packed([colours[level] for level, _ in said]),
+            text=[message for _, message in lines],
+            level=[names[level] for level, _ in lines],
+            color=_packed([colours[level] for level, _ in lines]),
         )
-        at = np.full(len(said), result.tick.time_us, "datetime64[us]")
+        at = np.full(len(lines), result.tick.time_us, "datetime64[us]")
         self._stream.send_columns("log", [self._rr.TimeColumn(TIMELINE, timestamp=at)], columns, strict=True)
 
 

@@ -45,7 +45,7 @@ def detection_array(make: Make, result: TickResult, frame_id: str, min_score: fl
     return make("vision_msgs/msg/Detection3DArray", header=head, detections=detections)
 
 
-def diagnostic_array(make: Make, found: Sequence[Diagnosis], time_us: int, frame_id: str, prefix: str = "") -> Any:
+def diagnostic_array(make: Make, diagnoses: Sequence[Diagnosis], time_us: int, frame_id: str, prefix: str = "") -> Any:
     """A diagnostic_msgs/DiagnosticArray; `prefix` goes before every name, as "node: " does by ROS' habit."""
     status = [
         make(
@@ -53,7 +53,7 @@ def diagnostic_array(make: Make, found: Sequence[Diagnosis], time_us: int, frame
             hardware_id=one.hardware_id,
             values=[make("diagnostic_msgs/msg/KeyValue", key=key, value=value) for key, value in one.values],
         )
-        for one in found
+        for one in diagnoses
     ]  # fmt: skip
     return make("diagnostic_msgs/msg/DiagnosticArray", header=header(make, time_us, frame_id), status=status)
 

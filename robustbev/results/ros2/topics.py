@@ -48,7 +48,7 @@ def listened_topics(
     Raises:
         LogError: a topic is to be two things at once.
     """
-    wanted: list[tuple[str, ListenedTopic]] = []
+    listened: list[tuple[str, ListenedTopic]] = []
     of_channel: dict[str, CameraTopics | LidarTopics | RadarTopics] = {
         **mapping.cameras,
         **mapping.lidars,
@@ -61,14 +61,14 @@ def listened_topics(
         if isinstance(where, CameraTopics):
             packed = image_type == "compressed" or (image_type == "auto" and where.image.endswith("compressed"))
             picture = "sensor_msgs/msg/CompressedImage" if packed else "sensor_msgs/msg/Image"
-            wanted.append((channel, ListenedTopic(where.image, picture, Kind.SENSOR)))
-            wanted.append((channel, ListenedTopic(where.info, "sensor_msgs/msg/CameraInfo", Kind.CALIBRATION)))
+            listened.append((channel, ListenedTopic(where.image, picture, Kind.SENSOR)))
+            listened.append((channel, ListenedTopic(where.info, "sensor_msgs/msg/CameraInfo", Kind.CALIBRATION)))
         else:
-            wanted.append((channel, ListenedTopic(where.points, "sensor_msgs/msg/PointCloud2", Kind.SENSOR)))
-    wanted.append(("transforms", ListenedTopic(TF, "tf2_msgs/msg/TFMessage", Kind.TRANSFORMS)))
-    wanted.append(("transforms", ListenedTopic(TF_STATIC, "tf2_msgs/msg/TFMessage", Kind.STATIC_TRANSFORMS)))
+            listened.append((channel, ListenedTopic(where.points, "sensor_msgs/msg/PointCloud2", Kind.SENSOR)))
+    listened.append(("transforms", ListenedTopic(TF, "tf2_msgs/msg/TFMessage", Kind.TRANSFORMS)))
+    listened.append(("transforms", ListenedTopic(TF_STATIC, "tf2_msgs/msg/TFMessage", Kind.STATIC_TRANSFORMS)))
     found: dict[str, tuple[str, ListenedTopic]] = {}
-    for channel, topic in wanted:
+    for channel, topic in listened:
         other, before = found.setdefault(topic.name, (channel, topic))
         if before != topic:
             raise LogError(
