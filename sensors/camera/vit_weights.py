@@ -169,11 +169,11 @@ def _check_size(vit: VisionTransformer, state: Mapping[str, Tensor], path: Path)
 def _match_layer_scale(state: dict[str, Tensor], own: Mapping[str, Tensor]) -> list[str]:
     """Bring the file's layer scale into the form of the network, which computes the same either way; -> notes."""
     gains = [name for name in state if re.fullmatch(r"blocks\.\d+\.ls[12]\.gamma", name)]
-    ours = [name for name in own if name.endswith(".gamma")]
-    if ours and not gains:
-        state.update({name: torch.ones_like(own[name]) for name in ours})
+    own_gains = [name for name in own if name.endswith(".gamma")]
+    if own_gains and not gains:
+        state.update({name: torch.ones_like(own[name]) for name in own_gains})
         return ["the file has no layer scale: the network's is set to 1, which changes nothing"]
-    if ours or not gains:
+    if own_gains or not gains:
         return []
     for name in gains:
         gamma = state.pop(name)

@@ -56,9 +56,9 @@ def _stale(now: tuple[_Sweep, ...], old: tuple[_Sweep, ...]) -> tuple[_Sweep, ..
     """Sweeps with the points of the old ones of their channel, newest to newest; a channel without old ones stays."""
     sweeps: list[_Sweep] = []
     for channel in dict.fromkeys(sweep.channel for sweep in now):
-        mine = [sweep for sweep in now if sweep.channel == channel]
+        fresh = [sweep for sweep in now if sweep.channel == channel]
         past = [sweep for sweep in old if sweep.channel == channel]
-        sweeps += [replace(sweep, points=before.points) for sweep, before in zip(mine, past, strict=False)] or mine
+        sweeps += [replace(sweep, points=before.points) for sweep, before in zip(fresh, past, strict=False)] or fresh
     return tuple(sweeps)
 
 

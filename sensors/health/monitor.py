@@ -63,10 +63,10 @@ class HealthMonitor:
         """The report on measurements that were already made."""
         scores, reasons, faults = {}, {}, {}
         for kind, model in self.models.items():
-            mine = {name: row for name, row in measurements.sensors.items() if measurements.kinds[name] == kind}
-            if not mine:
+            rows = {name: row for name, row in measurements.sensors.items() if measurements.kinds[name] == kind}
+            if not rows:
                 continue
-            for (name, row), p in zip(mine.items(), model.probabilities(list(mine.values())), strict=True):
+            for (name, row), p in zip(rows.items(), model.probabilities(list(rows.values())), strict=True):
                 if name in measurements.silent:  # needs no figures: even an empty road answers
                     scores[name], faults[name], reasons[name] = 1.0, {"silent": 1.0}, "silent (1.00): no points at all"
                     continue
@@ -103,10 +103,10 @@ class HealthMonitor:
             content = read_json(path)
         except (DocumentError, OSError) as error:
             raise HealthModelError(f"{path}: expected a JSON file of health parameters: {error}; {again}") from None
-        found = (content.get("format"), content.get("version")) if isinstance(content, dict) else (None, None)
-        if found != (FORMAT, VERSION):
+        header = (content.get("format"), content.get("version")) if isinstance(content, dict) else (None, None)
+        if header != (FORMAT, VERSION):
             raise HealthModelError(
-                f"{path}: expected format {FORMAT!r} version {VERSION}, got {found[0]!r:.40} version {found[1]!r:.40}; {again}"
+                f"{path}: expected format {FORMAT!r} version {VERSION}, got {header[0]!r:.40} version {header[1]!r:.40}; {again}"
             )
         try:
             models = {

@@ -48,8 +48,8 @@ def _unknown_channels(config: NuScenesConfig, meta: IndexMeta) -> list[str]:
     modality_of = dict(zip(meta.channels, meta.modalities, strict=True))
     faults = []
     for modality, channels in config.channels().items():
-        mine = [name for name in meta.channels if modality_of[name] == modality]
-        unknown = [channel + _nearest(channel, mine) for channel in channels if channel not in modality_of]
+        known = [name for name in meta.channels if modality_of[name] == modality]
+        unknown = [channel + _nearest(channel, known) for channel in channels if channel not in modality_of]
         if unknown:
             faults.append(
                 f"data.nuscenes.{modality}_channels: expected {modality} channels of the data set, got {', '.join(unknown)}"

@@ -105,9 +105,9 @@ def build_index(config: NuScenesConfig) -> Path:
             an intrinsic matrix, a lens, a box.
         MissingExtraError: a camera has a lens, and OpenCV is not installed.
     """
-    found = find_index(config)
-    if found is not None:
-        return found
+    existing = find_index(config)
+    if existing is not None:
+        return existing
     tables = check_root(config)
     name, places = _PREFIX + _fingerprint(tables), _places(config, tables)
     place = next((p for p in places if _writable(p)), places[-1])

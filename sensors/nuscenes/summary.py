@@ -14,9 +14,9 @@ from sensors.nuscenes.reader import NuScenesReader, Truth, label_of_category
 def describe(config: NuScenesConfig) -> dict[str, Any]:
     """A short summary of the data set: samples per split, channels found and missing, boxes per class, where the index lies."""
     index = open_index(config)
-    found = dict(zip(index.meta.channels, index.meta.modalities, strict=True))
+    modality_of = dict(zip(index.meta.channels, index.meta.modalities, strict=True))
     labels = label_of_category(index.meta.categories, config.class_map, config.classes)[index.arrays.box_category]
-    wanted = [channel for channels in config.channels().values() for channel in channels]
+    configured = [channel for channels in config.channels().values() for channel in channels]
     has_keyframes = dict(zip(index.meta.channels, (index.arrays.keyframe >= 0).sum(axis=0).tolist(), strict=True))
     return {
         "root": str(config.root),
@@ -26,8 +26,8 @@ def describe(config: NuScenesConfig) -> dict[str, Any]:
         "scenes": len(index.meta.scenes),
         "samples": len(index.arrays.sample_token),
         "samples_per_split": {split: len(index.samples_of_split(split)) for split in sorted(index.meta.splits)},
-        "keyframes_per_channel": {channel: has_keyframes[channel] for channel in found},
-        "channels_missing": [channel for channel in wanted if not has_keyframes.get(channel)],
+        "keyframes_per_channel": {channel: has_keyframes[channel] for channel in modality_of},
+        "channels_missing": [channel for channel in configured if not has_keyframes.get(channel)],
         "sweeps": len(index.arrays.data_token) - int((index.arrays.keyframe >= 0).sum()),
         "boxes_per_class": {name: int((labels == i).sum()) for i, name in enumerate(config.classes)},
     }

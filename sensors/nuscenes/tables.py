@@ -282,8 +282,8 @@ def _check_poses(config: NuScenesConfig, arrays: IndexArrays, data: list[Row], d
 
 def _sizes_px(arrays: IndexArrays) -> dict[int, set[tuple[int, int]]]:
     """Calibration -> the sizes (height, width) of its pictures, as far as the tables tell."""
-    told = arrays.data_size_px.min(axis=1) > 0
-    rows = np.unique(np.column_stack([arrays.data_calibration, arrays.data_size_px])[told], axis=0)
+    known = arrays.data_size_px.min(axis=1) > 0
+    rows = np.unique(np.column_stack([arrays.data_calibration, arrays.data_size_px])[known], axis=0)
     sizes: dict[int, set[tuple[int, int]]] = {}
     for calibration, height, width in rows.tolist():
         sizes.setdefault(calibration, set()).add((height, width))

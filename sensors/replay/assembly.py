@@ -136,9 +136,9 @@ class Assembler:
             return _status(source, SensorState.MALFORMED, tick_ns, reading, f"{source.topic}: {_reason(error)}")
 
     def _given(self, item: _Taken, tick_ns: int, doubts: Sequence[str], slow: str) -> SensorStatus:
-        found = [*item.reading.doubts, *doubts, *self.rig.alike(item.source.channel)]
-        state = SensorState.FLAGGED if found else SensorState.RATE_LOW if slow else SensorState.OK
-        detail = "; ".join(filter(None, [*found, slow, item.mounting.note]))
+        reasons = [*item.reading.doubts, *doubts, *self.rig.alike(item.source.channel)]
+        state = SensorState.FLAGGED if reasons else SensorState.RATE_LOW if slow else SensorState.OK
+        detail = "; ".join(filter(None, [*reasons, slow, item.mounting.note]))
         return _status(item.source, state, tick_ns, item.reading, detail)
 
     def _camera(self, item: _Taken, motion: _Motion, doubts: list[str]) -> CameraImage:

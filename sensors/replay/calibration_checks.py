@@ -164,16 +164,16 @@ def _geometry_fault(info: CameraInfo, matrix: Float64, name: str) -> str | None:
 
 def _doubtful_intrinsics(info: CameraInfo) -> list[str]:
     matrix, size = rectified_intrinsics(info), np.array([info.width_px, info.height_px])
-    focal, centre, found = np.array([matrix[0, 0], matrix[1, 1]]), matrix[:2, 2], []
+    focal, centre, doubts = np.array([matrix[0, 0], matrix[1, 1]]), matrix[:2, 2], []
     if (centre < 0).any() or (centre > size).any():
-        found.append(f"principal point {centre.tolist()} lies outside the picture of {size[0]} x {size[1]} px")
+        doubts.append(f"principal point {centre.tolist()} lies outside the picture of {size[0]} x {size[1]} px")
     if not _FOCAL_SHARES[0] < focal[0] / size[0] < _FOCAL_SHARES[1]:
-        found.append(f"focal length {focal[0]:g} px makes little sense for a picture {size[0]} px wide")
+        doubts.append(f"focal length {focal[0]:g} px makes little sense for a picture {size[0]} px wide")
     if not 0.5 < focal[0] / focal[1] < 2:
-        found.append(f"focal lengths {focal[0]:g} and {focal[1]:g} px: pixels are not nearly square")
+        doubts.append(f"focal lengths {focal[0]:g} and {focal[1]:g} px: pixels are not nearly square")
     if abs(matrix[0, 1]) > 0.05 * focal[0] or abs(matrix[1, 0]) > 0.05 * focal[0]:
-        found.append(f"skew of {matrix[0, 1]:g}, {matrix[1, 0]:g} px")
-    return found
+        doubts.append(f"skew of {matrix[0, 1]:g}, {matrix[1, 0]:g} px")
+    return doubts
 
 
 def _lens_fault(info: CameraInfo) -> str | None:
@@ -188,15 +188,15 @@ def _lens_fault(info: CameraInfo) -> str | None:
 
 
 def _doubtful_rectification(info: CameraInfo) -> list[str]:
-    matrix, size, found = rectified_intrinsics(info), np.array([info.width_px, info.height_px]), []
+    matrix, size, doubts = rectified_intrinsics(info), np.array([info.width_px, info.height_px]), []
     if info.P.any() and info.K.any() and not info.D.any():
         focal = abs(matrix[0, 0] / info.K[0, 0] - 1)
         centre = np.abs((matrix[:2, 2] - info.K[:2, 2]) / size).max()
         if focal > _AGREE or centre > _AGREE:
-            found.append(f"P and K disagree without distortion: {matrix.tolist()} and {info.K.tolist()}; P is used")
+            doubts.append(f"P and K disagree without distortion: {matrix.tolist()} and {info.K.tolist()}; P is used")
     if not info.R.any():
-        found.append("R is all 0: taken as no rotation")
-    return found
+        doubts.append("R is all 0: taken as no rotation")
+    return doubts
 
 
 def _look(channel: str, ego_T_camera: Float64) -> Findings:

@@ -131,11 +131,11 @@ class Rig:
     def _points(self, source: Source, frame_id: str, time_ns: int) -> Mounting:
         frame = source.frame or frame_id
         ego_T_sensor = self.tree.lookup(self._ego, frame, time_ns, hold_constant=True)
-        found = self._look(source, "mount", ego_T_sensor.tobytes(), lambda: check_mount(
+        findings = self._look(source, "mount", ego_T_sensor.tobytes(), lambda: check_mount(
             source.channel, source.modality, ego_T_sensor
         ))  # fmt: skip
-        _refuse(found)
-        return Mounting(ego_T_sensor, None, (*found.flagged, *self.tree.changes(self._ego, frame)))
+        _refuse(findings)
+        return Mounting(ego_T_sensor, None, (*findings.flagged, *self.tree.changes(self._ego, frame)))
 
     def _camera(self, source: Source, frame_id: str, time_ns: int, picture_px: tuple[int, int] | None) -> Mounting:
         channel, info = source.channel, self._infos.get(source.channel)
@@ -145,25 +145,25 @@ class Rig:
         topic, key = source.info_topic or "", (self._versions[channel], picture_px)
         rectified = is_rectified(info, source.topic, source.rectified)
         info = info if rectified else unrectified(info)
-        found = self._look(
+        findings = self._look(
             source, "info", key,
             lambda: check_camera_info(info, topic, picture_px, rectified=rectified) + _doubt(source, topic, info),
         )  # fmt: skip
         if source.frame is None:
-            found += check_frame_ids(channel, frame_id, info.frame_id, self._frames)
-        _refuse(found)
+            findings += check_frame_ids(channel, frame_id, info.frame_id, self._frames)
+        _refuse(findings)
         frame = source.frame or info.frame_id
         ego_T_camera = self.tree.lookup(self._ego, frame, time_ns, hold_constant=True) @ frame_T_camera(info)
-        found += self._look(
+        findings += self._look(
             source, "mount", ego_T_camera.tobytes(), lambda: check_mount(channel, "camera", ego_T_camera)
         )
-        _refuse(found)
+        _refuse(findings)
         self._note_pose(channel, ego_T_camera)
         changed = (self._changed[channel],) if channel in self._changed else ()
         broken = (
             (f"{topic}: its newest message cannot be read, the one before holds",) if channel in self._broken else ()
         )
-        flagged = (*found.flagged, *changed, *broken, *self.tree.changes(self._ego, frame))
+        flagged = (*findings.flagged, *changed, *broken, *self.tree.changes(self._ego, frame))
         lens = None if rectified else lens_of(info)
         if lens is None:
             return Mounting(ego_T_camera, rectified_intrinsics(info), flagged)
@@ -174,9 +174,9 @@ class Rig:
         before = self._found.get((source.channel, what))
         if before is not None and before[0] == key:
             return before[1]
-        found = check()
-        self._found[source.channel, what] = (key, found)
-        return found
+        findings = check()
+        self._found[source.channel, what] = (key, findings)
+        return findings
 
     def _note_pose(self, channel: str, pose: Float64) -> None:
         if not np.array_equal(self._poses.get(channel, ()), pose):

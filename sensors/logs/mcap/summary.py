@@ -56,13 +56,13 @@ class Summary:
 
     def complete(self) -> bool:
         """Whether the file can be read by this summary alone: it knows every chunk, channel and schema."""
-        counts, found = self.statistics, (len(self.chunks), len(self.channels), len(self.schemas))
+        counts, expected = self.statistics, (len(self.chunks), len(self.channels), len(self.schemas))
         begins = [*(chunk.offset for chunk, _ in self.chunks), self.data_end]
         ends = [len(MAGIC), *(end for _, end in self.chunks)]
         return (
             self.checked
             and counts is not None
-            and (counts.chunk_count, counts.channel_count, counts.schema_count) == found
+            and (counts.chunk_count, counts.channel_count, counts.schema_count) == expected
             and {channel.schema_id for channel in self.channels.values()} <= {0, *self.schemas}
             and all((chunk.channels or set()) <= self.channels.keys() for chunk, _ in self.chunks)
             and all(end <= begin for end, begin in zip(ends, begins, strict=True))
@@ -74,8 +74,8 @@ def read_summary(file: RandomFile) -> Summary | None:
     footer = file.size - len(MAGIC) - FOOTER_BYTES
     if footer < len(MAGIC) or not file.ends_whole() or file.head(footer) != (Opcode.FOOTER, footer + FOOTER_BYTES):
         return None
-    said = Exactly(file, FOOTER_BYTES - HEAD_BYTES).parse(Footer)
-    start, crc = said.summary_start, said.summary_crc
+    footer_record = Exactly(file, FOOTER_BYTES - HEAD_BYTES).parse(Footer)
+    start, crc = footer_record.summary_start, footer_record.summary_crc
     if not start:
         return Summary(footer - DATA_END_BYTES, checked=False)
     right = len(MAGIC) + DATA_END_BYTES <= start < footer

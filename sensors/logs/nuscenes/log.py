@@ -54,17 +54,17 @@ def mapping_of_nuscenes(config: NuScenesConfig) -> LogMapping:
     index = open_index(config)
     check_modalities(config, index)
     meta = index.meta
-    found = {modality: [c for c in names if c in meta.channels] for modality, names in config.channels().items()}
-    if not any(found.values()):
-        wanted = [channel for names in config.channels().values() for channel in names]
+    present = {modality: [c for c in names if c in meta.channels] for modality, names in config.channels().items()}
+    if not any(present.values()):
+        configured = [channel for names in config.channels().values() for channel in names]
         raise LogError(
-            f"{config.root} {config.version}: expected one of the channels {', '.join(wanted)}, "
+            f"{config.root} {config.version}: expected one of the channels {', '.join(configured)}, "
             f"got {', '.join(meta.channels) or 'none'}. Correct the channels of the configuration"
         )
     return LogMapping(
-        cameras={c: CameraTopics(image=image_topic(index, c), info=info_topic(c)) for c in found["camera"]},
-        lidars={c: LidarTopics(points=points_topic(c)) for c in found["lidar"]},
-        radars={c: RadarTopics(points=points_topic(c)) for c in found["radar"]},
+        cameras={c: CameraTopics(image=image_topic(index, c), info=info_topic(c)) for c in present["camera"]},
+        lidars={c: LidarTopics(points=points_topic(c)) for c in present["lidar"]},
+        radars={c: RadarTopics(points=points_topic(c)) for c in present["radar"]},
         ego_frame=EGO_FRAME,
         global_frame=GLOBAL_FRAME,
         truth=ANNOTATIONS if len(index.arrays.box_token) else None,
@@ -137,17 +137,17 @@ class NuScenesLog:
         """Every channel of the data set has its topics, with a count of 0 where this scene has none of its readings."""
         arrays, meta = self._index.arrays, self._index.meta
         readings = np.bincount(arrays.data_channel[self._rows], minlength=len(meta.channels)).tolist()
-        found = []
+        rows = []
         for channel, modality, count in zip(meta.channels, meta.modalities, readings, strict=True):
             if modality == "camera":
                 image = image_topic(self._index, channel)
-                found += [(image, "EncodedImage", count), (info_topic(channel), "CameraInfo", count)]
+                rows += [(image, "EncodedImage", count), (info_topic(channel), "CameraInfo", count)]
             else:
-                found.append((points_topic(channel), "PointCloud", count))
+                rows.append((points_topic(channel), "PointCloud", count))
         poses = len(np.unique(arrays.data_time_us[self._rows]))
-        found += [(POSES, "FrameTransforms", poses), (CALIBRATIONS, "FrameTransforms", len(self._calibrated()))]
-        found.append((ANNOTATIONS, "SceneBoxes", len(self._samples)))
-        return tuple(TopicInfo(name, kind, "nuscenes", count) for name, kind, count in found)
+        rows += [(POSES, "FrameTransforms", poses), (CALIBRATIONS, "FrameTransforms", len(self._calibrated()))]
+        rows.append((ANNOTATIONS, "SceneBoxes", len(self._samples)))
+        return tuple(TopicInfo(name, kind, "nuscenes", count) for name, kind, count in rows)
 
     def span_ns(self) -> tuple[int, int] | None:
         times = [
