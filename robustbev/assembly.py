@@ -75,23 +75,42 @@ def _build_encoder(config: Modality, grid: BEVGrid, z_range_m: tuple[float, floa
             return _build_lidar(config, grid, z_range_m, channels)
         case RadarConfig():
             return RadarEncoder(
-                grid=grid, z_range_m=z_range_m, width=config.width, channels=channels, blocks=config.blocks,
+                grid=grid,
+                z_range_m=z_range_m,
+                width=config.width,
+                channels=channels,
+                blocks=config.blocks,
                 half_view_rad=math.radians(config.half_view_deg),
-            )  # fmt: skip
+            )
 
 
 def _build_camera(config: CameraConfig, grid: BEVGrid, z_range_m: tuple[float, float], channels: int) -> CameraEncoder:
     vit = VisionTransformer(
-        image_size=config.image_size, stem=config.stem, patch_px=config.patch_px, dim=config.dim, depth=config.depth,
-        heads=config.heads, layer_scale=config.layer_scale, feature_stride_px=config.feature_stride_px,
+        image_size=config.image_size,
+        stem=config.stem,
+        patch_px=config.patch_px,
+        dim=config.dim,
+        depth=config.depth,
+        heads=config.heads,
+        layer_scale=config.layer_scale,
+        feature_stride_px=config.feature_stride_px,
         out_channels=config.feature_channels,
-    )  # fmt: skip
+    )
     return CameraEncoder(
-        vit, image_size=config.image_size, patch_px=config.patch_px, stride_px=config.feature_stride_px,
-        vit_channels=config.feature_channels, dim=config.dim, bins=config.depth_bins.bins(), grid=grid,
-        z_range_m=z_range_m, context_channels=config.context_channels, channels=channels,
-        bev_blocks=config.bev_blocks, lift_samples=config.lift_samples,
-    )  # fmt: skip
+        vit,
+        image_size=config.image_size,
+        patch_px=config.patch_px,
+        stride_px=config.feature_stride_px,
+        vit_channels=config.feature_channels,
+        dim=config.dim,
+        bins=config.depth_bins.bins(),
+        grid=grid,
+        z_range_m=z_range_m,
+        context_channels=config.context_channels,
+        channels=channels,
+        bev_blocks=config.bev_blocks,
+        lift_samples=config.lift_samples,
+    )
 
 
 def _build_lidar(config: LidarConfig, grid: BEVGrid, z_range_m: tuple[float, float], channels: int) -> LidarEncoder:
@@ -104,9 +123,13 @@ def _build_lidar(config: LidarConfig, grid: BEVGrid, z_range_m: tuple[float, flo
             case "spconv":
                 stages = SparseStages(config.pillar_channels, config.sparse_blocks, fine_shape)
     return LidarEncoder(
-        grid=grid, z_range_m=z_range_m, pillar_channels=config.pillar_channels, channels=channels,
-        blocks=config.blocks, stages=stages,
-    )  # fmt: skip
+        grid=grid,
+        z_range_m=z_range_m,
+        pillar_channels=config.pillar_channels,
+        channels=channels,
+        blocks=config.blocks,
+        stages=stages,
+    )
 
 
 def _build_alignment(config: ModelConfig) -> ObjectAlignment | None:
@@ -126,9 +149,13 @@ def _build_fuser(config: ModelConfig) -> Fuser:
             added = {name: inputs[name] for name in config.modalities if name in fuser.adds}
             of_base = {name: count for name, count in inputs.items() if name not in added}
             return GatedFusion(
-                _build_simple_fuser(fuser.base, fuser, of_base, config.channels, grid_shape), added, config.channels,
-                modalities=tuple(config.modalities), heads=fuser.heads, neighbourhood=fuser.neighbourhood,
-            )  # fmt: skip
+                _build_simple_fuser(fuser.base, fuser, of_base, config.channels, grid_shape),
+                added,
+                config.channels,
+                modalities=tuple(config.modalities),
+                heads=fuser.heads,
+                neighbourhood=fuser.neighbourhood,
+            )
         case kind:
             return _build_simple_fuser(kind, fuser, inputs, config.channels, grid_shape)
 
@@ -150,8 +177,13 @@ def _build_simple_fuser(
             return ChannelWeightFusion(inputs, channels, absent=absent, grid_shape=grid_shape)
         case "latent":
             return LatentFusion(
-                inputs, channels, heads=heads, latents=config.latents, pool=config.pool, absent=absent,
+                inputs,
+                channels,
+                heads=heads,
+                latents=config.latents,
+                pool=config.pool,
+                absent=absent,
                 grid_shape=grid_shape,
-            )  # fmt: skip
+            )
         case "joint":
             return JointFusion(inputs, channels, heads=heads, pool=config.pool, absent=absent, grid_shape=grid_shape)

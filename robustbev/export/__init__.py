@@ -239,11 +239,15 @@ def _model_jobs(model: PerceptionModel, counts: Mapping[str, int]) -> list[_Job]
     expected = perception_outputs(model(masked(trial, modalities, present)))
     jobs = [
         _Job(
-            "model", "", ModelGraph(model), model_interface(model, counts),
+            "model",
+            "",
+            ModelGraph(model),
+            model_interface(model, counts),
             model_inputs(model, first),
-            model_inputs(model, trial) | {"present": present}, expected,
+            model_inputs(model, trial) | {"present": present},
+            expected,
         )
-    ]  # fmt: skip
+    ]
     for name, camera in model.config.of_kind(CameraConfig).items():
         graph = RigGraph(model.encoder(name))
         inputs = rig_inputs(trial.part(name))
@@ -258,17 +262,15 @@ def _fuser_job(fuser: Fuser, channels: Mapping[str, int], out_channels: int, gri
     interface = fuser_interface(fuser, dict(channels), out_channels, grid, frame)
     trial = fuser_inputs(channels, grid, seed=1, batch_size=3)
     trial["present"][1, -1] = False
-    fused = fuser({
-        name: BEVFeatures(
-            trial[f"{name}_features"], trial[f"{name}_coverage"] * trial["present"][:, i, None, None]
-        )
-        for i, name in enumerate(channels)
-    })  # fmt: skip
+    fused = fuser(
+        {
+            name: BEVFeatures(trial[f"{name}_features"], trial[f"{name}_coverage"] * trial["present"][:, i, None, None])
+            for i, name in enumerate(channels)
+        }
+    )
     if fused.features.shape[1] != out_channels:
         raise ValueError(f"out_channels: expected {fused.features.shape[1]}, which the fuser gives, got {out_channels}")
-    expected: dict[str, Tensor] = {
-        "features": fused.features, "attention": fused.attention, "coverage": fused.coverage
-    }  # fmt: skip
+    expected: dict[str, Tensor] = {"features": fused.features, "attention": fused.attention, "coverage": fused.coverage}
     return _Job("fuser", "", FuserGraph(fuser), interface, fuser_inputs(channels, grid), trial, expected)
 
 

@@ -107,9 +107,11 @@ def _points(
     """[B, P, 3 + len(others)] in and somewhat around the grid, the other columns between the bounds given."""
     grid, config = model.grid, model.config.grid
     bounds = [
-        (grid.x_min_m - 1, grid.x_max_m + 1), (grid.y_min_m - 1, grid.y_max_m + 1),
-        (config.z_min_m - 0.5, config.z_max_m + 0.5), *others,
-    ]  # fmt: skip
+        (grid.x_min_m - 1, grid.x_max_m + 1),
+        (grid.y_min_m - 1, grid.y_max_m + 1),
+        (config.z_min_m - 0.5, config.z_max_m + 0.5),
+        *others,
+    ]
     low, high = torch.tensor(bounds).T
     return low + (high - low) * torch.rand(batch_size, points, len(bounds), generator=draw)
 

@@ -72,9 +72,7 @@ def perception_outputs(seen: Perception) -> dict[str, Tensor]:
         for task, output in seen.outputs.items()
         for field in fields(output)
     }
-    return answers | {
-        "perceived": seen.perceived, "attention": seen.fused.attention, "coverage": seen.fused.coverage
-    }  # fmt: skip
+    return answers | {"perceived": seen.perceived, "attention": seen.fused.attention, "coverage": seen.fused.coverage}
 
 
 def _encode_cameras(encoder: Any, given: Mapping[str, Tensor], here: Tensor) -> BEVFeatures:
@@ -135,9 +133,16 @@ class RigGraph(Graph):
         intrinsics = torch.where(matrix, intrinsics, torch.eye(3))
         reference_T_camera = torch.where(matrix, reference_T_camera, torch.eye(4))
         table = lift_groups(
-            intrinsics, reference_T_camera, camera_present, image_size=camera.image_size, stride=camera.stride_px,
-            bins=camera.bins, grid=camera.grid, z_range_m=camera.z_range_m, samples=camera.lift_samples,
-        )  # fmt: skip
+            intrinsics,
+            reference_T_camera,
+            camera_present,
+            image_size=camera.image_size,
+            stride=camera.stride_px,
+            bins=camera.bins,
+            grid=camera.grid,
+            z_range_m=camera.z_range_m,
+            samples=camera.lift_samples,
+        )
         return camera.rays(intrinsics, reference_T_camera), table.entry, table.cell, table.visible
 
 

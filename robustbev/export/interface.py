@@ -135,14 +135,23 @@ def _camera_inputs(model: PerceptionModel, config: CameraConfig, cameras: int) -
     )  # fmt: skip
     groups = (
         TensorSpec(
-            "lift_entry", "int64", ("E", GROUP), "", "",
+            "lift_entry",
+            "int64",
+            ("E", GROUP),
+            "",
+            "",
             f"which depth bin of which feature pixel, flat in {entries}, -1 for none; from the rig's graph",
         ),
         TensorSpec(
-            "lift_cell", "int64", ("E",), "", CELLS, "the cell of each group, b * X * Y + x * Y + y; from the rig's graph",
+            "lift_cell",
+            "int64",
+            ("E",),
+            "",
+            CELLS,
+            "the cell of each group, b * X * Y + x * Y + y; from the rig's graph",
             ("B", *grid),
         ),
-    )  # fmt: skip
+    )
     visible = TensorSpec(
         "camera_visible", "bool", ("B", cameras, *grid), "", CELLS, "which cells each camera sees; from the rig's graph"
     )
@@ -155,39 +164,53 @@ def _camera_inputs(model: PerceptionModel, config: CameraConfig, cameras: int) -
 def _lidar_inputs(lidars: int) -> tuple[TensorSpec, ...]:
     return (
         TensorSpec(
-            "lidar_points", "float32", ("B", "P", 5), "m, m, m, 0 to 1, s", REFERENCE,
+            "lidar_points",
+            "float32",
+            ("B", "P", 5),
+            "m, m, m, 0 to 1, s",
+            REFERENCE,
             "x, y, z, intensity, age (0 is now); rows from lidar_count on may hold anything; none of absent LiDARs",
         ),
         TensorSpec("lidar_count", "int64", ("B",), "", "", "rows of lidar_points that are points"),
         TensorSpec("lidar_present", "bool", ("B", lidars), "", "", "which LiDARs are there"),
         TensorSpec(
-            "lidar_sectors", "float32", ("B", lidars, SECTORS), "0 to 1", REFERENCE,
+            "lidar_sectors",
+            "float32",
+            ("B", lidars, SECTORS),
+            "0 to 1",
+            REFERENCE,
             "how much of each azimuth sector, seen from the reference's origin, each LiDAR covers; sector s starts at "
             f"-pi + s * 2 pi / {SECTORS}, from +x to +y",
         ),
-    )  # fmt: skip
+    )
 
 
 def _radar_inputs(radars: int) -> tuple[TensorSpec, ...]:
     return (
         TensorSpec(
-            "radar_points", "float32", ("B", "Q", 7), "m, m, m, dBsm, m/s, m/s, s", REFERENCE,
+            "radar_points",
+            "float32",
+            ("B", "Q", 7),
+            "m, m, m, dBsm, m/s, m/s, s",
+            REFERENCE,
             "x, y, z, RCS, velocity over ground along x and y, age (0 is now); rows from radar_count on may hold anything; "
             "none of absent radars",
         ),
         TensorSpec("radar_count", "int64", ("B",), "", "", "rows of radar_points that are points"),
         TensorSpec("radar_present", "bool", ("B", radars), "", "", "which radars are there"),
-        TensorSpec(
-            "reference_T_radar", "float32", ("B", radars, 4, 4), "m", REFERENCE, "radar (x ahead) to reference"
-        ),
-    )  # fmt: skip
+        TensorSpec("reference_T_radar", "float32", ("B", radars, 4, 4), "m", REFERENCE, "radar (x ahead) to reference"),
+    )
 
 
 def _present(modalities: tuple[str, ...]) -> TensorSpec:
     return TensorSpec(
-        "present", "bool", ("B", len(modalities)), "", "",
+        "present",
+        "bool",
+        ("B", len(modalities)),
+        "",
+        "",
         f"False takes a whole modality away, whatever its inputs hold: {', '.join(modalities)}",
-    )  # fmt: skip
+    )
 
 
 def _fuser_inputs(name: str, channels: int, grid: tuple[int, int], frame: str) -> Iterator[TensorSpec]:
@@ -205,11 +228,15 @@ def _fuser_inputs(name: str, channels: int, grid: tuple[int, int], frame: str) -
 def _fused(modalities: tuple[str, ...], grid: tuple[int, int], frame: str) -> tuple[TensorSpec, TensorSpec]:
     return (
         TensorSpec(
-            "attention", "float32", ("B", len(modalities), *grid), "0 to 1", frame,
+            "attention",
+            "float32",
+            ("B", len(modalities), *grid),
+            "0 to 1",
+            frame,
             f"share of each modality: {', '.join(modalities)}",
         ),
         TensorSpec("coverage", "float32", ("B", *grid), "0 to 1", frame, "0 where no sensor sees"),
-    )  # fmt: skip
+    )
 
 
 def _model_outputs(model: PerceptionModel) -> Iterator[TensorSpec]:

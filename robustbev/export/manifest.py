@@ -66,8 +66,12 @@ def about_model(config: ModelConfig) -> dict[str, Any]:
 def about_fuser(modalities: Sequence[str], grid_shape: tuple[int, int]) -> dict[str, Any]:
     """What a manifest tells of a fuser that belongs to no model of ours."""
     return {
-        "grid": {"shape": list(grid_shape)}, "classes": [], "attributes": [], "modalities": list(modalities), "rig": None
-    }  # fmt: skip
+        "grid": {"shape": list(grid_shape)},
+        "classes": [],
+        "attributes": [],
+        "modalities": list(modalities),
+        "rig": None,
+    }
 
 
 def _versions(kind: Kind) -> dict[str, str]:

@@ -70,9 +70,15 @@ def found_boxes(result: TickResult, min_score: float = 0.0) -> list[FoundBox]:
     """The boxes of a result scored at least `min_score`, best first."""
     boxes = result.boxes
     rows = zip(
-        boxes.label.tolist(), boxes.score.tolist(), boxes.attribute.tolist(), boxes.center_m.tolist(),
-        boxes.size_m.tolist(), boxes.yaw_rad.tolist(), boxes.velocity_mps.tolist(), strict=True,
-    )  # fmt: skip
+        boxes.label.tolist(),
+        boxes.score.tolist(),
+        boxes.attribute.tolist(),
+        boxes.center_m.tolist(),
+        boxes.size_m.tolist(),
+        boxes.yaw_rad.tolist(),
+        boxes.velocity_mps.tolist(),
+        strict=True,
+    )
     found = []
     for rank, (label, score, attribute, center, (width, length, height), yaw, velocity) in enumerate(rows):
         if score < min_score:

@@ -187,9 +187,13 @@ class FoxgloveResults:
         x, y, z = box.center_m
         top = self._pose((x, y, z + box.height_m / 2 + 0.5), (0.0, 0.0, 0.0, 1.0))
         label = t.TextPrimitive(
-            pose=top, billboard=True, font_size=12, scale_invariant=True, color=self._colour(colour, 1.0),
+            pose=top,
+            billboard=True,
+            font_size=12,
+            scale_invariant=True,
+            color=self._colour(colour, 1.0),
             text=f"{box.class_name} {box.score:.2f}",
-        )  # fmt: skip
+        )
         size = t.Vector3(x=box.length_m, y=box.width_m, z=box.height_m)
         cube = t.CubePrimitive(
             pose=self._pose(box.center_m, box.rotation_xyzw), size=size, color=self._colour(colour, 0.45)
@@ -200,11 +204,15 @@ class FoxgloveResults:
             "velocity (m/s)": velocity,
         }  # fmt: skip
         return t.SceneEntity(
-            timestamp=self._stamp(result), frame_id=self._names.ego, id=box.id, lifetime=self._lifetime(), cubes=[cube],
+            timestamp=self._stamp(result),
+            frame_id=self._names.ego,
+            id=box.id,
+            lifetime=self._lifetime(),
+            cubes=[cube],
             texts=[label],
             arrows=self._arrows(box, self._colour(colour, 1.0)),
             metadata=[t.KeyValuePair(key=key, value=value) for key, value in metadata.items()],
-        )  # fmt: skip
+        )
 
     def _arrows(self, box: FoundBox, colour: Color) -> list[Any]:
         """An arrow from the box's centre along its velocity, as long as the way in a second."""
@@ -215,17 +223,25 @@ class FoxgloveResults:
         head_m = min(0.6, 0.4 * box.speed_mps)
         return [
             self._types.ArrowPrimitive(
-                pose=pose, shaft_length=box.speed_mps - head_m, shaft_diameter=0.15, head_length=head_m,
-                head_diameter=0.4, color=colour,
+                pose=pose,
+                shaft_length=box.speed_mps - head_m,
+                shaft_diameter=0.15,
+                head_length=head_m,
+                head_diameter=0.4,
+                color=colour,
             )
-        ]  # fmt: skip
+        ]
 
     def _no_perception(self, result: TickResult) -> SceneEntity:
         t = self._types
         text = t.TextPrimitive(
-            pose=self._pose((0.0, 0.0, 4.0), (0.0, 0.0, 0.0, 1.0)), billboard=True, font_size=28, scale_invariant=True,
-            color=self._colour(ALARM, 1.0), text=NO_PERCEPTION.partition(":")[0],  # longer ones are cut off
-        )  # fmt: skip
+            pose=self._pose((0.0, 0.0, 4.0), (0.0, 0.0, 0.0, 1.0)),
+            billboard=True,
+            font_size=28,
+            scale_invariant=True,
+            color=self._colour(ALARM, 1.0),
+            text=NO_PERCEPTION.partition(":")[0],  # longer ones are cut off
+        )
         return t.SceneEntity(
             timestamp=self._stamp(result),
             frame_id=self._names.ego,
@@ -245,12 +261,16 @@ class FoxgloveResults:
         """[X, Y] as a Grid: its columns are our X (forward), its rows our Y (to the left)."""
         t, grid = self._types, self._grid
         return t.Grid(
-            timestamp=self._stamp(result), frame_id=self._names.ego, column_count=grid.shape[0],
+            timestamp=self._stamp(result),
+            frame_id=self._names.ego,
+            column_count=grid.shape[0],
             pose=self._pose((grid.x_min_m, grid.y_min_m, 0.0), (0.0, 0.0, 0.0, 1.0)),
-            cell_size=t.Vector2(x=grid.cell_m, y=grid.cell_m), cell_stride=4, row_stride=4 * grid.shape[0],
+            cell_size=t.Vector2(x=grid.cell_m, y=grid.cell_m),
+            cell_stride=4,
+            row_stride=4 * grid.shape[0],
             fields=[t.PackedElementField(name=field, offset=0, type=t.PackedElementFieldNumericType.Float32)],
             data=rows_along_y(values).astype("<f4").tobytes(),
-        )  # fmt: skip
+        )
 
     def _write_log(self, result: TickResult) -> None:
         lines = [(Level.WARN, "the clock jumped: all state is reset")] if result.tick.reset else []
@@ -270,20 +290,28 @@ class FoxgloveResults:
     def _write_json(self, result: TickResult) -> None:
         status = [
             {
-                "level": int(one.level), "name": one.name, "message": one.message, "hardware_id": one.hardware_id,
+                "level": int(one.level),
+                "name": one.name,
+                "message": one.message,
+                "hardware_id": one.hardware_id,
                 "values": [{"key": key, "value": value} for key, value in one.values],
             }
             for one in diagnoses(result)
-        ]  # fmt: skip
+        ]
         array = {"header": {"stamp": _stamp(result), "frame_id": self._names.ego}, "status": status}
         self._add_json(result, "/diagnostics", "diagnostic_msgs/DiagnosticArray", DIAGNOSTICS_SCHEMA, array)
         tick = result.tick
         content = {
-            "stamp": _stamp(result), "index": tick.index, "wait_ms": (tick.ready_us - tick.time_us) / 1000,
-            "perceived": result.perceived, "reset": tick.reset, "ego_pose_known": tick.ego_pose_known,
-            "boxes": len(found_boxes(result, self._min_score)), "shares": result.shares,
+            "stamp": _stamp(result),
+            "index": tick.index,
+            "wait_ms": (tick.ready_us - tick.time_us) / 1000,
+            "perceived": result.perceived,
+            "reset": tick.reset,
+            "ego_pose_known": tick.ego_pose_known,
+            "boxes": len(found_boxes(result, self._min_score)),
+            "shares": result.shares,
             "states": {name: str(sensor.state) for name, sensor in tick.sensors.items()},
-        }  # fmt: skip
+        }
         self._add_json(result, "/replay/tick", "robustbev.Tick", TICK_SCHEMA, content)
 
     def _pose(self, at_m: tuple[float, float, float], xyzw: tuple[float, float, float, float]) -> Pose:

@@ -108,6 +108,13 @@ def _camera_info(stamp_ns: int, frame_id: str, camera: CameraImage) -> CameraInf
     height, width = camera.image.shape[:2]
     matrix = np.asarray(camera.intrinsics, np.float64)
     return CameraInfo(
-        stamp_ns=stamp_ns, frame_id=frame_id, width_px=width, height_px=height, distortion_model="", D=np.zeros(0),
-        K=matrix, R=np.eye(3), P=np.column_stack([matrix, np.zeros(3)]),
-    )  # fmt: skip
+        stamp_ns=stamp_ns,
+        frame_id=frame_id,
+        width_px=width,
+        height_px=height,
+        distortion_model="",
+        D=np.zeros(0),
+        K=matrix,
+        R=np.eye(3),
+        P=np.column_stack([matrix, np.zeros(3)]),
+    )

@@ -36,9 +36,9 @@ def score_map(boxes: Boxes, grid: BEVGrid) -> NDArray[np.float32]:
     """[X, Y]: the score of the best box that covers the cell's centre or has its own centre in the cell; 0 where none is."""
     scores = np.zeros(grid.shape, np.float32)
     x_cells, y_cells = grid.shape
-    rows = np.column_stack([
-        boxes.center_m[:, :2].numpy(), boxes.size_m[:, :2].numpy(), boxes.yaw_rad.numpy(), boxes.score.numpy(),
-    ]).astype(np.float64)  # fmt: skip
+    rows = np.column_stack(
+        [boxes.center_m[:, :2].numpy(), boxes.size_m[:, :2].numpy(), boxes.yaw_rad.numpy(), boxes.score.numpy()]
+    ).astype(np.float64)
     own = grid.flat_index(boxes.center_m[:, :2]).numpy()
     for (x_m, y_m, width_m, length_m, yaw, score), cell in zip(rows, own, strict=True):
         reach_m = math.hypot(width_m, length_m) / 2

@@ -218,9 +218,11 @@ class RerunResults:
             grey = np.clip(np.rint(255 * np.nan_to_num(turned)), 0, 255)
             picture = np.stack([grey, grey, grey, 255 * ~np.isnan(turned)], axis=-1).astype(np.uint8)
             image = self._rr.components.ImageFormat(
-                width=picture.shape[1], height=picture.shape[0],
-                color_model=self._rr.ColorModel.RGBA, channel_datatype=self._rr.ChannelDatatype.U8,
-            )  # fmt: skip
+                width=picture.shape[1],
+                height=picture.shape[0],
+                color_model=self._rr.ColorModel.RGBA,
+                channel_datatype=self._rr.ChannelDatatype.U8,
+            )
             columns = self._rr.Image.columns(buffer=[picture.ravel()], format=[image])
             self._send(result, entity, columns)
 

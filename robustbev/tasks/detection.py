@@ -31,12 +31,14 @@ NUSCENES_ATTRIBUTES = (
     "pedestrian.standing", "vehicle.moving", "vehicle.parked", "vehicle.stopped",
 )  # fmt: skip
 # The attributes that a class can have, as published with the detection challenge of CVPR 2019; a cone or a barrier has none.
-NUSCENES_CLASS_ATTRIBUTES: Mapping[str, tuple[str, ...]] = MappingProxyType({
-    **dict.fromkeys(NUSCENES_CLASSES[:5], NUSCENES_ATTRIBUTES[5:]),
-    "pedestrian": NUSCENES_ATTRIBUTES[2:5],
-    **dict.fromkeys(("motorcycle", "bicycle"), NUSCENES_ATTRIBUTES[:2]),
-    **dict.fromkeys(("traffic_cone", "barrier"), ()),
-})  # fmt: skip
+NUSCENES_CLASS_ATTRIBUTES: Mapping[str, tuple[str, ...]] = MappingProxyType(
+    {
+        **dict.fromkeys(NUSCENES_CLASSES[:5], NUSCENES_ATTRIBUTES[5:]),
+        "pedestrian": NUSCENES_ATTRIBUTES[2:5],
+        **dict.fromkeys(("motorcycle", "bicycle"), NUSCENES_ATTRIBUTES[:2]),
+        **dict.fromkeys(("traffic_cone", "barrier"), ()),
+    }
+)
 
 
 class DetectionConfig(TaskConfig):

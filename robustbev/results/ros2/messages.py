@@ -49,12 +49,15 @@ def diagnostic_array(make: Make, diagnoses: Sequence[Diagnosis], time_us: int, f
     """A diagnostic_msgs/DiagnosticArray; `prefix` goes before every name, as "node: " does by ROS' habit."""
     status = [
         make(
-            "diagnostic_msgs/msg/DiagnosticStatus", level=int(one.level), name=prefix + one.name, message=one.message,
+            "diagnostic_msgs/msg/DiagnosticStatus",
+            level=int(one.level),
+            name=prefix + one.name,
+            message=one.message,
             hardware_id=one.hardware_id,
             values=[make("diagnostic_msgs/msg/KeyValue", key=key, value=value) for key, value in one.values],
         )
         for one in diagnoses
-    ]  # fmt: skip
+    ]
     return make("diagnostic_msgs/msg/DiagnosticArray", header=header(make, time_us, frame_id), status=status)
 
 
@@ -65,9 +68,13 @@ def occupancy_grid(make: Make, share: NDArray[Any], grid: BEVGrid, time_us: int,
     """
     head = header(make, time_us, frame_id)
     info = make(
-        "nav_msgs/msg/MapMetaData", map_load_time=head.stamp, resolution=grid.cell_m, width=grid.shape[0],
-        height=grid.shape[1], origin=_pose(make, (grid.x_min_m, grid.y_min_m, 0.0), (0.0, 0.0, 0.0, 1.0)),
-    )  # fmt: skip
+        "nav_msgs/msg/MapMetaData",
+        map_load_time=head.stamp,
+        resolution=grid.cell_m,
+        width=grid.shape[0],
+        height=grid.shape[1],
+        origin=_pose(make, (grid.x_min_m, grid.y_min_m, 0.0), (0.0, 0.0, 0.0, 1.0)),
+    )
     percent = np.clip(np.nan_to_num(np.rint(100 * rows_along_y(share)), nan=-1), -1, 100).astype(np.int8)
     return make("nav_msgs/msg/OccupancyGrid", header=head, info=info, data=percent.ravel())
 
@@ -118,14 +125,25 @@ def _of_box(make: Make, marker: Callable[..., Any], number: int, box: FoundBox) 
     above = _pose(make, (x, y, z + box.height_m / 2 + _TEXT_HEIGHT_M), (0.0, 0.0, 0.0, 1.0))
     out = [
         marker(
-            ns="boxes", id=number, type=_CUBE, action=_ADD, pose=_pose(make, box.center_m, box.rotation_xyzw),
-            scale=_vector(make, box.length_m, box.width_m, box.height_m), color=_colour(make, rgb, 0.5),
+            ns="boxes",
+            id=number,
+            type=_CUBE,
+            action=_ADD,
+            pose=_pose(make, box.center_m, box.rotation_xyzw),
+            scale=_vector(make, box.length_m, box.width_m, box.height_m),
+            color=_colour(make, rgb, 0.5),
         ),
         marker(
-            ns="names", id=number, type=_TEXT, action=_ADD, pose=above, scale=_vector(make, 0.0, 0.0, _TEXT_HEIGHT_M),
-            color=_colour(make, rgb, 1.0), text=f"{box.class_name} {box.score:.2f}",
+            ns="names",
+            id=number,
+            type=_TEXT,
+            action=_ADD,
+            pose=above,
+            scale=_vector(make, 0.0, 0.0, _TEXT_HEIGHT_M),
+            color=_colour(make, rgb, 1.0),
+            text=f"{box.class_name} {box.score:.2f}",
         ),
-    ]  # fmt: skip
+    ]
     if box.velocity_mps is not None and box.speed_mps >= _MOVING_MPS:
         half_rad = math.atan2(box.velocity_mps[1], box.velocity_mps[0]) / 2
         ahead = _pose(make, box.center_m, (0.0, 0.0, math.sin(half_rad), math.cos(half_rad)))
