@@ -102,9 +102,16 @@ class CameraEncoder(nn.Module):
 
     def table(self, intrinsics: Tensor, reference_T_camera: Tensor, present: Tensor) -> LiftTable:
         return build_lift_table(
-            intrinsics, reference_T_camera, present, image_size=self.image_size, stride=self.stride_px,
-            bins=self.bins, grid=self.grid, z_range_m=self.z_range_m, samples=self.lift_samples,
-        )  # fmt: skip
+            intrinsics,
+            reference_T_camera,
+            present,
+            image_size=self.image_size,
+            stride=self.stride_px,
+            bins=self.bins,
+            grid=self.grid,
+            z_range_m=self.z_range_m,
+            samples=self.lift_samples,
+        )
 
     def _check(self, batch: CameraBatch) -> None:
         samples, cameras = batch.present.shape

@@ -104,16 +104,23 @@ def read_picture(
         height, width = file_size_px(data)
         if size_px is not None and min(size_px) > 0 and (height, width) != size_px:
             raise sensor_fault(
-                sensor=sensor, file=path, token=token,
-                expected=f"{size_px[1]} x {size_px[0]} px as its row in sample_data says", got=f"{width} x {height} px",
+                sensor=sensor,
+                file=path,
+                token=token,
+                expected=f"{size_px[1]} x {size_px[0]} px as its row in sample_data says",
+                got=f"{width} x {height} px",
                 action="The intrinsics belong to the size in the table: correct width and height there, or the picture",
-            )  # fmt: skip
+            )
         return decode_file(data, decode)
     except PictureError as error:
         raise sensor_fault(
-            sensor=sensor, file=path, token=token, action=COPY_AGAIN,
-            expected="a whole JPEG, PNG or WebP", got=f"{len(data)} bytes: {error}",
-        ) from error  # fmt: skip
+            sensor=sensor,
+            file=path,
+            token=token,
+            action=COPY_AGAIN,
+            expected="a whole JPEG, PNG or WebP",
+            got=f"{len(data)} bytes: {error}",
+        ) from error
 
 
 def _jpeg_size(data: bytes) -> tuple[int, int]:

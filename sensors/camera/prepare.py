@@ -130,9 +130,16 @@ class Camera:
 
     def _table(self, intrinsics: Tensor, poses: Tensor, present: Tensor, preparation: Preparation) -> LiftTable:
         return build_lift_table(
-            intrinsics, poses, present, image_size=self.image_size_px, stride=self.feature_stride_px, bins=self.depth_bins,
-            grid=preparation.grid, z_range_m=preparation.z_range_m, samples=self.lift_samples,
-        )  # fmt: skip
+            intrinsics,
+            poses,
+            present,
+            image_size=self.image_size_px,
+            stride=self.feature_stride_px,
+            bins=self.depth_bins,
+            grid=preparation.grid,
+            z_range_m=preparation.z_range_m,
+            samples=self.lift_samples,
+        )
 
 
 def _use(camera: CameraImage | None, frame: SensorFrame) -> SensorUse:

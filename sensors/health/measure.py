@@ -112,9 +112,11 @@ def _lidars(
     for channel, scan in now.scans.items():
         margins = _radar_margin(scan.occupancy, now.echoes, now_T_before)
         sensors[channel] = (
-            health_lidar.look(scan) | _lidar_history(channel, scan, before, now_T_before) | _all_cameras(agreements[channel])
+            health_lidar.look(scan)
+            | _lidar_history(channel, scan, before, now_T_before)
+            | _all_cameras(agreements[channel])
             | {f"radar_{name}": value for name, value in margins.items() if name != "radar_late"}
-        )  # fmt: skip
+        )
     return sensors
 
 

@@ -50,15 +50,22 @@ def read_lidar_file(
     data, size = read_bytes(path, sensor=sensor, token=token), 4 * len(columns)
     if data.startswith(_PCD_BEGINS):
         raise sensor_fault(
-            sensor=sensor, file=path, token=token, action=CONVERT,
-            expected="nuScenes' LiDAR points, five float32 each without a header", got="a PCD file with a header",
-        )  # fmt: skip
+            sensor=sensor,
+            file=path,
+            token=token,
+            action=CONVERT,
+            expected="nuScenes' LiDAR points, five float32 each without a header",
+            got="a PCD file with a header",
+        )
     if len(data) % size:
         raise sensor_fault(
-            sensor=sensor, file=path, token=token, action=f"{COPY_AGAIN}. {_SAY_COLUMNS}",
+            sensor=sensor,
+            file=path,
+            token=token,
+            action=f"{COPY_AGAIN}. {_SAY_COLUMNS}",
             expected=f"whole points of {size} bytes",
             got=f"{len(data)} bytes, which is {len(data) // size} points and {len(data) % size} bytes",
-        )  # fmt: skip
+        )
     # A copy, because what lies over `bytes` cannot be written to.
     points = np.frombuffer(data, "<f4").reshape(-1, len(columns)).astype(np.float32)
     if columns != LIDAR_COLUMNS:
@@ -73,14 +80,22 @@ def read_lidar_file(
         )
     if not np.isfinite(points[0, :3]).all() and not np.isfinite(points[:, :3]).all(axis=1).any():
         raise sensor_fault(
-            sensor=sensor, file=path, token=token, action=COPY_AGAIN,
-            expected="finite points", got=f"{len(points)} points, all of them NaN or infinite",
-        )  # fmt: skip
+            sensor=sensor,
+            file=path,
+            token=token,
+            action=COPY_AGAIN,
+            expected="finite points",
+            got=f"{len(points)} points, all of them NaN or infinite",
+        )
     if fault := _layout_fault(points):
         raise sensor_fault(
-            sensor=sensor, file=path, token=token, action=_SAY_COLUMNS, got=fault,
+            sensor=sensor,
+            file=path,
+            token=token,
+            action=_SAY_COLUMNS,
+            got=fault,
             expected=f"{len(columns)} float32 a point ({', '.join(columns)}), metres, intensity 0..255, whole rings or -1",
-        )  # fmt: skip
+        )
     return points
 
 
@@ -129,19 +144,31 @@ def read_radar_records(path: Path, *, sensor: str, token: str) -> NDArray[Any]:
         record, count = _radar_layout(data[:start])
     except _OtherFormatError as error:
         raise sensor_fault(
-            sensor=sensor, file=path, token=token, action=CONVERT, expected=f"nuScenes' radar file: {error.expected}",
+            sensor=sensor,
+            file=path,
+            token=token,
+            action=CONVERT,
+            expected=f"nuScenes' radar file: {error.expected}",
             got=str(error),
-        ) from error  # fmt: skip
+        ) from error
     except ValueError as error:
         raise sensor_fault(
-            sensor=sensor, file=path, token=token, action=COPY_AGAIN,
-            expected="a binary PCD header with nuScenes' radar fields", got=str(error),
-        ) from error  # fmt: skip
+            sensor=sensor,
+            file=path,
+            token=token,
+            action=COPY_AGAIN,
+            expected="a binary PCD header with nuScenes' radar fields",
+            got=str(error),
+        ) from error
     if len(data) - start < count * record.itemsize:
         raise sensor_fault(
-            sensor=sensor, file=path, token=token, action=COPY_AGAIN, got=f"{len(data) - start} bytes",
+            sensor=sensor,
+            file=path,
+            token=token,
+            action=COPY_AGAIN,
+            got=f"{len(data) - start} bytes",
             expected=f"{count} points of {record.itemsize} bytes after the header ({count * record.itemsize} bytes)",
-        )  # fmt: skip
+        )
     return np.frombuffer(data, record, count=count, offset=start)
 
 

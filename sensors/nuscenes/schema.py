@@ -106,7 +106,9 @@ SCHEMA: Mapping[str, Mapping[str, Key]] = {
     "sensor": {"token": _token(), "channel": _NAME, "modality": _NAME},
     "scene": {"token": _token(), "name": _NAME},
     "calibrated_sensor": {
-        "token": _token(), "sensor_token": _token("sensor"), **_POSE,
+        "token": _token(),
+        "sensor_token": _token("sensor"),
+        **_POSE,
         "camera_intrinsic": Key("a matrix", lambda column: set(map(type, column)) <= {list}, []),
         # Not nuScenes': its pictures are rectified.
         "camera_distortion": Key("a list of numbers", _lists_of_numbers, []),
@@ -115,24 +117,37 @@ SCHEMA: Mapping[str, Mapping[str, Key]] = {
     "ego_pose": {"token": _token(), **_POSE},
     "sample": {"token": _token(), "timestamp": _TIME, "scene_token": _token("scene")},
     "sample_data": {
-        "token": _token(), "sample_token": _token("sample"), "ego_pose_token": _token("ego_pose"),
-        "calibrated_sensor_token": _token("calibrated_sensor"), "timestamp": _TIME,
-        "is_key_frame": Key("true or false", _flags), "filename": Key("a file's name", _names),
-        "prev": _neighbour("sample_data", ends=True), "next": _neighbour("sample_data", ends=True),
-        "height": _PIXELS, "width": _PIXELS,
+        "token": _token(),
+        "sample_token": _token("sample"),
+        "ego_pose_token": _token("ego_pose"),
+        "calibrated_sensor_token": _token("calibrated_sensor"),
+        "timestamp": _TIME,
+        "is_key_frame": Key("true or false", _flags),
+        "filename": Key("a file's name", _names),
+        "prev": _neighbour("sample_data", ends=True),
+        "next": _neighbour("sample_data", ends=True),
+        "height": _PIXELS,
+        "width": _PIXELS,
     },
     "instance": {
-        "token": _token(), "category_token": _token("category"),
-        "first_annotation_token": _neighbour("sample_annotation"), "last_annotation_token": _neighbour("sample_annotation"),
+        "token": _token(),
+        "category_token": _token("category"),
+        "first_annotation_token": _neighbour("sample_annotation"),
+        "last_annotation_token": _neighbour("sample_annotation"),
     },
     "sample_annotation": {
-        "token": _token(), "sample_token": _token("sample"), "instance_token": _token("instance"), **_POSE,
+        "token": _token(),
+        "sample_token": _token("sample"),
+        "instance_token": _token("instance"),
+        **_POSE,
         "size": Key("three numbers", _numbers(3)),
         "attribute_tokens": Key("a list of tokens", _lists_of_names, [], "attribute"),
-        "num_lidar_pts": _POINTS, "num_radar_pts": _POINTS,
-        "prev": _neighbour("sample_annotation"), "next": _neighbour("sample_annotation"),
+        "num_lidar_pts": _POINTS,
+        "num_radar_pts": _POINTS,
+        "prev": _neighbour("sample_annotation"),
+        "next": _neighbour("sample_annotation"),
     },
-}  # fmt: skip
+}
 
 
 def row_fault(

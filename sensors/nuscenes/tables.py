@@ -167,9 +167,13 @@ def _check_times(
     if len(bad):
         row = devkit.sample_data[bad[0]]
         raise row_fault(
-            data, row, "timestamp", f"microseconds near those of its sample {row['sample_token']} in {samples.name}",
-            f"{row['timestamp']}, which is {off_s[bad[0]]:.6g} s off", len(bad),
-        )  # fmt: skip
+            data,
+            row,
+            "timestamp",
+            f"microseconds near those of its sample {row['sample_token']} in {samples.name}",
+            f"{row['timestamp']}, which is {off_s[bad[0]]:.6g} s off",
+            len(bad),
+        )
 
 
 def _box_columns(
@@ -262,9 +266,13 @@ def _check_poses(config: NuScenesConfig, arrays: IndexArrays, data: list[Row], d
         row = data[bad[0]]
         expected, got = _said(pose_fault(arrays.data_ego_pose[bad[0]]))
         raise row_fault(
-            _path(config, "ego_pose"), devkit.get("ego_pose", row["ego_pose_token"]), "translation, rotation", expected,
-            f"{got} (of {row['channel']}, {row['filename']})", len(bad),
-        )  # fmt: skip
+            _path(config, "ego_pose"),
+            devkit.get("ego_pose", row["ego_pose_token"]),
+            "translation, rotation",
+            expected,
+            f"{got} (of {row['channel']}, {row['filename']})",
+            len(bad),
+        )
     used = {int(i) for i in np.unique(arrays.data_calibration)}
     sizes_px = _sizes_px(arrays)
     for i, row in enumerate(devkit.calibrated_sensor):

@@ -57,8 +57,10 @@ def sources(channels: Channels, mapping: LogMapping, config: ReplayConfig) -> di
         LogError: a channel is of another modality in the mapping, or a tolerance is set for one that is not there.
     """
     topics: dict[str, CameraTopics | LidarTopics | RadarTopics] = {
-        **mapping.cameras, **mapping.lidars, **mapping.radars
-    }  # fmt: skip
+        **mapping.cameras,
+        **mapping.lidars,
+        **mapping.radars,
+    }
     mapped = dict.fromkeys(mapping.cameras, "camera") | dict.fromkeys(mapping.lidars, "lidar")
     mapped |= dict.fromkeys(mapping.radars, "radar")
     sweeps = {"camera": 1, "lidar": config.lidar_sweeps, "radar": config.radar_sweeps}

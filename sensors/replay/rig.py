@@ -131,9 +131,9 @@ class Rig:
     def _points(self, source: Source, frame_id: str, time_ns: int) -> Mounting:
         frame = source.frame or frame_id
         ego_T_sensor = self.tree.lookup(self._ego, frame, time_ns, hold_constant=True)
-        findings = self._look(source, "mount", ego_T_sensor.tobytes(), lambda: check_mount(
-            source.channel, source.modality, ego_T_sensor
-        ))  # fmt: skip
+        findings = self._look(
+            source, "mount", ego_T_sensor.tobytes(), lambda: check_mount(source.channel, source.modality, ego_T_sensor)
+        )
         _refuse(findings)
         return Mounting(ego_T_sensor, None, (*findings.flagged, *self.tree.changes(self._ego, frame)))
 
@@ -146,9 +146,11 @@ class Rig:
         rectified = is_rectified(info, source.topic, source.rectified)
         info = info if rectified else unrectified(info)
         findings = self._look(
-            source, "info", key,
+            source,
+            "info",
+            key,
             lambda: check_camera_info(info, topic, picture_px, rectified=rectified) + _doubt(source, topic, info),
-        )  # fmt: skip
+        )
         if source.frame is None:
             findings += check_frame_ids(channel, frame_id, info.frame_id, self._frames)
         _refuse(findings)

@@ -75,9 +75,15 @@ def ticks(
     rig, poses = Rig(mapping, gap_ns=round(config.ego_pose_gap_s * SECOND_NS)), poses or MissingPoses()
     poses.left_out = rig.tree.left_out
     replay = Playback(
-        found, rig, channels, config, part,
-        hz=tick_rate_hz(log, found, config, part), log_hz=_rates_hz(log, found), decode=decode,
-    )  # fmt: skip
+        found,
+        rig,
+        channels,
+        config,
+        part,
+        hz=tick_rate_hz(log, found, config, part),
+        log_hz=_rates_hz(log, found),
+        decode=decode,
+    )
     for lap in range(loop):
         replay.begin(begin_ns, shift_ns, reset=lap > 0)
         for tick in replay.run(part.messages(log, topics), alter_messages):

@@ -104,9 +104,12 @@ class SceneRecorder:
         path, row = self._data_row(rig.LIDAR, k, time_s, "pcd.bin", keyframe=keyframe)
         pose = Pose.of_sensor(self.world.ego.pose(time_s), rig.LIDAR)
         points = lidar.scan(
-            self.world, time_s, self._random("lidar", str(row["filename"])),
-            azimuth_steps=self.config.lidar_azimuth_steps, range_m=self.config.lidar_range_m,
-        )  # fmt: skip
+            self.world,
+            time_s,
+            self._random("lidar", str(row["filename"])),
+            azimuth_steps=self.config.lidar_azimuth_steps,
+            range_m=self.config.lidar_range_m,
+        )
         write_lidar(path, points)
         return rotate(points[:, :3].astype(np.float64), pose.rotation) + pose.translation_m
 
@@ -125,15 +128,24 @@ class SceneRecorder:
         key = self._token("sample_data", mount.channel, stamp)
         ego = self.world.ego.pose(time_s)
         self.rows.add(
-            "ego_pose", token=key, timestamp=stamp, rotation=list(rig.yaw_to_wxyz(float(ego[2]))),
+            "ego_pose",
+            token=key,
+            timestamp=stamp,
+            rotation=list(rig.yaw_to_wxyz(float(ego[2]))),
             translation=[float(ego[0]), float(ego[1]), 0.0],
-        )  # fmt: skip
+        )
         row: Row = {
-            "token": key, "sample_token": self._token("sample", k), "ego_pose_token": key,
-            "calibrated_sensor_token": token(self.config.seed, "calibrated_sensor", mount.channel), "timestamp": stamp,
-            "fileformat": "pcd" if mount.modality != "camera" else "jpg", "is_key_frame": keyframe, "height": 0, "width": 0,
+            "token": key,
+            "sample_token": self._token("sample", k),
+            "ego_pose_token": key,
+            "calibrated_sensor_token": token(self.config.seed, "calibrated_sensor", mount.channel),
+            "timestamp": stamp,
+            "fileformat": "pcd" if mount.modality != "camera" else "jpg",
+            "is_key_frame": keyframe,
+            "height": 0,
+            "width": 0,
             "filename": filename,
-        }  # fmt: skip
+        }
         self._chains[mount.channel].append(row)
         return self.root / filename, row
 
@@ -153,13 +165,17 @@ class SceneRecorder:
             rotation = rig.yaw_to_wxyz(float(yaw))
             attribute = agent.attribute_at(time_s)
             row: Row = {
-                "token": self._token("annotation", agent.name, k), "sample_token": self._token("sample", k),
-                "instance_token": self._token("instance", agent.name), "visibility_token": visibility_token(float(visible[i])),
-                "attribute_tokens": [token(config.seed, "attribute", attribute)] if attribute else [], "translation": centre,
-                "size": list(size), "rotation": list(rotation),
+                "token": self._token("annotation", agent.name, k),
+                "sample_token": self._token("sample", k),
+                "instance_token": self._token("instance", agent.name),
+                "visibility_token": visibility_token(float(visible[i])),
+                "attribute_tokens": [token(config.seed, "attribute", attribute)] if attribute else [],
+                "translation": centre,
+                "size": list(size),
+                "rotation": list(rotation),
                 "num_lidar_pts": lidar_counter.inside(centre, size, float(yaw)),
                 "num_radar_pts": radar_counter.inside(centre, size, float(yaw)),
-            }  # fmt: skip
+            }
             self._annotations.setdefault(i, []).append(row)
 
     def _visible_shares(self, poses: Array, time_s: float) -> Array:
@@ -189,10 +205,13 @@ class SceneRecorder:
             self.rows.tables["sample_annotation"].extend(chain)
             agent = self.world.agents[i]
             self.rows.add(
-                "instance", token=self._token("instance", agent.name),
+                "instance",
+                token=self._token("instance", agent.name),
                 category_token=token(self.config.seed, "category", agent.shape.category),
-                nbr_annotations=len(chain), first_annotation_token=chain[0]["token"], last_annotation_token=chain[-1]["token"],
-            )  # fmt: skip
+                nbr_annotations=len(chain),
+                first_annotation_token=chain[0]["token"],
+                last_annotation_token=chain[-1]["token"],
+            )
 
     def _write_scene(self) -> None:
         layout, log = self.world.layout, self._token("log")
@@ -203,9 +222,15 @@ class SceneRecorder:
         words += ["turn left" if turned > 0 else "turn right"] if abs(turned) > 0.7 else []
         last = self.config.keyframes_per_scene - 1
         self.rows.add(
-            "scene", token=self._token("scene"), log_token=log, nbr_samples=last + 1, first_sample_token=self._token("sample", 0),
-            last_sample_token=self._token("sample", last), name=self.name, description=", ".join(words) or "Street, day",
-        )  # fmt: skip
+            "scene",
+            token=self._token("scene"),
+            log_token=log,
+            nbr_samples=last + 1,
+            first_sample_token=self._token("sample", 0),
+            last_sample_token=self._token("sample", last),
+            name=self.name,
+            description=", ".join(words) or "Street, day",
+        )
         self.rows.add(
             "log", token=log, logfile=self.name, vehicle="sim", date_captured="2020-09-13", location="simulated-town"
         )

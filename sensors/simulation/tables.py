@@ -99,9 +99,13 @@ def common_rows(seed: int, *, width_px: int, height_px: int) -> Rows:
         rows.add("sensor", token=sensor, channel=mount.channel, modality=mount.modality)
         intrinsic = mount.intrinsic(width_px, height_px).tolist() if mount.modality == "camera" else []
         rows.add(
-            "calibrated_sensor", token=token(seed, "calibrated_sensor", mount.channel), sensor_token=sensor,
-            translation=list(mount.translation_m), rotation=[float(v) for v in mount.rotation_wxyz], camera_intrinsic=intrinsic,
-        )  # fmt: skip
+            "calibrated_sensor",
+            token=token(seed, "calibrated_sensor", mount.channel),
+            sensor_token=sensor,
+            translation=list(mount.translation_m),
+            rotation=[float(v) for v in mount.rotation_wxyz],
+            camera_intrinsic=intrinsic,
+        )
     return rows
 
 

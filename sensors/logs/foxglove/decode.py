@@ -224,9 +224,12 @@ def _calibration(message: Any, _: int) -> Payload:
 
 def _transform(message: Any) -> FrameTransform:
     return FrameTransform(
-        _stamp_ns(message), _text(message, "parent_frame_id"), _text(message, "child_frame_id"),
-        _xyz(message.translation), _wxyz(message.rotation),
-    )  # fmt: skip
+        _stamp_ns(message),
+        _text(message, "parent_frame_id"),
+        _text(message, "child_frame_id"),
+        _xyz(message.translation),
+        _wxyz(message.rotation),
+    )
 
 
 def _point_cloud(message: Any, _: int) -> Payload:

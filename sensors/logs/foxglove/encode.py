@@ -102,17 +102,28 @@ def _encoded_image(image: EncodedImage) -> fox.CompressedImage:
 
 def _raw_image(image: RawImage) -> fox.RawImage:
     return _library().RawImage(
-        timestamp=_timestamp(image.stamp_ns), frame_id=image.frame_id, width=image.width_px, height=image.height_px,
-        encoding=image.encoding, step=image.step_bytes, data=image.data,
-    )  # fmt: skip
+        timestamp=_timestamp(image.stamp_ns),
+        frame_id=image.frame_id,
+        width=image.width_px,
+        height=image.height_px,
+        encoding=image.encoding,
+        step=image.step_bytes,
+        data=image.data,
+    )
 
 
 def _camera_calibration(info: CameraInfo) -> fox.CameraCalibration:
     return _library().CameraCalibration(
-        timestamp=_timestamp(info.stamp_ns), frame_id=info.frame_id, width=info.width_px, height=info.height_px,
+        timestamp=_timestamp(info.stamp_ns),
+        frame_id=info.frame_id,
+        width=info.width_px,
+        height=info.height_px,
         distortion_model=info.distortion_model,
-        D=info.D.ravel().tolist(), K=info.K.ravel().tolist(), R=info.R.ravel().tolist(), P=info.P.ravel().tolist(),
-    )  # fmt: skip
+        D=info.D.ravel().tolist(),
+        K=info.K.ravel().tolist(),
+        R=info.R.ravel().tolist(),
+        P=info.P.ravel().tolist(),
+    )
 
 
 def _point_cloud(cloud: PointCloud) -> fox.PointCloud:
@@ -164,9 +175,13 @@ def _entity(box: TruthBox, frame_id: str, timestamp: fox.Timestamp, *, labels: b
     x, y, z = box.center_m
     above = _pose((x, y, z + height_m / 2), box.rotation_wxyz)
     text = fox.TextPrimitive(
-        pose=above, billboard=True, scale_invariant=True, font_size=_LABEL_PX, text=box.category,
+        pose=above,
+        billboard=True,
+        scale_invariant=True,
+        font_size=_LABEL_PX,
+        text=box.category,
         color=category_colour(box.category, 1.0),
-    )  # fmt: skip
+    )
     cube = fox.CubePrimitive(
         pose=_pose(box.center_m, box.rotation_wxyz),
         size=_vector((length_m, width_m, height_m)),

@@ -125,9 +125,13 @@ def propose_mapping(log: Log) -> Proposal:
     ego_frame, global_frame, whys = propose_frames(seen.parents, sensor_frames)
     reasons += whys
     mapping = LogMapping(
-        cameras=cameras, lidars=lidars, radars=radars, ego_frame=ego_frame, global_frame=global_frame,
+        cameras=cameras,
+        lidars=lidars,
+        radars=radars,
+        ego_frame=ego_frame,
+        global_frame=global_frame,
         truth=_truth(seen, reasons),
-    )  # fmt: skip
+    )
     return Proposal(mapping, tuple(reasons), unread)
 
 

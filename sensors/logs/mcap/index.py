@@ -23,8 +23,11 @@ _TAIL_BYTES = 1 << 20  # longer than the summary of a file without chunks, which
 _DATA_END = HEAD.pack(Opcode.DATA_END, DATA_END_BYTES - HEAD_BYTES)
 _PRIVATE = 0x80  # opcodes from here on are the writer's own, and no damage
 _KINDS: dict[int, type[McapRecord]] = {
-    Opcode.HEADER: Header, Opcode.METADATA: Metadata, Opcode.SCHEMA: Schema, Opcode.CHANNEL: Channel
-}  # fmt: skip
+    Opcode.HEADER: Header,
+    Opcode.METADATA: Metadata,
+    Opcode.SCHEMA: Schema,
+    Opcode.CHANNEL: Channel,
+}
 
 
 @dataclass

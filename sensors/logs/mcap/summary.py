@@ -100,10 +100,14 @@ def read_summary(file: RandomFile) -> Summary | None:
                 numbers = frozenset(chunk.message_index_offsets)
                 at, size = chunk.chunk_start_offset, chunk.chunk_length
                 source = Source(
-                    at, size, chunk=True, checked=any(file.at(at + HEAD_BYTES + 24).read(4)),
-                    content_bytes=chunk.uncompressed_size, log_ns=(chunk.message_start_time, chunk.message_end_time),
+                    at,
+                    size,
+                    chunk=True,
+                    checked=any(file.at(at + HEAD_BYTES + 24).read(4)),
+                    content_bytes=chunk.uncompressed_size,
+                    log_ns=(chunk.message_start_time, chunk.message_end_time),
                     channels=same.setdefault(numbers, numbers) or None,
-                )  # fmt: skip
+                )
                 summary.chunks.append((source, at + size + chunk.message_index_length))
                 summary.compressions.add(intern(chunk.compression))
     except RecordError:

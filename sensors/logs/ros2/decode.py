@@ -118,9 +118,16 @@ def _camera_info(message: Any) -> Payload:
         got = f"binning_x {across} and binning_y {down}"
         raise DecodeError(f"expected a binning that leaves a pixel of {width} x {height} px, got {got}")
     info = CameraInfo(
-        _stamp_ns(header), header.frame_id, width // across, height // down, message.distortion_model,
-        np.array(message.d, np.float64), empty, empty, empty,
-    )  # fmt: skip
+        _stamp_ns(header),
+        header.frame_id,
+        width // across,
+        height // down,
+        message.distortion_model,
+        np.array(message.d, np.float64),
+        empty,
+        empty,
+        empty,
+    )
     info = camera_info(info, message.k, message.r, message.p)
     if (left, top, across, down) == (0, 0, 1, 1):
         return info
@@ -130,22 +137,34 @@ def _camera_info(message: Any) -> Payload:
 
 def _point_cloud(message: Any) -> Payload:
     fields = [
-        PointField(field.name, _DATATYPES[kind] if 0 <= (kind := int(field.datatype)) < len(_DATATYPES) else f"type {kind}",
-                   int(field.offset), int(field.count))
+        PointField(
+            field.name,
+            _DATATYPES[kind] if 0 <= (kind := int(field.datatype)) < len(_DATATYPES) else f"type {kind}",
+            int(field.offset),
+            int(field.count),
+        )
         for field in message.fields
-    ]  # fmt: skip
+    ]
     points = points_of(
-        message.data.tobytes(), fields, int(message.point_step), int(message.height), int(message.width),
-        int(message.row_step), bool(message.is_bigendian),
-    )  # fmt: skip
+        message.data.tobytes(),
+        fields,
+        int(message.point_step),
+        int(message.height),
+        int(message.width),
+        int(message.row_step),
+        bool(message.is_bigendian),
+    )
     return check_cloud(PointCloud(_stamp_ns(message.header), message.header.frame_id, points))
 
 
 def _transform(message: Any) -> FrameTransform:
     return FrameTransform(
-        _stamp_ns(message.header), message.header.frame_id, message.child_frame_id,
-        _xyz(message.transform.translation), _wxyz(message.transform.rotation),
-    )  # fmt: skip
+        _stamp_ns(message.header),
+        message.header.frame_id,
+        message.child_frame_id,
+        _xyz(message.transform.translation),
+        _wxyz(message.transform.rotation),
+    )
 
 
 def _detections(message: Any) -> Payload:

@@ -90,9 +90,14 @@ def _compressed_image(image: EncodedImage) -> Any:
 
 def _image(image: RawImage) -> Any:
     return _type("sensor_msgs/msg/Image")(
-        header=_header(image.stamp_ns, image.frame_id), height=image.height_px, width=image.width_px,
-        encoding=image.encoding, is_bigendian=0, step=image.step_bytes, data=_bytes(image.data),
-    )  # fmt: skip
+        header=_header(image.stamp_ns, image.frame_id),
+        height=image.height_px,
+        width=image.width_px,
+        encoding=image.encoding,
+        is_bigendian=0,
+        step=image.step_bytes,
+        data=_bytes(image.data),
+    )
 
 
 def _camera_info(info: CameraInfo) -> Any:
@@ -102,9 +107,18 @@ def _camera_info(info: CameraInfo) -> Any:
     region = _type("sensor_msgs/msg/RegionOfInterest")(x_offset=0, y_offset=0, height=0, width=0, do_rectify=False)
     d, k, r, p = (np.ascontiguousarray(m, np.float64).ravel() for m in (info.D, info.K, info.R, info.P))
     return _type("sensor_msgs/msg/CameraInfo")(
-        header=_header(info.stamp_ns, info.frame_id), height=info.height_px, width=info.width_px,
-        distortion_model=info.distortion_model, d=d, k=k, r=r, p=p, binning_x=0, binning_y=0, roi=region,
-    )  # fmt: skip
+        header=_header(info.stamp_ns, info.frame_id),
+        height=info.height_px,
+        width=info.width_px,
+        distortion_model=info.distortion_model,
+        d=d,
+        k=k,
+        r=r,
+        p=p,
+        binning_x=0,
+        binning_y=0,
+        roi=region,
+    )
 
 
 def _point_cloud(cloud: PointCloud) -> Any:

@@ -180,9 +180,12 @@ def _ghosts(echoes: _Echoes, rng: np.random.Generator) -> _Echoes:
     strong = (echoes.rcs_dbsm > 12) & (rng.random(len(echoes.rcs_dbsm)) < 0.06) & (echoes.range_m < 35)
     count = int(strong.sum())
     return _Echoes(
-        echoes.range_m[strong] * rng.uniform(1.5, 2.1, count), echoes.azimuth_rad[strong] + rng.normal(0, 0.06, count),
-        echoes.rcs_dbsm[strong] - 10, echoes.velocity_mps[strong] * 1.5, echoes.stopped[strong],
-    )  # fmt: skip
+        echoes.range_m[strong] * rng.uniform(1.5, 2.1, count),
+        echoes.azimuth_rad[strong] + rng.normal(0, 0.06, count),
+        echoes.rcs_dbsm[strong] - 10,
+        echoes.velocity_mps[strong] * 1.5,
+        echoes.stopped[strong],
+    )
 
 
 def _noise(rng: np.random.Generator) -> _Echoes:
@@ -190,19 +193,24 @@ def _noise(rng: np.random.Generator) -> _Echoes:
     count = 1 + int(rng.poisson(2.0))
     velocity = np.where(rng.random((count, 1)) < 0.2, rng.normal(0, 3, (count, 2)), 0.0)
     return _Echoes(
-        rng.uniform(2, NEAR_RANGE_M, count), rng.uniform(-NEAR_FOV_RAD, NEAR_FOV_RAD, count), rng.normal(-4, 3, count), velocity,
+        rng.uniform(2, NEAR_RANGE_M, count),
+        rng.uniform(-NEAR_FOV_RAD, NEAR_FOV_RAD, count),
+        rng.normal(-4, 3, count),
+        velocity,
         np.zeros(count, bool),
-    )  # fmt: skip
+    )
 
 
 def _merge(parts: list[_Echoes]) -> _Echoes:
     if not parts:
         return _Echoes(np.zeros(0), np.zeros(0), np.zeros(0), np.zeros((0, 2)), np.zeros(0, bool))
     return _Echoes(
-        np.concatenate([p.range_m for p in parts]), np.concatenate([p.azimuth_rad for p in parts]),
-        np.concatenate([p.rcs_dbsm for p in parts]), np.concatenate([p.velocity_mps for p in parts]),
+        np.concatenate([p.range_m for p in parts]),
+        np.concatenate([p.azimuth_rad for p in parts]),
+        np.concatenate([p.rcs_dbsm for p in parts]),
+        np.concatenate([p.velocity_mps for p in parts]),
         np.concatenate([p.stopped for p in parts]),
-    )  # fmt: skip
+    )
 
 
 def _dynamic_property(velocity: Array, sight: Array, radial: Array, stopped: Array) -> Array:

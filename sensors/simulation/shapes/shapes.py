@@ -81,9 +81,13 @@ def _wheels(b: MeshBuilder, xs_m: list[float], half_width_m: float, radius_m: fl
             low, high = min(outer, inner), max(outer, inner)
             b.cylinder((x, low, radius_m), (x, high, radius_m), radius_m, TYRE, Material.RUBBER, sides=8)
             b.cylinder(
-                (x, outer - side * 0.03, radius_m), (x, outer + side * 0.01, radius_m), radius_m * 0.6, STEEL,
-                Material.STEEL, sides=4,
-            )  # fmt: skip
+                (x, outer - side * 0.03, radius_m),
+                (x, outer + side * 0.01, radius_m),
+                radius_m * 0.6,
+                STEEL,
+                Material.STEEL,
+                sides=4,
+            )
 
 
 def _lights(b: MeshBuilder, front_x_m: float, rear_x_m: float, half_width_m: float, z_m: float) -> None:
@@ -111,9 +115,13 @@ def car(rng: np.random.Generator) -> Shape:
     cabin_length = cabin_share * length
     cx = cabin_back * length
     b.box(
-        (cx, 0, (belt + height - 0.06) / 2), (cabin_length, width * 0.88, height - 0.06 - belt), GLASS, Material.GLASS,
-        top=(taper, 0.82), top_shift_m=-0.03 * length,
-    )  # fmt: skip
+        (cx, 0, (belt + height - 0.06) / 2),
+        (cabin_length, width * 0.88, height - 0.06 - belt),
+        GLASS,
+        Material.GLASS,
+        top=(taper, 0.82),
+        top_shift_m=-0.03 * length,
+    )
     roof_x = cx - 0.03 * length
     b.box((roof_x, 0, height - 0.04), (cabin_length * (taper + 0.02), width * 0.75, 0.08), paint)
     for side in (-1, 1):  # the B-pillars keep the side from being one sheet of glass

@@ -31,9 +31,13 @@ def _torso_and_head(
     """Torso from hip (x, z) to shoulder (x, z), with the head above; y is 0."""
     cx, cz = (hip[0] + shoulder[0]) / 2, (hip[1] + shoulder[1]) / 2
     b.box(
-        (hip[0], 0, cz), (0.24, breadth_m * 0.8, shoulder[1] - hip[1]), shirt, Material.CLOTH,
-        top=(1.0, 1.25), top_shift_m=shoulder[0] - hip[0],
-    )  # fmt: skip
+        (hip[0], 0, cz),
+        (0.24, breadth_m * 0.8, shoulder[1] - hip[1]),
+        shirt,
+        Material.CLOTH,
+        top=(1.0, 1.25),
+        top_shift_m=shoulder[0] - hip[0],
+    )
     head_x, head_z = shoulder[0] + 0.15 * (shoulder[0] - cx), shoulder[1] + 0.02
     b.cylinder((head_x, 0, head_z), (head_x, 0, head_z + 0.2), 0.1, skin, Material.SKIN, sides=6)
     b.cylinder(
@@ -181,9 +185,14 @@ def traffic_cone(rng: np.random.Generator) -> Shape:
     for i in range(5):
         band = i in (1, 3)
         b.cylinder(
-            (0, 0, float(levels[i])), (0, 0, float(levels[i + 1])), float(radii[i]), white if band else ORANGE,
-            Material.REFLECTOR if band else Material.PLASTIC, end_radius_m=float(radii[i + 1]), sides=6,
-        )  # fmt: skip
+            (0, 0, float(levels[i])),
+            (0, 0, float(levels[i + 1])),
+            float(radii[i]),
+            white if band else ORANGE,
+            Material.REFLECTOR if band else Material.PLASTIC,
+            end_radius_m=float(radii[i + 1]),
+            sides=6,
+        )
     return fit("movable_object.trafficcone", b, -9.0)
 
 

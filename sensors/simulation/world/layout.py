@@ -229,9 +229,12 @@ def _add_lots(rng: np.random.Generator, layout: Layout) -> None:
                 fill_band(layout.surface, road, lot.s_m, lot.d_m, Surface.DIRT if lot.construction else Surface.LOT)
                 drive = s + length / 2
                 fill_band(
-                    layout.surface, road, (drive - 2.5, drive + 2.5),
-                    (side * (road.half_width_m - 0.2), side * (near + 0.2)), Surface.LOT,
-                )  # fmt: skip
+                    layout.surface,
+                    road,
+                    (drive - 2.5, drive + 2.5),
+                    (side * (road.half_width_m - 0.2), side * (near + 0.2)),
+                    Surface.LOT,
+                )
             s += length + float(rng.uniform(2, 14))
 
 
