@@ -236,13 +236,14 @@ def _model_jobs(model: PerceptionModel, counts: Mapping[str, int]) -> list[_Job]
     for name, part in trial.parts.items():
         if isinstance(part, CameraBatch) or (isinstance(part, LidarBatch) and counts[name] > 1):
             part.present[0, 0] = False
-    expected = perception_outputs(model(masked(trial, modalities, present)))
+    expected, interface = perception_outputs(model(masked(trial, modalities, present))), model_interface(model, counts)
+    _check_outputs(interface, expected)
     jobs = [
         _Job(
             "model",
             "",
             ModelGraph(model),
-            model_interface(model, counts),
+            interface,
             model_inputs(model, first),
             model_inputs(model, trial) | {"present": present},
             expected,
@@ -255,6 +256,21 @@ def _model_jobs(model: PerceptionModel, counts: Mapping[str, int]) -> list[_Job]
         interface, suffix = rig_interface(model, camera, counts[name]), f".{prefix(name, 'camera')}rig"
         jobs.append(_Job("rig", suffix, graph, interface, rig_inputs(first.part(name)), inputs, eager))
     return jobs
+
+
+def _check_outputs(interface: Interface, expected: Tensors) -> None:
+    """ExportError where a task's `interface` is not what its output is."""
+    batch_size, specs = len(expected["perceived"]), {spec.name: spec for spec in interface.outputs}
+    for name in dict.fromkeys((*specs, *expected)):
+        shape = [batch_size if size == "B" else size for size in specs[name].shape] if name in specs else None
+        stated = "no such output" if shape is None else f"{specs[name].dtype} {shape}"
+        tensor = expected.get(name)
+        given = "none" if tensor is None else f"{str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)}"
+        if stated != given:
+            raise ExportError(
+                f"output {name}: its task's interface has {stated} for a batch of {batch_size}, and the model gives {given}: "
+                "correct the interface"
+            )
 
 
 @torch.no_grad()

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
+from fusion.runtime import TensorSpec
 from robustbev import PerceptionModel, RigConfig
-from robustbev.export import ExportError
+from robustbev.export import ExportError, _check_outputs
 from robustbev.export.check import compare
 from robustbev.export.graphs import ModelGraph, perception_outputs
 from robustbev.export.interface import model_interface
 from robustbev.precision import Precision
 from robustbev.results.ticks import tick_result
 from sensors.batch import SensorBatch
-from tests.counting import Counts, asked_for_counts, counting
+from tests.counting import Counts, CountsTask, asked_for_counts, counting
 from tests.small_replay import CAMERA_CHANNELS, RADAR_CHANNELS, noise_frame, noise_tick
 from tests.tiny_model import random_sensors, tiny_config, tiny_model
 
@@ -106,6 +108,26 @@ def test_two_tensors_of_one_name_are_refused(model: PerceptionModel) -> None:
     model.heads["lidar"] = model.heads["counts"]
     with pytest.raises(ExportError, match=r"would be called 'lidar_count'.*another name"):
         model_interface(model, SENSORS)
+
+
+@pytest.mark.parametrize(
+    ("specs", "words"),
+    [
+        ((), r"output counts_count: .* no such output for a batch of 2, and the model gives float32 \[2, 16, 16\]"),
+        ((("count", "float32", (16, "B", 16)),), r"float32 \[16, 2, 16\] for .* gives float32 \[2, 16, 16\]"),
+        ((("count", "int64", ("B", 16, 16)),), r"int64 \[2, 16, 16\] for .* gives float32"),
+        ((("count", "float32", ("B", 16, 16)), ("sum", "float32", ("B",))), r"counts_sum: .* gives none: correct"),
+    ],
+)
+def test_an_interface_that_is_not_the_output_s_is_told(
+    model: PerceptionModel, monkeypatch: pytest.MonkeyPatch, specs: tuple[Any, ...], words: str
+) -> None:
+    with torch.no_grad():
+        expected = perception_outputs(model(random_sensors()))
+    _check_outputs(model_interface(model, SENSORS), expected)
+    monkeypatch.setattr(CountsTask, "interface", lambda self: tuple(TensorSpec(*spec) for spec in specs))
+    with pytest.raises(ExportError, match=words):
+        _check_outputs(model_interface(model, SENSORS), expected)
 
 
 def test_an_exported_output_may_be_nan_where_the_models_is_and_nowhere_else(model: PerceptionModel) -> None:
