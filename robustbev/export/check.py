@@ -150,13 +150,15 @@ def _compare_boxes(expected: Tensors, got: Tensors, gaps: dict[str, float]) -> t
                 pairs.append((i, j))
                 taken.add(j)
                 break
-    mine, theirs = (torch.tensor(side, dtype=torch.long) for side in (zip(*pairs, strict=True) if pairs else ((), ())))
+    expected_index, got_index = (
+        torch.tensor(side, dtype=torch.long) for side in (zip(*pairs, strict=True) if pairs else ((), ()))
+    )
     for name in BOX_FIELDS:
-        first, second = expected[name][mine].float(), got[name][theirs].float()
+        first, second = expected[name][expected_index].float(), got[name][got_index].float()
         if name == "yaw_rad":
             first, second = torch.remainder(first - second + math.pi, 2 * math.pi), torch.full_like(second, math.pi)
         _note(gaps, name, first, second)
-    alone = [(expected, i) for i in range(len(distance)) if i not in set(mine.tolist())]
+    alone = [(expected, i) for i in range(len(distance)) if i not in set(expected_index.tolist())]
     alone += [(got, j) for j in range(distance.shape[1]) if j not in taken]
     reasons = [_at_a_tie(side, index, expected, got) for side, index in alone]
     return len(distance), len(alone) - sum(reasons), sum(reasons)

@@ -54,13 +54,13 @@ class ModelGraph(Graph):
         self.outputs = (*answers, "perceived", "attention", "coverage")
 
     def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
-        given = dict(zip(self.inputs, tensors, strict=True))
+        inputs = dict(zip(self.inputs, tensors, strict=True))
         features: dict[str, BEVFeatures | None] = {}
         for i, (name, kind) in enumerate(self.kinds.items()):
-            mine = {what: given[f"{prefix(name, kind)}{what}"] for what in _INPUTS[kind]}
+            sensor_inputs = {what: inputs[f"{prefix(name, kind)}{what}"] for what in _INPUTS[kind]}
             encode = {"camera": _encode_cameras, "lidar": _encode_lidar, "radar": _encode_radar}[kind]
-            features[name] = encode(self.model.encoder(name), mine, given["present"][:, i])
-        seen = self.model.perceive_features(features, given["present"].shape[0])
+            features[name] = encode(self.model.encoder(name), sensor_inputs, inputs["present"][:, i])
+        seen = self.model.perceive_features(features, inputs["present"].shape[0])
         outputs = perception_outputs(seen)
         return tuple(outputs[name] for name in self.outputs)
 
@@ -169,7 +169,7 @@ def model_inputs(model: PerceptionModel, batch: SensorBatch) -> dict[str, Tensor
     Raises:
         ValueError: the batch lacks a modality of the model; give its tensors and say in `present` that it is not there.
     """
-    given: dict[str, Tensor] = {}
+    graph_inputs: dict[str, Tensor] = {}
     for name, modality in model.config.modalities.items():
         match batch.part(name):
             case None:
@@ -185,9 +185,9 @@ def model_inputs(model: PerceptionModel, batch: SensorBatch) -> dict[str, Tensor
             case other:
                 raise ValueError(f"{name}: expected the batch of a modality, got {type(other).__name__}")
         inputs = (f"{prefix(name, modality.kind)}{what}" for what in _INPUTS[modality.kind])
-        given |= dict(zip(inputs, tensors, strict=True))
-    given["present"] = torch.ones(batch.batch_size, len(model.config.modalities), dtype=torch.bool)
-    return given
+        graph_inputs |= dict(zip(inputs, tensors, strict=True))
+    graph_inputs["present"] = torch.ones(batch.batch_size, len(model.config.modalities), dtype=torch.bool)
+    return graph_inputs
 
 
 @torch.no_grad()

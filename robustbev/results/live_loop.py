@@ -139,10 +139,10 @@ class LiveReport:
     def diagnoses(self) -> list[Diagnosis]:
         """The perception as a whole, every sensor, and how the node keeps up."""
         if self.result is not None:
-            found = diagnoses(self.result)
+            entries = diagnoses(self.result)
         else:
-            found = [Diagnosis(Level.ERROR, "perception", f"NO PERCEPTION: {self.problem}", "model", ())]
-            found += sensor_diagnoses(self.tick)
+            entries = [Diagnosis(Level.ERROR, "perception", f"NO PERCEPTION: {self.problem}", "model", ())]
+            entries += sensor_diagnoses(self.tick)
         behind = self.dropped_now > 0 or self.result is None
         message = "falls behind: messages or ticks are left out" if behind else "keeps up"
         values = [
@@ -154,7 +154,7 @@ class LiveReport:
             ("messages dropped", str(sum(self.dropped.values()))),
             *((f"messages dropped of {topic}", str(count)) for topic, count in sorted(self.dropped.items())),
         ]
-        return [*found, Diagnosis(Level.WARN if behind else Level.OK, "live", message, "model", tuple(values))]
+        return [*entries, Diagnosis(Level.WARN if behind else Level.OK, "live", message, "model", tuple(values))]
 
 
 @dataclass

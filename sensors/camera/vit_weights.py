@@ -122,10 +122,12 @@ def _read(path: Path) -> dict[str, Tensor]:
         ) from error
     state: dict[str, Tensor] = {}
     for name, value in _innermost(content).items():
-        ours = _our_name(name)
-        if ours in state:
-            raise ValueError(f"{path}: two tensors for {ours}, {name!r} being the second; save one network by itself")
-        state[ours] = value
+        own_name = _our_name(name)
+        if own_name in state:
+            raise ValueError(
+                f"{path}: two tensors for {own_name}, {name!r} being the second; save one network by itself"
+            )
+        state[own_name] = value
     if not any(name.startswith("blocks.") for name in state):
         found = ", ".join(list(state)[:3]) or "no tensors"
         raise ValueError(f"{path}: no ViT named as by timm or DINOv2: expected names like {_EXAMPLE}, got {found}")
@@ -238,10 +240,10 @@ def _fit_positions(state: Mapping[str, Tensor], grid: tuple[int, int], resized: 
     return torch.cat([entry, patches], dim=1)
 
 
-def _grid_of(tokens: int, ours: tuple[int, int]) -> tuple[int, int] | None:
+def _grid_of(tokens: int, own_grid: tuple[int, int]) -> tuple[int, int] | None:
     """(h, w) of so many tokens: our own grid, or a square; None where they are neither."""
-    if tokens == ours[0] * ours[1]:
-        return ours
+    if tokens == own_grid[0] * own_grid[1]:
+        return own_grid
     side = math.isqrt(max(tokens, 0))
     return (side, side) if tokens > 0 and side * side == tokens else None
 

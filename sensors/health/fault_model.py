@@ -136,8 +136,8 @@ def fit_model(
         value = -float((share * target * log_p).sum()) + 0.5 * penalty * float((decay**2).sum())
         return value, (gradient + penalty * decay)[1:].ravel()
 
-    found = minimize(loss, np.zeros(free[0] * free[1]), jac=True, method="L-BFGS-B", options={"maxiter": 150})
-    fitted = np.vstack([np.zeros((1, free[1])), found.x.reshape(free)])
+    optimum = minimize(loss, np.zeros(free[0] * free[1]), jac=True, method="L-BFGS-B", options={"maxiter": 150})
+    fitted = np.vstack([np.zeros((1, free[1])), optimum.x.reshape(free)])
     return FaultModel(names, faults, blank.centre, blank.spread, blank.knots, fitted)
 
 

@@ -127,12 +127,12 @@ class RecordedLog:
         seldom, holds on. In publish order a file is read twice, the first time for its chunks' times, and thrice where it is
         one of several.
         """
-        wanted = None if topics is None else frozenset(topics)
+        selected = None if topics is None else frozenset(topics)
         counts = self._counts = self._damages()
         self._malformed = {}
         if start_ns is not None:
-            yield from self._latched(wanted, start_ns, order, counts)
-        for due in self._raw(wanted, Query(None, start_ns, end_ns, order), counts):
+            yield from self._latched(selected, start_ns, order, counts)
+        for due in self._raw(selected, Query(None, start_ns, end_ns, order), counts):
             yield self._message(due)
 
     def _raw(

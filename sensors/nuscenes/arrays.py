@@ -85,10 +85,10 @@ def check_root(config: NuScenesConfig) -> Path:
         )
     tables = root / config.version
     if not tables.is_dir():
-        found = sorted(path.parent.name for path in root.glob("*/sample_data.json"))
+        versions = sorted(path.parent.name for path in root.glob("*/sample_data.json"))
         raise DataRootError(
             f"data root {root} has no version {config.version!r} (data.nuscenes.version); versions there: "
-            f"{', '.join(found) or 'none'}. A version is a folder of JSON tables, from the metadata archive (*_meta.tgz)"
+            f"{', '.join(versions) or 'none'}. A version is a folder of JSON tables, from the metadata archive (*_meta.tgz)"
         )
     missing = [name for name in TABLES if not (tables / f"{name}.json").is_file()]
     if missing:

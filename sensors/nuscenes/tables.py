@@ -373,8 +373,8 @@ def _splits(config: NuScenesConfig, devkit: Any) -> dict[str, list[int]]:
         if split not in _VERSION_OF_SPLIT:
             names[split] = get_scenes_of_custom_split(split, devkit)
     scene_of = {row["name"]: i for i, row in enumerate(devkit.scene)}
-    found = {split: [scene_of[name] for name in scenes if name in scene_of] for split, scenes in names.items()}
-    return {split: scenes for split, scenes in found.items() if scenes}
+    scenes_of = {split: [scene_of[name] for name in scenes if name in scene_of] for split, scenes in names.items()}
+    return {split: scenes for split, scenes in scenes_of.items() if scenes}
 
 
 def _custom_split_names(config: NuScenesConfig) -> list[str]:

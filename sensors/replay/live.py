@@ -63,17 +63,17 @@ class LivePlayback(Playback):
     def __init__(
         self, mapping: LogMapping, channels: Channels, config: LiveConfig, *, decode: DecodeSize | None = None
     ) -> None:
-        found = sources(channels, mapping, config)
-        if not found:
+        source_of = sources(channels, mapping, config)
+        if not source_of:
             mapped = ", ".join([*mapping.cameras, *mapping.lidars, *mapping.radars])
             known = ", ".join(channels.modalities())
             raise LogError(f"mapping: expected at least one of the model's channels {known}, got {mapped}")
         rig = Rig(mapping, gap_ns=round(config.ego_pose_gap_s * SECOND_NS))
         super().__init__(
-            found, rig, channels, config, Window(None, None, "log"), hz=config.tick_hz, log_hz={}, decode=decode
+            source_of, rig, channels, config, Window(None, None, "log"), hz=config.tick_hz, log_hz={}, decode=decode
         )
         self._assembler.endured = Exception  # whatever a decoder raises, the node goes on without that sensor
-        self._reference = found.get(channels.reference)
+        self._reference = source_of.get(channels.reference)
         self._held: list[LogMessage] | None = []  # what came before the ticks begin; None: they did
         self._waiting_since_ns: int | None = None
 

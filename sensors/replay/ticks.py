@@ -69,19 +69,19 @@ def ticks(
         raise ValueError(f"expected at least 1 pass through the log, got loop {loop}")
     part = window(log, start_s, duration_s, order)
     check_mapping(mapping, log)
-    found = sources(channels, mapping, config)
-    topics = wanted_topics(log, found)
-    begin_ns, shift_ns = _begin(log, found, channels, part, config)
+    source_of = sources(channels, mapping, config)
+    topics = wanted_topics(log, source_of)
+    begin_ns, shift_ns = _begin(log, source_of, channels, part, config)
     rig, poses = Rig(mapping, gap_ns=round(config.ego_pose_gap_s * SECOND_NS)), poses or MissingPoses()
     poses.left_out = rig.tree.left_out
     replay = Playback(
-        found,
+        source_of,
         rig,
         channels,
         config,
         part,
-        hz=tick_rate_hz(log, found, config, part),
-        log_hz=_rates_hz(log, found),
+        hz=tick_rate_hz(log, source_of, config, part),
+        log_hz=_rates_hz(log, source_of),
         decode=decode,
     )
     for lap in range(loop):

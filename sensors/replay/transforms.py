@@ -143,11 +143,11 @@ class TransformTree:
         """What between two frames is not as in a tree, or did not stay as it was first told; errors as `lookup`."""
         key = _name(target), _name(source)
         way, *_ = self._find_ways(*key)
-        found = [fault for edge in way if (fault := self._several_parents(edge.child))]
-        found += [self._apart[key]] if key in self._apart else []
-        found += [self._changed[edge.parent, edge.child] for edge in way if (edge.parent, edge.child) in self._changed]
-        found += [f"transform {edge} moves during the drive" for edge in way if edge.moves]
-        return tuple(found)
+        doubts = [fault for edge in way if (fault := self._several_parents(edge.child))]
+        doubts += [self._apart[key]] if key in self._apart else []
+        doubts += [self._changed[edge.parent, edge.child] for edge in way if (edge.parent, edge.child) in self._changed]
+        doubts += [f"transform {edge} moves during the drive" for edge in way if edge.moves]
+        return tuple(doubts)
 
     def newest_ns(self, target: str, source: str) -> tuple[int, int] | None:
         """Up to when the transform is known by messages, and their spacing there; None: not sent over time, or unknown."""

@@ -67,15 +67,15 @@ def listened_topics(
             listened.append((channel, ListenedTopic(where.points, "sensor_msgs/msg/PointCloud2", Kind.SENSOR)))
     listened.append(("transforms", ListenedTopic(TF, "tf2_msgs/msg/TFMessage", Kind.TRANSFORMS)))
     listened.append(("transforms", ListenedTopic(TF_STATIC, "tf2_msgs/msg/TFMessage", Kind.STATIC_TRANSFORMS)))
-    found: dict[str, tuple[str, ListenedTopic]] = {}
+    by_name: dict[str, tuple[str, ListenedTopic]] = {}
     for channel, topic in listened:
-        other, before = found.setdefault(topic.name, (channel, topic))
+        other, before = by_name.setdefault(topic.name, (channel, topic))
         if before != topic:
             raise LogError(
                 f"mapping: {topic.name} is to carry {before.type} for {other} and {topic.type} for {channel}; "
                 "a topic has one type. Correct the mapping"
             )
-    return tuple(topic for _, topic in found.values())
+    return tuple(topic for _, topic in by_name.values())
 
 
 def most_waiting(topics: Sequence[ListenedTopic], queue_messages: int) -> dict[str, int]:

@@ -119,8 +119,8 @@ def propose_mapping(log: Log) -> Proposal:
     if unknown := [f"{topic} ({seen.types.get(topic)})" for topic in seen.topics(Other)]:
         reasons.append(f"of types that nothing here reads: {', '.join(unknown)}")
     if all(seen.fault(topic) for topic in mapped):
-        found = ", ".join(f"{topic.name} ({topic.type})" for topic in log.topics()) or "no topics at all"
-        return Proposal(None, (*reasons, f"no topic carries pictures or points that can be read: {found}"), unread)
+        listed = ", ".join(f"{topic.name} ({topic.type})" for topic in log.topics()) or "no topics at all"
+        return Proposal(None, (*reasons, f"no topic carries pictures or points that can be read: {listed}"), unread)
     sensor_frames = sorted({getattr(seen.first(topic), "frame_id", "") for topic in mapped if not seen.fault(topic)})
     ego_frame, global_frame, whys = propose_frames(seen.parents, sensor_frames)
     reasons += whys

@@ -169,9 +169,9 @@ class NuScenesLog:
         At equal times: calibrations, ego pose, readings by channel (a camera's calibration before its picture), boxes.
         """
         self._damage = damage = Damage()
-        wanted = None if topics is None else frozenset(topics)
+        selected = None if topics is None else frozenset(topics)
         for planned in self._between(start_ns, end_ns):
-            if wanted is None or planned.topic in wanted:
+            if selected is None or planned.topic in selected:
                 payload = self._payload(planned)
                 if isinstance(payload, Malformed):
                     damage.malformed[planned.topic] = damage.malformed.get(planned.topic, 0) + 1

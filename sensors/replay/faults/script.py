@@ -165,10 +165,10 @@ def _corruption(key: str, words: Sequence[str]) -> Corruption:
 
 
 def _time_ns(text: str, what: str) -> int:
-    found = re.fullmatch(_NUMBER + "(ns|us|ms|s|min|h)", text.lower())
-    if found is None or abs(Decimal(found[1])) > 10**12:
+    match = re.fullmatch(_NUMBER + "(ns|us|ms|s|min|h)", text.lower())
+    if match is None or abs(Decimal(match[1])) > 10**12:
         raise FaultError(f"{text!r}: expected {what} with a unit, as 5s, 300ms or 2min")
-    return round(Decimal(found[1]) * _UNIT_NS[found[2]])
+    return round(Decimal(match[1]) * _UNIT_NS[match[2]])
 
 
 def _positive_ns(text: str, what: str) -> int:
@@ -180,8 +180,8 @@ def _positive_ns(text: str, what: str) -> int:
 
 def _measured(text: str, units: dict[str, float]) -> float | None:
     """The number times its unit; None where the unit is none of these, or the number is negative or beyond measure."""
-    found = re.fullmatch(f"{_NUMBER}({'|'.join(units)})", text.lower())
-    value = -1.0 if found is None else float(found[1]) * units[found[2]]
+    match = re.fullmatch(f"{_NUMBER}({'|'.join(units)})", text.lower())
+    value = -1.0 if match is None else float(match[1]) * units[match[2]]
     return value if 0 <= value < 1e9 else None
 
 

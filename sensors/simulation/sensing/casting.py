@@ -140,10 +140,10 @@ class MovingBodies:
     ) -> None:
         offset: Array = origins[some] - np.array([pose[0], pose[1], 0.0], np.float32)
         start, direction = _turned(offset, -float(pose[2])), _turned(rays.directions[some], yaw_rad - float(pose[2]))
-        found = self._scenes[i].run(start, direction, distance[some], query="INTERSECT", output=True)
-        met = np.flatnonzero(found["primID"] >= 0)
-        distance[some[met]] = found["tfar"][met]
-        face[some[met]] = found["primID"][met] + self._first_face[i]
+        hits = self._scenes[i].run(start, direction, distance[some], query="INTERSECT", output=True)
+        met = np.flatnonzero(hits["primID"] >= 0)
+        distance[some[met]] = hits["tfar"][met]
+        face[some[met]] = hits["primID"][met] + self._first_face[i]
 
 
 def _turned(vectors: Array, yaw_rad: float) -> Array:
