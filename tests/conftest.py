@@ -23,7 +23,8 @@ settings.load_profile("no-deadline")
 
 # Those that take longest, longest first.
 LONGEST = (
-    "robustbev/export/test_artifacts.py", "training/runs/test_ray_runner.py", "robustbev/export/test_parts.py", "test_docs.py",
+    "robustbev/export/test_artifacts.py", "training/runs/cluster/test_runner.py", "robustbev/export/test_parts.py",
+    "test_docs.py",
     "training/runs/test_real_keyframe.py", "sensors/replay/test_ticks.py", "robustbev/export/test_export.py", "test_wheel.py",
     "training/comparison/test_compare.py", "training/runs/test_run.py", "training/robustness/test_tasks.py",
     "robustbev/test_kernels.py", "test_public_api.py", "gpu/test_gpu.py",

@@ -18,8 +18,8 @@ from sensors.extras import require
 from training.comparison.plan import Job, JobResult, Stop
 from training.console.progress import Bars
 from training.loop.history import read_history
-from training.runs.ray_pool import RayTask, run_tasks, share_out
-from training.runs.ray_session import ray_session
+from training.runs.cluster.pool import RayTask, run_tasks, share_out
+from training.runs.cluster.session import ray_session
 
 _SHOWN_JOBS = 3  # beside the bar
 

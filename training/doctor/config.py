@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from robustbev.precision import choose_precision
+from sensors.errors import SensorDataWarning
 from sensors.extras import require
 from training.data.handover import shared_memory_bytes, shared_memory_fault
 from training.doctor.answer import Answer, without
@@ -77,7 +79,8 @@ def _model(run: RunConfig) -> Answer:
     from training.data.dataset import rig_of, with_rig
 
     try:
-        with_rig(run.model, run.data)
+        with warnings.catch_warnings(action="ignore", category=SensorDataWarning):  # of what is answered below
+            with_rig(run.model, run.data)
     except ValueError as error:
         return Answer("modalities", False, str(error))
     used: list[str] = []

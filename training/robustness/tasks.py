@@ -27,10 +27,10 @@ from training.files.code_digest import code_digest
 from training.loop.memory import keep_freed_memory
 from training.robustness.cases import Case, evaluate_cases, parse_case
 from training.robustness.config import RobustnessConfig
-from training.runs import ray_pool
+from training.runs.cluster import pool as ray_pool
+from training.runs.cluster.pool import RayTask, share_out
+from training.runs.cluster.session import ray_session
 from training.runs.config import RunConfig
-from training.runs.ray_pool import RayTask, share_out
-from training.runs.ray_session import ray_session
 from training.tasks.detection.result import SubsetResult
 from training.tasks.predictions import Progress
 

@@ -21,10 +21,10 @@ from training.data.dataset import open_reader
 from training.loop.checkpoint import CheckpointStore
 from training.loop.peers import Alone
 from training.loop.train import Outcome
+from training.runs.cluster.runner import fit
 from training.runs.config import RunConfig
 from training.runs.files import RunFiles
 from training.runs.precision import report_precision
-from training.runs.ray_runner import fit
 from training.runs.worker import Post, work
 from training.tracking.run import MLflowRun, absolute_uri, default_uri, git_commit
 from training.tracking.sending import Sending

@@ -37,8 +37,8 @@ from training.evaluation.config import every_subset
 from training.files.config_file import ConfigError
 from training.loop.history import read_history
 from training.loop.train import Outcome
+from training.runs.cluster.session import ray_session
 from training.runs.files import RunBusyError, RunFiles
-from training.runs.ray_session import ray_session
 from training.tasks.detection.result import SubsetResult
 from training.tracking.run import PARENT_TAG
 

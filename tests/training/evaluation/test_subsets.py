@@ -30,6 +30,7 @@ from sensors.frames import KINDS
 from sensors.nuscenes.config import NuScenesConfig
 from sensors.nuscenes.reader import NuScenesReader
 from tests.counting import Counts, asked_for_counts
+from tests.training.tasks.detection.some_boxes import some_boxes
 from training.evaluation.config import EvaluationConfig, every_subset, subset_name
 from training.evaluation.subsets import evaluate_subsets, possible_subsets, predict_subsets
 from training.evaluation.tables import read_subsets
@@ -509,58 +510,6 @@ def test_of_many_modalities_all_together_each_alone_and_all_but_each_are_measure
     assert every_subset("abcd") == ("a+b+c+d", "a+b+c", "a+b+d", "a+c+d", "b+c+d", "a", "b", "c", "d")
 
 
-def _boxes(n: int, **fields: torch.Tensor) -> Boxes:
-    base = Boxes(
-        torch.zeros(n, 3), torch.ones(n, 3), torch.zeros(n), torch.zeros(n, 2), torch.zeros(n, dtype=torch.long),
-        torch.full((n,), -1), torch.ones(n),
-    )  # fmt: skip
-    return dataclasses.replace(base, **fields)
-
-
-def test_a_submission_keeps_the_best_boxes_and_only_valid_attributes() -> None:
-    n = 700
-    boxes = _boxes(
-        n, label=torch.arange(n) % 10, attribute=torch.arange(n) % 9 - 1, score=torch.linspace(0, 1, n),
-        velocity_mps=torch.full((n, 2), math.nan),
-    )  # fmt: skip
-    rows = submission_boxes("t", boxes, np.eye(4), NUSCENES_CLASSES, NUSCENES_ATTRIBUTES)
-    assert len(rows) == 500
-    assert rows[0]["detection_score"] == 1.0
-    assert type(rows[0]["detection_score"]) is float
-    first = {"car": "vehicle", "pedestrian": "pedestrian", "bicycle": "cycle", "barrier": "", "traffic_cone": ""}
-    for row in rows:
-        assert row["velocity"] == [0.0, 0.0]
-        if row["detection_name"] in first:
-            assert row["attribute_name"].split(".")[0] == first[row["detection_name"]]
-    few = submission_boxes(
-        "t", boxes, np.eye(4), NUSCENES_CLASSES, NUSCENES_ATTRIBUTES, score_threshold=0.999, max_boxes=9
-    )
-    assert len(few) == 1
-    assert submission_boxes("t", Boxes.empty(), np.eye(4), NUSCENES_CLASSES, NUSCENES_ATTRIBUTES) == []
-
-
-def test_a_submission_is_in_the_global_frame() -> None:
-    quarter_turn = np.eye(4)
-    quarter_turn[:2, :2] = [[0, -1], [1, 0]]
-    quarter_turn[:3, 3] = [100, 200, 3]
-    boxes = _boxes(
-        1, center_m=torch.tensor([[10.0, 1.0, 0.5]]), velocity_mps=torch.tensor([[2.0, 0.0]]),
-        size_m=torch.tensor([[2.0, 4.0, 1.5]]),
-    )  # fmt: skip
-    row = submission_boxes("t", boxes, quarter_turn, NUSCENES_CLASSES, NUSCENES_ATTRIBUTES)[0]
-    assert row["translation"] == pytest.approx([99.0, 210.0, 3.5])
-    assert row["velocity"] == pytest.approx([0.0, 2.0])
-    assert row["size"] == pytest.approx([2.0, 4.0, 1.5])  # width, length, height
-    assert row["rotation"] == pytest.approx([math.sqrt(0.5), 0, 0, math.sqrt(0.5)], abs=1e-6)  # w, x, y, z
-    assert row["attribute_name"] == "vehicle.moving"
-
-
-def test_a_broken_model_is_named_with_the_sample() -> None:
-    boxes = _boxes(2, center_m=torch.tensor([[0.0, 0.0, 0.0], [math.nan, 0.0, 0.0]]))
-    with pytest.raises(ValueError, match=r"sample abc: .* center_m is NaN"):
-        submission_boxes("abc", boxes, np.eye(4), NUSCENES_CLASSES, NUSCENES_ATTRIBUTES)
-
-
 def test_recall_matches_as_the_devkit_does(reader: NuScenesReader, nusc: NuScenes, tmp_path: Path) -> None:
     """Finds per class at 1 m equal the true positives that the devkit's `accumulate` counts on the same boxes."""
     official = OfficialEvaluation(nusc, reader.tokens, 1000.0)
@@ -581,7 +530,7 @@ def test_recall_matches_as_the_devkit_does(reader: NuScenesReader, nusc: NuScene
 
 
 def _devkit_boxes(boxes: list[Any]) -> Boxes:
-    return _boxes(
+    return some_boxes(
         len(boxes),
         center_m=torch.tensor([b.translation for b in boxes], dtype=torch.float64).reshape(-1, 3),
         label=torch.tensor([NUSCENES_CLASSES.index(b.detection_name) for b in boxes], dtype=torch.long),

@@ -22,8 +22,8 @@ from training.robustness.tasks import (
     on_cpus,
     run_tasks,
 )
+from training.runs.cluster.session import ray_session
 from training.runs.config import RunConfig
-from training.runs.ray_session import ray_session
 from training.tasks.detection.result import SubsetResult
 from training.tasks.predictions import Progress
 

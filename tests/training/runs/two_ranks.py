@@ -17,7 +17,7 @@ from training.loop.checkpoint import TrainingState
 from training.loop.optim import OptimConfig, build_optimizer
 from training.loop.step import StepConfig, TrainingStep
 from training.loop.train import Plan, train
-from training.runs.ray_runner import DistributedPeers
+from training.runs.cluster.runner import DistributedPeers
 
 SEED = 3
 

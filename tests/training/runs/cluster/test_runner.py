@@ -23,10 +23,10 @@ from training.loop.callbacks import Callback, StepRecord
 from training.loop.history import read_history
 from training.loop.random_state import step_generator
 from training.loop.train import NonFiniteLossError, Outcome, train
+from training.runs.cluster.runner import _check_room, fit, work_on_ray
+from training.runs.cluster.session import ray_session
 from training.runs.config import RunConfig
 from training.runs.files import RunError, RunFiles
-from training.runs.ray_runner import _check_room, fit, work_on_ray
-from training.runs.ray_session import ray_session
 from training.runs.worker import Post, standard_callbacks
 
 

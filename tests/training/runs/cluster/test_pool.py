@@ -10,10 +10,10 @@ pytest.importorskip("ray")
 
 import ray
 
-from training.runs import ray_pool
+from training.runs.cluster import pool as ray_pool
+from training.runs.cluster.pool import RayTask, run_tasks, share_out
+from training.runs.cluster.session import ray_session
 from training.runs.files import RunError
-from training.runs.ray_pool import RayTask, run_tasks, share_out
-from training.runs.ray_session import ray_session
 
 
 @pytest.mark.parametrize(

@@ -6,8 +6,8 @@ import pytest
 
 pytest.importorskip("ray")
 
+from training.runs.cluster.session import ray_session
 from training.runs.files import RunError
-from training.runs.ray_session import ray_session
 
 
 @pytest.mark.parametrize("variable", ["TMPDIR", "RAY_TMPDIR"])

@@ -27,10 +27,10 @@ from training.files.atomic import write_text
 from training.loop.callbacks import Callback, StepRecord
 from training.loop.history import read_history
 from training.loop.train import Forward, Outcome
+from training.runs.cluster.pool import check_gpu
+from training.runs.cluster.session import ray_session
 from training.runs.config import RunConfig
 from training.runs.files import RunError, RunFiles
-from training.runs.ray_pool import check_gpu
-from training.runs.ray_session import ray_session
 from training.runs.worker import Post
 
 _SNAPSHOT = "checkpoint_manager_snapshot.json"  # Ray's list of checkpoints
