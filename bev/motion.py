@@ -1,8 +1,8 @@
 """What points tell of motion by themselves, before anything is learned: how places move from sweep to sweep, and Doppler.
 
 A walker of 1.3 m/s moves a third of a metre between two sweeps a quarter of a second apart, less than a cell is long; the mean of
-what stands in a window around the cell shows it all the same. Of a truck, which is longer than the window, it shows
-nothing; the classes of the detection head learn by themselves what to make of it.
+what stands in a window around the cell shows it all the same. Of a truck, which is longer than most windows, it shows
+little; the classes of the detection head learn by themselves what to make of it.
 
 Letters: B samples, P points (padded), S sums, W windows, X and Y cells.
 """
@@ -16,7 +16,7 @@ from torch import Tensor
 from .grid import BEVGrid
 from .pillars import point_cells
 
-_WINDOWS_M = (2.4, 4.0)
+_WINDOWS_M = (2.4, 4.0, 7.2)
 _OVER_GROUND_M = 0.3  # rings on the ground keep their distance from the vehicle, and seem to go with it
 _LEAST_POINTS = 4
 _LEAST_VARIANCE_S2 = 1e-3  # of ages: of two sweeps 0.063 s apart; what moves in less is less than a LiDAR is exact
@@ -34,7 +34,8 @@ def point_drift(
     z_range_m: tuple[float, float],
     valid: Tensor | None = None,
 ) -> Tensor:
-    """[B, 3 W, X, Y] float32: velocity x and y in 5 m/s, and whether they are known (1, else all 0), by windows of 2.4 and 4 m.
+    """[B, 3 W, X, Y] float32: velocity x and y in 5 m/s, and whether they are known (1, else all 0), by window of
+    2.4, 4 and 7.2 m.
 
     `points` [B, P, 3 or more] begin with x, y, z (m), where the motion of the vehicle has been taken out of them; `age_s` [B, P];
     of each sample the first `count` [B] count, without what is not `valid` [B, P], below 0.3 m or outside `z_range_m`.
