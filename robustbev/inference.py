@@ -14,7 +14,7 @@ from sensors.camera.images import DecodeSize
 from sensors.camera.prepare import Camera
 from sensors.errors import SensorDataError, SensorDataWarning, naming
 from sensors.frame_checks import readings_of
-from sensors.frames import Absence, CameraImage, Lack, SensorFrame
+from sensors.frames import CameraImage, Lack, SensorFrame
 from sensors.lidar.config import LidarConfig
 from sensors.lidar.prepare import Lidar
 from sensors.modality import Modality, Preparation
@@ -89,28 +89,30 @@ def warn_of_absent(sensors: Mapping[str, SensorUse]) -> None:
             warnings.warn(message, SensorDataWarning, stacklevel=3)  # where `perceive` was called
 
 
-def malformed(error: SensorDataError) -> Absence:
-    """Why a sensor is absent whose reading or calibration is none."""
-    return Absence(Lack.UNCALIBRATED if isinstance(error, CalibrationError) else Lack.MALFORMED, str(error))
-
-
 def without(frame: SensorFrame, channel: str) -> SensorFrame:
     """The frame as if this sensor had given nothing."""
     cameras, lidar, radar = (
         None if readings is None else tuple(r for r in readings if r is None or r.channel != channel)
         for readings in (frame.cameras, frame.lidar, frame.radar)
     )
-    return replace(frame, cameras=cameras, lidar=lidar, radar=radar)  # type: ignore[arg-type]  # of their own kinds
+    absent = {other: why for other, why in frame.absent.items() if other != channel}
+    return replace(frame, cameras=cameras, lidar=lidar, radar=radar, absent=absent)  # type: ignore[arg-type]  # of their kinds
 
 
 def on_rig(frame: SensorFrame, rig: RigConfig) -> SensorFrame:
     """The frame with its cameras in the places of the rig's.
 
     Raises:
-        SensorDataError: of one sensor, its `channel`: it has more sweeps or pictures than the rig says.
+        SensorDataError: of one sensor, its `channel`: it has more sweeps or pictures than the rig says, or `SensorFrame.absent`
+            says that what it gave cannot be.
         ValueError: `frame` is none, or holds a sensor that the rig does not have.
     """
     readings_of(frame)  # so that what is looked at has a channel
+    for channel, absence in frame.absent.items():
+        if absence.lack in (Lack.MALFORMED, Lack.UNCALIBRATED):
+            kind = CalibrationError if absence.lack is Lack.UNCALIBRATED else SensorDataError
+            with naming(channel):
+                raise kind(absence.reason)
     _check_sweeps(frame.token, [s.channel for s in frame.lidar or ()], "LiDAR", rig.lidar_channels, rig.lidar_sweeps)
     _check_sweeps(frame.token, [s.channel for s in frame.radar or ()], "radar", rig.radar_channels, rig.radar_sweeps)
     if frame.cameras is None:

@@ -15,12 +15,12 @@ from numpy.typing import NDArray
 from robustbev.config import DETECTION, RigConfig
 from robustbev.cuda_graphs import CudaGraphs
 from robustbev.detections import Detections
-from robustbev.inference import malformed, on_rig, preparation, warn_of_absent, without
+from robustbev.inference import on_rig, preparation, warn_of_absent, without
 from robustbev.network import PerceptionNetwork
 from robustbev.perception import Perception
 from sensors.batch import map_tensors
 from sensors.errors import SensorDataError
-from sensors.frames import SensorFrame
+from sensors.frames import Absence, SensorFrame
 from sensors.modality import Preparation
 from sensors.points import SensorUse
 from sensors.prepare import collate, prepare
@@ -111,7 +111,7 @@ class PerceptionModel(PerceptionNetwork):
         except SensorDataError as error:
             if on_bad_sensor == "raise" or error.channel is None:
                 raise
-            bad, use = error.channel, SensorUse(malformed(error))
+            bad, use = error.channel, SensorUse(Absence.of(error))
         seen = self._perceive_sound(without(frame, bad), rig, wanted, on_bad_sensor)
         return replace(seen, sensors={**(seen.sensors or {}), bad: use})
 

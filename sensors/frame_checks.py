@@ -5,6 +5,7 @@ Letters: P points, S azimuth sectors, H and W pixels.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ MAX_AHEAD_S = (
     1.0  # of a reading before its frame's time: clocks differ a little, and a picture may follow its LiDAR sweep
 )
 MAX_AGE_S = 60.0  # of a reading; one that is older was stamped by another clock or in another unit
-_LIDAR_COLUMNS = "x_m, y_m, z_m, intensity, ring"
+LIDAR_COLUMNS = "x_m, y_m, z_m, intensity, ring"
 _RADAR_COLUMNS = "x_m, y_m, z_m, rcs_dbsm, vx_mps, vy_mps"
 _Reading = CameraImage | LidarSweep | RadarSweep
 
@@ -34,10 +35,10 @@ def check_frame(frame: SensorFrame) -> None:
     """
     readings = readings_of(frame)
     where = f"sample {frame.token}"
-    _check_time(frame.time_us, f"{where}, time_us")
+    check_time(frame.time_us, f"{where}, time_us")
     if frame.lidar_sectors is not None:
         _check_sectors(frame.lidar_sectors, where)
-    _check_matrix(frame.global_T_reference, f"{where}, global_T_reference", "a 4 x 4 pose")
+    check_matrix(frame.global_T_reference, f"{where}, global_T_reference", "a 4 x 4 pose")
     for reading in readings:
         with naming(reading.channel):
             _check_reading(reading, f"{where}, {reading.channel}", frame.time_us)
@@ -54,6 +55,11 @@ def readings_of(frame: SensorFrame) -> list[_Reading]:
     if not isinstance(frame, SensorFrame):
         raise ValueError(
             f"frame: expected a sensors.frames.SensorFrame, got {_kind(frame)}: put the sensors' data into one"
+        )
+    if not isinstance(frame.absent, Mapping):
+        raise ValueError(
+            f"sample {frame.token}, absent: expected a mapping from channels to sensors.frames.Absence, got "
+            f"{_kind(frame.absent)}: leave it out where nothing is known"
         )
     found: list[_Reading] = []
     for name, kind in (("cameras", CameraImage), ("lidar", LidarSweep), ("radar", RadarSweep)):
@@ -90,11 +96,11 @@ def _pose(reading: _Reading) -> Any:
 
 
 def _check_reading(reading: _Reading, where: str, now_us: int) -> None:
-    _check_time(reading.time_us, f"{where}, time_us")
+    check_time(reading.time_us, f"{where}, time_us")
     _check_age((int(now_us) - int(reading.time_us)) / 1e6, where)
     if isinstance(reading, CameraImage):
         _check_image(reading.image, where)
-        _check_matrix(reading.intrinsics, where, "a 3 x 3 intrinsic matrix")
+        check_matrix(reading.intrinsics, where, "a 3 x 3 intrinsic matrix")
         check_intrinsics(reading.intrinsics, where)
         focal_px = reading.intrinsics[0, 0], reading.intrinsics[1, 1]
         if min(focal_px) <= 0:
@@ -103,10 +109,10 @@ def _check_reading(reading: _Reading, where: str, now_us: int) -> None:
                 "Correct the calibration; a mirrored picture is to be turned over first"
             )
     elif isinstance(reading, LidarSweep):
-        _check_points(reading.points, where, _LIDAR_COLUMNS)
+        check_points(reading.points, where, LIDAR_COLUMNS)
     else:
-        _check_points(reading.points, where, _RADAR_COLUMNS)
-    _check_matrix(_pose(reading), where, "a 4 x 4 pose")
+        check_points(reading.points, where, _RADAR_COLUMNS)
+    check_matrix(_pose(reading), where, "a 4 x 4 pose")
 
 
 def _check_image(image: Any, where: str) -> None:
@@ -135,7 +141,8 @@ def _check_image(image: Any, where: str) -> None:
     )
 
 
-def _check_points(points: Any, where: str, columns: str) -> None:
+def check_points(points: Any, where: str, columns: str) -> None:
+    """SensorDataError, with `where` in front, for points that are not floats [P, columns]."""
     count = columns.count(",") + 1
     if isinstance(points, np.ndarray) and np.issubdtype(points.dtype, np.floating) and points.ndim == 2:
         if points.shape[1] == count:
@@ -146,15 +153,16 @@ def _check_points(points: Any, where: str, columns: str) -> None:
     raise SensorDataError(f"{where}, points: expected float32 [P, {count}], got {_kind(points)}. {action}")
 
 
-def _check_matrix(matrix: Any, where: str, what: str) -> None:
-    """Its numbers' type alone; what they are is `sensors.calibration`'s to say."""
+def check_matrix(matrix: Any, where: str, what: str) -> None:
+    """CalibrationError, with `where` in front, for what is no array of floats; which ones `sensors.calibration` judges."""
     if not (isinstance(matrix, np.ndarray) and np.issubdtype(matrix.dtype, np.floating)):
         raise CalibrationError(
             f"{where}: expected {what} of floats, got {_kind(matrix)}. Convert it with np.asarray(matrix, np.float64)"
         )
 
 
-def _check_time(time_us: Any, where: str) -> None:
+def check_time(time_us: Any, where: str) -> None:
+    """SensorDataError, with `where` in front, for a time that is no whole number of 64 bits."""
     if isinstance(time_us, bool | np.bool_) or not isinstance(time_us, int | np.integer):
         raise SensorDataError(
             f"{where}: expected whole microseconds (int), got {_kind(time_us)}. Convert seconds by round(time_s * 1e6)"

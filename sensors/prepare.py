@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -12,7 +12,7 @@ from sensors.batch import SensorBatch
 from sensors.calibration import FloatArray
 from sensors.camera.images import ImageChange
 from sensors.frame_checks import check_frame
-from sensors.frames import Absence, SensorFrame
+from sensors.frames import NOT_GIVEN, Absence, SensorFrame
 from sensors.modality import Preparation, Sample
 from sensors.points import DroppedPoints, SensorUse
 
@@ -50,7 +50,8 @@ def prepare(
     (`training.data.augmentation`). Depth targets stay in the camera's own metres; they come from the LiDAR and the camera poses
     of `depth_from`, where that is given: a frame whose sensors were made to fail would teach wrong depths.
 
-    A sensor without one usable measurement is absent, see `sensors.points`; `PreparedFrame.absent` says why.
+    A sensor without one usable measurement is absent, see `sensors.points`; `PreparedFrame.absent` says why, in the words of
+    `SensorFrame.absent` where the frame holds nothing of it.
 
     Raises:
         SensorDataError, ValueError: the frame is none, see `sensors.frame_checks.check_frame`, or `cameras` has another length
@@ -60,10 +61,11 @@ def prepare(
     change = np.eye(4) if bev_change is None else bev_change
     sample = Sample(frame, preparation, change, image_changes, depth_from)
     parts = {modality.name: modality.prepare(sample) for modality in preparation.modalities}
-    return PreparedFrame(
-        items={name: part.item for name, part in parts.items()},
-        sensors={channel: use for part in parts.values() for channel, use in part.sensors.items()},
-    )
+    sensors = {channel: use for part in parts.values() for channel, use in part.sensors.items()}
+    for channel in sensors.keys() & frame.absent:
+        if sensors[channel].absence == NOT_GIVEN:
+            sensors[channel] = replace(sensors[channel], absence=frame.absent[channel])
+    return PreparedFrame({name: part.item for name, part in parts.items()}, sensors)
 
 
 def collate(frames: Sequence[PreparedFrame], preparation: Preparation) -> SensorBatch:

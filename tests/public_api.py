@@ -34,6 +34,9 @@ PUBLIC: dict[str, tuple[str, ...] | None] = {
     "bev.lift.table": ("DepthBins", "LiftTable", "build_lift_table"),
     "bev.detection.merge": ("merge_boxes",),
     "sensors.frames": ("CameraImage", "LidarSweep", "RadarSweep", "SensorFrame"),
+    "sensors.motion": ("Trajectory",),
+    "sensors.poses": ("LINK_T_OPTICAL", "pose", "pose_of_message"),
+    "sensors.readings": ("CameraReading", "LidarReading", "RadarReading", "frame_at"),
 }
 _OURS = ("bev", "fusion", "robustbev", "sensors", "training")
 _HEADER = f"""\
@@ -60,7 +63,7 @@ def describe() -> dict[str, str]:
         elif inspect.isfunction(thing):
             found[name] = _signature(thing)
         else:
-            found[name] = f" = {thing!r}"
+            found[name] = f" = {' '.join(repr(thing).split())}"
     return found
 
 

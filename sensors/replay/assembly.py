@@ -11,11 +11,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from sensors.calibration import CalibrationError, Float64, inverse_rigid
+from sensors.calibration import CalibrationError, Float64
 from sensors.camera.images import DecodeSize, scaled_intrinsics
 from sensors.errors import SensorDataError
 from sensors.frames import CameraImage, LidarSweep, RadarSweep, SensorFrame
 from sensors.logs.messages import EncodedImage, Malformed, PointCloud, RawImage
+from sensors.motion import EgoMotion
 from sensors.replay.channels import Channels, Source
 from sensors.replay.readings import Picture, decode_picture, lidar_points, picture_size_px, radar_points
 from sensors.replay.rig import Mounting, Rig
@@ -35,29 +36,6 @@ class _Taken:
 
 
 @dataclass
-class _Motion:
-    """Ego poses by time, looked up once a tick."""
-
-    rig: Rig
-    tick_ns: int
-
-    def __post_init__(self) -> None:
-        self._poses: dict[int, Float64 | None] = {}
-        self.global_T_reference = self._pose(self.tick_ns)
-        self._reference_T_global = None if self.global_T_reference is None else inverse_rigid(self.global_T_reference)
-
-    def reference_T_ego(self, time_ns: int) -> Float64 | None:  # noqa: N802
-        """[4, 4]; None where it is not known."""
-        pose = self._pose(time_ns)
-        return None if pose is None or self._reference_T_global is None else self._reference_T_global @ pose
-
-    def _pose(self, time_ns: int) -> Float64 | None:
-        if time_ns not in self._poses:
-            self._poses[time_ns] = self.rig.ego_pose(time_ns)
-        return self._poses[time_ns]
-
-
-@dataclass
 class Assembler:
     """Makes ticks from the queues of all sensors that the log has."""
 
@@ -68,7 +46,7 @@ class Assembler:
 
     def tick(self, queues: Mapping[str, SensorQueue], *, index: int, tick_ns: int, ready_ns: int, reset: bool) -> Tick:
         """The tick as it is known at `ready_ns`."""
-        motion = _Motion(self.rig, tick_ns)
+        motion = EgoMotion(self.rig.ego_pose, tick_ns)
         slow = {channel: queue.rate_doubt(tick_ns) for channel, queue in queues.items()}
         statuses: dict[str, SensorStatus] = {}
         taken: dict[str, _Taken] = {}
@@ -141,7 +119,7 @@ class Assembler:
         detail = "; ".join(filter(None, [*reasons, slow, item.mounting.note]))
         return _status(item.source, state, tick_ns, item.reading, detail)
 
-    def _camera(self, item: _Taken, motion: _Motion, doubts: list[str]) -> CameraImage:
+    def _camera(self, item: _Taken, motion: EgoMotion, doubts: list[str]) -> CameraImage:
         picture, intrinsics = self._picture(item), item.mounting.intrinsics
         assert intrinsics is not None, "a camera's mounting has intrinsics"
         return CameraImage(
@@ -167,7 +145,7 @@ class Assembler:
         return picture
 
     def _sweeps(
-        self, item: _Taken, queue: SensorQueue, motion: _Motion, doubts: list[str]
+        self, item: _Taken, queue: SensorQueue, motion: EgoMotion, doubts: list[str]
     ) -> list[tuple[str, np.ndarray[tuple[int, ...], np.dtype[np.float32]], Float64, int]]:
         """Channel, points, reference_T_sensor and time of the measurement and of the usable sweeps before it."""
         source, channel = item.source, item.source.channel
@@ -176,15 +154,15 @@ class Assembler:
         out = [(channel, points, _placed(item, motion, doubts), _us(item.reading.stamp_ns))]
         for reading in queue.older(item.reading):
             assert isinstance(reading.payload, PointCloud)
-            reference_T_ego = motion.reference_T_ego(reading.stamp_ns)
-            if reference_T_ego is None:
-                break
             try:
                 mounting = self.rig.mounting(source, reading.payload.frame_id, reading.stamp_ns, None)
                 older, _ = _points(source, reading)
             except SensorDataError:  # it was this sensor's state at its own tick; here it is one sweep less
                 continue
-            out.append((channel, older, reference_T_ego @ mounting.ego_T_sensor, _us(reading.stamp_ns)))
+            pose = motion.reference_T_sensor(mounting.ego_T_sensor, reading.stamp_ns)
+            if pose is None:
+                break
+            out.append((channel, older, pose, _us(reading.stamp_ns)))
         return out
 
 
@@ -204,14 +182,14 @@ def _points(
     return points, notes
 
 
-def _placed(item: _Taken, motion: _Motion, doubts: list[str]) -> Float64:
+def _placed(item: _Taken, motion: EgoMotion, doubts: list[str]) -> Float64:
     """[4, 4] reference_T_sensor; without ego motion where none is known."""
-    reference_T_ego = motion.reference_T_ego(item.reading.stamp_ns)
-    if reference_T_ego is None:
+    pose = motion.reference_T_sensor(item.mounting.ego_T_sensor, item.reading.stamp_ns)
+    if pose is None:
         if motion.global_T_reference is not None:
             doubts.append(_NO_MOTION)
         return item.mounting.ego_T_sensor
-    return reference_T_ego @ item.mounting.ego_T_sensor
+    return pose
 
 
 def _status(source: Source, state: SensorState, tick_ns: int, reading: Reading, detail: str) -> SensorStatus:

@@ -15,7 +15,7 @@ import numpy as np
 from sensors.calibration import CalibrationError, Float64, intrinsics_fault, rigid_fault
 from sensors.camera.rectification import distortion_fault
 from sensors.logs.messages import CameraInfo
-from sensors.replay.poses import SAME_M, SAME_RAD
+from sensors.poses import SAME_M, SAME_RAD
 from sensors.replay.readings import lens_of, rectified_intrinsics
 
 REACH_M = 20.0  # no sensor of a road vehicle is further from the middle of its rear axle

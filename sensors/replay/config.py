@@ -6,6 +6,7 @@ from typing import Annotated
 
 from pydantic import Field
 
+from sensors.readings import TOLERANCE_S
 from sensors.settings import StrictModel
 
 Span = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -14,9 +15,9 @@ Span = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 class Tolerances(StrictModel):
     """Seconds between a measurement and the tick that it may be used at, by modality; either side."""
 
-    camera: Span = 0.15
-    lidar: Span = 0.15
-    radar: Span = 0.15
+    camera: Span = TOLERANCE_S
+    lidar: Span = TOLERANCE_S
+    radar: Span = TOLERANCE_S
 
 
 class ReplayConfig(StrictModel):

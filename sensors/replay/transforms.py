@@ -7,7 +7,6 @@ the messages' stamps. A pose row is (x, y, z, qw, qx, qy, qz), metres.
 from __future__ import annotations
 
 import warnings
-from bisect import bisect_left
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -18,10 +17,10 @@ import numpy as np
 from sensors.calibration import CalibrationError, Float64, inverse_rigid, pose_fault
 from sensors.logs.log import LogWarning
 from sensors.logs.messages import FrameTransform, FrameTransforms
-from sensors.replay.poses import apart, difference, in_words, interpolate, pose_matrix
+from sensors.motion import PoseTrack
+from sensors.poses import apart, difference, in_words, pose_matrix
 
 _AGREE_M, _AGREE_RAD = 0.05, 0.01  # ways this near are one: stamps of moving frames never meet, and cells are larger
-_BASELINE_NS = 100_000_000  # the velocity that a pose is carried on with is taken over about this time
 _NAMED = 12  # frames or transforms that a message lists
 
 
@@ -36,8 +35,7 @@ class _Edge:
     parent: str
     child: str
     static: Float64 | None = None  # [7]
-    stamps_ns: list[int] = field(default_factory=list)  # ascending
-    rows: list[Float64] = field(default_factory=list)
+    track: PoseTrack = field(default_factory=PoseTrack)
     first: Float64 | None = None  # the first row over time, to see whether later ones differ
     moves: bool = False
     matrix: Float64 | None = None  # [4, 4] of the static row
@@ -90,7 +88,7 @@ class TransformTree:
         """Forget everything that depends on time; static transforms stay."""
         self.version += 1
         for edge in list(self._edges.values()):
-            edge.stamps_ns, edge.rows, edge.first, edge.moves = [], [], None, False
+            edge.track, edge.first, edge.moves = PoseTrack(), None, False
             if edge.static is None:
                 del self._edges[edge.parent, edge.child]
                 for frame in (edge.parent, edge.child):
@@ -101,10 +99,7 @@ class TransformTree:
     def forget_before(self, time_ns: int) -> None:
         """Drop rows that no lookup from `time_ns` on needs."""
         for edge in self._edges.values():
-            # One row before the time to interpolate from, and two in all to carry on with.
-            drop = min(bisect_left(edge.stamps_ns, time_ns - _BASELINE_NS) - 1, len(edge.rows) - 2)
-            if drop > 0:
-                del edge.stamps_ns[:drop], edge.rows[:drop]
+            edge.track.forget_before(time_ns)
 
     def frames(self) -> tuple[str, ...]:
         """Every frame that was named, sorted."""
@@ -137,7 +132,7 @@ class TransformTree:
 
     def is_static(self, target: str, source: str) -> bool:
         """Whether nothing between two frames was sent over time; errors as `lookup`."""
-        return not any(edge.rows for way in self._find_ways(_name(target), _name(source)) for edge in way)
+        return not any(edge.track.rows for way in self._find_ways(_name(target), _name(source)) for edge in way)
 
     def changes(self, target: str, source: str) -> tuple[str, ...]:
         """What between two frames is not as in a tree, or did not stay as it was first told; errors as `lookup`."""
@@ -155,12 +150,11 @@ class TransformTree:
             way, *_ = self._find_ways(_name(target), _name(source))
         except TransformError:
             return None
-        edges = [edge for edge in way if edge.rows]
-        if not edges:
+        stamps = [edge.track.stamps_ns for edge in way if edge.track.rows]
+        if not stamps:
             return None
-        edge = min(edges, key=lambda edge: edge.stamps_ns[-1])
-        spacing = edge.stamps_ns[-1] - edge.stamps_ns[-2] if len(edge.rows) > 1 else self._gap_ns
-        return edge.stamps_ns[-1], spacing
+        slowest = min(stamps, key=lambda of_edge: of_edge[-1])
+        return slowest[-1], slowest[-1] - slowest[-2] if len(slowest) > 1 else self._gap_ns
 
     def _add(self, transform: FrameTransform, *, static: bool) -> None:
         parent, child = key = _name(transform.parent), _name(transform.child)
@@ -170,7 +164,7 @@ class TransformTree:
             if not static:
                 self._count_left_out(f"{parent!r} -> {child!r}", fault)
             # One bad pose among many is left out; the newest calibration, if bad, is not replaced by an older one.
-            if static or edge is None or not edge.rows:
+            if static or edge is None or not edge.track.rows:
                 self._faults[key], self._fault_is_static[key] = fault, static
                 self.version += 1
             return
@@ -239,14 +233,8 @@ class TransformTree:
         self.version += 1
 
     def _add_row(self, edge: _Edge, stamp_ns: int, row: Float64) -> None:
-        at = len(edge.stamps_ns)
-        if edge.stamps_ns and stamp_ns <= edge.stamps_ns[-1]:
-            at = bisect_left(edge.stamps_ns, stamp_ns)
-            if edge.stamps_ns[at] == stamp_ns:
-                edge.rows[at] = row
-                return
-        edge.stamps_ns.insert(at, stamp_ns)
-        edge.rows.insert(at, row)
+        if not edge.track.add(stamp_ns, row):
+            return
         if edge.first is None:
             edge.first = row
         edge.moves = edge.moves or bool(difference(edge.first, row))
@@ -329,37 +317,16 @@ class TransformTree:
         return np.eye(4) if matrix is None else matrix
 
     def _at(self, edge: _Edge, time_ns: int, hold_constant: bool) -> Float64:
-        if not edge.rows or (hold_constant and not edge.moves):
-            if edge.rows:
-                return pose_matrix(edge.rows[-1])
+        rows = edge.track.rows
+        if not rows:
             assert edge.matrix is not None, "an edge has a static row or rows over time"
             return edge.matrix
-        stamps, at = edge.stamps_ns, bisect_left(edge.stamps_ns, time_ns)
-        if at < len(stamps) and stamps[at] == time_ns:
-            return pose_matrix(edge.rows[at])
-        if 0 < at < len(stamps) and stamps[at] - stamps[at - 1] <= self._gap_ns:
-            before, after = at - 1, at
-        else:
-            near = min(max(at - 1, 0), len(stamps) - 1)
-            if at < len(stamps) and abs(stamps[at] - time_ns) < abs(stamps[near] - time_ns):
-                near = at
-            if abs(stamps[near] - time_ns) > self._gap_ns:
-                raise TransformError(_too_far(edge, stamps[near], time_ns, self._gap_ns))
-            before, after = self._carried_on(edge, near, time_ns)
-        if before == after:
-            return pose_matrix(edge.rows[before])
-        share = (time_ns - stamps[before]) / (stamps[after] - stamps[before])
-        return pose_matrix(interpolate(edge.rows[before], edge.rows[after], share))
-
-    def _carried_on(self, edge: _Edge, near: int, time_ns: int) -> tuple[int, int]:
-        """The rows whose velocity carries row `near` to a time outside; equal where there is only one."""
-        stamps, step = edge.stamps_ns, -1 if time_ns > edge.stamps_ns[near] else 1
-        other = near
-        while 0 <= other + step < len(stamps) and abs(stamps[other] - stamps[near]) < _BASELINE_NS:
-            if abs(stamps[other + step] - stamps[near]) > self._gap_ns:
-                break
-            other += step
-        return min(near, other), max(near, other)
+        if hold_constant and not edge.moves:
+            return pose_matrix(rows[-1])
+        pose = edge.track.at(time_ns, self._gap_ns)
+        if pose is None:
+            raise TransformError(f"transform {edge} {edge.track.why_not(time_ns, self._gap_ns)}")
+        return pose
 
 
 def _trace(came_by: Mapping[str, _Edge | None], frame: str) -> _Way:
@@ -402,11 +369,3 @@ def _told(way: _Way) -> str:
 def _listed(frames: tuple[str, ...]) -> str:
     more = f" and {len(frames) - _NAMED} more" if len(frames) > _NAMED else ""
     return (", ".join(frames[:_NAMED]) or "none") + more
-
-
-def _too_far(edge: _Edge, stamp_ns: int, time_ns: int, gap_ns: int) -> str:
-    return (
-        f"transform {edge} is not known at {time_ns / 1e9:.3f} s: the nearest is "
-        f"{abs(time_ns - stamp_ns) / 1e9:.3f} s {'older' if stamp_ns < time_ns else 'newer'}, more than the {gap_ns / 1e9:g} s "
-        "that it is carried on or interpolated over"
-    )

@@ -15,8 +15,10 @@ from hypothesis import strategies as st
 
 from robustbev import Detections, PerceptionModel
 from robustbev.inference import without
+from sensors.calibration import CalibrationError
 from sensors.errors import SensorDataError, SensorDataWarning
-from sensors.frames import Lack, SensorFrame
+from sensors.frames import Absence, Lack, SensorFrame
+from sensors.points import SensorUse
 from tests.robustbev.test_bad_input import FRAME, OF_FRAME, RIG, changed
 from tests.small_replay import CAMERA_CHANNELS, RADAR_CHANNELS
 from tests.tiny_model import tiny_model
@@ -96,6 +98,28 @@ def test_it_is_named_with_the_reason_and_by_default_raised(channel: str, rest: s
     with pytest.raises(SensorDataError, match=reason) as caught:
         MODEL.perceive(frame)
     assert caught.value.channel == channel
+
+
+@pytest.mark.parametrize("lack", [Lack.STALE, Lack.UNPLACED, Lack.MALFORMED, Lack.UNCALIBRATED])
+def test_whom_the_frame_names_as_absent_is_absent_with_its_reason(lack: Lack) -> None:
+    """As `sensors.readings.frame_at` names it. What cannot be is raised, as if the frame held it; what is late never is."""
+    absent = {
+        "CAM_1": Absence(lack, "CAM_1: of old"),
+        "LIDAR_TOP": Absence(Lack.STALE, "there is a sweep all the same"),
+    }
+    left = without(FRAME, "CAM_1")
+    frame = replace(left, absent=absent)
+    (seen, told), (expected, _) = perceive(frame), perceive(left)
+    np.testing.assert_array_equal(seen.score, expected.score)
+    assert seen.sensors == {**expected.sensors, "CAM_1": SensorUse(absent["CAM_1"])}
+    assert [line.partition(" (")[0] for line in told] == [f"CAM_1 counts as absent: {lack} in this frame"]
+    if lack in (Lack.STALE, Lack.UNPLACED):
+        assert MODEL.perceive(frame).sensors["CAM_1"].absence == absent["CAM_1"]
+        return
+    with pytest.raises(SensorDataError, match="CAM_1: of old") as caught:
+        MODEL.perceive(frame)
+    assert caught.value.channel == "CAM_1"
+    assert isinstance(caught.value, CalibrationError) == (lack is Lack.UNCALIBRATED)
 
 
 def test_more_than_the_rig_says_is_of_one_sensor() -> None:

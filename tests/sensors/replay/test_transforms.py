@@ -15,7 +15,7 @@ from scipy.spatial.transform import Rotation, Slerp
 from sensors.calibration import CalibrationError, inverse_rigid, transforms
 from sensors.logs.log import LogWarning
 from sensors.logs.messages import FrameTransform, FrameTransforms
-from sensors.replay.poses import apart, interpolate
+from sensors.poses import apart, interpolate
 from sensors.replay.transforms import TransformError, TransformTree
 
 SECOND_NS = 1_000_000_000
@@ -316,4 +316,4 @@ def test_memory_stays_flat_and_what_is_needed_stays() -> None:
         if n > 200:
             at_ns = n * 10_000_000 - SECOND_NS + 5_000_000
             np.testing.assert_allclose(t.lookup("map", "ego", at_ns)[0, 3], n - 99.5)
-    assert len(t._edges["map", "ego"].rows) < 130
+    assert len(t._edges["map", "ego"].track.rows) < 130
