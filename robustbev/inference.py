@@ -9,6 +9,7 @@ from dataclasses import replace
 
 from robustbev.config import ModelConfig, RigConfig
 from sensors.calibration import CalibrationError
+from sensors.calibration_checks import check_frame_calibration
 from sensors.camera.config import CameraConfig
 from sensors.camera.images import DecodeSize
 from sensors.camera.prepare import Camera
@@ -87,6 +88,22 @@ def warn_of_absent(sensors: Mapping[str, SensorUse]) -> None:
                 f"{channel} counts as absent: {use.absence.lack} in this frame (Detections.sensors has the reason)"
             )
             warnings.warn(message, SensorDataWarning, stacklevel=3)  # where `perceive` was called
+
+
+def warn_of_calibration(frame: SensorFrame, sensors: Mapping[str, SensorUse], known: set[str]) -> None:
+    """Of what is doubtful in the calibration of the sensors that gave something sound; once of each, which then is `known`."""
+    gave = {
+        channel
+        for channel, use in sensors.items()
+        if use.absence is None or use.absence.lack in (Lack.RETURN, Lack.USABLE)
+    }
+    if gave <= known:
+        return
+    for channel, findings in check_frame_calibration(frame, gave).items():
+        if channel not in known:
+            known.add(channel)
+            for text in (*findings.refused, *findings.flagged):  # where `perceive` was called
+                warnings.warn(f"{text}: taken as it is, and told once", SensorDataWarning, stacklevel=3)
 
 
 def without(frame: SensorFrame, channel: str) -> SensorFrame:

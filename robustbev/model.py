@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from robustbev.config import DETECTION, RigConfig
 from robustbev.cuda_graphs import CudaGraphs
 from robustbev.detections import Detections
-from robustbev.inference import on_rig, preparation, warn_of_absent, without
+from robustbev.inference import on_rig, preparation, warn_of_absent, warn_of_calibration, without
 from robustbev.network import PerceptionNetwork
 from robustbev.perception import Perception
 from sensors.batch import map_tensors
@@ -37,6 +37,11 @@ class PerceptionModel(PerceptionNetwork):
         """By which `perceive` answers on a GPU."""
         return CudaGraphs()
 
+    @cached_property
+    def _calibration_known(self) -> set[str]:
+        """Channels whose calibration `perceive` has looked at."""
+        return set()
+
     def perceive(
         self,
         frame: SensorFrame,
@@ -50,9 +55,14 @@ class PerceptionModel(PerceptionNetwork):
         A sensor without one usable measurement (no sweep, no return, every point NaN or out of reach) is absent, never an empty
         world: `Detections.sensors` says why, and a SensorDataWarning names it.
 
+        The first calibration of each sensor is looked at as by a replay, and a SensorDataWarning tells once what is odd: an
+        extrinsic that is the inverse or in millimetres, axes that are not optical, intrinsics of another resolution, cameras that
+        look against their names.
+
         Args:
-            frame: pictures and points with their calibration. A sensor that is not there is left out, a modality that is not
-                there is None and costs nothing. Cameras may come in any order; their channels tell them apart.
+            frame: pictures and points, each with its pose in the ego frame at the frame's time: the vehicle's motion since it was
+                measured is included (`sensors.readings.frame_at` sees to it). A sensor that is not there is left out, a modality
+                that is not there is None and costs nothing. Cameras may come in any order; their channels tell them apart.
             rig: the names of the sensors, where they are others than those of the training, `config.rig`.
             min_score: boxes of a lower score are left out.
             on_bad_sensor: what becomes of a sensor whose data cannot be: arrays of another shape or type, a calibration or time
@@ -77,6 +87,7 @@ class PerceptionModel(PerceptionNetwork):
         assert seen.sensors is not None  # of a frame
         assert seen.trust is not None  # of a model
         warn_of_absent(seen.sensors)
+        warn_of_calibration(frame, seen.sensors, self._calibration_known)
         trust = dict(zip(seen.modalities, seen.trust[0].tolist(), strict=True))
         boxes = seen.shown(0)
         boxes = boxes[boxes.score >= min_score]

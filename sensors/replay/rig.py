@@ -11,17 +11,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from sensors.calibration import CalibrationError, Float64
+from sensors.calibration_checks import Findings, check_mount, check_rig
 from sensors.camera.rectification import Lens, distortion_doubt
 from sensors.logs.mapping.mapping import LogMapping, called_rectified, is_rectified
 from sensors.logs.messages import CameraInfo, FrameTransforms
-from sensors.replay.calibration_checks import (
-    Findings,
-    check_camera_info,
-    check_frame_ids,
-    check_mount,
-    check_rig,
-    info_difference,
-)
+from sensors.replay.calibration_checks import check_camera_info, check_frame_ids, info_difference
 from sensors.replay.channels import Source
 from sensors.replay.readings import frame_T_camera, lens_of, rectified_intrinsics, unrectified
 from sensors.replay.transforms import TransformError, TransformTree

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from scipy.spatial.transform import Rotation
 
 from sensors.calibration import transforms
+from sensors.calibration_checks import Findings, check_mount, check_rig
 from sensors.camera.rectification import Lens
 from sensors.frames import CameraImage
 from sensors.logs.mapping.mapping import CameraTopics, LidarTopics, LogMapping
@@ -26,7 +27,7 @@ from sensors.logs.messages import (
     Malformed,
     RawImage,
 )
-from sensors.replay.calibration_checks import Findings, check_camera_info, check_mount, check_rig
+from sensors.replay.calibration_checks import check_camera_info
 from sensors.replay.tick import SensorState, SensorStatus
 from sensors.replay.ticks import ticks
 from sensors.simulation.sensing.rig import SENSORS
@@ -270,6 +271,14 @@ FAULTS: dict[str, tuple[Any, ...]] = {
     "width and height exchanged": ("CAM_FRONT", info(width_px=36, height_px=64), REFUSED, "36 x 64 px .*, got 64 x 36"),
     "raw pictures of another size": ("CAM_FRONT", raw_pictures, REFUSED, "64 x 36 px .*, got 8 x 8"),
     "principal point far away": ("CAM_FRONT", intrinsics(m02=320.0, m12=180.0), REFUSED, "principal point near"),
+    "K of half the resolution": (
+        "CAM_FRONT", intrinsics(m00=25.0, m11=25.0, m02=16.0, m12=9.0),
+        FLAGGED, "that of a picture of 33 x 19 px, not of 64 x 36",
+    ),
+    "inverse extrinsics": (
+        "LIDAR_TOP", mount("LIDAR_TOP", (-0.9, 0.0, -1.8)),
+        FLAGGED, "1.80 m below .*the inverse would be sound: is it sensor_T_ego",
+    ),
     "principal point outside": ("CAM_FRONT", intrinsics(m02=70.0), FLAGGED, "lies outside"),
     "focal length in metres": ("CAM_FRONT", intrinsics(m00=0.005, m11=0.005), FLAGGED, "makes little sense"),
     "focal length of the moon": ("CAM_FRONT", intrinsics(m00=9e3, m11=9e3), FLAGGED, "makes little sense"),
