@@ -35,8 +35,8 @@ def check_batch(batch: SensorBatch, config: ModelConfig, device: torch.device) -
         return
     if not isinstance(batch, SensorBatch):
         raise ValueError(
-            f"batch: expected a sensors.batch.SensorBatch, got {type(batch).__name__}: prepare and collate frames, or use "
-            "model.perceive(frame)"
+            f"batch: expected a sensors.batch.SensorBatch, got {type(batch).__name__}: make one of frames by "
+            "model.batch(frames), or use model.perceive(frame)"
         )
     size: Any = batch.batch_size
     if isinstance(size, bool) or not isinstance(size, int) or size < 1:

@@ -5,6 +5,7 @@ Letters: B samples, M modalities, T boxes, X and Y cells.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import fields, replace
 from functools import cached_property
 from typing import Any, Literal, TypeVar, get_args
@@ -18,7 +19,7 @@ from robustbev.detections import Detections
 from robustbev.inference import on_rig, preparation, warn_of_absent, warn_of_calibration, without
 from robustbev.network import PerceptionNetwork
 from robustbev.perception import Perception
-from sensors.batch import map_tensors
+from sensors.batch import SensorBatch, map_tensors
 from sensors.errors import SensorDataError
 from sensors.frames import Absence, SensorFrame
 from sensors.modality import Preparation
@@ -80,9 +81,7 @@ class PerceptionModel(PerceptionNetwork):
             raise ValueError(f"min_score: expected 0 to less than 1, got {min_score}")
         if on_bad_sensor not in get_args(OnBadSensor):
             raise ValueError(f"on_bad_sensor: expected 'raise' or 'absent', got {on_bad_sensor!r}")
-        wanted = preparation(self.config, rig)
-        rig = self.config.rig if rig is None else rig
-        assert rig is not None
+        wanted, rig = self._wanted(rig)
         seen = self._perceive_sound(frame, rig, wanted, on_bad_sensor)
         assert seen.sensors is not None  # of a frame
         assert seen.trust is not None  # of a model
@@ -112,6 +111,33 @@ class PerceptionModel(PerceptionNetwork):
             trust=trust,
             null_share=max(0.0, 1 - sum(trust.values())),
         )
+
+    def batch(self, frames: Sequence[SensorFrame], rig: RigConfig | None = None) -> SensorBatch:
+        """Frames of numpy arrays as tensors on the model's device, sample b of frame b: what `encode` and the model itself take.
+
+        Cameras are put in the places of the rig's, pictures cut to the network's size, points merged, padded and counted. Depth
+        targets are not among them.
+
+        Args:
+            frames: B of them, at least one, each as `perceive` takes it, of any subset of the sensors.
+            rig: as `perceive` takes it.
+
+        Raises:
+            SensorDataError, ValueError: as `perceive`; or there is no frame.
+        """
+        given: Any = frames
+        if not isinstance(given, Sequence) or not given:
+            got = "none" if isinstance(given, Sequence) else type(given).__name__
+            raise ValueError(f"frames: expected a list of at least one SensorFrame, got {got}: give one as [frame]")
+        wanted, rig = self._wanted(rig)
+        wanted = _for_inference(wanted, self.device)
+        return collate([prepare(on_rig(frame, rig), wanted) for frame in frames], wanted).to(self.device)
+
+    def _wanted(self, rig: RigConfig | None) -> tuple[Preparation, RigConfig]:
+        """What the model wants of frames of this rig, else of its own, and which that is; ValueError where it knows none."""
+        wanted, rig = preparation(self.config, rig), self.config.rig if rig is None else rig
+        assert rig is not None  # or there would be no preparation
+        return wanted, rig
 
     def _perceive_sound(
         self, frame: SensorFrame, rig: RigConfig, wanted: Preparation, on_bad_sensor: OnBadSensor
@@ -152,12 +178,10 @@ def perceive_frame(model: PerceptionModel, frame: SensorFrame, preparation: Prep
     """
     if model.training:
         raise ValueError("the model is in training mode, in which it answers at random: call model.eval() first")
-    on_gpu = model.device.type == "cuda"
-    # A GPU makes the lift table itself, in a fiftieth of the time.
-    preparation = replace(preparation, depth_targets=False, lift_tables=not on_gpu)
+    preparation = _for_inference(preparation, model.device)
     prepared = prepare(frame, preparation)
     batch = collate([prepared], preparation)
-    seen: Perception = model.graphs(model, batch) if on_gpu else model(batch.to(model.device))
+    seen: Perception = model.graphs(model, batch) if model.device.type == "cuda" else model(batch.to(model.device))
     fused = replace(seen.fused, attention=seen.fused.attention.cpu(), coverage=seen.fused.coverage.cpu())
     sensors = dict(prepared.sensors)
     for modality in preparation.modalities:
@@ -174,6 +198,11 @@ def perceive_frame(model: PerceptionModel, frame: SensorFrame, preparation: Prep
         sensor_coverage=_on_cpu(seen.sensor_coverage),
         sensors=sensors,
     )
+
+
+def _for_inference(preparation: Preparation, device: torch.device) -> Preparation:
+    """Without depth targets; and a GPU makes the lift table itself, in a fiftieth of the time."""
+    return replace(preparation, depth_targets=False, lift_tables=device.type != "cuda")
 
 
 def _on_cpu(value: T) -> T:

@@ -29,6 +29,7 @@ PUBLIC: dict[str, tuple[str, ...] | None] = {
     "fusion.runtime": None,
     "robustbev": None,
     "robustbev.export": None,
+    "sensors.batch": ("SensorBatch",),
     "bev.detection.boxes": ("Boxes",),
     "bev.grid": ("BEVGrid",),
     "bev.lift.table": ("DepthBins", "LiftTable", "build_lift_table"),

@@ -254,7 +254,7 @@ def test_a_model_on_another_device_than_its_batch() -> None:
 def test_something_else_than_a_frame_or_a_batch() -> None:
     with pytest.raises(ValueError, match=r"expected a sensors.frames.SensorFrame, got SensorBatch: put"):
         MODEL.perceive(BATCH)  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match=r"expected a sensors.batch.SensorBatch, got SensorFrame: prepare"):
+    with pytest.raises(ValueError, match=r"expected a sensors.batch.SensorBatch, got SensorFrame: make one"):
         MODEL(FRAME)
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from robustbev import (
     Detections,
@@ -67,6 +68,43 @@ def test_it_sees_what_the_model_sees(model: PerceptionModel, frame: SensorFrame)
     np.testing.assert_array_equal(found.score, boxes.score.numpy())
     np.testing.assert_array_equal(found.attention, seen.fused.attention[0].numpy())
     assert all(isinstance(getattr(found, name), np.ndarray) for name in ("center_m", "label", "coverage"))
+
+
+def test_a_batch_of_frames_is_what_the_model_is_given(model: PerceptionModel, frame: SensorFrame) -> None:
+    assert frame.cameras is not None
+    shuffled = replace(frame, cameras=frame.cameras[::-1])
+    with torch.inference_mode():
+        seen = model(model.batch([shuffled]))
+    found = model.perceive(frame, min_score=0)
+    np.testing.assert_array_equal(found.score, seen.shown(0).score.numpy())
+    np.testing.assert_array_equal(found.center_m, seen.shown(0).center_m.numpy())
+
+
+def test_each_sample_of_a_batch_is_one_frame_with_its_own_sensors(model: PerceptionModel, frame: SensorFrame) -> None:
+    frames = [frame, noise_frame(4, ("camera", "lidar")), replace(noise_frame(5, ("radar",)), radar=frame.radar)]
+    batch = model.batch(frames)
+    assert batch.batch_size == 3
+    present = {name: batch.part(name).present.any(1).tolist() for name in model.config.modalities}
+    assert present == {"camera": [True, True, False], "lidar": [True, True, False], "radar": [True, False, True]}
+    alone = model.batch(frames[1:2])
+    assert "radar" not in alone.parts
+    count = int(alone.part("lidar").count)
+    assert torch.equal(batch.part("camera").images[1], alone.part("camera").images[0])
+    assert torch.equal(batch.part("lidar").points[1, :count], alone.part("lidar").points[0, :count])
+    with torch.inference_mode():
+        encoded = model.encode(batch)
+    assert encoded["radar"] is not None
+    assert encoded["radar"].coverage[1].max() == 0 < encoded["radar"].coverage[2].max()
+
+
+def test_a_batch_of_what_is_no_frame_is_refused(model: PerceptionModel, frame: SensorFrame) -> None:
+    for frames, got in (([], "none"), (frame, "SensorFrame")):
+        with pytest.raises(ValueError, match=f"expected a list of at least one SensorFrame, got {got}: give one as"):
+            model.batch(frames)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"expected a sensors\.frames\.SensorFrame, got NoneType"):
+        model.batch([frame, None])  # type: ignore[list-item]
+    with pytest.raises(ValueError, match="this model's rig"):
+        model.batch([frame], RigConfig(lidar_channels=("ROOF",)))
 
 
 def test_each_object_has_names_and_plain_numbers(model: PerceptionModel, frame: SensorFrame) -> None:
