@@ -74,6 +74,7 @@ class Lack(StrEnum):
     USABLE = "no usable point"  # its sweeps hold points, and none of them can reach the network
     MALFORMED = "malformed"  # what it gave cannot be read: shapes, types, times, more than the rig says
     UNCALIBRATED = "uncalibrated"  # its calibration cannot be one
+    SICK = "sick"  # the health monitor says that what it gives is wrong, and acts
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any
@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from robustbev.results.result import TickResult
 from sensors.frames import CameraImage, LidarSweep, RadarSweep, SensorFrame
+from sensors.points import SensorUse
 from sensors.replay.tick import SensorState, SensorStatus, Tick
 
 NO_PERCEPTION = "NO PERCEPTION: no sensor covers any cell. No boxes does not mean that nothing is there"
@@ -119,16 +120,22 @@ def diagnoses(result: TickResult) -> list[Diagnosis]:
     level = Level.OK if result.perceived else Level.ERROR
     return [
         Diagnosis(level, "perception", message if result.perceived else NO_PERCEPTION, "model", tuple(whole)),
-        *sensor_diagnoses(result.tick),
+        *sensor_diagnoses(result.tick, result.sensors),
     ]
 
 
-def sensor_diagnoses(tick: Tick) -> list[Diagnosis]:
-    """Every configured sensor as it stands at a tick."""
+def sensor_diagnoses(tick: Tick, sensors: Mapping[str, SensorUse] | None = None) -> list[Diagnosis]:
+    """Every configured sensor as it stands at a tick; and what became of those of `sensors` in its frame."""
     diagnoses = []
     for status in tick.sensors.values():
         values = [("state", str(status.state)), ("modality", status.modality), ("given", str(status.given).lower())]
         values += [("age (ms)", f"{status.age_us / 1000:.3f}")] if status.age_us is not None else []
+        use = (sensors or {}).get(status.channel)
+        if use is not None and use.points:
+            values.append(
+                ("points used", f"{use.kept} of {use.points}" + (f": {use.dropped}" if use.dropped.total else ""))
+            )
+        values += [("sees of the grid", f"{use.coverage:.3f}")] if use is not None and use.absence is None else []
         message = f"{status.state}: {status.detail}" if status.detail else str(status.state)
         name = f"sensors/{status.channel}"
         diagnoses.append(Diagnosis(sensor_level(status), name, message, status.channel, tuple(values)))

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from bev.detection.boxes import Boxes
 from robustbev.perception import TaskMap
+from sensors.points import SensorUse
 from sensors.replay.tick import Tick
 
 
@@ -30,6 +31,8 @@ class TickResult:
     classes: tuple[str, ...]
     attributes: tuple[str, ...]
     maps: Mapping[str, TaskMap] = field(default_factory=dict)  # of the other tasks, by TASK/FIELD
+    sensors: Mapping[str, SensorUse] = field(default_factory=dict)
+    """What became of each sensor, by channel, as `Detections.sensors`; how it stands from tick to tick is in `tick.sensors`."""
 
     @property
     def shares(self) -> dict[str, float]:

@@ -8,15 +8,19 @@ from robustbev.config import ModelConfig
 from robustbev.perception import Perception
 from robustbev.results.result import TickResult
 from sensors.frames import Absence, Lack
+from sensors.points import SensorUse
 from sensors.replay.tick import SensorState, SensorStatus, Tick
 
 
 def tick_result(tick: Tick, seen: Perception, config: ModelConfig) -> TickResult:
     """The result of a tick whose frame `seen` (B = 1, on the CPU) is of."""
-    absent = {channel: use.absence for channel, use in (seen.sensors or {}).items()}
-    sensors = {channel: _stands(status, absent.get(channel)) for channel, status in tick.sensors.items()}
+    uses = seen.sensors or {}
+    statuses = {
+        channel: _stands(status, uses[channel].absence if channel in uses else None)
+        for channel, status in tick.sensors.items()
+    }
     return TickResult(
-        tick=replace(tick, sensors=sensors),
+        tick=replace(tick, sensors=statuses),
         perceived=bool(seen.perceived[0]),
         boxes=seen.shown(0),
         candidates=seen.found(0),
@@ -25,7 +29,13 @@ def tick_result(tick: Tick, seen: Perception, config: ModelConfig) -> TickResult
         classes=config.classes,
         attributes=config.attributes,
         maps=seen.maps(0),
+        sensors={channel: _used(use, tick.sensors.get(channel)) for channel, use in uses.items()},
     )
+
+
+def _used(use: SensorUse, status: SensorStatus | None) -> SensorUse:
+    """With the reason of the synchroniser, the health monitor or a fault where the frame holds nothing of the sensor."""
+    return use if status is None or status.given else replace(use, absence=status.absence)
 
 
 def _stands(status: SensorStatus, absence: Absence | None) -> SensorStatus:

@@ -9,7 +9,7 @@ from enum import StrEnum
 import numpy as np
 from numpy.typing import NDArray
 
-from sensors.frames import SensorFrame
+from sensors.frames import Absence, Lack, SensorFrame
 
 Float64 = NDArray[np.float64]
 
@@ -29,6 +29,14 @@ class SensorState(StrEnum):
 
 
 GIVEN = frozenset({SensorState.OK, SensorState.RATE_LOW, SensorState.FLAGGED})
+_LACK = {
+    SensorState.LATE: Lack.STALE,
+    SensorState.STALE: Lack.STALE,
+    SensorState.MISSING: Lack.READING,
+    SensorState.MALFORMED: Lack.MALFORMED,
+    SensorState.UNCALIBRATED: Lack.UNCALIBRATED,
+    SensorState.SICK: Lack.SICK,
+}
 
 
 @dataclass(frozen=True)
@@ -45,6 +53,11 @@ class SensorStatus:
     def given(self) -> bool:
         """Whether the model was given its measurement."""
         return self.state in GIVEN
+
+    @property
+    def absence(self) -> Absence | None:
+        """Why it is absent from the frame, as `Detections.sensors` says it; None where it was given."""
+        return None if self.given else Absence(_LACK[self.state], self.detail or str(self.state))
 
 
 @dataclass(frozen=True)

@@ -12,12 +12,13 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from robustbev import Detections, PerceptionModel, RigConfig, perceive_frame, preparation
+from robustbev.inference import on_rig, without
 from robustbev.results.ticks import tick_result
 from sensors.calibration import transforms
 from sensors.errors import SensorDataWarning
 from sensors.frames import Lack, LidarSweep, RadarSweep, SensorFrame
 from sensors.prepare import PreparedFrame, prepare
-from sensors.replay.tick import SensorState
+from sensors.replay.tick import GIVEN, SensorState, SensorStatus
 from tests.small_replay import CAMERA_CHANNELS, RADAR_CHANNELS, noise_frame, noise_tick
 from tests.tiny_model import tiny_config, tiny_model
 
@@ -195,3 +196,22 @@ def test_replay_and_node_tell_it_as_the_sensors_state(model: PerceptionModel, re
     absence = seen.sensors["LIDAR_TOP"].absence
     assert absence is not None
     assert absence.lack is (Lack.USABLE if len(points) else Lack.RETURN)
+    assert tick_result(tick, seen, model.config).sensors == seen.sensors  # one type for all, and here the same
+
+
+@pytest.mark.parametrize("state", [state for state in SensorState if state not in GIVEN])
+def test_a_tick_says_why_a_sensor_was_not_given_as_detections_would(model: PerceptionModel, state: SensorState) -> None:
+    tick = noise_tick(3)
+    status = SensorStatus("CAM_1", "camera", state, None, "fell off")
+    tick = replace(tick, frame=without(tick.frame, "CAM_1"), sensors={**tick.sensors, "CAM_1": status})
+    seen = perceive_frame(model, on_rig(tick.frame, RIG), preparation(model.config))
+    used = tick_result(tick, seen, model.config).sensors
+    absence = used["CAM_1"].absence
+    assert absence is not None
+    assert absence.reason == "fell off"
+    expected = {SensorState.LATE: Lack.STALE, SensorState.MISSING: Lack.READING}.get(state, absence.lack)
+    assert absence.lack is expected
+    assert absence.lack.value == state.value or state in (SensorState.LATE, SensorState.MISSING)
+    assert {c: use for c, use in used.items() if c != "CAM_1"} == {
+        c: use for c, use in (seen.sensors or {}).items() if c != "CAM_1"
+    }

@@ -18,9 +18,11 @@ from mcap_protobuf.decoder import DecoderFactory
 from robustbev.results.foxglove import TICK_SCHEMA, FoxgloveResults
 from robustbev.results.given import FrameNames
 from robustbev.results.result import TickResult
+from sensors.frames import Absence, Lack
 from sensors.logs.encode import MissingLogLibraryError
 from sensors.logs.log import LogError
 from sensors.nuscenes.config import NuScenesConfig
+from sensors.points import DroppedPoints, SensorUse
 from sensors.replay.tick import SensorState, SensorStatus
 from tests.robustbev.results.replay_results import COUNTS, GRID, LIDAR_POSE, LOOKS_AHEAD, START_US, boxes, frame, result
 
@@ -225,6 +227,22 @@ def test_every_sensor_has_a_status_at_every_tick(tmp_path: Path) -> None:
     assert (levels["sensors/CAM_FRONT"], levels["sensors/LIDAR_TOP"], levels["sensors/CAM_BACK"]) == (0, 1, 2)
     assert status["sensors/CAM_BACK"]["message"] == "missing: as told"
     assert {"key": "age (ms)", "value": "20.000"} in status["sensors/CAM_FRONT"]["values"]
+
+
+def test_a_status_has_what_became_of_the_sensor_as_detections_say_it(tmp_path: Path) -> None:
+    uses = {
+        "LIDAR_TOP": SensorUse(None, 0, 100, DroppedPoints(lidar_outside=30), 0.8),
+        "CAM_FRONT": SensorUse(None, 20_000, coverage=0.25),
+        "RADAR_FRONT": SensorUse(Absence(Lack.USABLE, "none of 4"), 0, 4, DroppedPoints(radar_near=4)),
+    }
+    (array,) = written(tmp_path / "out.mcap", result(sensors=uses))["/diagnostics"]
+    values = {one["name"]: {pair["key"]: pair["value"] for pair in one["values"]} for one in array["status"]}
+    assert values["sensors/LIDAR_TOP"]["points used"] == "70 of 100: 30 outside the grid or its heights"
+    assert values["sensors/LIDAR_TOP"]["sees of the grid"] == "0.800"
+    assert values["sensors/CAM_FRONT"]["sees of the grid"] == "0.250"
+    assert values["sensors/RADAR_FRONT"]["points used"] == "0 of 4: 4 on the vehicle itself"
+    for name, key in (("CAM_FRONT", "points used"), ("RADAR_FRONT", "sees of the grid"), ("CAM_BACK", "points used")):
+        assert key not in values[f"sensors/{name}"]
 
 
 def test_a_sensor_that_changes_its_state_is_logged_once(tmp_path: Path) -> None:
