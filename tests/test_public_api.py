@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import inspect
 import os
 import re
@@ -18,6 +19,8 @@ import fusion
 import fusion.runtime
 from tests import public_api
 from tests.public_api import CHANGELOG, LISTED, ROOT, changes, describe, parse, public_objects, untold, what_to_do
+from tests.test_architecture import ROOMS
+from tests.test_docs import blocks
 
 DATA = re.compile(r"\[[A-Z\]]|\[\]")  # a shape: [B, C, X, Y]
 TENSORS = "Tensor|BEVFeatures|FusedBEV"
@@ -95,6 +98,30 @@ def test_the_list_is_not_written_over_what_the_changelog_does_not_tell(
     changelog.write_text(log("- `MeanFusion` takes more."))
     assert public_api.main() == 0
     assert parse(listed.read_text()) == now
+
+
+FOR_ROBOTS = (
+    "README.md",
+    "docs/quickstart.md",
+    "docs/inputs.md",
+    "docs/rigs.md",
+    "docs/sensors.md",
+    "docs/deployment.md",
+)
+
+
+@pytest.mark.parametrize("page", FOR_ROBOTS)
+def test_what_pages_for_robots_import_is_public(page: str) -> None:
+    """Pages for who writes encoders or tasks of their own go deeper."""
+    public = {name for name, _ in public_objects()}
+    used = {
+        f"{node.module}.{alias.name}"
+        for block in blocks((ROOT / page).read_text(encoding="utf-8"))
+        for node in ast.walk(ast.parse(block.code))
+        if isinstance(node, ast.ImportFrom) and (node.module or "").partition(".")[0] in ROOMS
+        for alias in node.names
+    }
+    assert used <= public
 
 
 # What a name says of itself
