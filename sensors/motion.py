@@ -1,7 +1,8 @@
 """Where the vehicle was when a sensor measured: poses over time, and what brings a measurement to the time of its frame.
 
-Data sets, replays, the ROS node and `sensors.readings` share it. Frames: `global` is any frame that stands still, `ego` moves
-with the vehicle, `reference` is the ego frame at the frame's time.
+Replays, the ROS node and `sensors.readings` share it; a data set knows the pose at each time.
+
+Frames: `global` is any frame that stands still, `ego` moves with the vehicle, `reference` is the ego frame at the frame's time.
 
 Letters: K poses, P points, C columns.
 """
@@ -20,6 +21,7 @@ from sensors.poses import interpolate, pose_matrix, pose_row
 
 SECOND_NS = 1_000_000_000
 _BASELINE_NS = 100_000_000  # the velocity that a pose is carried on with is taken over about this time
+_FOREVER_S = 1e12  # longer than any two stamps are apart
 _KNOT_NS = 1_000_000  # within a sweep, poses are looked up so often; between them points move straight
 
 
@@ -102,7 +104,8 @@ class Trajectory:
     """Where the ego frame stood over time, by poses [4, 4] from odometry or a localisation; for one thread.
 
     Between two poses it moved straight and turned at a constant rate; before the first and after the last one it is carried on
-    with the velocity that it had. Neither reaches over more than `max_gap_s`.
+    with the velocity that it had. Neither reaches over more than `max_gap_s`. One pose with `max_gap_s=math.inf` is a vehicle
+    that stands still.
 
     Args:
         time_us: K times, whole microseconds of the clock of the sensors. More may come by `add`, in any order.
@@ -110,7 +113,7 @@ class Trajectory:
 
     Raises:
         CalibrationError: a pose that is no rigid transform.
-        ValueError: not as many times as poses, or a time that is no whole number.
+        ValueError: not as many times as poses, a time that is no whole number, or `max_gap_s` is not positive.
     """
 
     def __init__(
@@ -120,7 +123,9 @@ class Trajectory:
         *,
         max_gap_s: float = 0.5,
     ) -> None:
-        self._track, self._gap_ns = PoseTrack(), round(max_gap_s * SECOND_NS)
+        if not max_gap_s > 0:
+            raise ValueError(f"max_gap_s: expected more than 0, got {max_gap_s}")
+        self._track, self._gap_ns = PoseTrack(), round(min(max_gap_s, _FOREVER_S) * SECOND_NS)
         for time, pose in zip(time_us, global_T_ego, strict=True):
             self.add(time, pose)
 

@@ -86,7 +86,7 @@ def frame_at(
     Raises:
         CalibrationError: the ego pose at the frame's own time is not known.
         SensorDataError: `time_us` is no whole number of microseconds.
-        ValueError: a reading of a sensor whose mount is not given, or `max_age_s` is not positive.
+        ValueError: what is no reading, or one of a sensor whose mount is not given, or `max_age_s` is not positive.
     """
     check_time(time_us, "frame_at, time_us")
     if not max_age_s > 0:
@@ -100,6 +100,10 @@ def frame_at(
         )
     of_channel: dict[str, list[Reading]] = {}
     for reading in readings:
+        if not isinstance(reading, Reading):
+            raise ValueError(
+                f"readings: expected CameraReading, LidarReading or RadarReading, got {type(reading).__name__}: make one of it"
+            )
         of_channel.setdefault(reading.channel, []).append(reading)
     if strangers := sorted(of_channel.keys() - ego_T_sensor.keys()):
         raise ValueError(
@@ -110,7 +114,7 @@ def frame_at(
     absent: dict[str, Absence] = {}
     for channel, mine in of_channel.items():
         try:
-            got = _of_sensor(mine, ego_T_sensor[channel], motion, trajectory, round(max_age_s * 1e6))
+            got = _of_sensor(mine, ego_T_sensor[channel], motion, trajectory, round(min(max_age_s, 1e9) * 1e6))
         except SensorDataError as error:
             got = Absence.of(error)
         if isinstance(got, Absence):

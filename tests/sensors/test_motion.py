@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -51,6 +52,8 @@ def test_poses_reach_no_further_than_max_gap_s() -> None:
         "interpolated over"
     )
     assert Trajectory([0, 2_000_000], [np.eye(4)] * 2, max_gap_s=3).pose(1_000_000) is not None
+    parked = Trajectory([0], [np.eye(4)], max_gap_s=math.inf).pose(2**62 // 1000)
+    np.testing.assert_array_equal(parked, np.eye(4))  # type: ignore[arg-type]  # which is known
     assert Trajectory().pose(0) is None
     assert Trajectory().why_not(0).endswith("there is no pose")
 
@@ -72,6 +75,8 @@ def test_what_is_no_pose_or_time_is_refused() -> None:
     for time in (1.5, True):
         with pytest.raises(ValueError, match="expected whole microseconds"):
             Trajectory().add(time, np.eye(4))  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="max_gap_s: expected more than 0, got 0"):
+        Trajectory(max_gap_s=0)
     with pytest.raises(ValueError, match="shorter"):
         Trajectory([0, 1], [np.eye(4)])
 

@@ -91,6 +91,7 @@ def test_what_is_too_old_or_too_new_is_absent_and_named() -> None:
         assert "max_age_s=0.15" in frame.absent["CAM_FRONT"].reason
     old = replace(LIDAR, time_us=TIME_US - 400_000)
     assert not frame_of(old, max_age_s=0.4).absent
+    assert not frame_of(replace(LIDAR, time_us=TIME_US - 1_000_000), max_age_s=float("inf")).absent
     assert frame_of(replace(LIDAR, time_us=TIME_US + 150_000)).lidar is not None
 
 
@@ -170,5 +171,7 @@ def test_what_is_wrong_with_the_call_is_raised() -> None:
         frame_of(replace(LIDAR, channel="ROOF"))
     with pytest.raises(SensorDataError, match="frame_at, time_us: expected whole microseconds"):
         frame_at(1.5, [LIDAR], MOUNTED, None)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="expected CameraReading, LidarReading or RadarReading, got ndarray"):
+        frame_of(POINTS)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="max_age_s: expected more than 0, got 0"):
         frame_of(LIDAR, max_age_s=0)
