@@ -16,14 +16,22 @@ from sensors.camera.images import DecodeSize, scaled_intrinsics
 from sensors.errors import SensorDataError
 from sensors.frames import CameraImage, LidarSweep, RadarSweep, SensorFrame
 from sensors.logs.messages import EncodedImage, Malformed, PointCloud, RawImage
-from sensors.motion import EgoMotion
+from sensors.motion import EgoMotion, deskewed
 from sensors.replay.channels import Channels, Source
-from sensors.replay.readings import Picture, decode_picture, lidar_points, picture_size_px, radar_points
+from sensors.replay.readings import (
+    Picture,
+    decode_picture,
+    lidar_points,
+    picture_size_px,
+    point_offsets_us,
+    radar_points,
+)
 from sensors.replay.rig import Mounting, Rig
 from sensors.replay.synchroniser import Reading, SensorQueue
 from sensors.replay.tick import SensorState, SensorStatus, Tick
 
 _NO_MOTION = "no ego pose at its time: not brought to the tick"
+_NO_MOTION_WITHIN = "no ego pose at the times of its points: not brought to its stamp"
 
 
 @dataclass(frozen=True)
@@ -151,19 +159,39 @@ class Assembler:
         source, channel = item.source, item.source.channel
         points, notes = _points(source, item.reading)
         doubts += notes
-        out = [(channel, points, _placed(item, motion, doubts), _us(item.reading.stamp_ns))]
+        pose = _placed(item, motion, doubts)
+        moved = _at_its_stamp(source, item.reading, item.mounting, motion)
+        if moved is None:
+            doubts.append(_NO_MOTION_WITHIN)
+        out = [(channel, points if moved is None else moved, pose, _us(item.reading.stamp_ns))]
         for reading in queue.older(item.reading):
             assert isinstance(reading.payload, PointCloud)
             try:
                 mounting = self.rig.mounting(source, reading.payload.frame_id, reading.stamp_ns, None)
-                older, _ = _points(source, reading)
+                moved = _at_its_stamp(source, reading, mounting, motion)
             except SensorDataError:  # it was this sensor's state at its own tick; here it is one sweep less
                 continue
-            pose = motion.reference_T_sensor(mounting.ego_T_sensor, reading.stamp_ns)
-            if pose is None:
+            older = motion.reference_T_sensor(mounting.ego_T_sensor, reading.stamp_ns)
+            if older is None or moved is None:
                 break
-            out.append((channel, older, pose, _us(reading.stamp_ns)))
+            out.append((channel, moved, older, _us(reading.stamp_ns)))
         return out
+
+
+def _at_its_stamp(
+    source: Source, reading: Reading, mounting: Mounting, motion: EgoMotion
+) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]] | None:
+    """The points of a sweep, those with times brought to its stamp; None where the motion within the sweep is not known."""
+    points, _ = _points(source, reading)
+    if source.time_field is None or motion.global_T_reference is None:
+        return points
+    assert isinstance(reading.payload, PointCloud)
+    try:
+        offsets_us = point_offsets_us(reading.payload, source.time_field, source.time_scale_s)
+    except SensorDataError as error:
+        raise SensorDataError(f"{source.topic}: {error}") from error
+    stamp_us = _us(reading.stamp_ns)
+    return deskewed(points, stamp_us + offsets_us, stamp_us, mounting.ego_T_sensor, motion)
 
 
 def _points(

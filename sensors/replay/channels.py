@@ -47,6 +47,8 @@ class Source:
     sweeps: int  # measurements a tick may take, newest first
     fields: Mapping[str, str] = field(default_factory=dict)
     intensity_scale: float = 1.0
+    time_field: str | None = None  # of a LiDAR's points, see `LidarTopics`
+    time_scale_s: float = 1.0
     rectified: bool | None = None  # a camera's pictures; None: as `CameraTopics` tells
 
 
@@ -89,6 +91,8 @@ def sources(channels: Channels, mapping: LogMapping, config: ReplayConfig) -> di
             sweeps=sweeps[modality],
             fields={} if isinstance(where, CameraTopics) else where.fields,
             intensity_scale=where.intensity_scale if isinstance(where, LidarTopics) else 1.0,
+            time_field=where.time_field if isinstance(where, LidarTopics) else None,
+            time_scale_s=where.time_scale_s if isinstance(where, LidarTopics) else 1.0,
             rectified=where.rectified if isinstance(where, CameraTopics) else None,
         )
     return out

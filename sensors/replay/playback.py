@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 from sensors.camera.images import DecodeSize
+from sensors.frame_checks import MAX_AHEAD_S
 from sensors.logs.log import LogWarning
 from sensors.logs.messages import (
     CameraInfo,
@@ -64,6 +65,10 @@ class Playback:
         self._hz, self._log_hz = hz, log_hz
         self._assembler = Assembler(channels, rig, decode)
         self._timeout_ns = round(config.timeout_s * SECOND_NS)
+        timed = any(source.time_field is not None for source in found.values())
+        self._before_stamps_ns = (
+            round(MAX_AHEAD_S * SECOND_NS) if timed else 0
+        )  # at which points may have been measured
         self._of_topic: dict[str, list[Source]] = {}
         self._of_info: dict[str, list[Source]] = {}
         for source in found.values():
@@ -230,7 +235,7 @@ class Playback:
         for queue in self._epoch.queues.values():
             queue.forget(self._grid.time_ns)
         oldest = [queue.oldest_ns for queue in self._epoch.queues.values() if queue.oldest_ns is not None]
-        self._rig.tree.forget_before(min([*oldest, tick_ns]))
+        self._rig.tree.forget_before(min([*oldest, tick_ns]) - self._before_stamps_ns)
         return tick
 
     def _take(self, message: LogMessage, arrival_ns: int) -> None:

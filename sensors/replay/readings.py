@@ -17,6 +17,7 @@ from sensors.camera.images import DecodeSize
 from sensors.camera.picture_files import decode_file, file_size_px
 from sensors.camera.rectification import Lens
 from sensors.errors import PictureError, SensorDataError
+from sensors.frame_checks import MAX_AHEAD_S
 from sensors.logs.messages import CameraInfo, EncodedImage, PointCloud, RawImage
 from sensors.logs.pixels import decode_raw
 
@@ -87,6 +88,28 @@ def lidar_points(
     points[:, 3] *= intensity_scale
     lacking = fields.get("intensity", "intensity") not in (cloud.points.dtype.names or ())
     return points, ("the points have no intensity: 0 is used",) if lacking else ()
+
+
+def point_offsets_us(cloud: PointCloud, time_field: str, scale_s: float) -> NDArray[np.int64]:
+    """[P] microseconds after the message's stamp at which each point was measured, by a field in units of `scale_s` seconds.
+
+    Raises:
+        SensorDataError: there is no such field of one number, or it holds what is no time within a second of the stamp.
+    """
+    names = cloud.points.dtype.names or ()
+    if time_field not in names or cloud.points.dtype[time_field].shape:
+        raise SensorDataError(
+            f"expected the field {time_field} with a time for each point, got {', '.join(names) or 'none'}: correct "
+            "`time_field` of the mapping"
+        )
+    offsets_us = cloud.points[time_field].astype(np.float64) * (scale_s * 1e6)
+    if not (np.abs(offsets_us) <= MAX_AHEAD_S * 1e6).all():  # NaN neither
+        got = f"{offsets_us.min() / 1e6:g} to {offsets_us.max() / 1e6:g} s"
+        raise SensorDataError(
+            f"expected times within {MAX_AHEAD_S:g} s of the message's stamp in the field {time_field}, got {got}: correct "
+            "`time_scale_s` of the mapping; times of a clock are no offsets"
+        )
+    return np.round(offsets_us).astype(np.int64)
 
 
 def radar_points(cloud: PointCloud, fields: Mapping[str, str]) -> NDArray[np.float32]:

@@ -52,13 +52,19 @@ class CameraTopics(StrictModel):
 
 
 class LidarTopics(StrictModel):
-    """A LiDAR. `fields` names the log's fields where they are not x, y, z, intensity, ring."""
+    """A LiDAR. `fields` names the log's fields where they are not x, y, z, intensity, ring.
+
+    `time_field`: the log's field that says how long after the message's stamp a point was measured (before: negative), in units
+    of `time_scale_s` seconds. Points are then brought to the stamp by the ego motion within the sweep. None: all are of it.
+    """
 
     points: str
     frame: str | None = None
     offset_s: Seconds = 0.0
     fields: dict[str, str] = Field(default_factory=dict)  # ours -> the log's
     intensity_scale: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0  # times the log's intensity is 0..255
+    time_field: str | None = None
+    time_scale_s: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
 
 
 class RadarTopics(StrictModel):
