@@ -99,6 +99,7 @@ FAULTS = {  # name -> what is wrong, channel -> what is told of it
     "K of nuScenes' full size": (scaled("CAM_FRONT", 10), {"CAM_FRONT": "expected a principal point near the picture"}),
     "K of twice the size": (scaled("CAM_FRONT", 2), {"CAM_FRONT": r"of a picture of 32\d x 19\d px, not of 160 x 90"}),
     "K of half the size": (scaled("CAM_FRONT", 0.5), {"CAM_FRONT": r"of a picture of \d+ x \d+ px, not of 160 x 90"}),
+    "K of 4 to 5": (scaled("CAM_FRONT", 0.8), {"CAM_FRONT": "another resolution"}),
     "K of 5 to 4": (scaled("CAM_FRONT", 1.25), {"CAM_FRONT": "another resolution"}),
     "focal length in metres": (
         ({}, {"CAM_FRONT": np.array([[0.005, 0, 80], [0, 0.005, 45], [0, 0, 1]])}),
