@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from .features import BEVFeatures
-from .kernels.devices import autocasts, no_autocast, widened
+from .kernels.devices import autocasts, widened
+from .kernels.sums import weighted_sum
 from .named import NamedModule, NamedModules, NamedParameters
 
 Absent = Literal["null", "null_cell", "zeros", "mask"]
@@ -149,15 +150,6 @@ def trusted_mean(tokens: Tensor, coverage: Tensor, share: Tensor) -> Tensor:
     weight = torch.where(coverage > 0, share.transpose(0, 1).clamp(min=1e-6), 0.0)
     weight = weight / weight.sum(0).clamp(min=1e-6)
     return weighted_sum(tokens, weight)
-
-
-def weighted_sum(tokens: Tensor, weight: Tensor) -> Tensor:
-    """[M, B, X, Y, C], [M, B, X, Y] -> [B, X, Y, C] in the tokens' dtype.
-
-    Sums are in float32 whatever they are of. On CUDA autocast would make a float32 copy of all tokens to begin with.
-    """
-    with no_autocast(tokens.device):
-        return (weight[..., None].to(tokens.dtype) * tokens).sum(0)
 
 
 def sound_coverage(coverage: Tensor) -> Tensor:
