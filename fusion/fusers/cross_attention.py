@@ -17,7 +17,6 @@ from ..kernels import devices
 from ..kernels.cells import cell_attention
 from ..kernels.neighbours import by_triton, neighbour_attention
 from ..kernels.norms import SameDtypeNorm
-from ..kernels.windows import window_attention
 from ..named import NamedParameters
 from ..nulls import Absent, ModalityTokens, present_mean, trusted_mean
 from .tokens import check_heads, feed_forward
@@ -30,15 +29,6 @@ def _cheap_products(query: Tensor) -> bool:
     GPU where a kernel reads them: `cell_attention` takes 0.8 ms there for 180 x 180 cells, and a kernel a tenth of that.
     """
     return by_triton(query) or (devices.in_blocks(query.device) and devices.autocasts(query.device))
-
-
-def _only_inference(*tensors: Tensor) -> bool:
-    """Whether `window_attention` will do: float32 on a CPU, no gradients wanted, no graph being made."""
-    if torch.is_grad_enabled():
-        return False
-    return all(
-        devices.in_blocks(t.device) and not devices.autocasts(t.device) and t.dtype == torch.float32 for t in tensors
-    )
 
 
 def position_embedding(grid_shape: tuple[int, int], channels: int, device: torch.device | None = None) -> Tensor:
@@ -131,9 +121,6 @@ class CrossAttentionFusion(Fuser):
 
     def _attend(self, asking: Tensor, tokens: Tensor, seen: Tensor | None) -> tuple[Tensor, Tensor]:
         """[B, X, Y, C], [M, B, X, Y, C], [M, B, X, Y] -> what each cell draws from tokens [B, X, Y, C], and the shares."""
-        if self.neighbourhood == 3 and _only_inference(asking, tokens, *self.key_value.parameters()):
-            normed = self.token_norm(tokens) + self.modality.stacked()[:, None, None, None]
-            return window_attention(asking, normed, seen, self.heads, self.query, self.key_value, self.out)
         query = self.query(asking).unflatten(-1, (self.heads, -1))
         if self.neighbourhood == 1 and not _cheap_products(query):
             normed = self.token_norm(tokens) + self.modality.stacked()[:, None, None, None]

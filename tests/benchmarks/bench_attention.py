@@ -26,7 +26,6 @@ from torch import Tensor, nn
 from fusion import CrossAttentionFusion
 from fusion.kernels.cells import cell_attention
 from fusion.kernels.neighbours import neighbour_attention
-from fusion.kernels.windows import window_attention
 from tests.benchmarks.conftest import Compare
 
 CELLS, CHANNELS, HEADS, KINDS = (180, 180), 128, 4, ("camera", "lidar", "radar")
@@ -103,13 +102,7 @@ def bench_attention(direction: str, compare: Compare) -> None:
 
 
 def of_neighbours(fuser: CrossAttentionFusion, query: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor | None]:
-    """`window_attention`, as `CrossAttentionFusion.forward` takes it for 3 x 3 cells in inference."""
-    attended, share = window_attention(query, tokens, None, HEADS, fuser.query, fuser.key_value, fuser.out)
-    return attended.flatten(0, 2), share[0].flatten(1).T
-
-
-def with_keys(fuser: CrossAttentionFusion, query: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor | None]:
-    """`neighbour_attention`, as `CrossAttentionFusion.forward` takes it for 3 x 3 cells in training."""
+    """`neighbour_attention`, as `CrossAttentionFusion.forward` takes it for 3 x 3 cells."""
     key, value = fuser.key_value(tokens).unflatten(-1, (2 * HEADS, -1)).chunk(2, dim=-2)
     attended, share = neighbour_attention(fuser.query(query).unflatten(-1, (HEADS, -1)), key, value, None, 3)
     return fuser.out(attended.flatten(-2)).flatten(0, 2), share[0].flatten(1).T
@@ -157,7 +150,6 @@ def bench_neighbours(compare: Compare) -> None:
     fuser, attention = weights(3)
     ways: dict[str, Attend] = {
         "ours": lambda q, t: of_neighbours(fuser, q, t),
-        "ours,_with_keys": lambda q, t: with_keys(fuser, q, t),
         "unfold,_nn.MultiheadAttention": lambda q, t: unfold_multihead(attention, q, t),
         "unfold,_softmax": lambda q, t: unfold_softmax(fuser, q, t),
         "unfold,_in_place": lambda q, t: unfold_in_place(fuser, q, t),
@@ -165,6 +157,6 @@ def bench_neighbours(compare: Compare) -> None:
     query, tokens = check_that_they_agree(ways, "unfold,_nn.MultiheadAttention")
     contenders = {name: timed(way, query, tokens, "fwd") for name, way in ways.items()}
     result = compare("attention to 3 x 3 fwd, 180 x 180, 128 ch", 9, **contenders)
-    assert result.ratio("unfold, softmax") >= 20
-    assert result.ratio("unfold, nn.MultiheadAttention") >= 15
-    assert result.ratio("unfold, in place") >= 8
+    assert result.ratio("unfold, softmax") >= 10
+    assert result.ratio("unfold, nn.MultiheadAttention") >= 8
+    assert result.ratio("unfold, in place") >= 6

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from fusion import BEVFeatures, CrossAttentionFusion
-from fusion.fusers import cross_attention as attention
 from fusion.fusers.cross_attention import position_embedding
 from fusion.kernels import devices
 from fusion.kernels.blocks import BlockAttention
@@ -125,7 +124,6 @@ def test_the_way_of_other_devices_is_the_same_function(
     monkeypatch.setattr(devices, "in_blocks", lambda device: False)
     other = Mock(side_effect=AssertionError("a CPU's way"))
     monkeypatch.setattr(BlockAttention, "apply", other)
-    monkeypatch.setattr(attention, "window_attention", other)
     tolerance = 0.1 if bfloat16 else 1e-4
     for got, wanted in zip(outcome(), expected, strict=True):
         scale = max(1e-3, float(wanted.abs().max()))

@@ -230,7 +230,6 @@ def test_the_fuser_is_the_same_function_on_a_gpu(
     other = Mock(side_effect=AssertionError("another way"))
     monkeypatch.setattr(BlockAttention, "apply", other)
     for module, name in [
-        (attention, "window_attention"),
         (attention, "cell_attention"),
         (neighbours, "shifted_attention"),
     ]:
