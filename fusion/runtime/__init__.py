@@ -8,7 +8,7 @@ others need torch; what is not needed is not imported. Every input is checked ag
     outputs = artifact({"images": images, ...})
 
 What loading an artifact may do:
-    onnx  is data. Operators beyond ONNX's own and data in other files are refused before onnxruntime sees the file.
+    onnx  is data: onnxruntime, given the bytes alone, has no operators but its own, and refuses weights in files elsewhere.
     pt2, aoti  are code: a program that torch rebuilds from names, expressions and pickles, and machine code. Either runs with
           your rights, and nothing in here can tell good from bad: each is refused unless its `sha256=` is pinned and fits, or
           `trust_code=True` says that you know where it comes from. What was hashed is what is loaded.
@@ -24,7 +24,7 @@ from pathlib import Path
 from .arrays import NumpyArrays, TorchTensors
 from .artifact import Artifact
 from .manifest import ArtifactError, Symbol, TensorSpec, frozen, parse_manifest, read_artifact, read_manifest
-from .onnx_file import open_onnx, vet_onnx
+from .onnx_file import open_onnx
 from .torch_file import open_aoti, open_pt2
 
 __all__ = ["Artifact", "ArtifactError", "Symbol", "TensorSpec", "load"]
@@ -61,7 +61,6 @@ def load(
     library: NumpyArrays | TorchTensors
     match kind:
         case "onnx":
-            vet_onnx(data, path)
             library, run = open_onnx(data, path, parsed, threads)
         case "pt2":
             library, run = open_pt2(data, path, parsed, threads)

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import fusion.runtime
-from fusion.runtime import Artifact, ArtifactError, load, manifest, onnx_file
+from fusion.runtime import Artifact, ArtifactError, load, manifest
 from tests.hostile.fuzzed_json import JSON, named, places
 from tests.small_artifact import SUFFIX, eager, manifest_of, random_inputs, write_manifest
 
@@ -109,20 +109,6 @@ def test_any_manifest_is_read_or_refused_by_name(data: st.DataObject, artifacts:
             named(error, path)
     finally:
         write_manifest(path, "onnx")
-
-
-@settings(max_examples=40, deadline=None)
-@given(data=st.data())
-def test_any_bytes_are_vetted_or_refused_by_name(data: st.DataObject, artifacts: Callable[[str], Artifact]) -> None:
-    path = artifacts("onnx").path
-    sound = bytearray(path.read_bytes())
-    for _ in range(data.draw(st.integers(1, 4))):
-        sound[data.draw(st.integers(0, len(sound) - 1))] = data.draw(st.integers(0, 255))
-    for spoilt in (bytes(sound), bytes(sound[: data.draw(st.integers(0, len(sound)))])):
-        try:
-            onnx_file.vet_onnx(spoilt, path)
-        except ArtifactError as error:
-            named(error, path)
 
 
 # --- code -------------------------------------------------------------------------------------------------------------
