@@ -9,7 +9,6 @@ from .fusers.joint import JointFusion
 from .fusers.late import LateFusion
 from .fusers.latent import LatentFusion
 from .fusers.simple import ChannelWeightFusion, ConcatFusion, MeanFusion
-from .named import named_state
 from .nulls import Absent, ModalityTokens
 
 __all__ = [
@@ -32,5 +31,4 @@ __all__ = [
     "drop_members",
     "drop_modalities",
     "every_subset",
-    "named_state",
 ]

@@ -9,7 +9,7 @@ _LONGEST_NAME = 100  # of a checkpoint's folder
 
 
 class CheckpointError(ValueError):
-    """There is no checkpoint, or its weights or configuration are damaged or of another architecture."""
+    """There is no checkpoint, or it is damaged, or of another architecture or run."""
 
 
 def find_checkpoint(path: Path) -> Path:

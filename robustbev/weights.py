@@ -13,7 +13,6 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor, nn
 
-from fusion import named_state
 from robustbev.assembly import build
 from robustbev.card import ModelCard
 from robustbev.checkpoints import CheckpointError, find_checkpoint
@@ -39,22 +38,6 @@ def gated_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def _moved(name: str) -> str:
     return name.replace("fuser.", "fuser.base.", 1) if name.startswith("fuser.") else name
-
-
-def state_by_name(model: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """`state` as `model` has it, also from before a fuser's parameters were stored by name.
-
-    Those lay in the order of `config.modalities`. What is by name, or of no `PerceptionModel`, comes back as it is.
-
-    Raises:
-        ValueError: a tensor of all modalities is not one of as many as the model has.
-    """
-    if not isinstance(model, PerceptionModel):
-        return dict(state)
-    of_fuser = {name.removeprefix("fuser."): tensor for name, tensor in state.items() if name.startswith("fuser.")}
-    named = named_state(model.fuser, of_fuser, tuple(model.config.modalities))
-    rest = {name: tensor for name, tensor in state.items() if not name.startswith("fuser.")}
-    return rest | {f"fuser.{name}": tensor for name, tensor in named.items()}
 
 
 def save(model: PerceptionModel, directory: str | Path, card: ModelCard | None = None) -> Path:
@@ -164,11 +147,9 @@ def _check_fit(
 ) -> dict[str, Tensor]:
     """All that `model` is to load, by name."""
     own = model.state_dict()
-    try:
-        state = state_by_name(model, state)
-    except ValueError as error:
-        raise CheckpointError(f"{source}: weights of another architecture: fuser.{error}") from error
-    state |= {n: t for n, t in own.items() if n not in state and any(is_under(n, prefix) for prefix in may_lack)}
+    state = dict(state) | {
+        n: t for n, t in own.items() if n not in state and any(is_under(n, part) for part in may_lack)
+    }
     faults = [f"missing {name} {list(own[name].shape)}" for name in own if name not in state]
     faults += [f"unexpected {name} {list(state[name].shape)}" for name in state if name not in own]
     faults += [

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import get_args
 
-import torch
 from torch import Tensor, nn
 
 from fusion import (
@@ -21,7 +20,6 @@ from fusion import (
     LatentFusion,
     MeanFusion,
 )
-from fusion.named import key_of
 from tests.fusion.grids import SHAPE
 
 Build = Callable[[Mapping[str, int]], Fuser]
@@ -87,25 +85,3 @@ class AsTensors(nn.Module):
     def forward(self, features: Mapping[str, tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor, Tensor]:
         fused = self.fuser({name: BEVFeatures(*pair) for name, pair in features.items()})
         return fused.features, fused.attention, fused.coverage
-
-
-def positional(fuser: Fuser) -> dict[str, Tensor]:
-    """The state dict as versions wrote it that stored modalities by position: as rows, channels and numbers."""
-    state = dict(fuser.state_dict())
-    parts = {"": fuser.modalities}
-    if isinstance(fuser, GatedFusion):
-        parts = {"base.": fuser.base.modalities, "added.": fuser.added.tokens.modalities}
-    for prefix, modalities in parts.items():
-        keys = [key_of(name) for name in modalities]
-        for path in ("tokens.null", "tokens.null_offset", "modality", "latents", "weight"):
-            if f"{prefix}{path}.{keys[0]}" in state:
-                state[prefix + path] = torch.stack([state.pop(f"{prefix}{path}.{key}") for key in keys])
-        if f"{prefix}mix.bias" in state:
-            kernels = [state.pop(f"{prefix}mix.kernels.{key}.weight") for key in keys]
-            state[f"{prefix}mix.weight"] = torch.cat(kernels, dim=1)
-        for path in ("tokens.project", "adapters"):
-            for i, key in enumerate(keys):
-                mine = f"{prefix}{path}.{key}."
-                for name in [name for name in state if name.startswith(mine)]:
-                    state[f"{prefix}{path}.{i}.{name.removeprefix(mine)}"] = state.pop(name)
-    return state

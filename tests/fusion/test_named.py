@@ -11,10 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from fusion import BEVFeatures, Fuser, ModalityTokens, ObjectAlignment, named_state
+from fusion import BEVFeatures, Fuser, ModalityTokens, ObjectAlignment
 from fusion.named import key_of, name_of
 from tests.fusion.grids import SHAPE
-from tests.fusion.kinds import FUSERS, AsTensors, positional
+from tests.fusion.kinds import FUSERS, AsTensors
 
 CHANNELS = {"rear": 8, "front": 8, "": 8, "roof.left": 5, "forward": 8, "sonar 3": 5, "%": 8, "0": 5, "zß/水": 8}
 NAMES = tuple(CHANNELS)
@@ -106,45 +106,6 @@ def test_what_torch_calls_its_own_may_name_a_sensor() -> None:
 def test_an_ordinary_name_stands_in_the_state_dict_as_it_is() -> None:
     assert key_of("camera") == "camera"
     assert key_of("Sensor_3 (rear)") == "Sensor_3 (rear)"
-
-
-# Before the names
-
-
-@pytest.mark.parametrize("kind", FUSERS)
-def test_positions_are_refused_unless_their_order_is_given(kind: str) -> None:
-    order = ("roof.left", "rear", "sonar 3", "front")
-    writer, reader = built(kind, order, 0), built(kind, sorted(order), 1)
-    old = positional(writer)
-    with pytest.raises(
-        ValueError, match=r"expected parameters by the names of the modalities, got them by position, .*named_state\("
-    ):
-        reader.load_state_dict(old)
-    with pytest.raises(ValueError, match="by position"):
-        reader.load_state_dict(old, strict=False)
-    named = named_state(reader, old, order)
-    assert set(named) == set(reader.state_dict())
-    reader.load_state_dict(named)
-    assert_same(reader, writer)
-    assert named_state(reader, named, order).keys() == named.keys(), "what is by name stays as it is"
-
-
-def test_an_order_that_does_not_fit_is_refused() -> None:
-    fuser = built("attention null", ("rear", "front"), 0)
-    old = positional(fuser)
-    for order in (("rear",), ("rear", "left"), ("rear", "front", "rear")):
-        with pytest.raises(ValueError, match=f"expected each of rear, front once, got {', '.join(order)}"):
-            named_state(fuser, old, order)
-    for kind, name in (
-        ("attention null", "modality"),
-        ("concat null", "mix.weight"),
-        ("late null", "adapters.2.1.bias"),
-    ):
-        fuser = built(kind, ("rear", "front"), 0)
-        with pytest.raises(
-            ValueError, match=rf"{name}: expected parameters of 2 modalities \(rear, front\), got \[3, 8"
-        ):
-            named_state(fuser, {name: torch.zeros(3, 8, 3, 3)}, ("rear", "front"))
 
 
 def test_an_alignment_goes_by_names_too() -> None:

@@ -33,7 +33,6 @@ from tests.sensors.logs.mcap.mcap_files import some_messages, write_mcap
 from tests.tiny_model import tiny_model
 from tests.training.loop.toy import toy_plan, toy_state, toy_store
 from training.files.config_file import ConfigError, load_config
-from training.loop.architecture import CheckpointMismatchError
 from training.loop.checkpoint import Place
 from training.loop.random_state import random_state
 from training.runs.config import RunConfig
@@ -69,8 +68,8 @@ READERS = {
     "weights": Reader(load, CheckpointError, "model.safetensors"),
     "config": Reader(load, CheckpointError, "config.json"),
     "vit": Reader(small_vit, ValueError, "vit.pth"),
-    "state": Reader(restore, CheckpointMismatchError, "step-00000006/training_state.json"),
-    "tensors": Reader(restore, CheckpointMismatchError, "step-00000006/training_state.safetensors"),
+    "state": Reader(restore, CheckpointError, "step-00000006/training_state.json"),
+    "tensors": Reader(restore, CheckpointError, "step-00000006/training_state.safetensors"),
     "health": Reader(lambda folder: HealthMonitor.load(folder / "health.json"), HealthModelError, "health.json"),
     "golden": Reader(GoldenComparison, GoldenError, FILE),
     "mapping": Reader(lambda folder: load_mapping(folder / "mapping.yaml"), LogError, "mapping.yaml"),

@@ -33,7 +33,6 @@ from robustbev import (
 from sensors.batch import SensorBatch
 from sensors.frames import KINDS
 from sensors.modality import MovingFeatures
-from tests.fusion.kinds import positional
 from tests.tiny_model import random_sensors, tiny_config, tiny_model
 
 SUBSETS = [s for n in range(1, 4) for s in itertools.combinations(KINDS, n)]
@@ -250,31 +249,6 @@ def test_a_sensor_added_to_a_trained_model_changes_nothing_until_it_has_learned(
     torch.nn.init.constant_(model.fuser.added.attention_gate, 1.0)  # type: ignore[arg-type,union-attr]
     assert not torch.equal(model(batch).fused.features, expected.fused.features)
     assert torch.equal(model(batch.only(("camera", "lidar"))).boxes.score, expected.boxes.score)
-
-
-@pytest.mark.parametrize("changes", FUSERS)
-def test_weights_from_before_the_names_of_sensors_load(changes: dict[str, Any], tmp_path: Path) -> None:
-    """A whole model has its modalities in one order, so that nothing is open."""
-    model, batch = tiny_model(**changes), random_sensors()
-    old = {f"fuser.{name}": tensor for name, tensor in positional(model.fuser).items()}
-    state = {name: tensor for name, tensor in model.state_dict().items() if not name.startswith("fuser.")} | old
-    save(model, tmp_path)
-    packed = {name: tensor.contiguous() for name, tensor in state.items()}
-    safetensors.torch.save_file(packed, tmp_path / "model.safetensors")
-    assert torch.equal(load(tmp_path)(batch).fused.features, model(batch).fused.features)
-    fresh = tiny_model(1, **changes)
-    load_weights(fresh, state, source="there")
-    assert torch.equal(fresh(batch).boxes.score, model(batch).boxes.score)
-
-
-def test_weights_by_position_of_another_number_of_sensors_are_refused() -> None:
-    model = tiny_model(radar=None)
-    state = model.state_dict()
-    state["fuser.modality"] = torch.zeros(3, 16)
-    with pytest.raises(
-        CheckpointError, match=r"there: .*fuser.modality: expected parameters of 2 modalities \(camera, lidar\)"
-    ):
-        load_weights(model, state, source="there")
 
 
 def test_gated_weights_are_renamed_once() -> None:

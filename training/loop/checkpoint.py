@@ -25,11 +25,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from robustbev.checkpoints import STEP_PREFIX, complete_checkpoints, latest_checkpoint
+from robustbev.checkpoints import STEP_PREFIX, CheckpointError, complete_checkpoints, latest_checkpoint
+from robustbev.weights import load_weights
 from sensors.documents import read_json
 from training.files.atomic import write_text
-from training.loop.architecture import CheckpointMismatchError, check_architecture
-from training.loop.checkpoint_names import renamed
 from training.loop.optim import AveragedWeights, named_parameters
 from training.loop.random_state import restore_random_state
 
@@ -136,21 +135,21 @@ class CheckpointStore:
         """Bring `state` and this process's random states to where `path` was written.
 
         Raises:
-            CheckpointMismatchError: it is of another architecture, data set or number of workers, or it is damaged.
+            CheckpointError: it is of another architecture, data set or number of workers, or it is damaged.
         """
         try:
             document = read_json(path / "training_state.json")
             tensors = load_file(path / "training_state.safetensors")
         except (OSError, ValueError, SafetensorError) as error:
-            raise CheckpointMismatchError(
+            raise CheckpointError(
                 f"{path}: no complete checkpoint ({error}); remove this folder to go on from the one before it"
             ) from error
         try:
             self._put_back(path, document, tensors, state, place, rank)
-        except CheckpointMismatchError:
+        except CheckpointError:
             raise
         except (AttributeError, LookupError, TypeError, ValueError, OverflowError, RuntimeError) as error:
-            raise CheckpointMismatchError(
+            raise CheckpointError(
                 f"{path}: no sound checkpoint ({type(error).__name__}: {error}); remove this folder to go on from the one "
                 "before it"
             ) from error
@@ -169,13 +168,11 @@ class CheckpointStore:
         step = int(document["step"])
         if step < 0:
             raise ValueError(f"expected a step of 0 or more, got {step}")
-        tensors, groups = renamed(tensors, document["optimizer"], state.model)
-        check_architecture(path, _under("model.", tensors), state.model)
-        state.model.load_state_dict(_under("model.", tensors))
+        load_weights(state.model, _under("model.", tensors), source=str(path))
         if state.average is not None:
             averaged = _under("average.", tensors)  # a run may begin to keep an average later
             state.average.model.load_state_dict(averaged or _under("model.", tensors))
-        _restore_optimizer(path, state.optimizer, tensors, groups)
+        _restore_optimizer(path, state.optimizer, tensors, document["optimizer"])
         _restore_scaler(state.scaler, document.get("scaler") or {})
         restore_random_state(document["random"][rank], _under(f"random.{rank}.", tensors))
         state.step = step
@@ -223,14 +220,14 @@ _TENSORS = "training_state.safetensors"
 
 def _check_run(path: Path, document: Mapping[str, Any], place: Place) -> None:
     if document.get("format") != FORMAT:
-        raise CheckpointMismatchError(f"{path}: expected checkpoint format {FORMAT}, got {document.get('format')}")
+        raise CheckpointError(f"{path}: expected checkpoint format {FORMAT}, got {document.get('format')}")
     if document["world_size"] != place.world_size:
-        raise CheckpointMismatchError(
+        raise CheckpointError(
             f"{path}: written by {document['world_size']} workers, but this run has {place.world_size}; go on with "
             f"runner.workers={document['world_size']}, or start another run with name=..."
         )
     if document["steps_per_epoch"] != place.steps_per_epoch:
-        raise CheckpointMismatchError(
+        raise CheckpointError(
             f"{path}: an epoch had {document['steps_per_epoch']} steps and now has {place.steps_per_epoch}: the data set or the "
             "batch size has changed. Restore them, or start another run with name=..."
         )
@@ -249,9 +246,7 @@ def _restore_optimizer(
     path: Path, optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor], groups: Sequence[Mapping[str, Any]]
 ) -> None:
     if _by_lr(groups) != _by_lr(optimizer.param_groups):
-        raise CheckpointMismatchError(
-            f"{path}: the optimiser's parameter groups differ; is optim.lr_scale another one?"
-        )
+        raise CheckpointError(f"{path}: the optimiser's parameter groups differ; is optim.lr_scale another one?")
     moments: dict[str, dict[str, Tensor]] = {}
     for key, value in _under("optimizer.", tensors).items():
         name, _, moment = key.rpartition(":")
@@ -261,7 +256,7 @@ def _restore_optimizer(
             for key, value in moments[name].items():
                 if value.shape not in (parameter.shape, ()):
                     expected = f"expected {list(parameter.shape)}, got {list(value.shape)}"
-                    raise CheckpointMismatchError(f"{path}: the optimiser's {key} of {name}: {expected}")
+                    raise CheckpointError(f"{path}: the optimiser's {key} of {name}: {expected}")
             optimizer.state[parameter] = {key: _placed(value, parameter) for key, value in moments[name].items()}
 
 

@@ -109,7 +109,7 @@ def train(
     Raises:
         NonFiniteLossError: naming step, parts of the loss and tokens. The last checkpoint is from before it.
         ValueError: an epoch has fewer batches than one optimiser step accumulates.
-        CheckpointMismatchError, CheckpointWriteError: see `CheckpointStore`.
+        CheckpointError, CheckpointWriteError: see `CheckpointStore`.
     """
     run = _Run(state, forward, draw, batches, plan, device, store, validate, callbacks, peers or Alone(), stop)
     return run.train()

@@ -1,6 +1,5 @@
 """A checkpoint is whole or not there, belongs to its run, and holds no pickle."""
 
-import copy
 import errno
 import json
 import os
@@ -10,20 +9,12 @@ from typing import Any
 import pytest
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
-from torch import nn
+from safetensors.torch import load_file
 
-import robustbev
 import training.loop.checkpoint
-from fusion import BEVFeatures, Fuser
-from robustbev import PerceptionModel
 from robustbev.checkpoints import CheckpointError, find_checkpoint
-from tests.fusion.kinds import positional
-from tests.tiny_model import tiny_model
 from tests.training.loop.toy import ToyBatches, ToyStep, toy_plan, toy_state, toy_store
-from training.loop.architecture import CheckpointMismatchError
-from training.loop.checkpoint import CheckpointStore, CheckpointWriteError, Place, TrainingState
-from training.loop.optim import AveragedWeights, OptimConfig, build_optimizer
+from training.loop.checkpoint import CheckpointStore, CheckpointWriteError, Place
 from training.loop.random_state import random_state, restore_random_state, seed_everything, step_generator
 from training.loop.train import train
 
@@ -92,22 +83,20 @@ def test_ctrl_c_while_saving_leaves_no_half_checkpoint(tmp_path: Path, monkeypat
 def test_another_architecture_is_named_tensor_by_tensor(tmp_path: Path) -> None:
     store = toy_store(tmp_path)
     path = save(store, 6)
-    with pytest.raises(
-        CheckpointMismatchError, match=r"another architecture: 7 of another shape: net\.0\.weight \[8, 3\] instead of"
-    ):
+    with pytest.raises(CheckpointError, match=r"another architecture: net\.0\.weight: expected"):
         store.restore(path, toy_state(toy_plan(), width=5), PLACE)
     other = toy_state(toy_plan())
     other.model.extra = torch.nn.Linear(2, 2)
-    with pytest.raises(CheckpointMismatchError, match=r"2 missing: extra\.weight, extra\.bias"):
+    with pytest.raises(CheckpointError, match=r"missing extra\.weight \[2, 2\]; missing extra\.bias"):
         store.restore(path, other, PLACE)
 
 
 def test_another_number_of_workers_or_data_set_is_refused(tmp_path: Path) -> None:
     store = toy_store(tmp_path)
     path = save(store, 6)
-    with pytest.raises(CheckpointMismatchError, match=r"written by 1 workers.*runner\.workers=1"):
+    with pytest.raises(CheckpointError, match=r"written by 1 workers.*runner\.workers=1"):
         store.restore(path, toy_state(toy_plan()), Place(6, 2))
-    with pytest.raises(CheckpointMismatchError, match="an epoch had 6 steps and now has 5"):
+    with pytest.raises(CheckpointError, match="an epoch had 6 steps and now has 5"):
         store.restore(path, toy_state(toy_plan()), Place(5, 1))
 
 
@@ -115,7 +104,7 @@ def test_a_damaged_checkpoint_says_how_to_go_on(tmp_path: Path) -> None:
     store = toy_store(tmp_path)
     path = save(store, 6)
     (path / "training_state.safetensors").write_bytes(b"short")
-    with pytest.raises(CheckpointMismatchError, match="remove this folder to go on from the one before"):
+    with pytest.raises(CheckpointError, match="remove this folder to go on from the one before"):
         store.restore(path, toy_state(toy_plan()), PLACE)
 
 
@@ -161,68 +150,3 @@ def test_a_steps_generator_depends_on_seed_step_part_and_rank_alone() -> None:
     draws = [torch.rand(4, generator=step_generator(*place)).tolist() for place in places]
     assert len({tuple(draw) for draw in draws}) == len(places)
     assert torch.rand(4, generator=step_generator(0, 1, 0, 0)).tolist() == draws[2]
-
-
-@pytest.mark.parametrize("kind", ["cross_attention", "concat", "late", "gated"])
-def test_a_run_from_before_the_names_of_sensors_goes_on_to_the_same_bits(tmp_path: Path, kind: str) -> None:
-    """Weights, average and moments of each sensor lay in one tensor, in the order of the model's modalities."""
-    fuser = {"kind": kind, "heads": 2, "absent": "null", "adds": ["radar"] if kind == "gated" else []}
-
-    def begun(seed: int) -> TrainingState:
-        model = tiny_model(seed, fuser=fuser)
-        return TrainingState(model, build_optimizer(model, OptimConfig()), AveragedWeights(model, 0.9))
-
-    def step(state: TrainingState, seed: int) -> None:
-        state.optimizer.zero_grad()
-        model = state.model
-        assert isinstance(model, PerceptionModel)
-        said = torch.randn(1, 16, 16, 16, generator=torch.Generator().manual_seed(seed))
-        features = {
-            name: BEVFeatures(said + i, torch.ones(1, 16, 16)) for i, name in enumerate(model.config.modalities)
-        }
-        model.fuser(features).features.square().mean().backward()
-        state.optimizer.step()
-        state.step += 1
-        assert state.average is not None
-        state.average.update(model, state.step)
-
-    whole, resumed = begun(0), begun(1)
-    step(whole, seed=0)
-    store = CheckpointStore(tmp_path, robustbev.save)
-    path = store.save(whole, PLACE, [random_state()])
-    as_before_the_names(path, whole.model)
-    store.restore(path, resumed, PLACE)
-    for state in (whole, resumed):
-        step(state, seed=1)
-    for mine, theirs in ((resumed.model, whole.model), (resumed.model_to_use, whole.model_to_use)):
-        for name, tensor in theirs.state_dict().items():
-            assert torch.equal(mine.state_dict()[name], tensor), name
-
-
-def as_before_the_names(checkpoint: Path, model: nn.Module) -> None:
-    """Rewrite a checkpoint as versions did that stored sensors by position."""
-    fuser = model.fuser
-    assert isinstance(fuser, Fuser)
-    tensors = load_file(checkpoint / "training_state.safetensors")
-
-    def back(prefix: str, suffix: str) -> None:
-        mine = copy.deepcopy(fuser)
-        own = {name: tensors.pop(f"{prefix}.fuser.{name}{suffix}", None) for name in mine.state_dict()}
-        mine.load_state_dict({name: own[name] if own[name] is not None else p for name, p in mine.state_dict().items()})
-        for name, tensor in positional(mine).items():
-            tensors[f"{prefix}.fuser.{name}{suffix}"] = tensor.clone(memory_format=torch.contiguous_format)
-
-    steps = {
-        key: tensors.pop(key) for key in list(tensors) if key.startswith("optimizer.fuser.") and key.endswith(":step")
-    }
-    for prefix, suffix in (("model", ""), ("average", ""), ("optimizer", ":exp_avg"), ("optimizer", ":exp_avg_sq")):
-        back(prefix, suffix)
-    names = positional(fuser)
-    tensors |= {f"optimizer.fuser.{name}:step": next(iter(steps.values())).clone() for name in names}
-    save_file(tensors, checkpoint / "training_state.safetensors")
-    document = json.loads((checkpoint / "training_state.json").read_text())
-    new = set(fuser.state_dict()) - set(names)
-    for group in document["optimizer"]:
-        group["names"] = [name for name in group["names"] if name.removeprefix("fuser.") not in new]
-    document["optimizer"][0]["names"] += [f"fuser.{name}" for name in set(names) - set(fuser.state_dict())]
-    (checkpoint / "training_state.json").write_text(json.dumps(document))
