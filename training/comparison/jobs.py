@@ -2,27 +2,27 @@
 
 from __future__ import annotations
 
-import json
 import math
 import statistics
 import time
 import traceback
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 
 import robustbev
+from robustbev import ModelConfig
 from robustbev.checkpoints import find_checkpoint
 from sensors.nuscenes.index import open_index
 from training.comparison.plan import Job, JobResult, Stop
 from training.console.errors import exit_code
 from training.console.progress import Bars
-from training.files.atomic import write_json, write_text
-from training.files.code_digest import code_digest
+from training.evaluation.subsets import possible_subsets
+from training.files.atomic import write_text
 from training.loop.history import read_history
 from training.robustness.cases import Case, evaluate_cases, parse_case
+from training.robustness.tasks import Store, fingerprint
 from training.runs.evaluate import evaluate_checkpoint, load_model
 from training.runs.files import RunBusyError
 from training.runs.run import run_training
@@ -63,13 +63,13 @@ def finished(job: Job) -> JobResult | None:
     if not job.files.is_complete(job.config):
         return None
     try:
-        known = _known(job, find_checkpoint(job.files.root))
+        measured = _Figures(job, find_checkpoint(job.files.root))
     except robustbev.CheckpointError:
         return None
-    if "parameters" not in known or _missing(job, known):
+    if measured.missing(measured.cases):
         return None
     _adopt(job)
-    return _result(job, known)
+    return _result(job, measured)
 
 
 def _train_and_measure(job: Job, bars: Bars, stop: Stop) -> JobResult:
@@ -79,21 +79,21 @@ def _train_and_measure(job: Job, bars: Bars, stop: Stop) -> JobResult:
     return _result(job, _measure(job, find_checkpoint(job.files.root), bars, stop))
 
 
-def _result(job: Job, measured: Mapping[str, Any]) -> JobResult:
+def _result(job: Job, measured: _Figures) -> JobResult:
     files = job.files
     history = [float(row["seconds"]) for row in read_history(files.history)]
-    known = json.loads(files.mlflow.read_text(encoding="utf-8")) if files.mlflow.is_file() else {}
+    tracked = MLflowRun.open(files.mlflow)
     return JobResult(
         job.entry,
         job.seed,
         files.root,
         "done",
-        figures={name: SubsetResult.from_json(name, content) for name, content in measured["figures"].items()},
-        parameters=measured["parameters"],
+        figures={case.name: measured.figures[case] for case in measured.cases},
+        parameters=_parameters(job.config.model),
         step_ms=1000 * statistics.median(history) if history else math.nan,
         train_seconds=math.fsum(history) if history else math.nan,
         step=int(files.progress()["step"]),
-        mlflow_run_id=known.get("run_id"),
+        mlflow_run_id=None if tracked is None else tracked.run_id,
     )
 
 
@@ -114,66 +114,63 @@ def _train(job: Job, bars: Bars, stop: Stop) -> None:
     raise _Stopped
 
 
-def _measure(job: Job, checkpoint: Path, bars: Bars, stop: Stop) -> dict[str, Any]:
-    """What is known of a checkpoint: parameters, and figures of every subset and case that the model has the sensors for."""
-    config, file, known = job.config, _record(job), _known(job, checkpoint)
+def _measure(job: Job, checkpoint: Path, bars: Bars, stop: Stop) -> _Figures:
+    """Figures of every subset and case that the model has the sensors for; what is known is not measured again."""
+    config, measured = job.config, _Figures(job, checkpoint)
 
     def progress(what: str, done: int, total: int | None) -> None:
         if stop():
             raise _Stopped
         bars(what, done, total)
 
-    if "parameters" not in known:
+    if measured.missing(measured.subsets):
         results = evaluate_checkpoint(checkpoint, config, progress=progress)
-        model = robustbev.load(checkpoint)
-        known["figures"] = {subset: result.to_json() for subset, result in results.items()}
-        known["parameters"] = sum(parameter.numel() for parameter in model.parameters())
-        write_json(file, known)
-    missing = _missing(job, known)
-    if missing:
+        measured.add({Case(subset): result for subset, result in results.items()})
+    if missing := measured.missing(measured.cases):
         model = load_model(checkpoint, config)
-        case_results = evaluate_cases(model, config, missing, job.files.evaluation / "cases", progress=progress)
-        known["figures"] |= {case.name: result.to_json() for case, result in case_results.items()}
-        write_json(file, known)
+        results_by_case = evaluate_cases(model, config, missing, job.files.evaluation / "cases", progress=progress)
+        measured.add(results_by_case)
         if config.tracking.enabled:
-            figures = {f"val/{case.name}/mAP": result.mean_ap for case, result in case_results.items()}
-            figures |= {f"val/{case.name}/NDS": result.nds for case, result in case_results.items()}
+            figures = {f"val/{case.name}/mAP": result.mean_ap for case, result in results_by_case.items()}
+            figures |= {f"val/{case.name}/NDS": result.nds for case, result in results_by_case.items()}
             log_report(job.files.mlflow, checkpoint, figures, {})
-    return known
+    return measured
 
 
-def _record(job: Job) -> Path:
-    return job.files.evaluation / "comparison.json"
+class _Figures:
+    """What a job measures of a checkpoint: the subsets, then all cases; and what of it was measured before."""
+
+    def __init__(self, job: Job, checkpoint: Path) -> None:
+        config = job.config
+        device = "cuda" if config.runner.use_cuda else "cpu"
+        # Who shares jobs out to a cluster may have no GPU: what its workers take is not known there, and they look again.
+        known = device == "cpu" or torch.cuda.is_available()
+        precision = robustbev.choose_precision(config.evaluation.precision, device).name if known else "not known here"
+        data_id = open_index(config.data.nuscenes).meta.data_id
+        self._fingerprint = fingerprint(checkpoint, config, data_id, seed=0, precision=precision)
+        self._store = Store(job.files.evaluation / "tasks")
+        self.subsets = [Case(subset) for subset in possible_subsets(config.model, config.evaluation.subsets)]
+        asked = (case for case in map(parse_case, job.cases) if case.possible(config.model.modalities))
+        self.cases = list(dict.fromkeys([*self.subsets, *asked]))
+        self.figures: dict[Case, SubsetResult] = {}
+        self._read(self.cases)
+
+    def missing(self, cases: Sequence[Case]) -> list[Case]:
+        return [case for case in cases if case not in self.figures]
+
+    def add(self, figures: Mapping[Case, SubsetResult]) -> None:
+        for case, result in figures.items():
+            self._store.write(self._fingerprint, case.condition, {case.name: result.to_json()})
+        self._read(list(figures))
+
+    def _read(self, cases: Sequence[Case]) -> None:
+        for case in cases:
+            self.figures |= self._store.read(self._fingerprint, [case]) or {}
 
 
-def _known(job: Job, checkpoint: Path) -> dict[str, Any]:
-    """What an earlier evaluation of this very checkpoint left; without figures where there was none."""
-    file, key = _record(job), _key(job, checkpoint)
-    known: dict[str, Any] = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-    return known if known.get("key") == key else {"key": key, "figures": {}}
-
-
-def _missing(job: Job, known: Mapping[str, Any]) -> list[Case]:
-    """The cases still to be measured; those with sensors that the model has no encoder for are none."""
-    cases = [parse_case(case) for case in job.cases]
-    missing = (case for case in cases if case.name not in known["figures"])
-    return [case for case in missing if case.possible(job.config.model.modalities)]
-
-
-def _key(job: Job, checkpoint: Path) -> dict[str, Any]:
-    """What the figures depend on, beside the run's configuration: while it stays the same they are not computed again."""
-    settings = job.config.evaluation.model_dump(mode="json", exclude={"processes", "batch_size"})
-    device = "cuda" if job.config.runner.use_cuda else "cpu"
-    # Who shares jobs out to a cluster may have no GPU: what its workers take is not known there, and they look again.
-    known = device == "cpu" or torch.cuda.is_available()
-    return {
-        "checkpoint": checkpoint.name,
-        "written": (checkpoint / "model.safetensors").stat().st_mtime_ns,
-        "data_id": open_index(job.config.data.nuscenes).meta.data_id,
-        "evaluation": settings,
-        "code": code_digest(),
-        "precision": robustbev.choose_precision(settings["precision"], device).name if known else None,
-    }
+def _parameters(model: ModelConfig) -> int:
+    with torch.device("meta"):
+        return sum(parameter.numel() for parameter in robustbev.build(model).parameters())
 
 
 def _adopt(job: Job) -> None:

@@ -98,7 +98,10 @@ def _measure(
     """Subject -> its figures; how many tasks were run now, and how many there are."""
     subjects = [model, *([] if baseline is None else [baseline]), *specialists.values()]
     cases_of = {subject.name: _cases(subject, config, specialist=subject.name in specialists) for subject in subjects}
-    store = Store(out / "tasks", [s.files.root / "robustness" / "tasks" for s in subjects])
+    folders = [
+        folder for s in subjects for folder in (s.files.root / "robustness", s.files.evaluation)
+    ]  # of comparisons
+    store = Store(out / "tasks", [folder / "tasks" for folder in folders])
     figures_of: dict[str, dict[Case, SubsetResult]] = {subject.name: {} for subject in subjects}
     missing: dict[str, Task] = {}
     origin: dict[str, Subject] = {}

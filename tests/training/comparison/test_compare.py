@@ -24,6 +24,7 @@ pytest.importorskip("typer")
 
 from typer.testing import CliRunner
 
+import robustbev
 import training.comparison.jobs
 import training.comparison.run
 from sensors.frames import KINDS
@@ -195,11 +196,11 @@ def test_who_shares_out_jobs_for_gpus_needs_none(
     files: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (job, *_) = plan_jobs(read_entries(files, ["runner.device=cuda"]), (0,), "c")
-    (tmp_path / "model.safetensors").touch()
+    robustbev.save(robustbev.build(job.config.model), tmp_path)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    key = training.comparison.jobs._key(job, tmp_path)
-    assert key["precision"] is None
-    assert key["evaluation"]["precision"] == "auto"
+    figures = training.comparison.jobs._Figures(job, tmp_path)
+    assert figures.cases
+    assert figures.missing(figures.cases) == figures.cases
 
 
 def test_a_faulty_data_set_is_told_before_any_job(files: list[Path], tmp_path: Path) -> None:

@@ -216,5 +216,4 @@ def subset_result(subset: str, summary: Mapping[str, Any]) -> SubsetResult:
         samples=int(summary["samples"]),
         no_perception=tuple(summary["no_perception"]),
         classes_without_truth=tuple(summary.get("classes_without_truth", ())),
-        class_errors={name: dict(errors) for name, errors in summary["label_tp_errors"].items()},
     )

@@ -27,7 +27,6 @@ class SubsetResult:
     samples: int
     boxes: int = 0
     no_perception: tuple[str, ...] = ()  # tokens of samples in which every sensor of the subset was absent
-    class_errors: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     classes_without_truth: tuple[str, ...] = ()  # of which no box lies in range; their AP is 0, whatever was found
     tasks: Mapping[str, Mapping[str, float]] = field(
         default_factory=dict
