@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import html
-import json
 import math
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
@@ -16,7 +15,7 @@ from training.files.atomic import write_json, write_text
 from training.robustness import metrics as metrics
 from training.robustness.pictures import pictures
 from training.robustness.tables import METRICS, case_table, tables
-from training.tracking.run import git_commit
+from training.tracking.run import MLflowRun, git_commit
 from training.tracking.sending import log_report
 
 if TYPE_CHECKING:
@@ -96,9 +95,9 @@ def provenance(robustness: Robustness) -> dict[str, str]:
     """What was run, for a reader who wants to run it again."""
     config, model = robustness.config, robustness.model
     facts = {"checkpoint": _place(model.checkpoint), "weights and settings": f"fingerprint {model.fingerprint[:16]}"}
-    run_id = _run_id(model.files.mlflow)
-    if run_id is not None:
-        facts["MLflow run"] = run_id
+    tracked = MLflowRun.open(model.files.mlflow)
+    if tracked is not None:
+        facts["MLflow run"] = tracked.run_id
     if robustness.baseline is not None:
         facts["baseline"] = (
             f"{_place(robustness.baseline.checkpoint)}, fingerprint {robustness.baseline.fingerprint[:16]}"
@@ -171,10 +170,6 @@ def _place(path: Path) -> str:
         return str(path.relative_to(Path.cwd()))
     except ValueError:
         return str(path)
-
-
-def _run_id(file: Path) -> str | None:
-    return str(json.loads(file.read_text(encoding="utf-8"))["run_id"]) if file.is_file() else None
 
 
 def _version(name: str) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import time
@@ -21,6 +20,7 @@ from training.runs.evaluate import evaluate_checkpoint
 from training.runs.files import RunFiles
 from training.runs.run import run_training
 from training.runs.show import show_run
+from training.tracking.run import MLflowRun
 
 
 @dataclass(frozen=True)
@@ -124,8 +124,9 @@ def _evaluation_then(files: RunFiles) -> object:
 
 def _places(config: RunConfig, files: RunFiles) -> list[str]:
     uri = f"sqlite:///{config.runs_dir / 'mlflow.db'}" if config.tracking.uri is None else config.tracking.uri
-    if files.mlflow.is_file():
-        uri = json.loads(files.mlflow.read_text(encoding="utf-8"))["uri"]
+    tracked = MLflowRun.open(files.mlflow)
+    if tracked is not None:
+        uri = tracked.uri
     places = {
         "drives": config.data.nuscenes.root,
         "model": f"{files.checkpoints} (robustbev.load)",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import shutil
 from collections.abc import Iterator
@@ -16,7 +15,7 @@ from pydantic import ValidationError
 
 from robustbev.checkpoints import find_checkpoint
 from sensors.nuscenes.index import data_id
-from training.files.atomic import write_json, write_text
+from training.files.atomic import held, write_json, write_text
 from training.files.config_file import ConfigError, parse_yaml, to_yaml
 from training.files.settings import differences
 from training.loop.callbacks import Callback
@@ -123,13 +122,9 @@ class RunFiles:
     def locked(self) -> Iterator[None]:
         """Hold the run for this process; RunBusyError where another one does."""
         self.root.mkdir(parents=True, exist_ok=True)
-        with (self.root / ".lock").open("w") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                raise RunBusyError(
-                    f"{self.root}: another process works on this run; wait for it or use another name="
-                ) from None
+        with held(self.root / ".lock") as ours:
+            if not ours:
+                raise RunBusyError(f"{self.root}: another process works on this run; wait for it or use another name=")
             yield
 
     def progress(self) -> dict[str, Any]:

@@ -10,7 +10,6 @@ import os
 import re
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +19,6 @@ from training.tracking.outbox import Row
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
-_OUTBOX_TAG = "robustbev.outbox"  # whose rows a run holds: one that was made and not noted down is found again
 _NAME_LENGTH, _VALUE_LENGTH, _PARAMETERS_A_CALL = 250, 500, 100  # what MLflow takes
 
 
@@ -28,15 +26,8 @@ class TrackingWarning(UserWarning):
     """MLflow is away, or does not have something any more."""
 
 
-@dataclass(frozen=True)
-class RunPlan:
-    """What a run in MLflow is made from."""
-
-    experiment: str = "robustbev"
-    name: str = "run"
-    artifacts: str | None = None  # the folder of artifacts with a SQLite store; a server decides for itself
-    parameters: Mapping[str, Any] = field(default_factory=dict)  # flat
-    tags: Mapping[str, str] = field(default_factory=dict)
+class TrackingError(ValueError):
+    """The tracking store cannot be used as configured, or does not have what was begun there."""
 
 
 def load_mlflow() -> None:
@@ -63,19 +54,31 @@ def open_store(uri: str) -> MlflowClient:
         raise OSError(str(error)) from error
 
 
-def begin_run(client: MlflowClient, plan: RunPlan, outbox: str) -> str:
-    """Make a run, or find the one that was made for this outbox before a crash; -> its id."""
+def begin_run(
+    client: MlflowClient,
+    experiment: str,
+    name: str,
+    *,
+    artifacts: str | None,
+    parameters: Mapping[str, Any],
+    tags: Mapping[str, str],
+) -> str:
+    """Make a run, and the experiment where there is none; -> its id.
+
+    Args:
+        artifacts: the folder of artifacts with a SQLite store; a server decides for itself.
+        parameters: flat.
+
+    Raises:
+        TrackingError: the experiment was deleted in MLflow.
+    """
     from mlflow.entities import Param
 
-    experiment = _experiment(client, plan)
-    runs = client.search_runs([experiment], f"tags.`{_OUTBOX_TAG}` = '{outbox}'", max_results=1)
-    tags = {**plan.tags, _OUTBOX_TAG: outbox}
-    run = runs[0] if runs else client.create_run(experiment, run_name=plan.name, tags=tags)
-    known, run_id = run.data.params, str(run.info.run_id)
-    missing = [Param(name, str(v)[:_VALUE_LENGTH]) for name, v in plan.parameters.items() if name not in known]
-    for i in range(0, len(missing), _PARAMETERS_A_CALL):
-        client.log_batch(run_id, params=missing[i : i + _PARAMETERS_A_CALL])
-    return run_id
+    run = client.create_run(_experiment(client, experiment, artifacts), run_name=name, tags=dict(tags))
+    logged = [Param(key, str(value)[:_VALUE_LENGTH]) for key, value in parameters.items()]
+    for i in range(0, len(logged), _PARAMETERS_A_CALL):
+        client.log_batch(run.info.run_id, params=logged[i : i + _PARAMETERS_A_CALL])
+    return str(run.info.run_id)
 
 
 def is_gone(client: MlflowClient, run_id: str) -> bool:
@@ -141,26 +144,19 @@ def store_errors() -> tuple[type[Exception], ...]:
     return MlflowException, SQLAlchemyError, OSError
 
 
-def _experiment(client: MlflowClient, plan: RunPlan) -> str:
-    """The id of the plan's experiment. One that was deleted stays deleted: the next number takes its place."""
-    name, number = plan.experiment, 1
-    while (experiment := client.get_experiment_by_name(name)) is not None and experiment.lifecycle_stage == "deleted":
-        number += 1
-        name = f"{plan.experiment}-{number}"
-    if name != plan.experiment:
-        warnings.warn(
-            f"the experiment {plan.experiment} was deleted in MLflow; the run {plan.name} goes to the experiment {name}",
-            TrackingWarning,
-            stacklevel=2,
-        )
-    if experiment is not None:
-        return str(experiment.experiment_id)
+def _experiment(client: MlflowClient, name: str, artifacts: str | None) -> str:
     from mlflow.exceptions import MlflowException
 
-    try:
-        return str(client.create_experiment(name, artifact_location=plan.artifacts))
-    except MlflowException:  # another process made it meanwhile, or it cannot be made
-        experiment = client.get_experiment_by_name(name)
-        if experiment is None:
-            raise
-        return str(experiment.experiment_id)
+    known = client.get_experiment_by_name(name)
+    if known is None:
+        try:
+            return str(client.create_experiment(name, artifact_location=artifacts))
+        except MlflowException:  # another process made it meanwhile, or it cannot be made
+            known = client.get_experiment_by_name(name)
+            if known is None:
+                raise
+    if known.lifecycle_stage == "deleted":
+        raise TrackingError(
+            f"tracking.experiment: {name} was deleted in MLflow; restore it there (mlflow experiments restore), or name another"
+        )
+    return str(known.experiment_id)

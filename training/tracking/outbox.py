@@ -11,7 +11,6 @@ import json
 import math
 import os
 import time
-import uuid
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,7 +19,7 @@ from typing import Any, BinaryIO, Literal
 from training.files.atomic import names_file
 
 Status = Literal["RUNNING", "FINISHED", "FAILED", "KILLED"]
-Row = dict[str, Any]  # with one of the keys "metrics", "tag", "file", "status", "outbox"
+Row = dict[str, Any]  # with one of the keys "metrics", "tag", "file", "status"
 
 
 class Outbox:
@@ -31,16 +30,6 @@ class Outbox:
         self._read_to = 0  # bytes
         self._metrics: dict[tuple[int, str], float] = {}
         self._tags: dict[str, str] = {}
-        self._id: str | None = None
-
-    @property
-    def id(self) -> str:
-        """What tells this outbox from every other; the tracker's run is marked with it."""
-        with self._locked() as file:
-            if self._id is None:
-                self._append(file, {"outbox": uuid.uuid4().hex})
-        assert self._id is not None
-        return self._id
 
     def metrics(self, values: Mapping[str, float], step: int, *, renew: bool = False) -> None:
         """Record figures at one step.
@@ -121,7 +110,6 @@ class Outbox:
                 self._metrics[row["step"], name] = value
             if "tag" in row:
                 self._tags[row["tag"]] = row["value"]
-            self._id = row.get("outbox", self._id)
 
 
 def _last_byte(file: BinaryIO, end: int) -> bytes:

@@ -6,36 +6,27 @@ waited for.
 
 from __future__ import annotations
 
-import fcntl
 import json
 import re
 import subprocess
 import threading
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import asdict, fields
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
-from training.files.atomic import write_json
+from training.files.atomic import held, write_json
 from training.files.settings import flat
 from training.loop.callbacks import Callback, StepRecord
 from training.loop.history import read_history
 from training.tracking import mlflow_store as store
-from training.tracking.mlflow_store import RunPlan
+from training.tracking.mlflow_store import TrackingError
 from training.tracking.outbox import Outbox, Row
-
-if TYPE_CHECKING:
-    from mlflow import MlflowClient
 
 Result = TypeVar("Result")
 PARENT_TAG = "mlflow.parentRunId"  # MLflow shows a run with this tag below the run that it names
 _BEGIN_SECONDS = 9.0  # for a store to answer when a run begins
 _DATABASE_SECONDS = 180.0  # to make a SQLite database, on a slow disk or a busy machine
-
-
-class TrackingError(ValueError):
-    """The tracking store cannot be used as configured."""
 
 
 def default_uri(runs_dir: Path) -> str:
@@ -79,7 +70,7 @@ class MLflowRun:
     """
 
     def __init__(self, file: Path) -> None:
-        self._file = file
+        self.file = file
         self._sent = sent_of(file)
         self.outbox = Outbox(outbox_of(file))
 
@@ -100,33 +91,31 @@ class MLflowRun:
         A run that goes on does not wait for the store: whether it is still there turns out when the outbox is sent.
 
         Args:
-            file: JSON with "uri", "run_id", and what to make the run from where it was deleted in MLflow.
+            file: JSON with "uri" and "run_id".
             artifacts: where artifacts go with a SQLite store; a server decides for itself.
             parameters: the resolved configuration; nested mappings become dotted names.
             patience_s: how long a store may take to answer.
 
         Raises:
             MissingExtraError: MLflow is not installed.
-            TrackingError: the store of a new run cannot be reached.
+            TrackingError: the store of a new run cannot be reached, or its experiment was deleted there.
         """
         run = MLflowRun(file)
-        location = artifacts.resolve().as_uri() if uri.startswith("sqlite:") else None
-        plan = RunPlan(experiment, name, location, flat(parameters), dict(tags))
         known = _read(file)
         store.load_mlflow()
-        if known is not None and known["uri"] == uri:
-            run._write(uri, known["run_id"], plan)
-        else:
+        if known is None or known["uri"] != uri:
+            location = artifacts.resolve().as_uri() if uri.startswith("sqlite:") else None
+            about: Mapping[str, Any] = {"artifacts": location, "parameters": flat(parameters), "tags": tags}
             try:
                 opening_s = _DATABASE_SECONDS if uri.startswith("sqlite:") else patience_s
                 client = _within(opening_s, lambda: store.open_store(uri))
-                run_id = _within(patience_s, lambda: store.begin_run(client, plan, run.outbox.id))
+                run_id = _within(patience_s, lambda: store.begin_run(client, experiment, name, **about))
             except store.store_errors() as error:
                 raise TrackingError(
                     f"tracking.uri: {uri} cannot be used: {short(error)}. Look whether the address is right and the server "
                     "runs, or train with tracking.enabled=false"
                 ) from error
-            run._write(uri, run_id, plan)
+            write_json(file, {"uri": uri, "run_id": run_id})
         run.outbox.status("RUNNING")
         return run
 
@@ -141,15 +130,7 @@ class MLflowRun:
 
     @property
     def run_id(self) -> str:
-        """Of the run in MLflow as it is now: one that was deleted there has been replaced."""
         return str(self._known["run_id"])
-
-    def begin(self, client: MlflowClient) -> None:
-        """Make the run anew in its store, from what the old one was made from."""
-        known = self._known
-        settings = {field.name: known[field.name] for field in fields(RunPlan) if field.name in known}
-        plan = RunPlan(**{"name": self._file.parent.name, **settings})
-        self._write(known["uri"], store.begin_run(client, plan, self.outbox.id), plan)
 
     def left(self) -> list[tuple[int, Row]]:
         """The rows of the outbox that the run in MLflow does not have yet, each with the byte at which it ends."""
@@ -160,31 +141,18 @@ class MLflowRun:
         """Note that a run in MLflow has the outbox up to a byte."""
         write_json(self._sent, {"run_id": run_id, "bytes": end})
 
-    @contextmanager
-    def sends_alone(self) -> Iterator[bool]:
+    def sends_alone(self) -> AbstractContextManager[bool]:
         """Whether this process is the one that may send now; False where another is at it."""
-        with self._file.with_name(".mlflow.lock").open("w") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                yield False
-                return
-            try:
-                yield True
-            finally:
-                fcntl.flock(file, fcntl.LOCK_UN)  # closing is not enough where a forked process holds the file too
+        return held(self.file.with_name(".mlflow.lock"))
 
     @property
     def _known(self) -> dict[str, Any]:
-        known = _read(self._file)
+        known = _read(self.file)
         if known is None:
             raise TrackingError(
-                f"{self._file}: expected the run in MLflow that this file names, and it is not there any more"
+                f"{self.file}: expected the run in MLflow that this file names, and it is not there any more"
             )
         return known
-
-    def _write(self, uri: str, run_id: str, plan: RunPlan) -> None:
-        write_json(self._file, {"uri": uri, "run_id": run_id, **asdict(plan)})
 
 
 def outbox_of(run_file: Path) -> Path:

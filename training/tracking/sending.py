@@ -154,10 +154,9 @@ def _warn_of_left(run: MLflowRun, why: str) -> None:
 def deliver(run: MLflowRun, allow: Allow = lambda seconds: None) -> bool:
     """Send all that is left; -> whether that is done, False where another process is at it.
 
-    A run that was deleted in MLflow begins anew there, with everything.
-
     Raises:
         mlflow_store.store_errors(): the store cannot be reached.
+        TrackingError: the run was deleted there.
     """
     if not run.left():
         return True
@@ -165,31 +164,22 @@ def deliver(run: MLflowRun, allow: Allow = lambda seconds: None) -> bool:
         if not alone:
             return False
         allow(_OPENING_SECONDS if run.uri.startswith("sqlite:") else 0.0)
-        client = store.open_store(run.uri)
-        while True:
-            if _deliver_to(client, run, allow):
-                return True
-            lost = run.run_id
-            run.begin(client)
-            message = f"the run {lost} was deleted in MLflow ({run.uri}); {run.run_id} takes its place"
-            warnings.warn(message, store.TrackingWarning, stacklevel=2)
-
-
-def _deliver_to(client: MlflowClient, run: MLflowRun, allow: Allow) -> bool:
-    """-> False where the store does not have the run any more."""
-    run_id, folder = run.run_id, run.outbox.path.parent
-    for end, rows in batches(run.left()):
-        allow(sum(_size(row, folder) for row in rows) / _BYTES_PER_SECOND)
-        try:
-            store.send_rows(client, run_id, rows, folder)
-        except store.store_errors() as error:
-            if not store.is_refused(error):
-                raise
-            if store.is_gone(client, run_id):
-                return False
-            _send_each(client, run_id, rows, folder)
-        run.note_sent(run_id, end)
-    allow(0.0)
+        client, run_id, folder = store.open_store(run.uri), run.run_id, run.outbox.path.parent
+        for end, rows in batches(run.left()):
+            allow(sum(_size(row, folder) for row in rows) / _BYTES_PER_SECOND)
+            try:
+                store.send_rows(client, run_id, rows, folder)
+            except store.store_errors() as error:
+                if not store.is_refused(error):
+                    raise
+                if store.is_gone(client, run_id):
+                    raise store.TrackingError(
+                        f"the run {run_id} was deleted in MLflow: restore it there (mlflow runs restore), or remove {run.file}, "
+                        "so that training goes on with a new one, which gets everything"
+                    ) from error
+                _send_each(client, run_id, rows, folder)
+            run.note_sent(run_id, end)
+        allow(0.0)
     return True
 
 
@@ -206,11 +196,7 @@ def _send_each(client: MlflowClient, run_id: str, rows: Sequence[Row], folder: P
 
 
 def batches(pending: Sequence[tuple[int, Row]]) -> Iterator[tuple[int, list[Row]]]:
-    """Rows that go in one call, each with the byte where the last of them ends: figures together, all others alone.
-
-    A file, tag or status that comes again later is left out.
-    """
-    newest = {_replaces(row): end for end, row in pending}
+    """Rows that go in one call, each with the byte where the last of them ends: figures together, all others alone."""
     gathered: list[Row] = []
     end = count = 0
     for row_end, row in pending:
@@ -221,18 +207,11 @@ def batches(pending: Sequence[tuple[int, Row]]) -> Iterator[tuple[int, list[Row]
         if size:
             gathered.append(row)
             count += size
-        elif newest[_replaces(row)] == row_end:
+        else:
             yield row_end, [row]
         end = row_end
     if gathered:
         yield end, gathered
-
-
-def _replaces(row: Row) -> tuple[str, ...]:
-    """What makes two rows that are no figures the same thing."""
-    if "file" in row:
-        return "file", str(row["folder"]), Path(row["file"]).name
-    return ("tag", row["tag"]) if "tag" in row else tuple(row)[:1]
 
 
 def _size(row: Row, folder: Path) -> int:

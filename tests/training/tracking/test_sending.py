@@ -25,9 +25,9 @@ from mlflow import MlflowClient
 from training.loop.callbacks import StepRecord
 from training.loop.history import History
 from training.tracking import mlflow_store
-from training.tracking.mlflow_store import TrackingWarning
+from training.tracking.mlflow_store import TrackingError, TrackingWarning
 from training.tracking.outbox import Outbox
-from training.tracking.run import MLflowRun, TrackingError, TrackSteps
+from training.tracking.run import MLflowRun, TrackSteps
 from training.tracking.sending import Sending, deliver, send_now
 
 
@@ -249,41 +249,25 @@ def test_a_locked_database_holds_nothing_up(store: Path) -> None:
     assert rows(store, "select count(*) from metrics where run_uuid = ?", run.run_id) == [(1,)]
 
 
-def test_a_run_that_is_deleted_while_it_trains_begins_anew_with_everything(store: Path) -> None:
+def test_a_run_that_is_deleted_while_it_trains_goes_on_once_it_is_restored(store: Path) -> None:
     run = start(store / "deleted", uri(store), experiment="deleted")
     run.outbox.metrics({"loss": 2.0}, 1)
     deliver(run)
-    lost = run.run_id
     client = mlflow_store.open_store(run.uri)
-    client.delete_run(lost)
+    client.delete_run(run.run_id)
     run.outbox.metrics({"loss": 1.0}, 2)
-    with pytest.warns(TrackingWarning, match=f"the run {lost} was deleted in MLflow .*{run.uri}"):
+    with pytest.warns(TrackingWarning, match=f"the run {run.run_id} was deleted in MLflow: restore it there"):
         send_now(run)
-    assert run.run_id != lost
+    client.restore_run(run.run_id)
+    send_now(run)
     assert rows(store, "select step, value from metrics where run_uuid = ?", run.run_id) == [(1, 2.0), (2, 1.0)]
-    assert rows(store, "select value from params where run_uuid = ?", run.run_id) == [("3",)]
-    assert ("data.id", "d1") in rows(store, "select key, value from tags where run_uuid = ?", run.run_id)
 
 
-def test_an_experiment_that_was_deleted_stays_so_and_another_takes_its_place(store: Path) -> None:
-    run = start(store / "one", uri(store), experiment="gone")
-    deliver(run)
-    client = mlflow_store.open_store(run.uri)
-    (experiment,) = rows(store, "select experiment_id from experiments where name = 'gone'")
-    client.delete_experiment(str(experiment[0]))
-    run.outbox.metrics({"loss": 1.0}, 1)
-    with (
-        pytest.warns(TrackingWarning, match="the run .* was deleted in MLflow"),
-        pytest.warns(
-            TrackingWarning, match="the experiment gone was deleted in MLflow; .* goes to the experiment gone-2"
-        ),
-    ):
-        send_now(run)
-    with pytest.warns(TrackingWarning, match="gone-2"):
-        other = start(store / "two", uri(store), experiment="gone")
-    query = "select e.name from experiments e join runs r on e.experiment_id = r.experiment_id where run_uuid = ?"
-    assert rows(store, query, run.run_id) == rows(store, query, other.run_id) == [("gone-2",)]
-    assert rows(store, "select count(*) from metrics where run_uuid = ?", run.run_id) == [(1,)]
+def test_an_experiment_that_was_deleted_is_named(store: Path) -> None:
+    client = mlflow_store.open_store(uri(store))
+    client.delete_experiment(client.create_experiment("gone"))
+    with pytest.raises(TrackingError, match=r"tracking\.experiment: gone was deleted in MLflow; restore it there"):
+        start(store / "one", uri(store), experiment="gone")
 
 
 def test_an_experiment_that_another_process_makes_meanwhile_is_taken(
@@ -299,8 +283,7 @@ def test_an_experiment_that_another_process_makes_meanwhile_is_taken(
         return None if len(seen) == 1 else look(self, name)
 
     monkeypatch.setattr(MlflowClient, "get_experiment_by_name", late)
-    plan = mlflow_store.RunPlan("meanwhile", "run", "file:///nowhere", {}, {})
-    assert mlflow_store._experiment(client, plan) == made
+    assert mlflow_store._experiment(client, "meanwhile", "file:///nowhere") == made
     assert len(seen) == 2
 
 
@@ -366,7 +349,7 @@ class Killer:
         self.left = 0
         for where, name in (
             (mlflow_store, "send_rows"), (mlflow_store, "_experiment"), (MlflowClient, "create_run"), (MlflowClient, "log_batch"),
-            (MlflowClient, "set_terminated"), (MLflowRun, "note_sent"), (MLflowRun, "_write"), (Outbox, "_append"),
+            (MlflowClient, "set_terminated"), (MLflowRun, "note_sent"), (Outbox, "_append"),
             (History, "on_step"), (History, "on_start"),
         ):  # fmt: skip
             monkeypatch.setattr(where, name, self._watched(getattr(where, name)))
@@ -420,7 +403,7 @@ def test_each_figure_is_there_once_whatever_was_killed_when(store: Path, monkeyp
             continue
         break
     assert 20 < life < 200
-    (run,) = rows(store, "select run_uuid from runs where name = 'killed'")  # and no other
+    run = (MLflowRun(folder / "mlflow_run.json").run_id,)
     found = rows(store, "select key, step, value from metrics where run_uuid = ? order by step", *run)
     assert set(Counter((key, step) for key, step, _ in found).values()) == {1}
     losses = [(step, value) for key, step, value in found if key == "train/loss"]

@@ -9,8 +9,8 @@ import pytest
 from sensors.errors import MissingExtraError
 from sensors.extras import require
 from training.loop.callbacks import StepRecord
-from training.tracking.mlflow_store import TrackingWarning
-from training.tracking.run import MLflowRun, TrackingError, TrackSteps, absolute_uri, default_uri, git_commit
+from training.tracking.mlflow_store import TrackingError, TrackingWarning
+from training.tracking.run import MLflowRun, TrackSteps, absolute_uri, default_uri, git_commit
 from training.tracking.sending import send_now
 
 pytest.importorskip("mlflow")
@@ -77,7 +77,7 @@ def test_a_run_is_begun_fed_and_continued(store: Path, tmp_path: Path) -> None:
     assert (store / "mlartifacts" / run.run_id / "artifacts" / "evaluation" / "table.md").is_file()
 
 
-def test_a_run_that_the_store_has_lost_begins_anew(store: Path) -> None:
+def test_a_run_that_the_store_has_lost_keeps_its_figures_and_may_begin_anew(store: Path) -> None:
     run = start(store)
     lost = run.run_id
     run.outbox.metrics({"a": 1.0}, 1)
@@ -85,10 +85,14 @@ def test_a_run_that_the_store_has_lost_begins_anew(store: Path) -> None:
     with sqlite3.connect(store / "mlflow.db") as database:
         for table in ("metrics", "latest_metrics", "params", "tags", "runs"):
             database.execute(f"delete from {table} where run_uuid = ?", (run.run_id,))
-    with pytest.warns(TrackingWarning, match=f"the run {lost} was deleted in MLflow .* takes its place"):
+    run.outbox.metrics({"a": 2.0}, 2)
+    with pytest.warns(TrackingWarning, match=rf"the run {lost} was deleted in MLflow.* or remove {run.file}"):
         send_now(start(store))
-    assert run.run_id != lost
-    assert rows(store, f"select key, value from metrics where run_uuid = '{run.run_id}' and key = 'a'") == [("a", 1.0)]
+    run.file.unlink()
+    again = start(store)
+    send_now(again)
+    query = f"select step, value from metrics where run_uuid = '{again.run_id}' and key = 'a'"
+    assert rows(store, query) == [(1, 1.0), (2, 2.0)]
 
 
 def test_uris_are_absolute_and_plain_paths_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
