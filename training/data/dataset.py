@@ -159,7 +159,7 @@ class NuScenesDataset(Dataset[TrainingSample]):
         self._tasks = training_tasks(model)
         if torch.device(device).type != "cpu":  # a GPU makes a lift table in a fiftieth of the time that a worker takes
             self.preparation = replace(self.preparation, lift_tables=False)
-        self._past = Past(self.reader)
+        self.past = Past(self.reader)
         self._unusable: set[str] = set()  # channels that were warned of
 
     def __len__(self) -> int:
@@ -173,7 +173,7 @@ class NuScenesDataset(Dataset[TrainingSample]):
             augmentation = self.config.augmentation
             if augmentation.failures is not None:
                 (apart,) = random.spawn(1)  # failures leave the draws of augmentation as they are
-                frame, depth_from = fail(frame, augmentation.failures, apart, key.epoch, self.history(key.index))
+                frame, depth_from = fail(frame, augmentation.failures, apart, key.epoch, self.past.history(key.index))
             if augmentation.intensity is not None:
                 (apart,) = random.spawn(1)
                 frame = change_intensity(frame, augmentation.intensity, apart)
@@ -205,32 +205,32 @@ class NuScenesDataset(Dataset[TrainingSample]):
                 )
                 warnings.warn(message, SensorDataWarning, stacklevel=2)
 
-    def history(self, index: int) -> History:
-        """The earlier keyframes of a sample's scene, as the sensors delivered them."""
-        return lambda n: self._past(index, n)
-
     def _frame(self, index: int) -> SensorFrame:
         if self.alter is None:
             return self.reader.frame(index)
-        return self.alter(self._past(index, 0), self.history(index))  # type: ignore[arg-type]  # it is there
+        return self.alter(self.past.frame(index), self.past.history(index))
 
 
 class Past:
-    """Frames of a reader by how long ago they were; the last few stay in memory. None of them travels to a worker."""
+    """Frames of a reader with what lies before them; the last few stay in memory. None of them travels to a worker."""
 
     def __init__(self, reader: NuScenesReader) -> None:
-        self._reader = reader
-        self._frame = lru_cache(_PAST_KEPT)(reader.frame)
+        self.reader = reader
+        self.frame = lru_cache(_PAST_KEPT)(reader.frame)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Past, (self._reader,)
+        return Past, (self.reader,)
 
-    def __call__(self, index: int, n: int) -> SensorFrame | None:
-        """The frame `n` keyframes before sample `index` in its scene, None before its start; n = 0 is the sample's own."""
-        place: int | None = index
-        for _ in range(n):
-            place = None if place is None else self._reader.previous(place)
-        return None if place is None else self._frame(place)
+    def history(self, index: int) -> History:
+        """The earlier keyframes of a sample's scene, as the sensors delivered them; None before its start."""
+
+        def earlier(n: int) -> SensorFrame | None:
+            place: int | None = index
+            for _ in range(n):
+                place = None if place is None else self.reader.previous(place)
+            return None if place is None else self.frame(place)
+
+        return earlier
 
 
 def collate_samples(samples: list[TrainingSample], preparation: Preparation) -> TrainingBatch:

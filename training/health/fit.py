@@ -18,8 +18,8 @@ from sensors.frames import History, SensorFrame
 from sensors.health.fault_model import HEALTHY, FaultModel, fit_model
 from sensors.health.monitor import SENSOR_KINDS, WRONG, HealthAct, HealthMonitor
 from sensors.nuscenes.reader import NuScenesReader
-from training.data.dataset import open_reader
-from training.health.samples import FAULT_OF, MOVING_M, Drive, HealthSample, draw_corruptions, measure_sample
+from training.data.dataset import Past, open_reader
+from training.health.samples import FAULT_OF, MOVING_M, HealthSample, draw_corruptions, measure_sample
 from training.runs.config import RunConfig
 
 Progress = Callable[[str, int, int | None], None]
@@ -75,7 +75,7 @@ def fit_monitor(
     chosen = _spread(list(by_scene), scenes + clean_scenes)
     with_failures = set(_spread(chosen, scenes))
     samples = measure_drives(
-        Drive(reader),
+        Past(reader),
         [i for scene in chosen for i in by_scene[scene]],
         lambda i: (
             draw_corruptions(reader.tokens[i], tuple(FAULT_OF), failures_per_frame, seed + _STREAM)
@@ -90,7 +90,7 @@ def fit_monitor(
 
 
 def measure_drives(
-    drive: Drive,
+    drive: Past,
     indices: Sequence[int],
     failures: Callable[[int], Sequence[Corruption]],
     progress: Progress | None = None,
@@ -233,7 +233,7 @@ def judge_monitor(
         if progress is not None:
             progress("judge", done, total)
 
-    samples = measure_drives(Drive(reader), range(len(reader)), lambda i: cases if i in failing else [], judged)
+    samples = measure_drives(Past(reader), range(len(reader)), lambda i: cases if i in failing else [], judged)
     return judge_samples(monitor, samples, len(reader), split)
 
 

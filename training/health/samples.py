@@ -5,7 +5,6 @@ from __future__ import annotations
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -14,7 +13,7 @@ from sensors.corruptions import Corruption, CorruptionError, corrupt
 from sensors.frames import History, SensorFrame
 from sensors.health.fault_model import HEALTHY
 from sensors.health.measure import Measured, measure
-from sensors.nuscenes.reader import NuScenesReader
+from training.data.dataset import Past
 
 FAULT_OF = {
     "camera_frozen": "frozen", "lidar_frozen": "frozen", "radar_frozen": "frozen",
@@ -31,7 +30,6 @@ FAULT_OF = {
 
 MOVING_M = 0.5  # between keyframes: below it a frozen or late sensor shows nearly what it should
 _CAMERA_FAULTS, _WEATHER = ("blurred", "blinded", "black", "dark"), ("dark", "weather")
-CACHE_FRAMES = 16
 
 
 @dataclass(frozen=True)
@@ -48,30 +46,8 @@ class HealthSample:
     kind: str  # camera, lidar or radar
 
 
-class Drive:
-    """Frames of a split with their past; the latest are kept, because each is its successors' past."""
-
-    def __init__(self, reader: NuScenesReader) -> None:
-        self.reader = reader
-        self._frame = lru_cache(CACHE_FRAMES)(reader.frame)
-
-    def frame(self, i: int) -> SensorFrame:
-        return self._frame(i)
-
-    def history(self, i: int) -> History:
-        """What lies before sample `i` in its scene."""
-
-        def earlier(n: int) -> SensorFrame | None:
-            place: int | None = i
-            for _ in range(n):
-                place = None if place is None else self.reader.previous(place)
-            return None if place is None else self._frame(place)
-
-        return earlier
-
-
 def measure_sample(
-    drive: Drive, i: int, corruption: Corruption | None = None, *, lasting: bool = False
+    drive: Past, i: int, corruption: Corruption | None = None, *, lasting: bool = False
 ) -> list[HealthSample]:
     """The sensors of sample `i`, corrupted as the sample before it was; nothing where the corruption cannot show there.
 

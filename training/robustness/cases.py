@@ -200,9 +200,8 @@ def _evaluate_group(
         predictions = predict_subsets(
             model, loader.epoch(0), subsets, limit=settings.limit, progress=progress, total=len(expected)
         )
-    kinds = {name: modality.kind for name, modality in model.config.modalities.items()}
     if change is not None:
-        change.check({case.name: {kinds[name] for name in case.subset.split("+")} for case in group})
+        change.check([case.name for case in group])
     official = _official(loader.reader, tuple(expected), model.config.grid.bev().radius_m, settings.metrics)
     folder = out_dir / first.condition
     results = score(predictions, model.config, loader.reader, official, folder, settings, progress)

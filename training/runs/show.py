@@ -198,7 +198,7 @@ def _scene(data: DataConfig, model: ModelConfig, split: str, sample: str | int, 
     index = _position(reader, sample)
     frame = reader.frame(index)
     if corruption is not None:
-        frame = _corrupted(frame, corruption, lambda n: Past(reader)(index, n))
+        frame = _corrupted(frame, corruption, Past(reader).history(index))
     return Scene(
         frame=frame,
         grid=model.grid.bev(),

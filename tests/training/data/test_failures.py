@@ -175,7 +175,7 @@ def test_failures_are_for_training_alone(config: DataConfig) -> None:
 def test_the_sample_before_is_found_within_its_scene(config: DataConfig) -> None:
     dataset = NuScenesDataset(config, MODEL, "small_val", train=False, seed=0)
     assert [dataset.reader.previous(i) for i in range(3)] == [None, 0, 1]
-    history = dataset.history(2)
+    history = dataset.past.history(2)
     tokens = [None if (frame := history(n)) is None else frame.token for n in range(4)]
     assert tokens == ["sample-1-2", "sample-1-1", "sample-1-0", None]
 
@@ -204,5 +204,5 @@ def test_a_corruption_alters_the_frames_of_a_dataset_that_was_sent_to_a_worker(c
     assert late is not None
     assert now is not None
     assert late.shape != now.shape or not np.array_equal(late, now)
-    expected = prepare(change(clean.reader.frame(1), clean.history(1)), clean.preparation).items["lidar"].points
+    expected = prepare(change(clean.reader.frame(1), clean.past.history(1)), clean.preparation).items["lidar"].points
     np.testing.assert_array_equal(late, expected)
