@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
-from robustbev.results.result import TickResult
+from robustbev.results.result import ResultWriter, TickResult
 from robustbev.weights import write_whole
 from sensors.documents import parse_json, short
 from sensors.replay.tick import SensorState
@@ -94,7 +94,7 @@ class GoldenWriter:
             self._path.parent.rmdir()
 
 
-class GoldenComparison:
+class GoldenComparison(ResultWriter):
     """Holds results against stored ones, as a `ResultWriter` that writes nothing.
 
     Args:
@@ -124,8 +124,6 @@ class GoldenComparison:
         if self.difference is None and self._count < len(self._ticks):
             index, time_us, *_ = self._ticks[self._count].tolist()
             self.difference = f"tick {index} ({time_us} us): expected {len(self._ticks)} ticks, got the end before it"
-
-    def abort(self) -> None: ...
 
     def _differences(self, result: TickResult) -> Iterator[str]:
         names, number = _names(result), self._count

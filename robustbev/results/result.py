@@ -41,10 +41,15 @@ class TickResult:
 
 
 class ResultWriter(Protocol):
-    """Takes results in order. What it writes lies under its final name only after `close`; `abort` leaves nothing behind."""
+    """Takes results in order. What it writes lies under its final name only after `close`; `abort` leaves nothing behind.
+
+    Who writes no file inherits both, which do nothing.
+    """
 
     def write(self, result: TickResult) -> None: ...
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        return
 
-    def abort(self) -> None: ...
+    def abort(self) -> None:
+        return

@@ -27,11 +27,6 @@ INK = "#222222"
 FAINT = "#B5B5B5"
 
 
-def modality_colour(name: str, index: int) -> str:
-    """The colour of a modality; others than the three take theirs by index."""
-    return _hex(palette.modality_rgb(name, index))
-
-
 def new_figure(width_in: float, height_in: float, dpi: int = 110) -> Figure:
     """An empty white figure that needs no display."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg

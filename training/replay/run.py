@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from robustbev.results.golden import GoldenComparison, GoldenWriter
-from robustbev.results.result import TickResult
+from robustbev.results.result import ResultWriter, TickResult
 from sensors.logs.log import Log, LogError
 from sensors.logs.messages import LogMessage
 from sensors.replay.faults.frames import FrameFaults
@@ -189,7 +189,7 @@ def _missing_poses(setup: ReplaySetup, record: _Record) -> MissingPoses:
     return record.poses
 
 
-class _Placed:
+class _Placed(ResultWriter):
     """A `ResultWriter` that refuses, at the end, a log in which no sensor could be placed at any tick."""
 
     def __init__(self, log: Log) -> None:
@@ -211,11 +211,8 @@ class _Placed:
                 "(/tf_static, camera_info) with the drive, or name the right frames in --mapping"
             )
 
-    def abort(self) -> None:
-        """Nothing to take back."""
 
-
-class _Progress:
+class _Progress(ResultWriter):
     """Shows how far the replay is, as one more `ResultWriter`."""
 
     def __init__(self, bars: Bars, name: str) -> None:
@@ -228,6 +225,3 @@ class _Progress:
 
     def close(self) -> None:
         self._bars(self._name, self._done, self._done)
-
-    def abort(self) -> None:
-        """Nothing to take back."""

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from robustbev.results.result import TickResult
+from robustbev.results.result import ResultWriter, TickResult
 from sensors.replay.tick import GIVEN, SensorState
 from training.replay.truth import TruthScore
 
@@ -57,7 +57,7 @@ def _share(part: Float64, whole: Float64) -> Float64:
     return np.divide(part, whole, out=np.full(len(whole), np.nan), where=whole > 0)
 
 
-class SeriesRecorder:
+class SeriesRecorder(ResultWriter):
     """Listens to a replay like a file's writer, and keeps the numbers.
 
     Args:
@@ -87,15 +87,9 @@ class SeriesRecorder:
         for channel, status in tick.sensors.items():
             self._states.setdefault(channel, []).append(status.state)
         found = int((result.boxes.score >= self._min_score).sum())
-        known = None if self._score is None else self._score.look(result)
+        known = None if self._score is None else self._score.add(result)
         there, hits = (math.nan, math.nan) if known is None else (float(known.there), float(known.found))
         self._counts.append((found, there, hits, result.perceived))
-
-    def close(self) -> None:
-        """Nothing to do."""
-
-    def abort(self) -> None:
-        """Nothing to do."""
 
     def series(self) -> ReplaySeries:
         """What was written so far.

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from robustbev.results.result import TickResult
+from robustbev.results.result import ResultWriter, TickResult
 from sensors.nuscenes.config import NuScenesConfig
 from sensors.nuscenes.index import open_index
 from training.files.atomic import write_json
@@ -28,7 +28,7 @@ def scene_samples(config: NuScenesConfig, scene: str) -> dict[str, int]:
     return dict(sorted(times_us.items(), key=lambda sample: sample[1]))
 
 
-class SubmissionWriter:
+class SubmissionWriter(ResultWriter):
     """A `ResultWriter`: every sample gets the boxes of the tick nearest to it, if that is within 50 ms.
 
     A sample without such a tick, and one at which nothing was perceived, has no boxes: the format has no word for "not
@@ -98,6 +98,3 @@ class SubmissionWriter:
 
     def close(self) -> None:
         write_json(self._path, submission(self._rows, sorted(self._used)), indent=None)
-
-    def abort(self) -> None:
-        """Nothing is written before `close`."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from robustbev.results.result import TickResult
+from robustbev.results.result import ResultWriter, TickResult
 from sensors.logs.log import Damage
 from sensors.logs.messages import LogMessage, Malformed
 from sensors.replay.tick import SensorState
@@ -36,7 +36,7 @@ class MessageCount:
 
 
 @dataclass
-class StateCount:
+class StateCount(ResultWriter):
     """A `ResultWriter` that counts."""
 
     ticks: int = 0
@@ -89,12 +89,6 @@ class StateCount:
             newest_us = self._newest_us.get(channel)
             self.used[channel] += sum(newest_us is None or time_us > newest_us for time_us in times_us)
             self._newest_us[channel] = max(times_us if newest_us is None else {*times_us, newest_us})
-
-    def close(self) -> None:
-        """Nothing to close."""
-
-    def abort(self) -> None:
-        """Nothing to take back."""
 
 
 @dataclass(frozen=True)

@@ -182,9 +182,8 @@ def _tracks(instants: Iterable[tuple[int, SceneBoxes]]) -> list[_Track]:
 
 @dataclass(frozen=True)
 class FoundAt:
-    """The objects of one tick: how many there were, and of how many the model told."""
+    """The objects of one tick: how many there were, and how many of them the model found."""
 
-    index: int  # of the tick
     time_us: int
     there: int
     found: int
@@ -197,7 +196,6 @@ class ReplayScore:
     mean_ap: float  # over the classes that were there; NaN where none was
     class_ap: dict[str, float]  # of the classes that were there, in the model's order
     ticks: int  # at which truth is known
-    over_time: tuple[FoundAt, ...]
 
 
 @dataclass(frozen=True)
@@ -213,7 +211,7 @@ class _Row:
 
 @dataclass
 class TruthScore:
-    """Takes results in order, as a `ResultWriter` that writes nothing; `score` tells what they come to.
+    """Takes results in order; `score` tells what they come to.
 
     A found object has a box of its class, scored `found_score` or more, within `found_m` of its centre on the ground. A tick
     without perception has found nothing of what was there.
@@ -224,11 +222,8 @@ class TruthScore:
     found_score: float = FOUND_SCORE
     _rows: list[_Row] = field(default_factory=list)
 
-    def write(self, result: TickResult) -> None:
-        self.look(result)
-
-    def look(self, result: TickResult) -> FoundAt | None:
-        """As `write`, and tells what was found at this tick; None where truth is not known."""
+    def add(self, result: TickResult) -> FoundAt | None:
+        """What was found at this tick; None where truth is not known."""
         if result.classes != self.truth.classes:
             raise ValueError(
                 f"truth is numbered as {', '.join(self.truth.classes)}, the results as {', '.join(result.classes)}: "
@@ -241,16 +236,10 @@ class TruthScore:
         boxes = self.truth.counted(result.candidates)
         hits = np.stack([_hit(boxes, truth, distance_m) for distance_m in DISTANCES_M], axis=1)
         scored = boxes[boxes.score >= self.found_score]
-        counts = FoundAt(tick.index, tick.time_us, len(truth), int(_hit(scored, truth, self.found_m).sum()))
+        counts = FoundAt(tick.time_us, len(truth), int(_hit(scored, truth, self.found_m).sum()))
         there = Counter(truth.label.tolist())
         self._rows.append(_Row(counts, boxes.score.float().numpy(), boxes.label.numpy().astype(np.int16), hits, there))
         return counts
-
-    def close(self) -> None:
-        """Nothing is written."""
-
-    def abort(self) -> None:
-        """Nothing is written."""
 
     def score(self, *, since_us: int | None = None, until_us: int | None = None) -> ReplayScore:
         """The figures of the ticks so far, or of those within [since_us, until_us)."""
@@ -273,7 +262,7 @@ class TruthScore:
                         np.mean([average_precision(score[of_class], hits[of_class, d], there[n]) for d in distances])
                     )
         mean_ap = float(np.mean(list(class_ap.values()))) if class_ap else float("nan")
-        return ReplayScore(mean_ap, class_ap, len(rows), tuple(row.found for row in rows))
+        return ReplayScore(mean_ap, class_ap, len(rows))
 
 
 def class_radius_m(grid: BEVGrid) -> dict[str, float]:

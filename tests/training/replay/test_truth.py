@@ -87,7 +87,7 @@ def result(number: float, boxes: Boxes, *, perceived: bool = True) -> TickResult
 def score_replay(results: list[TickResult], truth: ReplayTruth) -> ReplayScore:
     scorer = TruthScore(truth)
     for one in results:
-        scorer.write(one)
+        scorer.add(one)
     return scorer.score()
 
 
@@ -239,32 +239,31 @@ def test_a_perfect_replay_scores_one_and_a_blind_one_nothing() -> None:
     assert score_replay(seeing, truth).mean_ap == pytest.approx(1)
     score = score_replay(blind, truth)
     assert score.mean_ap == 0
-    assert [(one.there, one.found) for one in score.over_time] == [(1, 0)] * 7
 
 
 def test_without_truth_there_is_no_figure() -> None:
     score = score_replay([result(9, found((1, 1, "car", 0.9)))], truth_of(instant(0), instant(1)))
     assert math.isnan(score.mean_ap)
-    assert (score.class_ap, score.ticks, score.over_time) == ({}, 0, ())
+    assert (score.class_ap, score.ticks) == ({}, 0)
 
 
 def test_found_objects_are_told_of_each_tick_at_which_truth_is_known() -> None:
     boxes = truth_box("a", 10), truth_box("b", 20), truth_box("c", 30, category="pedestrian")
     truth = truth_of(instant(0, *boxes), instant(1, *boxes))
     scorer = TruthScore(truth)
-    scorer.write(result(-1, found()))
-    scorer.write(result(0, found((10, 1.9, "car", 0.3), (20, 0, "car", 0.29), (30, 0, "car", 0.9))))
-    # Two boxes on one object are one find.
-    scorer.write(
+    results = [
+        result(-1, found()),
+        result(0, found((10, 1.9, "car", 0.3), (20, 0, "car", 0.29), (30, 0, "car", 0.9))),
+        # Two boxes on one object are one find.
         result(
             0.5, found((10, 0, "car", 0.9), (10.5, 0, "car", 0.8), (20, 2.1, "car", 0.9), (30, 0, "pedestrian", 0.5))
-        )
-    )
-    scorer.close()
-    assert scorer.score().over_time == (
-        FoundAt(0, BEGIN_US, 3, 1),
-        FoundAt(5, BEGIN_US + HALF_US // 2, 3, 2),
-    )
+        ),
+    ]
+    assert [scorer.add(one) for one in results] == [
+        None,
+        FoundAt(BEGIN_US, 3, 1),
+        FoundAt(BEGIN_US + HALF_US // 2, 3, 2),
+    ]
     assert scorer.score().ticks == 2
 
 
