@@ -9,12 +9,9 @@ each has a manifest beside it (`robust.onnx.json`). One artifact serves every su
 
 from __future__ import annotations
 
-import fcntl
 import re
-import shutil
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,8 +51,6 @@ from sensors.batch import CameraBatch, LidarBatch
 from sensors.camera.config import CameraConfig
 
 __all__ = ["ExportError", "Kind", "export", "export_fuser", "model_inputs"]
-
-_HIDDEN = ".robustbev-export-"  # where files are written before they come into place
 
 
 @dataclass(frozen=True)
@@ -172,29 +167,13 @@ def _checked(kind: str, part: str, name: str | None) -> str:
 
 def _write_all(jobs: Sequence[_Job], out: Path, name: str, kind: Kind, about: Mapping[str, Any]) -> Path:
     """All files of all jobs, or none; -> the first."""
-    with _workplace(out) as folder:
+    out.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".robustbev-export-", dir=out) as place:
+        folder = Path(place)
         written = [file for job in jobs for file in _write(job, folder, name, kind, about)]
         for file in written:
             file.replace(out / file.name)
     return out / written[0].name
-
-
-@contextmanager
-def _workplace(out: Path) -> Iterator[Path]:
-    """A hidden folder in `out`, its file `lock` held as long as this process lives; those of processes that are gone go first."""
-    out.mkdir(parents=True, exist_ok=True)
-    for lock in out.glob(f"{_HIDDEN}*/lock"):
-        with suppress(OSError), lock.open("r+") as file:  # BlockingIOError: its process lives
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            shutil.rmtree(lock.parent)
-    folder = Path(tempfile.mkdtemp(prefix=_HIDDEN, dir=out))
-    try:
-        with (folder / "new").open("w") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
-            (folder / "new").rename(folder / "lock")  # only now, when it is held
-            yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _check_choice(what: str, value: str, choices: tuple[str, ...]) -> None:

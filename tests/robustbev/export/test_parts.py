@@ -9,7 +9,6 @@ import hashlib
 import importlib.util
 import json
 import re
-import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -90,16 +89,6 @@ def test_what_computes_something_else_is_not_written(tmp_path: Path, monkeypatch
         export(tiny_model(fuser={"kind": "mean"}), tmp_path, kind="pt2", part="fuser")
     assert [file.name for file in tmp_path.iterdir()] == ["fuser.pt2"]
     assert kept.read_text() == "of an earlier export"
-
-
-def test_what_a_killed_export_left_goes_with_the_next_and_what_another_writes_stays(tmp_path: Path) -> None:
-    with robustbev.export._workplace(tmp_path) as another:
-        left = tmp_path / f"{robustbev.export._HIDDEN}left"
-        shutil.copytree(another, left)  # nobody holds the copy's lock
-        (left / "model.onnx").touch()
-        with robustbev.export._workplace(tmp_path) as folder:
-            assert set(tmp_path.iterdir()) == {another, folder}
-    assert not list(tmp_path.iterdir())
 
 
 def test_a_difference_is_seen_wherever_it_is(tmp_path: Path) -> None:
