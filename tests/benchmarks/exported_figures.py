@@ -16,13 +16,16 @@ from pathlib import Path
 
 import torch
 
+import robustbev
 from robustbev import PerceptionModel
+from robustbev.checkpoints import find_checkpoint
 from robustbev.export import Kind, export, model_inputs
 from robustbev.export.check import compare, runner
 from robustbev.export.graphs import ModelGraph, perception_outputs
 from sensors.batch import SensorBatch
 from training.data.loader import build_loader
-from training.runs.release import load_with_rig
+from training.runs.config import load_run_config
+from training.runs.files import run_of
 
 LOST_CAMERAS = [1, 3, 4]
 KINDS: tuple[Kind, ...] = ("onnx", "pt2", "aoti")
@@ -66,9 +69,11 @@ def main() -> None:
     parser.add_argument("--frames", type=int, default=20)
     parser.add_argument("--format", choices=KINDS, action="append")
     options = parser.parse_args()
-    model, config = load_with_rig(options.checkpoint)
-    if config is None:
+    path = find_checkpoint(options.checkpoint)
+    model, files = robustbev.load(path), run_of(path)
+    if files is None:
         raise SystemExit(f"{options.checkpoint} lies in no run's folder, whose data would be used")
+    config = load_run_config(files.config)
     loader = build_loader(config.data, model.config, config.data.nuscenes.val_split, batch_size=1, train=False)
     every = max(len(loader) // options.frames, 1)
     batches = [batch.sensors for i, batch in enumerate(loader.epoch(0)) if i % every == 0][: options.frames]

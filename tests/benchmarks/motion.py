@@ -18,8 +18,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+import robustbev
+from robustbev.checkpoints import find_checkpoint
 from training.data.loader import build_loader
-from training.runs.release import load_with_rig
+from training.runs.config import load_run_config
+from training.runs.files import run_of
 from training.tasks.detection.matching import match
 
 MIN_SCORE, DISTANCE_M, MOVING_MPS = 0.1, 2.0, 0.5
@@ -28,10 +31,11 @@ MIN_SCORE, DISTANCE_M, MOVING_MPS = 0.1, 2.0, 0.5
 @torch.inference_mode()
 def matched(checkpoint: Path, root: Path | None) -> dict[str, Tensor]:
     """Class -> [N, 5] of its found boxes: predicted and true speed along the line of sight, both across, error of yaw (rad)."""
-    model, config = load_with_rig(checkpoint)
-    if config is None:
+    path = find_checkpoint(checkpoint)
+    model, files = robustbev.load(path), run_of(path)
+    if files is None:
         raise SystemExit(f"{checkpoint} lies in no run's folder, whose data would be used")
-    data = config.data
+    data = load_run_config(files.config).data
     if root is not None:
         data = data.model_copy(update={"nuscenes": data.nuscenes.model_copy(update={"root": root})})
     rows: dict[str, list[Tensor]] = defaultdict(list)

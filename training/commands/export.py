@@ -61,18 +61,19 @@ def export(
 
     if format is ExportFormat.ONNX:
         require("robustbev export --format onnx", "export")
+    from robustbev import load
     from robustbev.export import Kind
     from robustbev.export import export as write
     from robustbev.export.graphs import prefix
     from sensors.camera.config import CameraConfig
-    from training.runs.release import load_with_rig, release
+    from training.runs.release import release
 
     if format is ExportFormat.SAFETENSORS:
         if part is not ExportPart.MODEL or name is not None:
             raise typer.BadParameter("--format safetensors writes the whole model: leave out --part and --name")
         print(release(checkpoint, out))
         return
-    model, _ = load_with_rig(checkpoint)
+    model = load(checkpoint)
     print("computing in float32: the file runs on machines that are not known here")
     kind: Kind = format.value  # type: ignore[assignment]  # the one that is none was handled above
     written = write(model, out, kind=kind, part=part.value, name=name, cameras=cameras, lidars=lidars, radars=radars)
