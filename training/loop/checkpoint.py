@@ -88,7 +88,7 @@ class CheckpointStore:
         """The newest complete checkpoint."""
         return latest_checkpoint(self.directory)
 
-    def save(self, state: TrainingState, place: Place, random_states: Sequence[Mapping[str, Any]]) -> Path:
+    def save(self, state: TrainingState, place: Place, random_states: Sequence[Mapping[str, Tensor]]) -> Path:
         """Write a checkpoint and drop the oldest beyond `keep`.
 
         Args:
@@ -174,11 +174,11 @@ class CheckpointStore:
             state.average.model.load_state_dict(averaged or _under("model.", tensors))
         _restore_optimizer(path, state.optimizer, tensors, document["optimizer"])
         _restore_scaler(state.scaler, document.get("scaler") or {})
-        restore_random_state(document["random"][rank], _under(f"random.{rank}.", tensors))
+        restore_random_state(_under(f"random.{rank}.", tensors))
         state.step = step
 
     def _write(
-        self, folder: Path, state: TrainingState, place: Place, random_states: Sequence[Mapping[str, Any]]
+        self, folder: Path, state: TrainingState, place: Place, random_states: Sequence[Mapping[str, Tensor]]
     ) -> None:
         self._save_model(state.model_to_use, folder)
         tensors = {f"model.{name}": value for name, value in state.model.state_dict().items()}
@@ -186,10 +186,8 @@ class CheckpointStore:
             tensors |= {f"average.{name}": value for name, value in state.average.model.state_dict().items()}
         moments, groups = _optimizer_content(state.optimizer)
         tensors |= moments
-        random_json = []
-        for rank, content in enumerate(random_states):
-            tensors |= {f"random.{rank}.{name}": value for name, value in content.items() if isinstance(value, Tensor)}
-            random_json.append({name: value for name, value in content.items() if not isinstance(value, Tensor)})
+        for rank, random_state in enumerate(random_states):
+            tensors |= {f"random.{rank}.{name}": value for name, value in random_state.items()}
         save_file({name: _packed(value) for name, value in tensors.items()}, folder / _TENSORS)
         document = {
             "format": FORMAT,
@@ -199,7 +197,6 @@ class CheckpointStore:
             "world_size": place.world_size,
             "optimizer": groups,
             "scaler": state.scaler.state_dict(),
-            "random": random_json,
         }
         (folder / "training_state.json").write_text(json.dumps(document), encoding="utf-8")
 
