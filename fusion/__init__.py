@@ -1,6 +1,5 @@
 """How modalities become one. Needs torch only, and imports itself relatively, so that it can be vendored."""
 
-from .alignment import AlignmentMode, ObjectAlignment
 from .dropout import draw_subsets, drop_members, drop_modalities, every_subset
 from .features import BEVFeatures, FusedBEV, Fuser
 from .fusers.cross_attention import CrossAttentionFusion
@@ -13,7 +12,6 @@ from .nulls import Absent, ModalityTokens
 
 __all__ = [
     "Absent",
-    "AlignmentMode",
     "BEVFeatures",
     "ChannelWeightFusion",
     "ConcatFusion",
@@ -26,7 +24,6 @@ __all__ = [
     "LatentFusion",
     "MeanFusion",
     "ModalityTokens",
-    "ObjectAlignment",
     "draw_subsets",
     "drop_members",
     "drop_modalities",

@@ -4,7 +4,6 @@ from robustbev.assembly import build
 from robustbev.card import ModelCard, SubsetFigures
 from robustbev.checkpoints import CheckpointError
 from robustbev.config import (
-    AlignmentConfig,
     BackboneConfig,
     FuserConfig,
     FuserKind,
@@ -29,7 +28,6 @@ __all__ = [
     "FORMAT_VERSION",
     "NUSCENES_ATTRIBUTES",
     "NUSCENES_CLASSES",
-    "AlignmentConfig",
     "BackboneConfig",
     "CameraConfig",
     "CheckpointError",

@@ -21,7 +21,6 @@ from fusion import (
     LateFusion,
     LatentFusion,
     MeanFusion,
-    ObjectAlignment,
 )
 from robustbev.config import DETECTION, FuserConfig, FuserKind, Modality, ModelConfig
 from robustbev.model import PerceptionModel
@@ -59,7 +58,6 @@ def build(config: ModelConfig) -> PerceptionModel:
         image_heads={
             name: HeatmapHead(camera.feature_channels, classes) for name, camera in config.of_kind(CameraConfig).items()
         },
-        alignment=_build_alignment(config),  # late: the weights of all else are drawn the same with it and without
     )
     for name, task in config.tasks.items():
         if name != DETECTION:
@@ -130,13 +128,6 @@ def _build_lidar(config: LidarConfig, grid: BEVGrid, z_range_m: tuple[float, flo
         blocks=config.blocks,
         stages=stages,
     )
-
-
-def _build_alignment(config: ModelConfig) -> ObjectAlignment | None:
-    if config.alignment is None:
-        return None
-    inputs = dict.fromkeys(config.modalities, config.channels)
-    return ObjectAlignment(inputs, config.alignment.dim, mode=config.alignment.mode, anchor=config.alignment.anchor)
 
 
 def _build_fuser(config: ModelConfig) -> Fuser:

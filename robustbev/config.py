@@ -82,14 +82,6 @@ class BackboneConfig(StrictModel):
     widths: tuple[Positive, Positive] = (96, 128)
 
 
-class AlignmentConfig(StrictModel):
-    """Projections of the modalities onto one sphere, for the contrastive loss at objects; see `fusion.ObjectAlignment`."""
-
-    mode: Literal["pairs", "anchor"] = "pairs"  # every two modalities, or each with the anchor alone
-    anchor: str = "lidar"  # of mode anchor, a modality's name
-    dim: Positive = 64
-
-
 class RigConfig(StrictModel):
     """The sensors whose data a model is given, by the names of their channels, and how much of their past."""
 
@@ -148,7 +140,7 @@ class ModelConfig(StrictModel):
     tasks: dict[Name, AnyTaskConfig] = Field(default={DETECTION: DetectionConfig()})
     """What is asked of the fused grid, by names of the user's choice; `kind` may be left out where the name is one. Detection is
     asked of every model, and is called so."""
-    alignment: AlignmentConfig | None = None  # null: no contrastive loss, and no parameters for it
+    alignment: None = Field(default=None, exclude=True)  # no setting any more: config.json of before says null
     rig: RigConfig | None = None  # whose data it was trained on; a training run fills it in from its data
 
     @model_validator(mode="after")
@@ -179,8 +171,6 @@ class ModelConfig(StrictModel):
             raise ValueError(
                 f"fuser.kind late merges the boxes of its detectors alone: choose another, or leave out {others}"
             )
-        if self.alignment is not None:
-            self._check_alignment(self.alignment)
         if self.rig is not None:
             if self.rig.only(self.kinds) != self.rig:
                 raise ValueError(f"rig: expected channels of {', '.join(self.kinds)} alone, which the model has")
@@ -248,17 +238,6 @@ class ModelConfig(StrictModel):
             named = [channel for channels in channels_of.values() for channel in channels or ()]
             if twice := sorted({channel for channel in named if named.count(channel) > 1}):
                 raise ValueError(f"modalities: channel {twice[0]} is named twice by modalities of kind {kind}")
-
-    def _check_alignment(self, alignment: AlignmentConfig) -> None:
-        names = ", ".join(self.modalities)
-        if len(self.modalities) < 2:
-            raise ValueError(
-                f"alignment needs at least two modalities, and the model has only {names}: set alignment=null"
-            )
-        if alignment.mode == "anchor" and alignment.anchor not in self.modalities:
-            raise ValueError(
-                f"alignment.anchor: expected one of the model's modalities {names}, got {alignment.anchor!r}"
-            )
 
     @property
     def detection(self) -> DetectionConfig:

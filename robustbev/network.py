@@ -15,7 +15,7 @@ from bev.backbone import BEVBackbone
 from bev.detection.boxes import Boxes
 from bev.detection.head import HeatmapHead
 from bev.motion import MOTION_CHANNELS
-from fusion import BEVFeatures, FusedBEV, Fuser, LateFusion, ObjectAlignment
+from fusion import BEVFeatures, FusedBEV, Fuser, LateFusion
 from robustbev.checks import check_batch, check_views, check_weights
 from robustbev.config import DETECTION, ModelConfig
 from robustbev.perception import Perception, TrainingOutputs, trust_in
@@ -47,7 +47,6 @@ class PerceptionNetwork(nn.Module):
         heads: Mapping[str, Task],
         auxiliary: Mapping[str, HeatmapHead],
         image_heads: Mapping[str, HeatmapHead],
-        alignment: ObjectAlignment | None = None,
     ) -> None:
         super().__init__()
         self.config = config
@@ -57,7 +56,6 @@ class PerceptionNetwork(nn.Module):
         self.encoders = nn.ModuleDict(encoders)
         self.fuser, self.backbone, self.heads = fuser, backbone, nn.ModuleDict(heads)
         self.auxiliary, self.image_heads = nn.ModuleDict(auxiliary), nn.ModuleDict(image_heads)
-        self.alignment = alignment
 
     @property
     def device(self) -> torch.device:

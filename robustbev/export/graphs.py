@@ -204,7 +204,7 @@ def _camera_inputs(camera: CameraEncoder, cameras: CameraBatch) -> tuple[Tensor,
 def own_copy(model: PerceptionModel) -> PerceptionModel:
     """The model on the CPU, in evaluation mode, of what inference needs alone; its sparse stages, if any, in plain torch."""
     copy = robustbev.build(model.config.dense())
-    copy.auxiliary, copy.image_heads, copy.alignment = nn.ModuleDict(), nn.ModuleDict(), None
+    copy.auxiliary, copy.image_heads = nn.ModuleDict(), nn.ModuleDict()
     state = model.state_dict()
     copy.load_state_dict({name: state[name] for name in copy.state_dict()})
     return copy.eval().requires_grad_(False)

@@ -113,26 +113,18 @@ def test_every_fuser_is_among_them() -> None:
     assert named == {name.partition(" ")[0] for name in BUILD}
 
 
-def test_what_is_drawn_and_aligned_is_the_same_too(copy: ModuleType) -> None:
+def test_what_is_drawn_is_the_same_too(copy: ModuleType) -> None:
     outcomes = []
     for package in (fusion, copy):
         torch.manual_seed(3)
         generator = torch.Generator().manual_seed(5)
         available = package.drop_modalities(16, [0.5, 0.2, 0.9], generator)
-        alignment = package.ObjectAlignment(NAMES, 8)
-        features = {
-            name: package.BEVFeatures(f.features, f.coverage)
-            for name, f in random_features(7, channels=NAMES).items()
-            if f is not None
-        }
-        cell = torch.arange(8).view(2, 4)
         outcomes.append(
             [
                 available,
                 package.draw_subsets(available, generator),
                 package.drop_members(available, 0.5, generator),
                 *package.every_subset(available),
-                alignment(features, cell, torch.ones_like(cell, dtype=torch.bool)),
             ]
         )
     assert all(torch.equal(a, b) for a, b in zip(*outcomes, strict=True))

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from fusion import BEVFeatures, Fuser, ModalityTokens, ObjectAlignment
+from fusion import BEVFeatures, Fuser, ModalityTokens
 from fusion.named import key_of, name_of
 from tests.fusion.grids import SHAPE
 from tests.fusion.kinds import FUSERS, AsTensors
@@ -94,31 +94,15 @@ def test_every_name_has_a_key_of_its_own(name: str, other: str) -> None:
 
 
 def test_what_torch_calls_its_own_may_name_a_sensor() -> None:
-    f = BEVFeatures(torch.randn(1, 3, *SHAPE), torch.ones(1, *SHAPE))
     for name in {*dir(nn.ModuleDict()), *dir(nn.ParameterDict()), "weight", "stacked", "split", ".", "%66"}:
         tokens = ModalityTokens({name: 3, "lidar": 8}, 8, "null")
         assert name_of(key_of(name)) == name
         assert {f"null.{key_of(name)}", f"project.{key_of(name)}.weight", "null.lidar"} <= set(tokens.state_dict())
-        alignment = ObjectAlignment({name: 3, "lidar": 8}, 4)
-        assert alignment.embed(name, f, torch.zeros(1, 2, dtype=torch.long))[0].shape == (1, 2, 4)
 
 
 def test_an_ordinary_name_stands_in_the_state_dict_as_it_is() -> None:
     assert key_of("camera") == "camera"
     assert key_of("Sensor_3 (rear)") == "Sensor_3 (rear)"
-
-
-def test_an_alignment_goes_by_names_too() -> None:
-    channels = {"rear": 4, "front": 4}
-    torch.manual_seed(0)
-    writer, reader = ObjectAlignment(channels), ObjectAlignment(dict(reversed(channels.items())))
-    reader.load_state_dict(writer.state_dict())
-    f = BEVFeatures(torch.randn(1, 4, *SHAPE), torch.ones(1, *SHAPE))
-    cell = torch.arange(3)[None]
-    for name in channels:
-        assert torch.equal(reader.embed(name, f, cell)[0], writer.embed(name, f, cell)[0])
-    with pytest.raises(ValueError, match=r"expected parameters of left, rear, .* got those of front, rear"):
-        ObjectAlignment({"rear": 4, "left": 4}).load_state_dict(writer.state_dict())
 
 
 @pytest.mark.parametrize("kind", ["attention 3 x 3 null_cell", "late null", "concat null", "gated null"])

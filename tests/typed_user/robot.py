@@ -21,7 +21,6 @@ from fusion import (
     LateFusion,
     LatentFusion,
     MeanFusion,
-    ObjectAlignment,
     drop_members,
     drop_modalities,
     every_subset,
@@ -89,8 +88,3 @@ def without_some(features: Mapping[str, BEVFeatures], generator: torch.Generator
 def subsets(generator: torch.Generator) -> list[Tensor]:
     present = drop_members(torch.ones(1, 3, dtype=torch.bool), 0.1, generator)
     return every_subset(present)
-
-
-def aligned(alignment: ObjectAlignment, features: Mapping[str, BEVFeatures | None], cell: Tensor) -> Tensor:
-    loss: Tensor = alignment.forward(features, cell, torch.ones_like(cell, dtype=torch.bool))
-    return loss

@@ -70,7 +70,7 @@ class LossWeights(StrictModel):
     depth: Weight = 0.3
     image: Weight = 0.3  # heatmap of objects in the pictures, before the lift
     distillation: Weight = 0.0  # from the whole view to the others; needs dropout.whole_view
-    alignment: Weight = 0.1  # contrastive, between modalities; only where model.alignment is set
+    alignment: float | None = Field(default=None, exclude=True)  # no weight any more: runs of before say 0.1
     tasks: dict[str, Weight] = Field(default={})
     """Of all losses of a task beside detection, by its name; 1 where it is not named."""
 
@@ -172,8 +172,6 @@ class TrainingStep(nn.Module):
                 parts[f"depth_{name}"] = depth_loss(logits, batch.depth_m[name], encoder.bins, present)
         for name, logits in outputs.image.items():
             parts[f"image_{name}"] = self._image_loss(logits, batch, sensors.part(name), model.encoder(name))
-        if model.alignment is not None:
-            parts["alignment"] = model.alignment(outputs.features, targets.cell, targets.valid)
         for name in parts:
             task, of_task, _ = name.partition("/")
             weight = weights.tasks.get(task, 1.0) if of_task else getattr(weights, name.partition("_")[0])
