@@ -17,37 +17,28 @@ from .kernels.devices import autocasts, widened
 from .kernels.sums import weighted_sum
 from .named import NamedModule, NamedModules, NamedParameters
 
-Absent = Literal["null", "null_cell", "zeros", "mask"]
-"""What stands for an absent modality: a learned embedding, one that each cell may shift, zeros, or nothing (not attended to)."""
+Absent = Literal["null", "zeros", "mask"]
+"""What stands for an absent modality: a learned embedding, zeros, or nothing (not attended to)."""
 
 
 class ModalityTokens(NamedModule):
     """One token per modality and cell: coverage x features + (1 - coverage) x stand-in.
 
-    The stand-in is a learned null embedding per modality (`absent="null"`), the same plus a learned offset for each cell
-    (`"null_cell"`; the offsets start at zero, so that both start alike), or zero (`"zeros"`, `"mask"`). Missing is not empty:
-    a sensor that is there and sees nothing keeps its own features.
+    The stand-in is a learned null embedding per modality (`absent="null"`), or zero (`"zeros"`, `"mask"`). Missing is not
+    empty: a sensor that is there and sees nothing keeps its own features.
 
     Args:
         channels: channels of each modality's features by its name; each is projected to `out_channels`.
         out_channels: C.
         absent: what stands for an absent sensor.
-        grid_shape: (X, Y), needed by `null_cell` alone, whose parameters belong to one grid.
 
     Raises:
-        ValueError: no modality, channels below 1, an unknown `absent`, or `null_cell` without a grid; in `forward`, features that
-            do not fit.
+        ValueError: no modality, channels below 1, an unknown `absent`; in `forward`, features that do not fit.
     """
 
     anchor: Tensor
 
-    def __init__(
-        self,
-        channels: Mapping[str, int],
-        out_channels: int,
-        absent: Absent,
-        grid_shape: tuple[int, int] | None = None,
-    ) -> None:
+    def __init__(self, channels: Mapping[str, int], out_channels: int, absent: Absent) -> None:
         super().__init__()
         if not channels:
             raise ValueError("a fuser needs at least one modality, got none")
@@ -64,14 +55,8 @@ class ModalityTokens(NamedModule):
             name: nn.Identity() if count == out_channels else nn.Conv2d(count, out_channels, 1)
             for name, count in channels.items()
         })  # fmt: skip
-        if absent in ("null", "null_cell"):
+        if absent == "null":
             self.null = NamedParameters(self.modalities, torch.randn(len(channels), out_channels) * 0.02)
-        self.grid_shape = None
-        if absent == "null_cell":
-            if grid_shape is None:
-                raise ValueError("absent null_cell has a parameter for each cell: give the fuser grid_shape=(X, Y)")
-            self.grid_shape = tuple(grid_shape)
-            self.null_offset = NamedParameters(self.modalities, torch.zeros(len(channels), out_channels, *grid_shape))
         # Knows device and dtype of the module, which may have no parameter to ask.
         self.register_buffer("anchor", torch.empty(0), persistent=False)
 
@@ -90,11 +75,6 @@ class ModalityTokens(NamedModule):
         elif grid_shape is None:
             raise ValueError("every modality is absent: give grid_shape=(X, Y) and batch_size")
         assert grid_shape is not None
-        if self.grid_shape is not None and tuple(grid_shape) != self.grid_shape:
-            raise ValueError(
-                f"this fuser has a null embedding for each cell of a grid of {list(self.grid_shape)}, got features on "
-                f"{list(grid_shape)}: build it for this grid, or with absent null, which fits every grid"
-            )
         device = self.anchor.device
         if given is not None and given.features.device != device:
             raise ValueError(
@@ -126,12 +106,9 @@ class ModalityTokens(NamedModule):
         return features.dtype if keeps and autocasts(features.device) else self.anchor.dtype
 
     def _stand_ins(self, device: torch.device | None) -> list[Tensor]:
-        """Of each modality [C], or [X, Y, C] where it differs from cell to cell."""
+        """Of each modality [C]."""
         if self.absent == "null":
             return [widened(null) for null in self.null.values()]
-        if self.absent == "null_cell":
-            pairs = zip(self.null.values(), self.null_offset.values(), strict=True)
-            return [widened(null) + widened(offset).permute(1, 2, 0) for null, offset in pairs]
         return [torch.zeros(self.out_channels, device=device)] * len(self.modalities)
 
 

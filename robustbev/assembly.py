@@ -132,15 +132,15 @@ def _build_lidar(config: LidarConfig, grid: BEVGrid, z_range_m: tuple[float, flo
 
 def _build_fuser(config: ModelConfig) -> Fuser:
     inputs = dict.fromkeys(config.modalities, config.channels)
-    fuser, grid_shape = config.fuser, config.grid.bev().shape
+    fuser = config.fuser
     match fuser.kind:
         case "late":
-            return LateFusion(inputs, config.channels, absent=fuser.absent, grid_shape=grid_shape)
+            return LateFusion(inputs, config.channels, absent=fuser.absent)
         case "gated":
             added = {name: inputs[name] for name in config.modalities if name in fuser.adds}
             of_base = {name: count for name, count in inputs.items() if name not in added}
             return GatedFusion(
-                _build_simple_fuser(fuser.base, fuser, of_base, config.channels, grid_shape),
+                _build_simple_fuser(fuser.base, fuser, of_base, config.channels),
                 added,
                 config.channels,
                 modalities=tuple(config.modalities),
@@ -148,33 +148,23 @@ def _build_fuser(config: ModelConfig) -> Fuser:
                 neighbourhood=fuser.neighbourhood,
             )
         case kind:
-            return _build_simple_fuser(kind, fuser, inputs, config.channels, grid_shape)
+            return _build_simple_fuser(kind, fuser, inputs, config.channels)
 
 
-def _build_simple_fuser(
-    kind: FuserKind, config: FuserConfig, inputs: dict[str, int], channels: int, grid_shape: tuple[int, int]
-) -> Fuser:
+def _build_simple_fuser(kind: FuserKind, config: FuserConfig, inputs: dict[str, int], channels: int) -> Fuser:
     absent, heads = config.absent, config.heads
     match kind:
         case "cross_attention":
             return CrossAttentionFusion(
-                inputs, channels, heads=heads, neighbourhood=config.neighbourhood, absent=absent, grid_shape=grid_shape
+                inputs, channels, heads=heads, neighbourhood=config.neighbourhood, absent=absent
             )
         case "concat":
-            return ConcatFusion(inputs, channels, absent=absent, grid_shape=grid_shape)
+            return ConcatFusion(inputs, channels, absent=absent)
         case "mean":
-            return MeanFusion(inputs, channels, absent=absent, grid_shape=grid_shape)
+            return MeanFusion(inputs, channels, absent=absent)
         case "channel_weights":
-            return ChannelWeightFusion(inputs, channels, absent=absent, grid_shape=grid_shape)
+            return ChannelWeightFusion(inputs, channels, absent=absent)
         case "latent":
-            return LatentFusion(
-                inputs,
-                channels,
-                heads=heads,
-                latents=config.latents,
-                pool=config.pool,
-                absent=absent,
-                grid_shape=grid_shape,
-            )
+            return LatentFusion(inputs, channels, heads=heads, latents=config.latents, pool=config.pool, absent=absent)
         case "joint":
-            return JointFusion(inputs, channels, heads=heads, pool=config.pool, absent=absent, grid_shape=grid_shape)
+            return JointFusion(inputs, channels, heads=heads, pool=config.pool, absent=absent)

@@ -67,7 +67,7 @@ class FuserConfig(StrictModel):
     def _check(self) -> FuserConfig:
         kind = self.base if self.kind == "gated" else self.kind
         if (kind, self.absent) == ("concat", "mask"):
-            raise ValueError("concat cannot mask an absent modality: choose absent null, null_cell or zeros")
+            raise ValueError("concat cannot mask an absent modality: choose absent null or zeros")
         if self.kind == "gated" and not self.adds:
             raise ValueError("kind gated adds modalities to a base: name them in adds, as in adds: [radar]")
         if self.kind != "gated" and self.adds:

@@ -57,16 +57,15 @@ class CrossAttentionFusion(Fuser):
     The query is the mean of what is present, plus a learned query, plus a position embedding. Every token carries an embedding
     of its modality. What the query draws from them is added to the mean of what is present, each modality weighed by its share
     of the attention: a weak or new sensor dilutes a strong one only as far as the cell listens to it. An absent modality is a
-    learned null token (`absent="null"`, or `"null_cell"`: one for each cell), a zero token (`"zeros"`) or not attended to
+    learned null token (`absent="null"`), a zero token (`"zeros"`) or not attended to
     (`"mask"`).
 
     Args:
         channels: channels of each modality by name; any number of modalities, any names.
-        out_channels: C of the fused grid, a multiple of `heads` and of 4.
+        out_channels: C of the fused grid [B, C, X, Y], a multiple of `heads` and of 4.
         heads: attention heads.
         neighbourhood: 1 (the cell alone) or 3 (3 x 3 cells).
         absent: see above.
-        grid_shape: (X, Y), needed by `null_cell` alone.
 
     Raises:
         ValueError: an argument out of its range, or, in `forward`, features that do not fit (says expected and got).
@@ -83,13 +82,12 @@ class CrossAttentionFusion(Fuser):
         heads: int = 4,
         neighbourhood: int = 1,
         absent: Absent = "null",
-        grid_shape: tuple[int, int] | None = None,
     ) -> None:
         super().__init__()
         check_heads(out_channels, heads)
         if neighbourhood not in (1, 3):
             raise ValueError(f"neighbourhood: expected 1 or 3, got {neighbourhood}")
-        self.tokens = ModalityTokens(channels, out_channels, absent, grid_shape)
+        self.tokens = ModalityTokens(channels, out_channels, absent)
         self.modalities, self.in_channels = self.tokens.modalities, self.tokens.in_channels
         self.out_channels = out_channels
         self.heads, self.neighbourhood, self.absent = heads, neighbourhood, absent

@@ -28,11 +28,10 @@ class JointFusion(Fuser):
 
     Args:
         channels: channels of each modality by name.
-        out_channels: C of the fused grid, a multiple of `heads` and of 4.
+        out_channels: C of the fused grid [B, C, X, Y], a multiple of `heads` and of 4.
         heads: attention heads.
         pool: cells along each axis that become one token.
         absent: what stands for an absent sensor.
-        grid_shape: (X, Y), needed by `null_cell` alone.
 
     Raises:
         ValueError: an argument out of its range, or, in `forward`, features that do not fit (says expected and got).
@@ -46,13 +45,12 @@ class JointFusion(Fuser):
         heads: int = 4,
         pool: int = 4,
         absent: Absent = "null",
-        grid_shape: tuple[int, int] | None = None,
     ) -> None:
         super().__init__()
         check_heads(out_channels, heads)
         if pool < 1:
             raise ValueError(f"pool: expected at least 1, got {pool}")
-        self.tokens = ModalityTokens(channels, out_channels, absent, grid_shape)
+        self.tokens = ModalityTokens(channels, out_channels, absent)
         self.modalities, self.in_channels = self.tokens.modalities, self.tokens.in_channels
         self.out_channels = out_channels
         self.heads, self.pool, self.absent = heads, pool, absent

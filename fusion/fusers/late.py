@@ -28,22 +28,14 @@ class LateFusion(Fuser):
         channels: channels of each modality by name; any number of modalities, any names.
         out_channels: C of the fused grid [B, C, X, Y].
         absent: what stands for an absent sensor.
-        grid_shape: (X, Y), needed by `absent="null_cell"` alone.
 
     Raises:
         ValueError: an argument out of its range, or, in `forward`, features that do not fit (says expected and got).
     """
 
-    def __init__(
-        self,
-        channels: Mapping[str, int],
-        out_channels: int,
-        *,
-        absent: Absent = "null",
-        grid_shape: tuple[int, int] | None = None,
-    ) -> None:
+    def __init__(self, channels: Mapping[str, int], out_channels: int, *, absent: Absent = "null") -> None:
         super().__init__()
-        self.tokens = ModalityTokens(channels, out_channels, absent, grid_shape)
+        self.tokens = ModalityTokens(channels, out_channels, absent)
         self.modalities, self.in_channels = self.tokens.modalities, self.tokens.in_channels
         self.out_channels = out_channels
         self.modality = NamedParameters(self.modalities, torch.randn(len(channels), out_channels) * 0.02)

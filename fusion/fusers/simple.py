@@ -33,24 +33,16 @@ class ConcatFusion(Fuser):
         channels: channels of each modality by name; any number of modalities, any names.
         out_channels: C of the fused grid [B, C, X, Y].
         absent: what stands for an absent sensor, but for "mask".
-        grid_shape: (X, Y), needed by `absent="null_cell"` alone.
 
     Raises:
         ValueError: an argument out of its range, or, in `forward`, features that do not fit (says expected and got).
     """
 
-    def __init__(
-        self,
-        channels: Mapping[str, int],
-        out_channels: int,
-        *,
-        absent: Absent = "null",
-        grid_shape: tuple[int, int] | None = None,
-    ) -> None:
+    def __init__(self, channels: Mapping[str, int], out_channels: int, *, absent: Absent = "null") -> None:
         super().__init__()
         if absent == "mask":
             raise ValueError("concatenation cannot mask a modality: choose absent null or zeros")
-        self.tokens = ModalityTokens(channels, out_channels, absent, grid_shape)
+        self.tokens = ModalityTokens(channels, out_channels, absent)
         self.modalities, self.in_channels = self.tokens.modalities, self.tokens.in_channels
         self.out_channels = out_channels
         self.mix = NamedConv(self.modalities, out_channels, 3)
@@ -80,22 +72,14 @@ class MeanFusion(Fuser):
         channels: channels of each modality by name; any number of modalities, any names.
         out_channels: C of the fused grid [B, C, X, Y].
         absent: what stands for an absent sensor.
-        grid_shape: (X, Y), needed by `absent="null_cell"` alone.
 
     Raises:
         ValueError: an argument out of its range, or, in `forward`, features that do not fit (says expected and got).
     """
 
-    def __init__(
-        self,
-        channels: Mapping[str, int],
-        out_channels: int,
-        *,
-        absent: Absent = "mask",
-        grid_shape: tuple[int, int] | None = None,
-    ) -> None:
+    def __init__(self, channels: Mapping[str, int], out_channels: int, *, absent: Absent = "mask") -> None:
         super().__init__()
-        self.tokens = ModalityTokens(channels, out_channels, absent, grid_shape)
+        self.tokens = ModalityTokens(channels, out_channels, absent)
         self.modalities, self.in_channels = self.tokens.modalities, self.tokens.in_channels
         self.out_channels = out_channels
         self.absent = absent
@@ -124,22 +108,14 @@ class ChannelWeightFusion(Fuser):
         channels: channels of each modality by name; any number of modalities, any names.
         out_channels: C of the fused grid [B, C, X, Y].
         absent: what stands for an absent sensor.
-        grid_shape: (X, Y), needed by `absent="null_cell"` alone.
 
     Raises:
         ValueError: an argument out of its range, or, in `forward`, features that do not fit (says expected and got).
     """
 
-    def __init__(
-        self,
-        channels: Mapping[str, int],
-        out_channels: int,
-        *,
-        absent: Absent = "mask",
-        grid_shape: tuple[int, int] | None = None,
-    ) -> None:
+    def __init__(self, channels: Mapping[str, int], out_channels: int, *, absent: Absent = "mask") -> None:
         super().__init__()
-        self.tokens = ModalityTokens(channels, out_channels, absent, grid_shape)
+        self.tokens = ModalityTokens(channels, out_channels, absent)
         self.modalities, self.in_channels = self.tokens.modalities, self.tokens.in_channels
         self.out_channels = out_channels
         self.absent = absent

@@ -20,7 +20,6 @@ from fusion import (
     LatentFusion,
     MeanFusion,
 )
-from tests.fusion.grids import SHAPE
 
 Build = Callable[[Mapping[str, int]], Fuser]
 
@@ -29,7 +28,7 @@ def gated(channels: Mapping[str, int], absent: Absent, neighbourhood: int) -> Ga
     """The radar, or whose name comes last in the alphabet, added to a fuser of the others, its gates open."""
     added = "radar" if "radar" in channels else max(channels)
     others = {name: count for name, count in channels.items() if name != added}
-    base = CrossAttentionFusion(others, 8, heads=2, absent=absent, grid_shape=SHAPE)
+    base = CrossAttentionFusion(others, 8, heads=2, absent=absent)
     fuser = GatedFusion(
         base, {added: channels[added]}, 8, modalities=list(channels), heads=2, neighbourhood=neighbourhood
     )
@@ -42,21 +41,21 @@ def of_kind(kind: str, absent: Absent) -> Build:
     def build(channels: Mapping[str, int]) -> Fuser:
         match kind:
             case "attention":
-                return CrossAttentionFusion(channels, 8, heads=2, absent=absent, grid_shape=SHAPE)
+                return CrossAttentionFusion(channels, 8, heads=2, absent=absent)
             case "attention 3 x 3":
-                return CrossAttentionFusion(channels, 8, heads=2, neighbourhood=3, absent=absent, grid_shape=SHAPE)
+                return CrossAttentionFusion(channels, 8, heads=2, neighbourhood=3, absent=absent)
             case "concat":
-                return ConcatFusion(channels, 8, absent=absent, grid_shape=SHAPE)
+                return ConcatFusion(channels, 8, absent=absent)
             case "mean":
-                return MeanFusion(channels, 8, absent=absent, grid_shape=SHAPE)
+                return MeanFusion(channels, 8, absent=absent)
             case "channel weights":
-                return ChannelWeightFusion(channels, 8, absent=absent, grid_shape=SHAPE)
+                return ChannelWeightFusion(channels, 8, absent=absent)
             case "latent":
-                return LatentFusion(channels, 8, heads=2, latents=3, pool=2, absent=absent, grid_shape=SHAPE)
+                return LatentFusion(channels, 8, heads=2, latents=3, pool=2, absent=absent)
             case "joint":
-                return JointFusion(channels, 8, heads=2, pool=4, absent=absent, grid_shape=SHAPE)
+                return JointFusion(channels, 8, heads=2, pool=4, absent=absent)
             case "late":
-                return LateFusion(channels, 8, absent=absent, grid_shape=SHAPE)
+                return LateFusion(channels, 8, absent=absent)
             case _:
                 return gated(channels, absent, 3 if "3 x 3" in kind else 1)
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 import fusion
-from tests.fusion.grids import CHANNELS, SHAPE, random_features
+from tests.fusion.grids import CHANNELS, random_features
 
 ROOT = Path(fusion.__file__).resolve().parents[1]
 NAMES = {"camera": 5, "lidar": 8, "radar": 3}  # two of the three need a projection
@@ -74,7 +74,6 @@ def gated(package: ModuleType) -> Any:
 BUILD: Mapping[str, Callable[[ModuleType], Any]] = {
     "CrossAttentionFusion": lambda p: p.CrossAttentionFusion(NAMES, 8, heads=2),
     "CrossAttentionFusion 3 x 3": lambda p: p.CrossAttentionFusion(NAMES, 8, heads=2, neighbourhood=3, absent="mask"),
-    "CrossAttentionFusion null_cell": lambda p: p.CrossAttentionFusion(NAMES, 8, absent="null_cell", grid_shape=SHAPE),
     "ConcatFusion": lambda p: p.ConcatFusion(NAMES, 8),
     "MeanFusion": lambda p: p.MeanFusion(NAMES, 8),
     "ChannelWeightFusion": lambda p: p.ChannelWeightFusion(NAMES, 8),

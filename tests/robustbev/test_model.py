@@ -41,7 +41,7 @@ FUSERS: list[dict[str, Any]] = [
     {"fuser": fuser}
     for fuser in (
         {"kind": "channel_weights", "absent": "mask"},
-        {"heads": 2, "absent": "null_cell"},
+        {"heads": 2, "neighbourhood": 3},
         {"kind": "latent", "heads": 2, "latents": 3},
         {"kind": "joint", "heads": 2},
         {"kind": "gated", "heads": 2, "adds": ["radar"]},

@@ -86,7 +86,7 @@ def test_a_masked_modality_is_given_no_attention() -> None:
         ({"out_channels": 10, "heads": 2}, "multiple of heads"),
         ({"out_channels": 8, "heads": 3}, "multiple of heads"),
         ({"out_channels": 8, "heads": 2, "neighbourhood": 2}, "expected 1 or 3, got 2"),
-        ({"out_channels": 8, "heads": 2, "absent": "nothing"}, "expected null, null_cell, zeros, mask, got 'nothing'"),
+        ({"out_channels": 8, "heads": 2, "absent": "nothing"}, "expected null, zeros, mask, got 'nothing'"),
     ],
 )
 def test_impossible_arguments_are_refused(arguments: dict[str, int], message: str) -> None:
@@ -99,9 +99,7 @@ def test_a_fuser_needs_a_modality() -> None:
         CrossAttentionFusion({}, 8, heads=2)
 
 
-@pytest.mark.parametrize(
-    "kind", ["attention null", "attention 3 x 3 null", "attention 3 x 3 mask", "gated 3 x 3 null_cell"]
-)
+@pytest.mark.parametrize("kind", ["attention null", "attention 3 x 3 null", "attention 3 x 3 mask", "gated 3 x 3 null"])
 @pytest.mark.parametrize("bfloat16", [False, True])
 def test_the_way_of_other_devices_is_the_same_function(
     kind: str, bfloat16: bool, monkeypatch: pytest.MonkeyPatch

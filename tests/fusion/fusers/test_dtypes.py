@@ -30,7 +30,7 @@ def features_in(*dtypes: torch.dtype) -> dict[str, BEVFeatures | None]:
     }
 
 
-KINDS = [kind for kind in FUSERS if {"null", "mask"} & set(kind.split())] + ["attention 3 x 3 null_cell"]
+KINDS = [kind for kind in FUSERS if {"null", "mask"} & set(kind.split())]
 MIXTURES = [
     *[(dtype,) * 3 for dtype in DTYPES],
     (torch.float16, torch.float32, torch.float64),

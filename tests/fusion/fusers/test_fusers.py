@@ -12,7 +12,6 @@ from fusion import (
     Absent,
     BEVFeatures,
     ConcatFusion,
-    CrossAttentionFusion,
     FusedBEV,
     MeanFusion,
     ModalityTokens,
@@ -189,30 +188,6 @@ def test_tokens_are_features_stand_ins_or_a_blend_by_coverage() -> None:
         share = f.coverage[..., None]
         torch.testing.assert_close(tokens[i], share * said + (1 - share) * tokens_of.null.stacked()[i])
         assert torch.equal(coverage[i], f.coverage)
-
-
-def test_a_null_of_each_cell_starts_as_the_null_of_the_modality_and_learns_by_cell() -> None:
-    features = random_features() | {"lidar": None}
-    tokens_of = {}
-    absents: tuple[Absent, Absent] = ("null", "null_cell")
-    for absent in absents:
-        torch.manual_seed(0)
-        tokens_of[absent] = ModalityTokens(CHANNELS, 8, absent, SHAPE)
-    by_cell = tokens_of["null_cell"]
-    tokens, _ = by_cell(features)
-    assert torch.equal(tokens, tokens_of["null"](features)[0])
-    tokens[1, :, 3, 2].sum().backward()
-    learned = {name: p.grad for name, p in by_cell.null_offset.items() if p.grad is not None and p.grad.any()}
-    assert list(learned) == ["lidar"]
-    assert learned["lidar"].nonzero().tolist() == [[channel, 3, 2] for channel in range(8)]
-
-
-def test_nulls_of_cells_belong_to_one_grid() -> None:
-    with pytest.raises(ValueError, match=r"give the fuser grid_shape=\(X, Y\)"):
-        CrossAttentionFusion(CHANNELS, 8, heads=2, absent="null_cell")
-    fuser = CrossAttentionFusion(CHANNELS, 8, heads=2, absent="null_cell", grid_shape=(4, 4))
-    with pytest.raises(ValueError, match=r"each cell of a grid of \[4, 4\], got features on \[5, 6\]: build it"):
-        fuser(random_features())
 
 
 @pytest.mark.parametrize("absent", ["zeros", "mask"])

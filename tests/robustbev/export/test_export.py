@@ -155,7 +155,7 @@ def test_it_exports_as_one_graph_and_serves_other_input(name: str) -> None:
 @pytest.mark.parametrize(
     "fuser",
     [
-        {"heads": 2, "neighbourhood": 3, "absent": "null_cell"},
+        {"heads": 2, "neighbourhood": 3},
         {"kind": "channel_weights", "absent": "mask"},
         {"kind": "latent", "heads": 2},
         {"kind": "joint", "heads": 2, "absent": "mask"},

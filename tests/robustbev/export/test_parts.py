@@ -36,7 +36,7 @@ from tests.robustbev.export.exported import noise, traced_once
 from tests.tiny_model import tiny_config, tiny_model
 
 FUSERS: list[dict[str, Any]] = [  # attention to one cell is exported with the whole model, in test_artifacts.py
-    {"heads": 2, "neighbourhood": 3, "absent": "null_cell"},
+    {"heads": 2, "neighbourhood": 3},
     {"kind": "concat"},
     {"kind": "mean"},
     {"kind": "channel_weights", "absent": "mask"},

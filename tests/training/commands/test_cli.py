@@ -67,7 +67,7 @@ def test_every_fault_of_a_configuration_is_one_line_and_the_code_is_2(config: Pa
     assert len(lines) == 3
     assert lines[0] == "error: epochs: expected greater than or equal to 1, got 0 (command line)"
     assert lines[1].startswith(
-        "error: model.fuser.absent: expected 'null', 'null_cell', 'zeros' or 'mask', got 'nul'; did you mean 'null'?"
+        "error: model.fuser.absent: expected 'null', 'zeros' or 'mask', got 'nul'; did you mean 'null'?"
     )
     assert lines[2].startswith("error: optim.lrr: unknown key, expected one of lr,")
     assert lines[2].endswith("did you mean optim.lr? (command line)")
