@@ -23,7 +23,7 @@ from pathlib import Path
 
 from .arrays import NumpyArrays, TorchTensors
 from .artifact import Artifact
-from .manifest import ArtifactError, Symbol, TensorSpec, frozen, parse_manifest, read_artifact, read_manifest
+from .manifest import ArtifactError, Symbol, TensorSpec, parse_manifest, read_artifact, read_manifest
 from .onnx_file import open_onnx
 from .torch_file import open_aoti, open_pt2
 
@@ -66,6 +66,4 @@ def load(
             library, run = open_pt2(data, path, parsed, threads)
         case _:
             library, run = open_aoti(data, path, parsed, threads)
-    return Artifact(
-        path, kind, manifest["part"], frozen(manifest), parsed.inputs, parsed.outputs, parsed.symbols, library, run
-    )
+    return Artifact(path, kind, manifest["part"], manifest, parsed.inputs, parsed.outputs, parsed.symbols, library, run)

@@ -16,7 +16,7 @@ from .manifest import Array, Symbol, TensorSpec
 class Artifact:
     """An exported graph, ready to run.
 
-    `manifest` is the parsed manifest, read-only; `inputs` and `outputs` are its tensors in the graph's order.
+    `manifest` is the parsed manifest; `inputs` and `outputs` are its tensors in the graph's order.
     """
 
     path: Path

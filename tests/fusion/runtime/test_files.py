@@ -39,7 +39,7 @@ FAULTY: dict[str, tuple[Callable[[Path], object], str]] = {
     "file": (lambda p: changed(p, file="../robust.pt2"), "file: expected robust.pt2"),
     "size": (lambda p: changed(p, bytes=2**40), "bytes: expected a number from 1 to"),
     "checksum": (lambda p: changed(p, sha256="x"), "sha256: expected 64 hexadecimal digits"),
-    "no inputs": (lambda p: changed(p, inputs=[]), "inputs: expected a list of 1 to 256"),
+    "no inputs": (lambda p: changed(p, inputs=[]), "inputs: expected a list of tensors"),
     "dtype": (
         lambda p: changed(p, inputs=[{"name": "a", "dtype": "object", "shape": []}]), "dtype: expected one of .*got 'object'",
     ),

@@ -248,7 +248,7 @@ def test_a_fuser_of_sensors_of_ones_own_exports(kind: Kind, tmp_path: Path) -> N
     assert fuser.training
     artifact = load_artifact(path, trust_code=True)
     assert artifact.part == "fuser"
-    assert artifact.manifest["modalities"] == ("thermal", "sonar", "depth")
+    assert artifact.manifest["modalities"] == ["thermal", "sonar", "depth"]
     grids = [spec for spec in (*artifact.inputs, *artifact.outputs) if spec.name != "present"]
     assert {spec.frame for spec in grids} == {OWN_GRID}, "nobody has said which way X and Y point"
     assert not re.search("forward|left|ahead", Path(f"{path}.json").read_text())
