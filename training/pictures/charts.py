@@ -33,14 +33,14 @@ def subset_chart(path: Path, results: Results, title: str = "Every subset of the
     layout = GridSpec(
         2, 1, figure, height_ratios=[1.0, 1.15], hspace=0.34, left=0.15, right=0.97, top=0.885, bottom=0.07
     )
-    bars = figure.add_subplot(layout[0])
-    _bars(bars, [("mAP", MAP_BLUE, [results[n].mean_ap for n in names]),
+    above = figure.add_subplot(layout[0])
+    bars(above, [("mAP", MAP_BLUE, [results[n].mean_ap for n in names]),
                  ("NDS", SCORE_ORANGE, [results[n].nds for n in names])], names)  # fmt: skip
     for i, name in enumerate(names):
         share = retention(results[name], results)
         if not math.isnan(share):
-            bars.text(i - 0.2, 0.012, f"{100 * share:.0f}%", ha="center", va="bottom", fontsize=8, color="white")
-    bars.set_title("mAP (in its bar: share of the mAP with all sensors) and NDS", fontsize=10, loc="left", color=INK)
+            above.text(i - 0.2, 0.012, f"{100 * share:.0f}%", ha="center", va="bottom", fontsize=8, color="white")
+    above.set_title("mAP (in its bar: share of the mAP with all sensors) and NDS", fontsize=10, loc="left", color=INK)
     heat = figure.add_subplot(layout[1])
     _heat(heat, np.array([[results[n].class_ap[c] for n in names] for c in classes]), classes, names)
     figure.suptitle(title, x=0.15, ha="left", fontsize=14, fontweight="bold", color=INK)
@@ -48,17 +48,21 @@ def subset_chart(path: Path, results: Results, title: str = "Every subset of the
     return save_figure(figure, path)
 
 
-def _bars(axes: Axes, series: Sequence[tuple[str, str, Sequence[float]]], names: Sequence[str]) -> None:
+def bars(axes: Axes, series: Sequence[tuple[str, str, Sequence[float]]], names: Sequence[str]) -> None:
+    """Groups of bars, one a name, with a bar for each of `series` (its label, colour and values); NaN is not known."""
     width = 0.8 / len(series)
     top = max((v for _, _, values in series for v in values if not math.isnan(v)), default=1.0)
-    for k, (name, colour, values) in enumerate(series):
+    for k, (label, colour, values) in enumerate(series):
         at = np.arange(len(names)) + (k - (len(series) - 1) / 2) * width
-        axes.bar(at, values, width * 0.94, color=colour, label=name)
-        for x, value in zip(at, values, strict=True):
-            axes.text(x, value + 0.01 * top, f"{value:.2f}", ha="center", va="bottom", fontsize=8.5, color=INK)
+        heights = np.nan_to_num(values)
+        axes.bar(at, heights, width * 0.94, color=colour, label=label)
+        for x, height, value in zip(at, heights, values, strict=True):
+            text = "-" if math.isnan(value) else f"{value:.2f}"
+            axes.text(x, height + 0.01 * top, text, ha="center", va="bottom", fontsize=8.5, color=INK)
     axes.set_xticks(range(len(names)), [_label(n) for n in names], fontsize=9)
-    axes.set_ylim(0, max(0.1, min(1.0, top * 1.15)))
-    axes.legend(frameon=False, fontsize=9, ncols=len(series), loc="upper right")
+    axes.set_ylim(0, max(0.05, 1.2 * top))
+    if len(series) > 1:
+        axes.legend(frameon=False, fontsize=9, ncols=len(series), loc="upper right")
     tidy(axes)
 
 

@@ -85,12 +85,12 @@ def resilience_rate(row: Row, clean: float) -> float:
 
     Of one table this is RA_c in another order of summation; both are kept because both are published under their names.
     """
-    return _ratio(sum(row.values()), len(row) * clean)
+    return resistance_ability(row, clean)
 
 
 def mean_resilience_rate(matrix: Matrix, clean: float) -> float:
     """The mean, mRR = 1/N sum_c RR_c (RoboBEV, Robo3D)."""
-    return mean(resilience_rate(row, clean) for row in matrix.values())
+    return mean_resistance_ability(matrix, clean)
 
 
 def mean(figures: Iterable[float]) -> float:

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from training.pictures.charts import bars
 from training.pictures.drawing import INK, new_figure, save_figure, tidy
 from training.robustness import metrics as metrics
+from training.robustness.results import Robustness
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-
-    from training.robustness.results import Robustness
 
 MODEL, BASELINE, SPECIALIST = "#0072B2", "#D55E00", "#999999"
 _COLUMNS = 5  # of the small charts
@@ -144,34 +143,10 @@ def subset_bars(path: Path, robustness: Robustness) -> Path:
             if figures:
                 values = [getattr(figures[n], metric) if n in figures else math.nan for n in names]
                 series.append((label, colour, values))
-        _bars(axes, series, names)
+        bars(axes, series, names)
         axes.set_title(title, fontsize=10.5, loc="left", color=INK)
     figure.suptitle(
         "Every subset of the sensors, clean data", x=0.06, ha="left", fontsize=13, fontweight="bold", color=INK
     )
     figure.subplots_adjust(left=0.06, right=0.985, top=0.89, bottom=0.09 + 0.03 * more, hspace=0.42 + 0.08 * more)
     return save_figure(figure, path)
-
-
-def _bars(axes: Axes, series: Sequence[tuple[str, str, Sequence[float]]], names: Sequence[str]) -> None:
-    width = 0.8 / len(series)
-    top = max((v for _, _, values in series for v in values if not math.isnan(v)), default=1.0)
-    for k, (label, colour, values) in enumerate(series):
-        at = np.arange(len(names)) + (k - (len(series) - 1) / 2) * width
-        axes.bar(at, [0 if math.isnan(v) else v for v in values], width * 0.94, color=colour, label=label)
-        for x, value in zip(at, values, strict=True):
-            text = "-" if math.isnan(value) else f"{value:.2f}"
-            axes.text(
-                x,
-                (0 if math.isnan(value) else value) + 0.01 * top,
-                text,
-                ha="center",
-                va="bottom",
-                fontsize=8,
-                color=INK,
-            )
-    axes.set_xticks(range(len(names)), [n.replace("+", "\n+ ") for n in names], fontsize=8.5)
-    axes.set_ylim(0, max(0.05, 1.2 * top))
-    if len(series) > 1:
-        axes.legend(frameon=False, fontsize=8.5, ncols=len(series), loc="upper right")
-    tidy(axes)

@@ -8,18 +8,15 @@ import math
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import robustbev
 from training.files.atomic import write_json, write_text
 from training.robustness import metrics as metrics
 from training.robustness.pictures import pictures
+from training.robustness.results import Robustness
 from training.robustness.tables import METRICS, case_table, tables
 from training.tracking.run import MLflowRun, git_commit
 from training.tracking.sending import log_report
-
-if TYPE_CHECKING:
-    from training.robustness.results import Robustness
 
 _VERSIONS = ("robustbev", "torch", "numpy", "nuscenes-devkit", "ray")
 _STYLE = """

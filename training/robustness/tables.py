@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 from training.files.table import Cell, Column, Table, show
 from training.robustness import metrics as metrics
+from training.robustness.results import Robustness
 from training.tasks.detection.result import TP_ERRORS, SubsetResult, task_figures
-
-if TYPE_CHECKING:
-    from training.robustness.results import Robustness
 
 FIGURE, SHARE, CHANGE, COUNT = ".3f", ".1%", "+.1%", "d"
 METRICS = {"NDS": "nds", "mAP": "mean_ap"}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
+import robustbev
 from robustbev import PerceptionModel
 from robustbev.checkpoints import step_of
 from sensors.nuscenes.index import data_id
@@ -42,11 +43,9 @@ def evaluate_checkpoint(
         ValueError: it belongs to no run, and `config` or `out_dir` is not given; it is to be measured on other data than its
             run's, and `out_dir` is not given; or see `evaluate_subsets`.
     """
-    import robustbev
-
-    said, (checkpoint, files, config, out_dir) = out_dir, resolve(checkpoint, config, out_dir, "evaluation")
+    elsewhere, (checkpoint, files, config, out_dir) = out_dir, resolve(checkpoint, config, out_dir, "evaluation")
     other = "" if files is None else _other_data(files, config)
-    if other and said is None:
+    if other and elsewhere is None:
         raise ValueError(
             f"evaluation: {other}; say with --out where to write, so that the run keeps the figures on its own data"
         )
@@ -74,8 +73,6 @@ def evaluate_checkpoint(
 
 def load_model(checkpoint: Path, config: RunConfig) -> PerceptionModel:
     """A saved model where and in what precision `config` wants it; prints which. For what it raises see `robustbev.load`."""
-    import robustbev
-
     device = "cuda" if config.runner.use_cuda else "cpu"
     model = robustbev.load(checkpoint, device, precision=config.evaluation.precision)
     print(f"computing in {model.precision}", flush=True)
