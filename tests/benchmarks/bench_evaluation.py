@@ -49,8 +49,8 @@ def bench_detection_metrics(tmp_path: Path, compare: Compare) -> None:
     def official(metrics: Metrics) -> OfficialEvaluation:
         return OfficialEvaluation(tables, reader.tokens, 54.0, metrics=metrics)
 
-    official("both").measure(path)  # raises where they differ
     ours, devkit = official("fast"), official("devkit")
+    assert ours.measure(path)[0].mean_ap == devkit.measure(path)[0].mean_ap
     result = compare(
         f"{len(reader):,} samples, {BOXES * len(reader):,} boxes", 3, ours=lambda: ours.measure(path, content),
         ours_from_the_file=lambda: ours.measure(path), devkit=lambda: devkit.measure(path),

@@ -28,9 +28,9 @@ class EvaluationConfig(StrictModel):
     limit: Annotated[int, Field(ge=1)] | None = None  # only the first so many samples of the split
     processes: Annotated[int, Field(ge=1)] = 2  # subsets are scored in so many processes at a time
     precision: PrecisionSetting = "auto"  # what the model computes in; auto: see `robustbev.choose_precision`
-    metrics: Literal["devkit", "fast", "both"] = "devkit"
-    """Who computes the figures: nuScenes' devkit; or, the same to the last bit, `training.tasks.detection.metrics`; or both,
-    with an error where they differ. The robustness matrix takes the fast one instead of the devkit."""
+    metrics: Literal["devkit", "fast"] = "devkit"
+    """Who computes the figures: nuScenes' devkit; or, the same to the last bit, `training.tasks.detection.metrics`, which the
+    robustness matrix takes in any case."""
 
 
 def every_subset(modalities: Sequence[str]) -> tuple[str, ...]:

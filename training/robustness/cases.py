@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING
 from robustbev import PerceptionModel
 from sensors.corruptions import CORRUPTIONS, Corruption, CorruptionError
 from sensors.health.monitor import HealthMode
-from sensors.nuscenes.reader import NuScenesReader
 from training.data.loader import build_loader
 from training.evaluation.config import subset_name
 from training.evaluation.subsets import check_official_classes, predict_subsets, score
@@ -26,7 +25,7 @@ from training.tasks.detection.result import SubsetResult
 from training.tasks.predictions import Progress
 
 if TYPE_CHECKING:
-    from training.tasks.detection.official import Metrics, OfficialEvaluation
+    from training.tasks.detection.official import OfficialEvaluation
 
 CLEAN = "clean"
 ALL = "all"  # the sensors that the model has
@@ -202,25 +201,20 @@ def _evaluate_group(
         )
     if change is not None:
         change.check([case.name for case in group])
-    official = _official(loader.reader, tuple(expected), model.config.grid.bev().radius_m, settings.metrics)
+    reader, radius_m = loader.reader, model.config.grid.bev().radius_m
+    official = _official(reader.root, reader.config.version, tuple(expected), radius_m, reader.config.reference_channel)
     folder = out_dir / first.condition
-    results = score(predictions, model.config, loader.reader, official, folder, settings, progress)
+    results = score(predictions, model.config, reader, official, folder, settings, progress)
     return {case: results[case.subset] for case in group}
 
 
-def _official(reader: NuScenesReader, tokens: tuple[str, ...], radius_m: float, metrics: Metrics) -> OfficialEvaluation:
-    config = reader.config
-    many = "fast" if metrics == "devkit" else metrics
-    return _shared_official(reader.root, config.version, tokens, radius_m, config.reference_channel, many)
-
-
 @lru_cache(maxsize=2)  # the devkit takes seconds to load its tables, and many cases share them
-def _shared_official(
-    root: Path, version: str, tokens: tuple[str, ...], radius_m: float, reference_channel: str, metrics: Metrics
+def _official(
+    root: Path, version: str, tokens: tuple[str, ...], radius_m: float, reference_channel: str
 ) -> OfficialEvaluation:
     from training.tasks.detection.official import OfficialEvaluation, open_tables
 
-    return OfficialEvaluation(open_tables(root, version), tokens, radius_m, reference_channel, metrics)
+    return OfficialEvaluation(open_tables(root, version), tokens, radius_m, reference_channel, "fast")
 
 
 @dataclass

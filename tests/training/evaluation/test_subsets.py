@@ -18,6 +18,7 @@ import pytest
 import torch
 from nuscenes import NuScenes
 from nuscenes.eval.detection.algo import accumulate
+from nuscenes.eval.detection.data_classes import DetectionMetrics
 from nuscenes.eval.detection.evaluate import DetectionEval
 from pydantic import ValidationError
 from torch import nn
@@ -36,7 +37,6 @@ from training.evaluation.subsets import evaluate_subsets, possible_subsets, pred
 from training.evaluation.tables import read_subsets
 from training.runs.config import RunConfig
 from training.tasks.detection.matching import match
-from training.tasks.detection.metrics import FastMetrics
 from training.tasks.detection.official import Metrics, OfficialEvaluation, detection_config, range_note
 from training.tasks.detection.submission import submission, submission_boxes
 
@@ -332,6 +332,11 @@ def _harder(path: Path, seed: int) -> Path:
     return path
 
 
+def every_figure(metrics: DetectionMetrics) -> str:
+    """To its last bit."""
+    return json.dumps({key: value for key, value in metrics.serialize().items() if key not in ("eval_time", "cfg")})
+
+
 @pytest.mark.parametrize("radius_m", [25.6, 51.2])
 def test_the_fast_metrics_are_the_devkits_to_the_last_bit(
     reader: NuScenesReader, nusc: NuScenes, tmp_path: Path, radius_m: float
@@ -341,17 +346,18 @@ def test_the_fast_metrics_are_the_devkits_to_the_last_bit(
         if row["category_name"] == "human.pedestrian.adult":  # bicycles and motorcycles in what was there do not count
             row |= {"category_name": "static_object.bicycle_rack", "size": [30.0, 30.0, 30.0]}
     for tables in (nusc, racked):
-        both = OfficialEvaluation(tables, reader.tokens, radius_m, metrics="both")
+        devkit = OfficialEvaluation(tables, reader.tokens, radius_m)
         fast = OfficialEvaluation(tables, reader.tokens, radius_m, metrics="fast")
         for seed in range(4):
             path = _harder(_noisy_submission(reader, tmp_path / "noisy.json", seed), seed)
-            figures, meta = both.measure(path)  # raises where they differ
+            figures, meta = devkit.measure(path)
             again, _ = fast.measure(path)
-            assert figures.mean_ap == again.mean_ap > 0.02
+            assert every_figure(figures) == every_figure(again)
+            assert again.mean_ap > 0.02
             assert meta["use_lidar"]
         nothing = tmp_path / "nothing.json"
         nothing.write_text(json.dumps(submission({token: [] for token in reader.tokens}, ("lidar",))))
-        assert both.measure(nothing)[0].mean_ap == 0
+        assert every_figure(devkit.measure(nothing)[0]) == every_figure(fast.measure(nothing)[0])
 
 
 AS_THE_DEVKIT = """
@@ -372,23 +378,6 @@ def test_the_fast_metrics_round_as_the_devkit_whatever_blas_does(kernel: str) ->
     """With fused products BLAS rounds otherwise than numpy does: that of this machine may be without."""
     variables = os.environ | {"OPENBLAS_CORETYPE": kernel}
     subprocess.run([sys.executable, "-c", AS_THE_DEVKIT], env=variables, timeout=120, check=True)
-
-
-def test_metrics_that_differ_are_an_error(
-    reader: NuScenesReader, nusc: NuScenes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    both = OfficialEvaluation(nusc, reader.tokens, 51.2, metrics="both")
-    path = _noisy_submission(reader, tmp_path / "noisy.json", 1)
-    measure = FastMetrics.measure
-
-    def a_bit_off(self: FastMetrics, results: Any) -> Any:
-        metrics = measure(self, results)
-        metrics.add_label_ap("car", 1.0, math.nextafter(metrics.get_label_ap("car", 1.0), 1))
-        return metrics
-
-    monkeypatch.setattr(FastMetrics, "measure", a_bit_off)
-    with pytest.raises(ValueError, match=r"noisy\.json: the devkit computes"):
-        both.measure(path)
 
 
 @pytest.mark.parametrize("metrics", ["devkit", "fast"])

@@ -35,8 +35,7 @@ from training.files.atomic import write_json
 from training.tasks.detection.metrics import FastMetrics
 from training.tasks.detection.result import TP_ERRORS, SubsetResult
 
-# fast: `training.tasks.detection.metrics`; both: an error where they differ in one bit
-Metrics = Literal["devkit", "fast", "both"]
+Metrics = Literal["devkit", "fast"]  # fast: `training.tasks.detection.metrics`
 _OFFICIAL_REFERENCE = "LIDAR_TOP"
 
 
@@ -152,25 +151,16 @@ class OfficialEvaluation:
         Raises:
             ValueError: the file is no submission for these samples.
         """
-        computed, meta = [], {}
         try:
-            if self._metrics != "fast":
-                found, meta = load_prediction_of_sample_tokens(
-                    str(result_path), self.config.max_boxes_per_sample, DetectionBox, sample_tokens=list(self.tokens)
-                )
-                computed.append(_SharedEval(self.config, self._truth, self._filtered(found)).evaluate()[0])
-            if self._metrics != "devkit":
+            if self._metrics == "fast":
                 content = content or json.loads(result_path.read_bytes())
-                meta = content["meta"]
-                computed.append(self._fast.measure(content["results"]))
+                return self._fast.measure(content["results"]), content["meta"]
+            predictions, meta = load_prediction_of_sample_tokens(
+                str(result_path), self.config.max_boxes_per_sample, DetectionBox, sample_tokens=list(self.tokens)
+            )
+            return _SharedEval(self.config, self._truth, self._filtered(predictions)).evaluate()[0], meta
         except (AssertionError, KeyError, json.JSONDecodeError) as error:
             raise ValueError(f"{result_path}: not a nuScenes submission for these samples: {error}") from error
-        if len({_figures(metrics) for metrics in computed}) > 1:
-            theirs, ours = (_figures(metrics) for metrics in computed)
-            raise ValueError(
-                f"{result_path}: the devkit computes {theirs}, and training.tasks.detection.metrics {ours}"
-            )
-        return computed[0], meta
 
     @cached_property
     def _fast(self) -> FastMetrics:
@@ -197,11 +187,6 @@ class OfficialEvaluation:
         }
         write_json(result_path.with_name("metrics_summary.json"), summary)
         return subset_result(subset, summary)
-
-
-def _figures(metrics: DetectionMetrics) -> str:
-    """Every figure to its last bit."""
-    return json.dumps({key: value for key, value in metrics.serialize().items() if key not in ("eval_time", "cfg")})
 
 
 def subset_result(subset: str, summary: Mapping[str, Any]) -> SubsetResult:
