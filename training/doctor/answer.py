@@ -13,7 +13,7 @@ class Answer:
 
     what: str
     able: bool
-    said: str
+    reason: str
 
 
 def without(*extras: str) -> str:

@@ -111,7 +111,7 @@ def abilities() -> list[Answer]:
         "export onnx": (without("export"), f"runs by {_providers()}"),
         "export aoti": (no_compiler, f"compiled by {command} for {platform.machine()}"),
     }
-    return [Answer(what, not obstacle, obstacle or said) for what, (obstacle, said) in answers.items()]
+    return [Answer(what, not obstacle, obstacle or ability) for what, (obstacle, ability) in answers.items()]
 
 
 def _version(distribution: str) -> str:
@@ -163,4 +163,4 @@ def _providers() -> str:
 
 def _lines(answers: Sequence[Answer]) -> list[str]:
     width = max(len(answer.what) for answer in answers)
-    return [f"{answer.what:<{width}}  {'yes' if answer.able else 'no ':<3}  {answer.said}" for answer in answers]
+    return [f"{answer.what:<{width}}  {'yes' if answer.able else 'no ':<3}  {answer.reason}" for answer in answers]

@@ -132,14 +132,14 @@ def test_what_runs_here_is_yes_or_no_with_the_reason(monkeypatch: pytest.MonkeyP
     without_libraries(monkeypatch, lambda extra: [])
     all_there = by_name(abilities())
     assert {name for name, answer in all_there.items() if not answer.able} == {"train nuscenes"}
-    assert "no GPU" in all_there["train nuscenes"].said
+    assert "no GPU" in all_there["train nuscenes"].reason
     monkeypatch.setenv("CXX", "g++-of-another-age")
-    assert "no g++-of-another-age: install g++" in by_name(abilities())["export aoti"].said
+    assert "no g++-of-another-age: install g++" in by_name(abilities())["export aoti"].reason
     without_libraries(monkeypatch, lambda extra: EXTRAS[extra])
     bare = by_name(abilities())
     assert {name for name, answer in bare.items() if answer.able} == {"perceive", "export pt2"}
-    assert 'pip install "robustbev[export]"' in bare["export onnx"].said
-    assert 'pip install "robustbev[train,data,cli]"' in bare["train tiny"].said
+    assert 'pip install "robustbev[export]"' in bare["export onnx"].reason
+    assert 'pip install "robustbev[train,data,cli]"' in bare["train tiny"].reason
 
 
 @pytest.mark.usefixtures("gpus")
@@ -173,11 +173,11 @@ def config(data: SmallNuScenes, tmp_path: Path) -> Path:
 def test_a_configuration_that_can_run(config: Path, data: SmallNuScenes, capsys: pytest.CaptureFixture[str]) -> None:
     first = by_name(check_config(config, []))
     assert all(answer.able for answer in first.values())
-    assert "not built yet" in first["index"].said
+    assert "not built yet" in first["index"].reason
     build_index(data.config)
-    assert "3 keyframes in small_train, 3 keyframes in small_val" in by_name(check_config(config, []))["index"].said
-    assert by_name(check_config(config, []))["truth"].said.startswith("3 of 4 boxes in small_train (car 3)")
-    assert first["modalities"].said == "1 camera, 1 lidar, 1 radar"
+    assert "3 keyframes in small_train, 3 keyframes in small_val" in by_name(check_config(config, []))["index"].reason
+    assert by_name(check_config(config, []))["truth"].reason.startswith("3 of 4 boxes in small_train (car 3)")
+    assert first["modalities"].reason == "1 camera, 1 lidar, 1 radar"
     assert examine(config) == 0
     assert f"{config}: can run here" in capsys.readouterr().out
 
@@ -190,7 +190,7 @@ def test_what_is_odd_in_the_tables_is_told_and_no_obstacle(config: Path, data: S
     build_index(data.config)
     told = by_name(check_config(config, []))["tables"]
     assert told.able
-    assert told.said.endswith(
+    assert told.reason.endswith(
         "row car-0-0: prev and next give 6002 m/s; so 2 of 8 boxes move faster than 60 m/s, and their velocity counts as unknown"
     )
 
@@ -214,13 +214,13 @@ def test_what_a_configuration_lacks_is_said_with_what_to_do(
     build_index(data.config)
     answers = by_name(check_config(config, [*settings, "step.precision=bfloat16"]))
     assert [name for name, answer in answers.items() if not answer.able] == [what]
-    assert words in answers[what].said
+    assert words in answers[what].reason
 
 
 @pytest.mark.usefixtures("no_gpu")
 def test_what_it_computes_in_is_told_with_the_reason(config: Path) -> None:
     def device(*settings: str) -> str:
-        return by_name(check_config(config, settings))["device"].said
+        return by_name(check_config(config, settings))["device"].reason
 
     assert "in float32: this CPU is old" in device()
     assert "in bfloat16: as configured; bfloat16 is slow here" in device("step.precision=bfloat16")
@@ -230,9 +230,9 @@ def test_what_it_computes_in_is_told_with_the_reason(config: Path) -> None:
 def test_every_worker_needs_a_gpu(config: Path) -> None:
     answers = [by_name(check_config(config, ["runner.device=cuda", f"runner.workers={n}"]))["device"] for n in (1, 3)]
     assert answers[0].able
-    assert answers[0].said.startswith("1 of 2 GPUs, in bfloat16: Some GPU")
+    assert answers[0].reason.startswith("1 of 2 GPUs, in bfloat16: Some GPU")
     assert (
-        answers[1].said
+        answers[1].reason
         == "runner.workers=3 need a GPU each, and there are 2: set runner.workers=2, or runner.address to a Ray cluster"
     )
 
@@ -246,7 +246,7 @@ def test_too_little_shared_memory_is_in_the_way_of_loader_processes_alone(
     monkeypatch.setattr(training.doctor.config, "shared_memory_bytes", lambda: free)
     answer = by_name(check_config(config, [f"data.workers={workers}"]))["workers"]
     assert answer.able == able
-    assert able or "/dev/shm has 0.0 MiB free, and 1 MiB are needed" in answer.said
+    assert able or "/dev/shm has 0.0 MiB free, and 1 MiB are needed" in answer.reason
 
 
 def test_a_faulty_configuration_is_told_and_the_code_is_2(config: Path) -> None:

@@ -41,11 +41,11 @@ class Scoring:
 
     def score(self, subset: str) -> SubsetResult:
         path = self.out_dir / subset / "results_nusc.json"
-        found = self.predictions[subset]
+        predictions = self.predictions[subset]
         rows = {
             token: submission_boxes(
                 token,
-                found.boxes[token],
+                predictions.boxes[token],
                 self.poses[token],
                 self.classes,
                 self.attributes,
@@ -56,7 +56,7 @@ class Scoring:
         }
         content = submission(rows, {self.kinds[name] for name in subset.split("+")})
         write_json(path, content, indent=None)
-        result = self.official.evaluate(subset, path, found.no_perception, content)
+        result = self.official.evaluate(subset, path, predictions.no_perception, content)
         return replace(result, boxes=sum(len(boxes) for boxes in rows.values()))
 
     def run(self, subsets: Sequence[str], processes: int, progress: Progress | None) -> dict[str, SubsetResult]:
