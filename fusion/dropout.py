@@ -66,7 +66,13 @@ def draw_subsets(available: Tensor, generator: torch.Generator) -> Tensor:
     Raises:
         ValueError: more modalities than that, or a mask of another shape, dtype or device.
     """
-    count = _countable(available)
+    _check_mask("available", available, "B, M")
+    count = available.shape[1]
+    if count > _MOST:
+        raise ValueError(
+            f"expected at most {_MOST} modalities, whose {2**_MOST} parts can be listed, got {count}: drop them one by one with "
+            "drop_modalities"
+        )
     codes = torch.arange(1, 2**count)
     subsets = (codes[:, None] >> torch.arange(count)) & 1 == 1  # [2^M - 1, M]
     score = torch.rand(len(available), len(codes), generator=generator)
@@ -76,24 +82,6 @@ def draw_subsets(available: Tensor, generator: torch.Generator) -> Tensor:
     best = score.masked_fill(lacking | whole, -1.0).argmax(1)
     drawn = subsets[best] & available
     return torch.where(available.sum(1, keepdim=True) > 1, drawn, available)
-
-
-def every_subset(available: Tensor) -> list[Tensor]:
-    """2^M - 2 views [B, M] bool: every part of the modalities but none and all, of what each sample has.
-
-    A sample that has nothing of a part shows all that it has in that view.
-
-    Args:
-        available: [B, M] bool, modalities that the sample has; M at most 16. On any device.
-
-    Raises:
-        ValueError: more modalities than that, or a mask of another shape or dtype.
-    """
-    count = _countable(available, on_cpu=False)
-    codes = torch.arange(1, 2**count - 1, device=available.device)
-    subsets = (codes[:, None] >> torch.arange(count, device=available.device)) & 1 == 1  # [2^M - 2, M]
-    parts = [available & subset for subset in subsets]
-    return [torch.where(part.any(1, keepdim=True), part, available) for part in parts]
 
 
 def drop_members(present: Tensor, probability: float, generator: torch.Generator) -> Tensor:
@@ -118,22 +106,11 @@ def drop_members(present: Tensor, probability: float, generator: torch.Generator
     return torch.where(kept.any(dim=1, keepdim=True), kept, one)
 
 
-def _check_mask(name: str, mask: object, axes: str, *, on_cpu: bool = True) -> None:
+def _check_mask(name: str, mask: object, axes: str) -> None:
     if not isinstance(mask, Tensor) or mask.dtype != torch.bool or mask.ndim != 2 or not mask.shape[1]:
         got = f"{mask.dtype} {list(mask.shape)}" if isinstance(mask, Tensor) else type(mask).__name__
         raise ValueError(f"sensor dropout: expected {name} bool [{axes}], at least one of each sample, got {got}")
-    if on_cpu and mask.device.type != "cpu":
+    if mask.device.type != "cpu":
         raise ValueError(
             f"sensor dropout: expected {name} on the CPU, where dropout is drawn, got it on {mask.device}: use .cpu()"
         )
-
-
-def _countable(available: Tensor, *, on_cpu: bool = True) -> int:
-    """M, few enough that all parts can be listed."""
-    _check_mask("available", available, "B, M", on_cpu=on_cpu)
-    if available.shape[1] > _MOST:
-        raise ValueError(
-            f"expected at most {_MOST} modalities, whose {2**_MOST} parts can be listed, got {available.shape[1]}: "
-            "drop them one by one with drop_modalities"
-        )
-    return available.shape[1]

@@ -69,16 +69,16 @@ class ModalityTokens(NamedModule):
         `grid_shape` and `batch_size` are used only where every modality is None. ValueError where something does not fit.
         """
         check_features(features, self.in_channels)
-        given = next((f for f in features.values() if f is not None), None)
-        if given is not None:
-            batch_size, grid_shape = given.features.shape[0], (given.features.shape[2], given.features.shape[3])
+        first = next((f for f in features.values() if f is not None), None)
+        if first is not None:
+            batch_size, grid_shape = first.features.shape[0], (first.features.shape[2], first.features.shape[3])
         elif grid_shape is None:
             raise ValueError("every modality is absent: give grid_shape=(X, Y) and batch_size")
         assert grid_shape is not None
         device = self.anchor.device
-        if given is not None and given.features.device != device:
+        if first is not None and first.features.device != device:
             raise ValueError(
-                f"features are on {given.features.device}, the fuser on {device}: move one with .to({str(device)!r})"
+                f"features are on {first.features.device}, the fuser on {device}: move one with .to({str(device)!r})"
             )
         tokens, coverages = [], []
         for name, project, stand_in in zip(
@@ -93,11 +93,11 @@ class ModalityTokens(NamedModule):
             # Not by coverage alone: what a blind sensor's encoder says must not pass, not even as 0 x NaN, and neither into
             # the gradient of the projection.
             seen = torch.where(coverages[-1][:, None] > 0, sensed.features.to(self._dtype_of(sensed.features)), 0.0)
-            said = project(seen).permute(0, 2, 3, 1)
-            coverage = coverages[-1][..., None].to(said.dtype)
-            tokens.append(coverage * said + (1 - coverage) * stand_in.to(said.dtype))
-        of_given = (t.dtype for t, name in zip(tokens, self.modalities, strict=True) if features.get(name) is not None)
-        dtype = next(of_given, self.anchor.dtype)
+            projected = project(seen).permute(0, 2, 3, 1)
+            coverage = coverages[-1][..., None].to(projected.dtype)
+            tokens.append(coverage * projected + (1 - coverage) * stand_in.to(projected.dtype))
+        dtypes = (t.dtype for t, name in zip(tokens, self.modalities, strict=True) if features.get(name) is not None)
+        dtype = next(dtypes, self.anchor.dtype)
         return torch.stack([t.to(dtype) for t in tokens]), torch.stack(coverages)
 
     def _dtype_of(self, features: Tensor) -> torch.dtype:

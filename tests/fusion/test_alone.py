@@ -123,7 +123,6 @@ def test_what_is_drawn_is_the_same_too(copy: ModuleType) -> None:
                 available,
                 package.draw_subsets(available, generator),
                 package.drop_members(available, 0.5, generator),
-                *package.every_subset(available),
             ]
         )
     assert all(torch.equal(a, b) for a, b in zip(*outcomes, strict=True))

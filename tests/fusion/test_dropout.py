@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from fusion import draw_subsets, drop_members, drop_modalities, every_subset
+from fusion import draw_subsets, drop_members, drop_modalities
 
 
 def seeded(seed: int = 0) -> torch.Generator:
@@ -114,20 +114,3 @@ def test_a_probability_is_a_probability(probability: float) -> None:
         drop_modalities(2, [0.5, probability], seeded())
     with pytest.raises(ValueError, match=r"must lie in 0\.\.1"):
         drop_members(torch.ones(2, 6, dtype=torch.bool), probability, seeded())
-
-
-def test_every_subset_is_shown_once_and_no_sample_goes_without_all() -> None:
-    available = torch.tensor([[True, True, True], [True, False, True], [False, True, False]])
-    views = every_subset(available)
-    assert len(views) == 6
-    assert len({tuple(view[0].tolist()) for view in views}) == 6
-    assert not any(view[0].all() for view in views)
-    for view in views:
-        assert view.any(1).all()
-        assert not (view & ~available).any()
-    assert {tuple(view[1].tolist()) for view in views} == {
-        (True, False, False),
-        (False, False, True),
-        (True, False, True),
-    }
-    assert all(torch.equal(view[2], available[2]) for view in views)

@@ -10,13 +10,13 @@ from dataclasses import dataclass, replace
 from typing import Annotated, Literal
 
 import torch
-from pydantic import Field, model_validator
+from pydantic import Field
 from torch import Tensor, nn
 
 from bev.detection.losses import depth_loss, focal_loss
 from bev.detection.targets import make_image_targets, make_targets
 from bev.layers import ResidualBlock
-from fusion import draw_subsets, drop_members, drop_modalities, every_subset
+from fusion import draw_subsets, drop_members, drop_modalities
 from robustbev import PerceptionModel, Precision, StrictModel, choose_precision
 from robustbev.config import DETECTION
 from robustbev.precision import PrecisionSetting
@@ -33,10 +33,9 @@ Weight = Annotated[float, Field(ge=0)]
 class DropoutConfig(StrictModel):
     """How a training sample goes without sensors. Never without all of them."""
 
-    schedule: Literal["independent", "structured", "split", "every"] = "independent"
+    schedule: Literal["independent", "structured", "split"] = "independent"
     """What the fuser sees of a sample. independent: each modality goes by its own probability. structured: a part of the
-    modalities, every part but none and all drawn alike. split: such a part in one view and the rest in another. every: each
-    of these parts in a view of its own."""
+    modalities, every part but none and all drawn alike. split: such a part in one view and the rest in another."""
     whole_view: bool = False
     """Also see each sample with all that it has, from the same pass of the encoders; losses are means over the views. After
     the sandwich rule of universally slimmable networks (Yu and Huang, ICCV 2019): the largest and a random one at each step."""
@@ -69,10 +68,11 @@ class LossWeights(StrictModel):
     auxiliary: Weight = 0.3  # heatmap of each modality by itself
     depth: Weight = 0.3
     image: Weight = 0.3  # heatmap of objects in the pictures, before the lift
-    distillation: Weight = 0.0  # from the whole view to the others; needs dropout.whole_view
-    alignment: float | None = Field(default=None, exclude=True)  # no weight any more: runs of before say 0.1
     tasks: dict[str, Weight] = Field(default={})
     """Of all losses of a task beside detection, by its name; 1 where it is not named."""
+    # No weights any more: configurations of runs of before name them, without effect.
+    alignment: float | None = Field(default=None, exclude=True)
+    distillation: Annotated[float, Field(ge=0, le=0)] | None = Field(default=None, exclude=True)
 
 
 class StepConfig(StrictModel):
@@ -90,12 +90,6 @@ class StepConfig(StrictModel):
     compile: bool = False
     """On a GPU, let torch.compile make one kernel of normalisation, activation and shortcut in every residual block: some 20 s at
     the start, after which steps take a tenth less time (docs/gpu.md)."""
-
-    @model_validator(mode="after")
-    def _check(self) -> StepConfig:
-        if self.weights.distillation > 0 and not self.dropout.whole_view:
-            raise ValueError("weights.distillation needs a teacher that sees everything: set dropout.whole_view=true")
-        return self
 
 
 @dataclass(frozen=True)
@@ -119,11 +113,6 @@ class TrainingStep(nn.Module):
 
     def __init__(self, model: PerceptionModel, config: StepConfig, precision: Precision | None = None) -> None:
         super().__init__()
-        if config.weights.distillation > 0 and model.config.fuser.kind == "late":
-            raise ValueError(
-                "step.weights.distillation: late fusion has a detector for each sensor and no view of all of them that could "
-                "teach; set it to 0, or choose another model.fuser.kind"
-            )
         self.model = model
         self.config = config
         self.tasks = training_tasks(model.config)
@@ -156,7 +145,7 @@ class TrainingStep(nn.Module):
         with self.precision.autocast(batch.box_valid.device.type):
             outputs = model.training_outputs(sensors, None if self.config.stage == "encoders" else batch.views.unbind())
         balance = self.config.class_balance
-        settings = LossSettings(balance, distil=weights.distillation > 0)
+        settings = LossSettings(balance)
         parts: dict[str, Tensor] = {}
         for task, views in outputs.logits.items():
             for name, value in self.tasks[task].losses(views, targets, batch.truth.get(task), settings).items():
@@ -199,8 +188,6 @@ class TrainingStep(nn.Module):
         if config.schedule == "independent":
             probabilities = [config.probability(name) for name in self.model.config.modalities]
             views = [drop_modalities(len(available), probabilities, generator, available=available)]
-        elif config.schedule == "every":
-            views = every_subset(available)
         else:
             views = [draw_subsets(available, generator)]
         if config.schedule == "split":

@@ -24,7 +24,6 @@ class LossSettings:
     """What `training.loop.step.StepConfig` says of every task's losses."""
 
     class_balance: float  # as of `bev.detection.losses.focal_loss`
-    distil: bool  # the last view saw all sensors, and teaches the others
 
 
 class TrainingTask(ABC):

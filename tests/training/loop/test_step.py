@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-from pydantic import ValidationError
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from bev.detection.losses import focal_loss
@@ -108,7 +107,7 @@ class NoWaiting(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-@pytest.mark.parametrize("schedule", ["independent", "structured", "split", "every"])
+@pytest.mark.parametrize("schedule", ["independent", "structured", "split"])
 def test_no_step_waits_for_its_device(schedule: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Dropout is drawn before the batch moves, the lift's table comes with it: the host can run ahead of a GPU."""
     model = tiny_model()
@@ -167,23 +166,6 @@ def test_split_shows_a_part_and_the_rest_of_it() -> None:
     assert rest[0].any()
     assert torch.equal(part[1], rest[1])  # a single sensor is never taken away
     assert part[1].tolist() == [True, False, False]
-
-
-def test_every_shows_each_part_and_the_whole() -> None:
-    step = step_of(tiny_model(), dropout={"schedule": "every", "whole_view": True, "single_camera": 0})
-    views = views_of(step, random_sensors())
-    assert sorted(tuple(view[0].tolist()) for view in views) == sorted(itertools.product([False, True], repeat=3))[1:]
-
-
-def test_what_sees_everything_teaches_what_does_not() -> None:
-    dropout = {"schedule": "split", "whole_view": True}
-    step = step_of(tiny_model(), dropout=dropout, weights={"distillation": 2.0})
-    output = take(step, random_training_batch(), seeded())
-    assert output.parts["distillation"] > 0
-    with pytest.raises(ValidationError, match=r"dropout\.whole_view=true"):
-        StepConfig.model_validate({"weights": {"distillation": 2.0}})
-    with pytest.raises(ValueError, match="late fusion has a detector for each sensor"):
-        step_of(tiny_model(fuser={"kind": "late"}), dropout=dropout, weights={"distillation": 2.0})
 
 
 def test_without_modality_dropout_there_is_no_second_view_to_pay_for() -> None:
@@ -300,7 +282,7 @@ def test_no_boxes_and_no_attributes_make_a_step() -> None:
 def test_weights_scale_their_parts() -> None:
     model, batch = tiny_model(), random_training_batch()
     names = LossWeights.model_fields.keys() - {"tasks"}
-    one = dict.fromkeys(names, 1.0) | {"distillation": 0.0}
+    one = dict.fromkeys(names, 1.0)
     plain = take(step_of(model, dropout=NO_DROPOUT, weights=one), batch, seeded()).parts
     scaled = take(
         step_of(model, dropout=NO_DROPOUT, weights=one | {"size": 3.0, "auxiliary": 0.0}), batch, seeded()
