@@ -5,28 +5,26 @@ from __future__ import annotations
 import re
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
-from operator import attrgetter
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from sensors.documents import DocumentError, read_yaml, short
-from sensors.logs.decode import ChannelInfo
-from sensors.logs.log import LogError, LogWarning, TopicInfo
+from sensors.logs.log import LogError, LogWarning
 from sensors.logs.mcap.log import McapFile
-from sensors.logs.recorded import Promise, RecordedLog
+from sensors.logs.recorded import RecordedLog
 from sensors.logs.recorded_file import OpenFile
-from sensors.logs.sqlite_log import SqliteFiles
+from sensors.logs.sqlite_log import SqliteFile
 
 _METADATA = "metadata.yaml"
 _MOST_VALUES = 4_000_000  # in it: some 17 for each file, so more than 200,000 files
 _LONGEST_NAME = 255  # of a file
-_STORAGES: Mapping[str, Callable[[], OpenFile]] = {"sqlite3": SqliteFiles, "mcap": lambda: McapFile}
+_STORAGES: Mapping[str, OpenFile] = {"sqlite3": SqliteFile, "mcap": McapFile}
 _SUFFIXES = {"sqlite3": ".db3", "mcap": ".mcap"}
 
 
 def open_bag(path: Path) -> RecordedLog:
-    """The bag in the folder `path`. Where its metadata.yaml says when each file begins, few of them are opened for it.
+    """The bag in the folder `path`: the files that its metadata.yaml lists.
 
     Without metadata.yaml (a killed recorder writes none) all files of the folder are read, where they are of one storage. That,
     files that are listed twice and files of the bag's storage that are not listed, and so not read, are told as LogWarnings.
@@ -62,9 +60,7 @@ def open_bag(path: Path) -> RecordedLog:
             f"{path}: {len(unlisted)} files are not read, because {_METADATA} does not list them: {_some(unlisted)}. "
             "Where they belong to the bag, have it written anew: ros2 bag reindex"
         )
-    files = [path / name for name in names]
-    promise = _promise(bag, files) if names.keys() <= present else None  # without a file it is broken
-    return RecordedLog(path, files, _STORAGES[storage](), promise)
+    return RecordedLog(path, [path / name for name in names], _STORAGES[storage])
 
 
 def _without_metadata(path: Path, present: set[str]) -> dict[str, Any]:
@@ -106,44 +102,6 @@ def _some(names: list[str]) -> str:
 
 def _warn(text: str) -> None:
     warnings.warn(text, LogWarning, stacklevel=3)
-
-
-def _promise(bag: Mapping[str, Any], files: list[Path]) -> Promise | None:
-    """When each file begins and ends; None where the metadata do not say (old ones), or contradict themselves."""
-    try:
-        first_ns, last_ns = _span_ns(bag)
-        spans = tuple(_span_ns(file) for file in bag["files"])
-        counts = [_whole(file["message_count"]) for file in bag["files"]]
-        ordered = [Path(file["path"]).name for file in bag["files"]] == [file.name for file in files]
-        topics = {}
-        for entry in bag["topics_with_message_count"]:
-            about, count = entry["topic_metadata"], _whole(entry["message_count"])
-            words = (about["name"], about["type"], about["serialization_format"])
-            if not all(isinstance(word, str) for word in words) or words[0] in topics:
-                return None
-            channel = ChannelInfo(*words)  # which spells types as it does those of files
-            topics[channel.topic] = TopicInfo(channel.topic, channel.type, channel.encoding, count)
-        total = _whole(bag["message_count"])
-    except (KeyError, TypeError):
-        return None
-    counted = sum(counts) == total == sum(topic.count or 0 for topic in topics.values()) and min(counts, default=0) > 0
-    within = all(first_ns <= start <= end <= last_ns for start, end in spans)
-    starts = [start for start, _ in spans]
-    if not (ordered and counted and within and starts == sorted(starts)):  # a recorder splits a bag as time goes on
-        return None
-    return Promise(spans, tuple(sorted(topics.values(), key=attrgetter("name"))))
-
-
-def _span_ns(part: Mapping[str, Any]) -> tuple[int, int]:
-    """First and last log time of a bag or one of its files; KeyError or TypeError where it does not say."""
-    start = _whole(part["starting_time"]["nanoseconds_since_epoch"])
-    return start, start + _whole(part["duration"]["nanoseconds"])
-
-
-def _whole(value: Any) -> int:
-    if not isinstance(value, int) or isinstance(value, bool):
-        raise TypeError(f"expected a whole number, got {short(value)}")
-    return value
 
 
 def _word(value: Any) -> str:

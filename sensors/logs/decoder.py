@@ -15,7 +15,7 @@ class Decoder:
     """Decodes the messages of one file's channels."""
 
     def __init__(self, channels: Mapping[int, ChannelInfo]) -> None:
-        self._channels = channels
+        self.channels = channels
         self._decoders: dict[int, DecodeOne | str] = {}
 
     def decode(self, channel: int, data: bytes, log_ns: int) -> Payload:
@@ -24,7 +24,7 @@ class Decoder:
         Raises:
             MissingLogLibraryError: a library that this encoding needs is not installed.
         """
-        info = self._channels[channel]
+        info = self.channels[channel]
         if channel not in self._decoders:
             self._decoders[channel] = self._decoder(info)
         decoder = self._decoders[channel]

@@ -1,16 +1,13 @@
 """ROS 2 bags in SQLite (.db3), read without ROS and without writing a byte beside them.
 
-SQLite itself writes beside a database that it reads: a bag whose recorder was killed has a log of changes beside it, which needs
-an index (-shm) and is merged or deleted by the reader. Such a bag is read from a copy. https://sqlite.org/wal.html
+SQLite itself merges or deletes a log of changes that a killed recorder left beside a database. A bag with one is refused, with
+the command that merges it. https://sqlite.org/wal.html
 """
 
 from __future__ import annotations
 
 import contextlib
-import shutil
 import sqlite3
-import tempfile
-import weakref
 from collections.abc import Iterator
 from contextlib import closing
 from copy import deepcopy
@@ -23,7 +20,6 @@ from sensors.logs.recorded import RecordedLog
 from sensors.logs.recorded_file import Notices, Query, RawMessage
 
 MAGIC = b"SQLite format 3\x00"
-_COUNTS = "SELECT (SELECT COUNT(*) FROM messages), (SELECT COUNT(*) FROM messages NOT INDEXED)"
 _CHANGES = ("-wal", "-journal")  # logs of changes that were not merged, or not completed
 
 
@@ -38,32 +34,16 @@ class SqliteLog(RecordedLog):
         super().__init__(path, [path], SqliteFile)
 
 
-class SqliteFiles:
-    """Opens the files of one log. The last that was read from a copy is kept, so that it is not copied for every look at it."""
-
-    def __init__(self) -> None:
-        self._copied: SqliteFile | None = None
-
-    def __call__(self, path: Path, notices: Notices) -> SqliteFile:
-        if self._copied is not None and self._copied.path == path:
-            return self._copied
-        file = SqliteFile(path, notices)
-        if file.is_copy:
-            self._copied = file
-        return file
-
-
 class SqliteFile:
-    """One .db3 file, or a copy of it where changes lie beside it; implements `sensors.logs.recorded_file.RecordedFile`."""
+    """One .db3 file; implements `sensors.logs.recorded_file.RecordedFile`."""
 
     def __init__(self, path: Path, notices: Notices | None = None) -> None:
         self.path = path
         self._damage = Damage()
-        self._counted: tuple[int, int] | None = None  # messages in the index over times, and in the table
         self._notices = notices or Notices()
         if not path.is_file():
             raise LogError(f"{path}: expected a SQLite file, got {'a folder' if path.is_dir() else 'nothing there'}")
-        self._whole = self._with_changes()
+        _check_changes(path)
         self._check_length()
         try:
             with closing(self._open()) as database:
@@ -77,10 +57,6 @@ class SqliteFile:
             ) from error
         except _NoBagError as error:
             raise LogError(f"{path}: expected a ROS 2 bag in SQLite, got a database {error}") from error
-
-    @property
-    def is_copy(self) -> bool:
-        return self._whole != self.path
 
     @property
     def channels(self) -> dict[int, ChannelInfo]:
@@ -115,24 +91,10 @@ class SqliteFile:
                     yield RawMessage(time, time, topic, data)
 
     def _rows(self, database: sqlite3.Connection, query: Query, damage: Damage) -> Iterator[tuple[int, int, int]]:
-        """(id, time, topic) in order; where the index over times is damaged, by a scan of the table as far as it goes.
-
-        No checksum covers the index: it has to hold as many rows as the table, each with the time that the row has, in order.
-        """
+        """(id, time, topic) in order; where the index over times is damaged, by a scan of the table as far as it goes."""
         last: tuple[int, int] | None = None
         try:
-            if self._counted is None:
-                self._counted = database.execute(_COUNTS).fetchone()
-            by_index, by_table = self._counted
-            if by_index != by_table:
-                raise sqlite3.DatabaseError(f"its index over times holds {by_index} of {by_table} messages")
-            for number, time, topic, told in database.execute(
-                *_selection(query, self._channels, "ORDER BY i.timestamp, i.id")
-            ):
-                if time != told or (last is not None and isinstance(time, int) and (time, number) <= last):
-                    raise sqlite3.DatabaseError(
-                        f"its index over times says {time} of message {number}, which says {told}"
-                    )
+            for number, time, topic in database.execute(*_selection(query, self._channels, "ORDER BY timestamp, id")):
                 last = (time, number) if isinstance(time, int) else last
                 yield number, time, topic
             return
@@ -141,9 +103,9 @@ class SqliteFile:
             self._warn(f"only what a scan of it finds is read: {error}")
         found = []
         with contextlib.suppress(sqlite3.Error):  # its end, already told
-            for *row, _ in database.execute(*_selection(query, self._channels, "", "NOT INDEXED")):
-                if isinstance(row[1], int) and (last is None or (row[1], row[0]) > last):
-                    found.append((row[0], row[1], row[2]))
+            for number, time, topic in database.execute(*_selection(query, self._channels, "", "NOT INDEXED")):
+                if isinstance(time, int) and (last is None or (time, number) > last):
+                    found.append((number, time, topic))
         yield from sorted(found, key=lambda row: (row[1], row[0]))
 
     def _data(self, database: sqlite3.Connection, number: int, damage: Damage) -> bytes | None:
@@ -159,8 +121,8 @@ class SqliteFile:
         return None
 
     def _open(self) -> sqlite3.Connection:
-        # `immutable` keeps SQLite from making files beside the bag.
-        name = quote(str(self._whole.absolute()))
+        """The one way in: read-only; `immutable` keeps SQLite from making files beside the bag."""
+        name = quote(str(self.path.absolute()))
         try:
             database = sqlite3.connect(f"file:{name}?mode=ro&immutable=1", uri=True, check_same_thread=False)
         except sqlite3.OperationalError as error:
@@ -174,7 +136,7 @@ class SqliteFile:
 
     def _check_length(self) -> None:
         """A file that was cut off between pages can be read up to there; SQLite takes the rest of a torn page to be zeros."""
-        size, (stated, page_bytes) = self._whole.stat().st_size, _stated_bytes(self._whole)
+        size, (stated, page_bytes) = self.path.stat().st_size, _stated_bytes(self.path)
         if stated <= size:
             return
         if size % page_bytes:
@@ -184,41 +146,6 @@ class SqliteFile:
             )
         self._damage.truncated_at_byte = size
         self._warn(f"it ends at byte {size} of {stated}; what is whole is read")
-
-    def _with_changes(self) -> Path:
-        """The bag; where changes lie beside it, a copy into which they have been merged, which goes when this object does."""
-        bag = self.path.resolve()  # beside it, not beside a link to it
-        changes = [file for end in _CHANGES if _holds_changes(file := bag.with_name(bag.name + end))]
-        if not changes:
-            return self.path
-        files = [bag, *changes]
-        beside = " and ".join(file.name for file in changes)
-        try:
-            before = _versions(files)
-            sizes = [size for size, _ in before]
-            room, needed = shutil.disk_usage(tempfile.gettempdir()).free, sum(sizes) + sum(sizes[1:])
-            if room < needed:
-                raise LogError(
-                    f"{self.path}: {beside} holds changes that a killed recorder has not merged; expected {needed} bytes free "
-                    f"in {tempfile.gettempdir()} for a copy of both, got {room}. Set TMPDIR to a folder with more"
-                )
-            folder = Path(tempfile.mkdtemp(prefix="robustbev-bag-"))
-            weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
-            for file in files:
-                shutil.copyfile(file, folder / file.name)
-            if _versions(files) != before:
-                raise LogError(f"{self.path}: it changed while it was read. Stop its recorder, or read a copy of it")
-            with closing(sqlite3.connect(folder / bag.name)) as database:
-                database.execute("PRAGMA journal_mode = DELETE").fetchall()  # merges, or rolls back
-        except (OSError, sqlite3.Error) as error:
-            raise LogError(
-                f"{self.path}: {beside} beside it cannot be merged into a copy of it: {error}. The copy is made in TMPDIR"
-            ) from error
-        self._notices.tell(
-            f"{self.path}: {beside} holds changes that a killed recorder has not merged; a temporary copy with them is read",
-            "copy",
-        )
-        return folder / bag.name
 
     def _find_span(self, database: sqlite3.Connection) -> tuple[int, int] | None:
         ends = "SELECT timestamp FROM messages WHERE typeof(timestamp) = 'integer' ORDER BY timestamp"
@@ -234,20 +161,27 @@ class SqliteFile:
         self._notices.tell(f"{self.path}: {text}")
 
 
-def _holds_changes(file: Path) -> bool:
-    """Whether SQLite would take a log of changes for one: an empty one, or one whose head was zeroed, is done with."""
-    try:
-        with file.open("rb") as log:
-            return any(log.read(8))
-    except FileNotFoundError:
-        return False
-    except OSError as error:
-        raise LogError(f"{file}: cannot be read: {error.strerror}. It may hold a part of the bag's messages") from error
+def _check_changes(path: Path) -> None:
+    """LogError where a log of changes lies beside the bag: it may hold a part of the messages, or take some back.
 
-
-def _versions(files: list[Path]) -> list[tuple[int, int]]:
-    """Sizes and times of change."""
-    return [(stat.st_size, stat.st_mtime_ns) for stat in (file.stat() for file in files)]
+    An empty one, or one whose head was zeroed, is done with.
+    """
+    bag = path.resolve()  # beside it, not beside a link to it
+    for file in (bag.with_name(bag.name + end) for end in _CHANGES):
+        try:
+            with file.open("rb") as log:
+                done_with = not any(log.read(8))
+        except FileNotFoundError:
+            continue
+        except OSError as error:
+            raise LogError(
+                f"{file}: cannot be read: {error.strerror}. It may hold a part of the bag's messages"
+            ) from error
+        if not done_with:
+            raise LogError(
+                f"{path}: expected a bag that was closed, got {file.name} beside it, with changes that its recorder has not "
+                f"merged. When it has ended, merge them: sqlite3 {bag.name} 'PRAGMA journal_mode = DELETE'"
+            )
 
 
 def _stated_bytes(path: Path) -> tuple[int, int]:
@@ -288,13 +222,10 @@ def _selection(query: Query, channels: dict[int, ChannelInfo], order: str, index
     where, arguments = ["1"], []
     if query.channels is not None:
         numbers = sorted(query.channels & channels.keys())
-        where.append(f"(t.topic_id IN ({','.join('?' * len(numbers))}) OR t.id IS NULL)")
+        where.append(f"topic_id IN ({','.join('?' * len(numbers))})")
         arguments += numbers
     for bound, time in ((">=", query.start_ns), ("<", query.end_ns)):
         if time is not None:
-            where.append(f"i.timestamp {bound} ?")
+            where.append(f"timestamp {bound} ?")
             arguments.append(max(-(2**63), min(time, 2**63 - 1)))
-    # The times come by the index, and once more by the rows that it leads to.
-    columns = "i.id, i.timestamp, t.topic_id, t.timestamp"
-    joined = f"messages i {index} LEFT JOIN messages t ON t.id = i.id"
-    return f"SELECT {columns} FROM {joined} WHERE {' AND '.join(where)} {order}", arguments
+    return f"SELECT id, timestamp, topic_id FROM messages {index} WHERE {' AND '.join(where)} {order}", arguments

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 import warnings
-from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +12,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sensors.logs.log import LogError, LogWarning, Order, TopicInfo
+from sensors.logs.log import LogError, LogWarning, Order
 from sensors.logs.mcap.log import McapFile
 from sensors.logs.messages import Other
-from sensors.logs.recorded import Promise, RecordedLog
+from sensors.logs.recorded import RecordedLog
 from sensors.logs.recorded_file import merge_due
 from sensors.logs.sqlite_log import SqliteFile
 from tests.sensors.logs.mcap.mcap_files import Written
@@ -45,14 +44,6 @@ def spans(parts: list[list[Written]]) -> tuple[tuple[int, int], ...]:
     return tuple((min(part), max(part)) for part in times)
 
 
-def promise(parts: list[list[Written]], promised: Sequence[tuple[int, int]] | None = None) -> Promise:
-    """What an index says of these files: the truth, but for times that are given."""
-    topics = sorted({message.topic for part in parts for message in part})
-    return Promise(
-        tuple(promised or spans(parts)), tuple(TopicInfo(topic, "test.Bytes", "raw", None) for topic in topics)
-    )
-
-
 def descriptors() -> int:
     return len(list(Path("/proc/self/fd").iterdir()))
 
@@ -75,7 +66,6 @@ def split(draw: st.DrawFn) -> list[list[Written]]:
     start=st.none() | st.integers(95, 165),
     length=st.none() | st.integers(0, 40),
     topics=st.sampled_from([None, ("/t1",), ()]),
-    promised=st.booleans(),
 )
 def test_many_files_give_what_one_would(
     tmp_path_factory: pytest.TempPathFactory,
@@ -84,10 +74,9 @@ def test_many_files_give_what_one_would(
     start: int | None,
     length: int | None,
     topics: tuple[str, ...] | None,
-    promised: bool,
 ) -> None:
     files = write_parts(tmp_path_factory.mktemp("split"), parts, chunk_bytes=100)
-    log = RecordedLog(Path("bag"), files, McapFile, promise(parts) if promised else None)
+    log = RecordedLog(Path("bag"), files, McapFile)
     end = None if length is None else (start or 100) + length
 
     def time_of(message: Written) -> int:
@@ -125,12 +114,11 @@ def test_streams_are_begun_when_due(streams: list[list[int]]) -> None:
     assert sorted(begun) == list(range(len(streams)))
 
 
-@pytest.mark.parametrize("promised", [False, True])
 @pytest.mark.parametrize("asked", [{}, {"start_ns": 2_000}, {"order": "publish"}, {"topics": ["/topic_1"]}], ids=str)
-def test_one_file_at_a_time_is_open(tmp_path: Path, asked: dict[str, Any], promised: bool) -> None:
+def test_one_file_at_a_time_is_open(tmp_path: Path, asked: dict[str, Any]) -> None:
     parts, opened = one_after_another(60), Opened()
     files = write_parts(tmp_path / "bag", parts)
-    log = RecordedLog(tmp_path / "bag", files, opened, promise(parts) if promised else None)
+    log = RecordedLog(tmp_path / "bag", files, opened)
     before = descriptors()
     for _ in log.messages(**asked):
         assert descriptors() <= before
@@ -182,102 +170,8 @@ def test_a_reading_that_is_given_up_closes_its_file(tmp_path: Path) -> None:
     assert descriptors() == before
 
 
-def test_a_promise_that_is_broken_where_it_is_checked_is_not_believed(tmp_path: Path) -> None:
-    parts = one_after_another(60)
-    files = write_parts(tmp_path / "bag", parts)
-    late = tuple((start + 25, end + 25) for start, end in spans(parts))
-    log = RecordedLog(tmp_path, files, McapFile, promise(parts, late))
-    assert told(log) == ([message for part in parts for message in part], [])
-    assert [topic.count for topic in log.topics()] == [100, 100, 100]  # as the files say
-
-
-def test_messages_before_what_was_promised_come_late_and_are_told(tmp_path: Path) -> None:
-    parts = one_after_another(60)
-    files = write_parts(tmp_path / "bag", parts)
-    promised = list(spans(parts))
-    promised[33] = promised[40]  # between those that are checked
-    log = RecordedLog(tmp_path, files, McapFile, promise(parts, promised))
-    ordered = [message for part in parts for message in part]
-    got, warned = told(log)
-    assert sorted(got, key=lambda message: message.log_ns) == ordered  # none is lost
-    assert got != ordered
-    assert len(warned) == 1
-    assert "bag_33.mcap: expected no message before" in warned[0]
-    assert "ros2 bag reindex" in warned[0]
-    assert told(log) == (ordered, [])  # its times are known now
-
-
-def test_a_seek_knows_where_the_files_before_it_end(tmp_path: Path) -> None:
-    """Promised to end before the start, and so left out, were it not for the look for what is latched."""
-    parts = one_after_another(60)
-    files = write_parts(tmp_path / "bag", parts)
-    promised = list(spans(parts))
-    promised[33] = (promised[33][0], promised[33][0])
-    log = RecordedLog(tmp_path, files, McapFile, promise(parts, promised))
-    begin = parts[33][3].log_ns
-    wanted = [message for part in parts for message in part if message.log_ns >= begin]
-    assert told(log, start_ns=begin) == (wanted, [])
-
-
-@given(late=st.lists(st.sampled_from([0, 0, 20, 50, 200]), min_size=40, max_size=40), end=st.integers(1_000, 3_000))
-def test_nothing_before_an_end_is_lost_to_promises_that_come_too_late(
-    forty: list[Path], late: list[int], end: int
-) -> None:
-    promised = list(spans(FORTY))
-    for number in reversed(range(39)):
-        if number % 5:  # the others are checked
-            start = min(promised[number][0] + late[number], promised[number + 1][0])  # in order all the same
-            promised[number] = (start, max(start, promised[number][1]))
-    log = RecordedLog(Path("bag"), forty, McapFile, promise(FORTY, promised))
-    ordered = [message for part in FORTY for message in part]
-    got, _ = told(log, end_ns=end)
-    assert sorted(got, key=lambda message: message.log_ns) == [one for one in ordered if one.log_ns < end]
-
-
-FORTY = one_after_another(40)
-
-
-@pytest.fixture(scope="module")
-def forty(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    return write_parts(tmp_path_factory.mktemp("forty"), FORTY)
-
-
-def test_only_the_first_file_behind_the_end_is_opened(forty: list[Path]) -> None:
-    opened = Opened()
-    log = RecordedLog(Path("bag"), forty, opened, promise(FORTY))
-    opened.names.clear()
-    assert len(read(log, end_ns=FORTY[6][2].log_ns)) == 6 * 5 + 2
-    assert sorted(opened.names) == [*(name_of(number) for number in range(8))]
-
-
-@pytest.mark.parametrize(
-    "lie", [TopicInfo("/topic_9", "test.Bytes", "raw", None), TopicInfo("/topic_1", "a.B", "raw", None)]
-)
-@pytest.mark.parametrize("further", [False, True])
-def test_promised_topics_that_the_files_contradict_are_not_believed(
-    forty: list[Path], lie: TopicInfo, further: bool
-) -> None:
-    said = promise(FORTY)
-    topics = (*said.topics, lie) if further else (said.topics[0], lie, said.topics[2])
-    log = RecordedLog(Path("bag"), forty, McapFile, replace(said, topics=topics))
-    names = [(topic.name, topic.type, topic.count) for topic in log.topics()]
-    assert names == [(f"/topic_{n}", "test.Bytes", count) for n, count in enumerate((67, 67, 66))]
-
-
-def test_a_topic_that_only_an_unchecked_file_has_is_told(tmp_path: Path) -> None:
-    parts = one_after_another(60)
-    said = promise(parts)
-    parts[33] = [replace(message, topic="/more") for message in parts[33]]
-    log = RecordedLog(tmp_path, write_parts(tmp_path / "bag", parts), McapFile, said)
-    got, warned = told(log)
-    assert len(got) == 300
-    assert len(warned) == 1
-    assert "bag_33.mcap: expected topics and types as the log's index says, got others too: /more of type" in warned[0]
-
-
 @pytest.mark.parametrize("gone", [False, True])
-@pytest.mark.parametrize("promised", [False, True])
-def test_a_file_that_cannot_be_opened_is_left_out_and_told_once(tmp_path: Path, promised: bool, gone: bool) -> None:
+def test_a_file_that_cannot_be_opened_is_left_out_and_told_once(tmp_path: Path, gone: bool) -> None:
     parts = one_after_another(60)
     files = write_parts(tmp_path / "bag", parts)
     if gone:
@@ -286,7 +180,7 @@ def test_a_file_that_cannot_be_opened_is_left_out_and_told_once(tmp_path: Path, 
         files[33].write_bytes(b"no MCAP at all")
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        log = RecordedLog(tmp_path / "bag", files, McapFile, promise(parts) if promised else None)
+        log = RecordedLog(tmp_path / "bag", files, McapFile)
         rest = [message for number, part in enumerate(parts) for message in part if number != 33]
         for _ in range(2):
             assert read(log) == rest
@@ -305,14 +199,12 @@ def test_files_that_the_system_refuses_are_left_out(tmp_path: Path) -> None:
         RecordedLog(tmp_path, files[2:], McapFile)
 
 
-@pytest.mark.parametrize("promised", [False, True])
-def test_a_bag_none_of_whose_files_can_be_opened_is_refused(tmp_path: Path, promised: bool) -> None:
-    parts = one_after_another(3)
-    files = write_parts(tmp_path / "bag", parts)
+def test_a_bag_none_of_whose_files_can_be_opened_is_refused(tmp_path: Path) -> None:
+    files = write_parts(tmp_path / "bag", one_after_another(3))
     for file in files:
         file.write_bytes(b"no MCAP at all")
     with pytest.warns(LogWarning), pytest.raises(LogError, match=r"bag_0\.mcap: expected an MCAP file"):
-        RecordedLog(tmp_path / "bag", files, McapFile, promise(parts) if promised else None)
+        RecordedLog(tmp_path / "bag", files, McapFile)
 
 
 def test_damage_of_every_file_counts_once_a_reading(tmp_path: Path) -> None:
