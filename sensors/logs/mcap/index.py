@@ -1,7 +1,7 @@
 """Where an MCAP file's messages lie: by its summary where that is sound, else by a walk over its records.
 
 The walk goes from record to record by their lengths and ends where one makes no sense: where the file was cut off, or where a
-length is damaged. Chunks behind that are found by the summary's index alone.
+length is damaged.
 """
 
 from __future__ import annotations
@@ -11,23 +11,15 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from mcap.opcode import Opcode
-from mcap.records import Channel, Chunk, Header, McapRecord, Metadata, Schema
+from mcap.records import Channel, Schema
 
 from sensors.logs.log import Damage, LogError
-from sensors.logs.mcap.file import HEAD, HEAD_BYTES, MAGIC, RandomFile, RecordError
+from sensors.logs.mcap.file import HEAD_BYTES, MAGIC, RandomFile, RecordError
 from sensors.logs.mcap.records import COMPRESSIONS, LARGEST_BYTES, Content, Exactly, content_of
-from sensors.logs.mcap.summary import DATA_END_BYTES, FOOTER_BYTES, Source, Summary, read_chunk, read_summary
+from sensors.logs.mcap.summary import DATA_END_BYTES, Source, Summary, read_chunk, read_summary
 
 _RUN_BYTES = 1 << 20  # messages outside chunks are read so many bytes at a time
-_TAIL_BYTES = 1 << 20  # longer than the summary of a file without chunks, which needs the checksum before it
-_DATA_END = HEAD.pack(Opcode.DATA_END, DATA_END_BYTES - HEAD_BYTES)
 _PRIVATE = 0x80  # opcodes from here on are the writer's own, and no damage
-_KINDS: dict[int, type[McapRecord]] = {
-    Opcode.HEADER: Header,
-    Opcode.METADATA: Metadata,
-    Opcode.SCHEMA: Schema,
-    Opcode.CHANNEL: Channel,
-}
 
 
 @dataclass
@@ -48,8 +40,7 @@ class McapIndex:
 def build_index(file: RandomFile) -> McapIndex:
     """The index of an MCAP file, damaged or not; LogError where all of its chunks are of an unknown compression."""
     summary, walk = read_summary(file), _Walk(file)
-    complete = summary is not None and summary.complete()
-    if summary is not None and complete:
+    if summary is not None and summary.chunks and summary.complete():
         walk.by_summary(summary)
     else:
         walk.by_records(summary)
@@ -61,15 +52,15 @@ def build_index(file: RandomFile) -> McapIndex:
         )
     if file.at(0).read(len(MAGIC)) != MAGIC:
         index.damage.bad_records += 1
+    runs = [source for source in index.sources if not source.chunk]
+    if index.damage.bad_chunks or len(runs) < len(index.sources):
+        walk.refuse(runs)  # no writer mixes them with chunks: the inside of a damaged chunk, or a damaged index
     unchecked = [source for source in index.sources if not source.checked]
-    runs = [source for source in unchecked if not source.chunk]
-    end = walk.data_end
-    if end is not None and (crc := int.from_bytes(file.at(end + HEAD_BYTES).read(4), "little")):
-        if (unchecked or not complete) and file.crc(0, end) != crc:
-            index.damage.bad_records += 1
-            walk.refuse(unchecked)  # nothing tells which of them was altered
-    elif (index.damage or not complete) and (len(runs) < len(index.sources) or index.damage.bad_chunks):
-        walk.refuse(runs)  # more likely the inside of a damaged chunk, or a damaged index, than messages of their own
+    end = walk.data_end or (summary and summary.data_end)
+    crc = int.from_bytes(file.at(end + HEAD_BYTES).read(4), "little") if unchecked and end else 0  # 0: not recorded
+    if end and crc and file.crc(0, end) != crc:
+        index.damage.bad_records += 1
+        walk.refuse(unchecked)  # nothing tells which of them was altered
     return index
 
 
@@ -77,50 +68,27 @@ class _Walk:
     """Goes through a file and adds what it says to an index."""
 
     def __init__(self, file: RandomFile) -> None:
-        self.file, self.index, self.whole = file, McapIndex(), file.ends_whole()
+        self.file, self.index = file, McapIndex()
         self.data_end: int | None = None  # where the record that ends the data section begins
         self._room_bytes = LARGEST_BYTES  # for schemas and channels
         self._same: dict[frozenset[int], frozenset[int]] = {}  # most sources hold the same channels
 
     def by_summary(self, summary: Summary) -> None:
-        """Take the chunks that a complete summary knows, and walk between them."""
-        index, counts, at = self.index, summary.statistics, len(MAGIC)
+        """Take the chunks that a complete summary knows."""
+        index, counts = self.index, summary.statistics
         assert counts is not None  # Summary.complete
         index.schemas, index.channels, index.compressions = summary.schemas, summary.channels, summary.compressions
-        for chunk, end in summary.chunks:
-            index.damage.bad_records += self._walk(at, chunk.offset) < chunk.offset
-            index.sources.append(chunk)
-            at = end
-        index.damage.bad_records += self._walk(at, summary.data_end) < summary.data_end
-        self.data_end = summary.data_end
-        if self.file.head(self.data_end) != (Opcode.DATA_END, self.data_end + DATA_END_BYTES):
-            index.damage.bad_records += 1
-        index.counts = counts.channel_message_counts  # not what was counted between chunks
+        index.sources, index.counts = summary.chunks, counts.channel_message_counts
         index.span_ns = (counts.message_start_time, counts.message_end_time) if counts.message_count else None
 
     def by_records(self, summary: Summary | None) -> None:
-        """Walk over all records; where that ends early, take the chunks behind that the summary knows."""
-        file, index, damage = self.file, self.index, self.index.damage
-        footer = file.size - FOOTER_BYTES - len(MAGIC)
-        stop = footer if self.whole else file.size
-        at = self._walk(len(MAGIC), stop)
-        if self.data_end is None:
-            damage.truncated_at_byte, index.unread_bytes = at, file.size - at
-            for chunk, end in summary.chunks if summary else ():
-                if at <= chunk.offset and end <= stop:
-                    at = end
-                    if fault := self._chunk(chunk.offset, chunk.size):
-                        self._bad_chunk(chunk.offset, fault)
-                    else:
-                        index.unread_bytes -= chunk.size
-            tail = max(len(MAGIC), stop - _TAIL_BYTES)  # the data's checksum is found even so
-            if (found := file.at(tail).read(stop - tail).rfind(_DATA_END)) >= 0:
-                self.data_end = tail + found
-        elif not self.whole:
-            while (head := file.head(at)) is not None and head[1] <= file.size:
-                at = head[1]
-            damage.truncated_at_byte, index.unread_bytes = at, file.size - at
-        damage.bad_records += self.whole and summary is None  # it is damaged
+        """Walk over all records."""
+        file, index = self.file, self.index
+        at = self._walk(len(MAGIC), file.size)
+        if self.data_end is None or not file.ends_whole():
+            index.damage.truncated_at_byte, index.unread_bytes = at, file.size - at
+        elif summary is None:  # it is damaged, and perhaps more has moved
+            index.damage.bad_records += 1
         if summary is not None:  # sound, but without a checksum, or without all that it takes
             index.schemas, index.channels = summary.schemas | index.schemas, summary.channels | index.channels
         spans = [source.log_ns for source in index.sources if source.messages]
@@ -137,52 +105,44 @@ class _Walk:
         self.index.sources = [source for source in self.index.sources if source.offset not in offsets]
 
     def _walk(self, at: int, stop: int) -> int:
-        """Take the records up to `stop` or the data section's end; -> that end, or where a record begins that is not whole."""
+        """Take the records up to the data section's end; -> that end, or where a record begins that is not whole."""
         run = at  # from here on lie messages outside chunks that were not taken yet
-        while at < stop and self.data_end is None:
-            opcode, end = self._head(at, stop)
+        while self.data_end is None:
+            opcode, end = self.file.head(at) or (0, at)
+            known = 0 < opcode <= Opcode.DATA_END or opcode >= _PRIVATE
+            if not known or end > stop:
+                break
             if opcode != Opcode.MESSAGE or end - run > _RUN_BYTES:
                 self._take_run(run, at)
                 run = at if opcode == Opcode.MESSAGE else end
-            if opcode == Opcode.CHUNK and (fault := self._chunk(at, end - at)):
-                if not self._may_begin(end, stop):
-                    return at
-                self._bad_chunk(at, fault)
-            elif opcode == Opcode.DATA_END and end - at == DATA_END_BYTES:
+            if opcode == Opcode.DATA_END and end - at == DATA_END_BYTES:
                 self.data_end = at
-            elif not opcode:
-                return at
-            elif opcode not in (Opcode.CHUNK, Opcode.MESSAGE) and not self._other(opcode, at + HEAD_BYTES, end):
-                self.index.damage.bad_records += 1
+            elif opcode != Opcode.MESSAGE:
+                self._take_record(opcode, at, end)
             at = end
         self._take_run(run, at)
         return at
 
-    def _head(self, at: int, stop: int) -> tuple[int, int]:
-        """Opcode of the record at `at` and where it ends; 0 for one that is not whole, or whose length cannot be right."""
-        opcode, end = self.file.head(at) or (0, at)
-        # A chunk is proven by its content, other lengths by what follows.
-        sound = end <= stop and (opcode == Opcode.CHUNK or self._may_begin(end, stop))
-        return (opcode, end) if sound else (0, at)
-
-    def _may_begin(self, at: int, stop: int) -> bool:
-        """Whether a record may begin there."""
-        head = self.file.head(at)
-        if at == stop or head is None:
-            return at == stop or not self.whole
-        known = 0 < head[0] <= Opcode.DATA_END or head[0] >= _PRIVATE
-        return known and (not self.whole or head[1] <= stop)
-
-    def _chunk(self, at: int, size: int) -> str:
-        """Take a chunk; -> what is wrong with it, where it is damaged."""
+    def _take_record(self, opcode: int, at: int, end: int) -> None:
+        """Take a chunk or a definition, pass over the rest, but for a chunk whose opcode is damaged."""
         try:
-            chunk = read_chunk(self.file, at, size)
+            if opcode in (Opcode.SCHEMA, Opcode.CHANNEL):
+                kind: type[Schema | Channel] = Schema if opcode == Opcode.SCHEMA else Channel
+                content = Exactly(self.file.at(at + HEAD_BYTES), end - at - HEAD_BYTES)
+                self._define([content.parse(kind, whole=True)])
+                return
+            chunk = read_chunk(self.file, at, end - at)
+            if opcode != Opcode.CHUNK:
+                self.index.damage.bad_records += 1
+                return
             self.index.compressions.add(chunk.compression)
-            source = Source(at, size, True, chunk.uncompressed_crc != 0, chunk.uncompressed_size, (0, 0))
+            source = Source(at, end - at, True, chunk.uncompressed_crc != 0, chunk.uncompressed_size, (0, 0))
             self._take(source, content_of(chunk))
         except RecordError as error:
-            return str(error)
-        return ""
+            if opcode == Opcode.CHUNK:
+                self._bad_chunk(at, str(error))
+            elif opcode in (Opcode.SCHEMA, Opcode.CHANNEL):
+                self.index.damage.bad_records += 1
 
     def _bad_chunk(self, offset: int, fault: str) -> None:
         self.index.damage.add_bad_chunk(offset)
@@ -210,25 +170,6 @@ class _Walk:
         channels = frozenset(entry[2] for entry in messages)
         source.channels, source.messages = self._same.setdefault(channels, channels), len(messages)
         index.sources.append(source)
-
-    def _other(self, opcode: int, begin: int, end: int) -> bool:
-        """Take a definition, pass over the rest; False for what is not the record that its opcode says."""
-        content = Exactly(self.file.at(begin), end - begin)
-        try:
-            if opcode == Opcode.MESSAGE_INDEX:
-                content.read2()  # channel
-                return content.read4() == content.left
-            if opcode == Opcode.ATTACHMENT:  # whose data may be larger than the memory
-                content.read(16)  # times
-                content.read_prefixed_string()
-                content.read_prefixed_string()
-                return content.read8() == content.left - 4
-            record = content.parse(_KINDS.get(opcode, Chunk), whole=True)
-        except ValueError:  # RecordError, or texts that are not in UTF-8
-            return opcode >= _PRIVATE
-        if isinstance(record, Schema | Channel):
-            self._define([record])
-        return not isinstance(record, Chunk)  # whose opcode is damaged
 
     def _define(self, definitions: Collection[Schema | Channel]) -> None:
         for one in definitions:

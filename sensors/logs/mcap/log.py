@@ -37,11 +37,11 @@ class McapLog(RecordedLog):
     """A drive log in one MCAP file, whole or damaged; implements `sensors.logs.log.Log`.
 
     Every message of every chunk that is whole is given. A chunk whose checksum is wrong, or that does not decompress, is left
-    out and counted; a file that was cut off, or whose writer was killed, gives one LogWarning with the offset. Behind a damaged
-    length what the summary's index leads to is read, and how many bytes are not is told. Messages outside chunks, and in chunks
+    out and counted; a file that was cut off, or whose writer was killed, gives one LogWarning with the offset. Without a sound
+    summary nothing is read behind a damaged length, and how many bytes are not is told. Messages outside chunks, and in chunks
     without a checksum, are covered by the data section's checksum alone: where that is wrong all of them are refused, where it
-    was not recorded, or is cut off, an altered payload cannot be told. In a damaged file that has chunks too, messages outside
-    them are refused, because the inside of a broken chunk looks like them. Messages whose channel is lost count as bad records.
+    was not recorded, or is cut off, an altered payload cannot be told. In a file that has chunks, messages outside them are
+    left out, because the inside of a broken chunk looks like them. Messages whose channel is lost count as bad records.
 
     With a sound summary opening costs a few reads; without one (cut off, damaged, or never checksummed) the file is read
     once. Reading holds the chunks that overlap in time, up to 1 GiB; a chunk beyond that is left out as a damaged one.

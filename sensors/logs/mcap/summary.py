@@ -50,21 +50,21 @@ class Summary:
     checked: bool
     schemas: dict[int, Schema] = field(default_factory=dict)
     channels: dict[int, Channel] = field(default_factory=dict)
-    chunks: list[tuple[Source, int]] = field(default_factory=list)  # and where the message indexes behind it end
+    chunks: list[Source] = field(default_factory=list)
     compressions: set[str] = field(default_factory=set)
     statistics: Statistics | None = None
 
     def complete(self) -> bool:
         """Whether the file can be read by this summary alone: it knows every chunk, channel and schema."""
         counts, expected = self.statistics, (len(self.chunks), len(self.channels), len(self.schemas))
-        begins = [*(chunk.offset for chunk, _ in self.chunks), self.data_end]
-        ends = [len(MAGIC), *(end for _, end in self.chunks)]
+        begins = [*(chunk.offset for chunk in self.chunks), self.data_end]
+        ends = [len(MAGIC), *(chunk.offset + chunk.size for chunk in self.chunks)]
         return (
             self.checked
             and counts is not None
             and (counts.chunk_count, counts.channel_count, counts.schema_count) == expected
             and {channel.schema_id for channel in self.channels.values()} <= {0, *self.schemas}
-            and all((chunk.channels or set()) <= self.channels.keys() for chunk, _ in self.chunks)
+            and all((chunk.channels or set()) <= self.channels.keys() for chunk in self.chunks)
             and all(end <= begin for end, begin in zip(ends, begins, strict=True))
         )
 
@@ -108,9 +108,9 @@ def read_summary(file: RandomFile) -> Summary | None:
                     log_ns=(chunk.message_start_time, chunk.message_end_time),
                     channels=same.setdefault(numbers, numbers) or None,
                 )
-                summary.chunks.append((source, at + size + chunk.message_index_length))
+                summary.chunks.append(source)
                 summary.compressions.add(intern(chunk.compression))
     except RecordError:
         return None
-    summary.chunks.sort(key=lambda chunk: chunk[0].offset)
+    summary.chunks.sort(key=lambda chunk: chunk.offset)
     return summary

@@ -46,13 +46,12 @@ def write_mcap(
     crcs: bool = True,
     data_crcs: bool = False,
     summary: bool = True,
-    statistics: bool = True,
 ) -> bytes:
     """The bytes of an MCAP file that holds `messages` in this order."""
     file = io.BytesIO()
     writer: Any = Writer(
         file, chunk_size=chunk_bytes, compression=compression, use_chunking=use_chunking, enable_crcs=crcs,
-        enable_data_crcs=data_crcs, repeat_channels=summary, repeat_schemas=summary, use_statistics=summary and statistics,
+        enable_data_crcs=data_crcs, repeat_channels=summary, repeat_schemas=summary, use_statistics=summary,
         use_summary_offsets=summary, index_types=IndexType.ALL if summary else IndexType.MESSAGE,
     )  # fmt: skip
     writer.start(profile="", library="test")
