@@ -1,23 +1,19 @@
 """Foxglove's schemas, as protobuf or JSON: https://docs.foxglove.dev/docs/visualization/message-schemas.
 
-Both encodings name their fields alike; JSON differs in times (sec and nsec, or text as of RFC 3339), bytes (base64) and what
-may be missing.
+JSON becomes protobuf first, by protobuf's own reader of JSON: https://protobuf.dev/programming-guides/json. Foxglove's differs
+from that in times, which may be sec and nsec.
 """
 
 from __future__ import annotations
 
-import base64
-import binascii
 import json
 import re
 from collections.abc import Callable
-from datetime import UTC, datetime
 from typing import Any
 
 import numpy as np
 
 from sensors.calibration import transforms
-from sensors.documents import short
 from sensors.logs.decode import (
     ChannelInfo,
     DecodeError,
@@ -42,10 +38,6 @@ from sensors.logs.points import PointField, check_cloud, points_of
 
 # PackedElementField.NumericType
 _NUMERIC = ("unknown", "uint8", "int8", "uint16", "int16", "uint32", "int32", "float32", "float64")
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-_RFC3339 = re.compile(
-    r"(\d{4})-(\d\d)-(\d\d)[Tt ](\d\d):(\d\d):(\d\d)(?:\.(\d+))?([Zz]|[+-](\d\d):([0-5]\d))", re.ASCII
-)
 # An entity's id like "car-12" or "vehicle.car/7" tells its category; bare hashes and numbers do not.
 _CATEGORY_IN_ID = re.compile(r"^([A-Za-z][A-Za-z_.]*[A-Za-z])[-/#: ]+\w+$")
 
@@ -67,189 +59,95 @@ def foxglove_decoder(info: ChannelInfo) -> DecodeOne | None:
     read = readers.get(info.type)
     if read is None:
         return None
-    parse = _json_message if info.encoding == "json" else _protobuf_parser(info)
+    parse = _parser(info)
     return lambda data, log_ns: read(parse(data), log_ns)
 
 
-def _protobuf_parser(info: ChannelInfo) -> Callable[[bytes], Any]:
+def _parser(info: ChannelInfo) -> Callable[[bytes], Any]:
+    """From bytes to a protobuf message; of JSON by Foxglove's published schema."""
     from mcap.records import Schema
     from mcap_protobuf.decoder import DecoderFactory
 
-    schema = Schema(id=1, name=info.type, encoding="protobuf", data=info.schema)
-    parse = DecoderFactory().decoder_for("protobuf", schema)
+    definition = info.schema
+    if info.encoding == "json":
+        from foxglove import messages
+        from google.protobuf.json_format import ParseDict
+
+        definition = getattr(messages, info.type.removeprefix("foxglove.")).get_schema().data
+    parse = DecoderFactory().decoder_for("protobuf", Schema(1, definition, "protobuf", info.type))
     assert parse is not None  # both encodings are protobuf
-    return parse
+    if info.encoding != "json":
+        return parse
+    return lambda data: ParseDict(
+        json.loads(data, object_hook=_with_text_times), parse(b""), ignore_unknown_fields=True
+    )
 
 
-class _JsonMessage:
-    """A JSON object whose members are attributes, as a protobuf message's are; DecodeError for one that is missing."""
+def _with_text_times(members: dict[str, Any]) -> dict[str, Any]:
+    """The members of a JSON object, a time as protobuf's JSON has it."""
+    from google.protobuf.timestamp_pb2 import Timestamp
 
-    def __init__(self, members: dict[str, Any]) -> None:
-        self._members = members
-
-    def __getattr__(self, name: str) -> Any:
-        if name not in self._members:
-            raise DecodeError(f"expected a member {name!r}, got only {', '.join(sorted(self._members)) or 'none'}")
-        return _wrapped(self._members[name])
-
-    def has(self, name: str) -> bool:
-        return self._members.get(name) is not None
-
-
-def _wrapped(value: Any) -> Any:
-    if isinstance(value, dict):
-        return _JsonMessage(value)
-    return [_wrapped(one) for one in value] if isinstance(value, list) else value
-
-
-def _json_message(data: bytes) -> _JsonMessage:
-    message = json.loads(data)
-    if not isinstance(message, dict):
-        raise DecodeError(f"expected a JSON object, got {type(message).__name__}")
-    return _JsonMessage(message)
-
-
-def _has(message: Any, name: str) -> bool:
-    return message.has(name) if isinstance(message, _JsonMessage) else bool(message.HasField(name))
-
-
-def _many(message: Any, name: str) -> Any:
-    """A repeated field, which JSON may leave out."""
-    return [] if isinstance(message, _JsonMessage) and not message.has(name) else getattr(message, name)
-
-
-def _text(message: Any, name: str) -> str:
-    value = getattr(message, name)
-    if not isinstance(value, str):
-        raise DecodeError(f"expected text in {name}, got {_shown(value)}")
-    return value
-
-
-def _whole(message: Any, name: str) -> int:
-    """A whole number, which JSON may write as 3.0 or, as protobuf's JSON does those of 64 bits, as "3"."""
-    value = getattr(message, name)
-    try:
-        if not isinstance(value, bool) and (isinstance(value, str) or value == int(value)):
-            return int(value)
-    except (TypeError, ValueError, OverflowError):
-        pass
-    raise DecodeError(f"expected a whole number in {name}, got {_shown(value)}")
-
-
-def _float(message: Any, name: str) -> float:
-    """A number, which protobuf's JSON may write as "NaN" or "Infinity"."""
-    return _as_float(getattr(message, name), name)
-
-
-def _floats(message: Any, name: str) -> list[float]:
-    values = _many(message, name)
-    if isinstance(message, _JsonMessage) and not isinstance(values, list):
-        raise DecodeError(f"expected an array of numbers in {name}, got {_shown(values)}")
-    return [_as_float(value, name) for value in values]
-
-
-def _as_float(value: Any, name: str) -> float:
-    try:
-        if not isinstance(value, bool):
-            return float(value)
-    except (TypeError, ValueError, OverflowError):
-        pass
-    raise DecodeError(f"expected a number in {name}, got {_shown(value)}")
-
-
-def _shown(value: Any) -> str:
-    return "an object" if isinstance(value, _JsonMessage) else short(value, 60)
+    members.pop("lifetime", None)  # of an entity: another pair of sec and nsec, not looked at
+    time = members.get("timestamp")
+    if isinstance(time, dict):
+        members["timestamp"] = Timestamp(seconds=time["sec"], nanos=time["nsec"]).ToJsonString()
+    return members
 
 
 def _stamp_ns(message: Any) -> int:
-    time = message.timestamp
-    if isinstance(time, _JsonMessage):
-        return _whole(time, "sec") * 1_000_000_000 + _whole(time, "nsec")
-    if isinstance(message, _JsonMessage):
-        return _text_ns(time)
-    return int(time.seconds) * 1_000_000_000 + int(time.nanos)
-
-
-def _text_ns(time: Any) -> int:
-    """Nanoseconds since the Unix epoch of a time as in RFC 3339, 2024-01-01T00:00:00.5Z; what is finer is cut off."""
-    fault = f"expected a time as sec and nsec, or as 2024-01-01T00:00:00.5Z, got {short(time, 60)}"
-    told = _RFC3339.fullmatch(time) if isinstance(time, str) else None
-    if told is None:
-        raise DecodeError(fault)
-    year, month, day, hour, minute, second = (int(part) for part in told.groups()[:6])
-    fraction, zone, hours, minutes = told.groups()[6:]
-    try:
-        since = datetime(year, month, day, hour, minute, second, tzinfo=UTC) - _EPOCH
-    except ValueError as error:
-        raise DecodeError(f"{fault} ({error})") from error
-    offset_s = 0 if zone in "Zz" else int(f"{zone[0]}1") * (int(hours) * 3600 + int(minutes) * 60)
-    seconds = since.days * 86_400 + since.seconds - offset_s
-    return seconds * 1_000_000_000 + int((fraction or "")[:9].ljust(9, "0"))
-
-
-def _bytes(value: str | bytes) -> bytes:
-    if isinstance(value, bytes):
-        return value
-    try:
-        return base64.b64decode(value, validate=True)
-    except (binascii.Error, ValueError, TypeError) as error:
-        raise DecodeError(f"expected bytes in base64, got what is none ({error})") from error
+    return int(message.timestamp.seconds) * 1_000_000_000 + int(message.timestamp.nanos)
 
 
 def _xyz(vector: Any) -> tuple[float, float, float]:
-    return _float(vector, "x"), _float(vector, "y"), _float(vector, "z")
+    return vector.x, vector.y, vector.z
 
 
 def _wxyz(rotation: Any) -> tuple[float, float, float, float]:
-    return _float(rotation, "w"), *_xyz(rotation)
+    return rotation.w, rotation.x, rotation.y, rotation.z
 
 
 def _compressed_image(message: Any, _: int) -> Payload:
-    data = check_picture(_bytes(message.data))
-    return EncodedImage(_stamp_ns(message), _text(message, "frame_id"), _text(message, "format").lower(), data)
+    return EncodedImage(_stamp_ns(message), message.frame_id, message.format.lower(), check_picture(message.data))
 
 
 def _raw_image(message: Any, _: int) -> Payload:
-    height, width, step = (_whole(message, name) for name in ("height", "width", "step"))
-    frame_id, encoding = _text(message, "frame_id"), _text(message, "encoding")
-    return check_raw(RawImage(_stamp_ns(message), frame_id, encoding, height, width, step, _bytes(message.data)))
+    shape = message.height, message.width, message.step
+    return check_raw(RawImage(_stamp_ns(message), message.frame_id, message.encoding, *shape, message.data))
 
 
 def _calibration(message: Any, _: int) -> Payload:
-    width, height, model = _whole(message, "width"), _whole(message, "height"), _text(message, "distortion_model")
-    D, empty = np.array(_floats(message, "D")), np.zeros(0)
-    info = CameraInfo(_stamp_ns(message), _text(message, "frame_id"), width, height, model, D, empty, empty, empty)
-    return camera_info(info, _floats(message, "K"), _floats(message, "R"), _floats(message, "P"))
+    size, model, empty = (message.width, message.height), message.distortion_model, np.zeros(0)
+    info = CameraInfo(_stamp_ns(message), message.frame_id, *size, model, np.array(message.D), empty, empty, empty)
+    return camera_info(info, message.K, message.R, message.P)
 
 
 def _transform(message: Any) -> FrameTransform:
     return FrameTransform(
         _stamp_ns(message),
-        _text(message, "parent_frame_id"),
-        _text(message, "child_frame_id"),
+        message.parent_frame_id,
+        message.child_frame_id,
         _xyz(message.translation),
         _wxyz(message.rotation),
     )
 
 
 def _point_cloud(message: Any, _: int) -> Payload:
-    data, stride = _bytes(message.data), _whole(message, "point_stride")
+    data, stride = message.data, message.point_stride
     if stride <= 0 or len(data) % stride:
         raise DecodeError(f"expected whole points of point_stride {stride}, got {len(data)} bytes")
     fields = []
     for field in message.fields:
-        number = _whole(field, "type")
-        kind = _NUMERIC[number] if 0 <= number < len(_NUMERIC) else f"type {number}"
-        fields.append(PointField(_text(field, "name"), kind, _whole(field, "offset")))
+        kind = _NUMERIC[field.type] if 0 <= field.type < len(_NUMERIC) else f"type {field.type}"
+        fields.append(PointField(field.name, kind, field.offset))
     points = points_of(data, fields, stride, 1, len(data) // stride, 0, big_endian=False)
-    cloud = check_cloud(PointCloud(_stamp_ns(message), _text(message, "frame_id"), points))
-    return _moved(cloud, message.pose) if _has(message, "pose") else cloud
+    cloud = check_cloud(PointCloud(_stamp_ns(message), message.frame_id, points))
+    return _moved(cloud, message.pose) if message.HasField("pose") else cloud
 
 
 def _moved(cloud: PointCloud, pose: Any) -> PointCloud:
     """The cloud in its frame's axes: `pose` is where its own origin stands in them."""
-    translation = _xyz(pose.position) if _has(pose, "position") else (0.0, 0.0, 0.0)
-    rotation = _wxyz(pose.orientation) if _has(pose, "orientation") else (1.0, 0.0, 0.0, 0.0)
+    translation = _xyz(pose.position) if pose.HasField("position") else (0.0, 0.0, 0.0)
+    rotation = _wxyz(pose.orientation) if pose.HasField("orientation") else (1.0, 0.0, 0.0, 0.0)
     if rotation == (0.0, 0.0, 0.0, 0.0):
         rotation = (1.0, 0.0, 0.0, 0.0)
     if translation == (0.0, 0.0, 0.0) and rotation[1:] == (0.0, 0.0, 0.0):
@@ -270,24 +168,22 @@ def _moved(cloud: PointCloud, pose: Any) -> PointCloud:
 
 def _scene(message: Any, log_ns: int) -> Payload:
     """The cubes of a scene's entities as boxes; entities without any are left out."""
-    entities = [entity for entity in _many(message, "entities") if _many(entity, "cubes")]
-    frames = sorted({_text(entity, "frame_id") for entity in entities})
+    entities = [entity for entity in message.entities if entity.cubes]
+    frames = sorted({entity.frame_id for entity in entities})
     if len(frames) > 1:
         raise DecodeError(f"expected the boxes of one instant in one frame, got {', '.join(frames)}")
-    stamped = [*entities, *_many(message, "deletions")]
-    boxes = tuple(
-        _box(entity, cube, number) for entity in entities for number, cube in enumerate(_many(entity, "cubes"))
-    )
+    stamped = [*entities, *message.deletions]
+    boxes = tuple(_box(entity, cube, number) for entity in entities for number, cube in enumerate(entity.cubes))
     return SceneBoxes(_stamp_ns(stamped[0]) if stamped else log_ns, frames[0] if frames else "", boxes)
 
 
 def _box(entity: Any, cube: Any, number: int) -> TruthBox:
-    notes = {_text(note, "key"): _text(note, "value") for note in _many(entity, "metadata")}
+    notes = {note.key: note.value for note in entity.metadata}
     size_x, size_y, size_z = _xyz(cube.size)
     velocity = (_number(notes, "velocity_x"), _number(notes, "velocity_y"))
     count = _number(notes, "num_points")
     return TruthBox(
-        id=_text(entity, "id") + f"#{number}" * (number > 0),
+        id=entity.id + f"#{number}" * (number > 0),
         category=_category(entity, notes),
         center_m=_xyz(cube.pose.position),
         size_m=(size_y, size_x, size_z),
@@ -302,7 +198,7 @@ def _category(entity: Any, notes: dict[str, str]) -> str:
     for key in ("category", "category_name", "class", "label"):
         if notes.get(key):
             return notes[key]
-    match = _CATEGORY_IN_ID.match(_text(entity, "id"))
+    match = _CATEGORY_IN_ID.match(entity.id)
     return match.group(1) if match else ""
 
 
