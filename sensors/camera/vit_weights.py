@@ -1,7 +1,7 @@
 """Published ViT weights from a local file into our `VisionTransformer`.
 
-Reads what timm (and DeiT, MAE, DINO) and DINOv2 write: their names are ours, up to prefixes, nesting and extra tokens. Position
-embeddings are resized to our token grid, patch kernels to our patch side, and layer scale goes where the network has it.
+Reads what timm (and DeiT, MAE, DINO) and DINOv2 publish: their names are ours, but for extra tokens. Position embeddings are
+resized to our token grid, patch kernels to our patch side, and layer scale is multiplied in where the network has none.
 
 Letters: d token width, T position entries, p and q patch sides before and after.
 """
@@ -24,16 +24,14 @@ from torch import Tensor
 
 from .vit import Block, VisionTransformer
 
-# Where a training checkpoint keeps its weights, in order of preference: a teacher is the better of two.
-_NESTS = ("teacher", "model_ema", "state_dict_ema", "model", "state_dict", "model_state_dict", "student")
-_PREFIXES = ("module.", "_orig_mod.", "model.", "backbone.", "teacher.", "vit.")
+_NESTS = ("model", "state_dict")  # where DeiT's, MAE's and other files keep their weights
 _REGISTERS = ("register_tokens", "reg_token")
 _EXAMPLE = "blocks.0.attn.qkv.weight"
 
 
 @dataclass(frozen=True)
 class WeightsReport:
-    """What of a weights file went where. Names are the network's, but `unexpected` has the file's without prefixes."""
+    """What of a weights file went where. Names are the network's, but for `unexpected`."""
 
     source: str
     loaded: tuple[str, ...]
@@ -104,7 +102,7 @@ def load_vit_weights(vit: VisionTransformer, path: str | Path) -> WeightsReport:
 
 
 def _read(path: Path) -> dict[str, Tensor]:
-    """The tensors of the file under our names."""
+    """The tensors of the file."""
     if not path.is_file():
         raise ValueError(
             f"{path}: no such file; expected ViT weights as .safetensors, .pth or .pt: download them beforehand"
@@ -120,39 +118,15 @@ def _read(path: Path) -> dict[str, Tensor]:
             f"{path}: not readable as weights ({reason}). Expected a whole .safetensors file, or a torch file that holds "
             "tensors alone; save the state_dict of anything else by itself"
         ) from error
-    state: dict[str, Tensor] = {}
-    for name, value in _innermost(content).items():
-        own_name = _our_name(name)
-        if own_name in state:
-            raise ValueError(
-                f"{path}: two tensors for {own_name}, {name!r} being the second; save one network by itself"
-            )
-        state[own_name] = value
+    for nest in _NESTS:
+        if isinstance(content, Mapping) and isinstance(content.get(nest), Mapping):
+            content = content[nest]
+    tensors = content.items() if isinstance(content, Mapping) else ()
+    state = {str(name): value for name, value in tensors if isinstance(value, Tensor)}
     if not any(name.startswith("blocks.") for name in state):
         found = ", ".join(list(state)[:3]) or "no tensors"
         raise ValueError(f"{path}: no ViT named as by timm or DINOv2: expected names like {_EXAMPLE}, got {found}")
     return state
-
-
-def _innermost(content: object) -> Mapping[str, Tensor]:
-    """The mapping of tensors in a checkpoint's nested dictionaries."""
-    while isinstance(content, Mapping):
-        nest = next((key for key in _NESTS if isinstance(content.get(key), Mapping)), None)
-        if nest is None:
-            return {str(name): value for name, value in content.items() if isinstance(value, Tensor)}
-        content = content[nest]
-    return {}
-
-
-def _our_name(name: str) -> str:
-    prefix = next((p for p in _PREFIXES if name.startswith(p)), None)
-    while prefix is not None:
-        name = name.removeprefix(prefix)
-        prefix = next((p for p in _PREFIXES if name.startswith(p)), None)
-    # DINOv2 in training keeps its blocks in chunks: blocks.CHUNK.BLOCK.
-    name = re.sub(r"^blocks\.\d+\.(\d+)\.", r"blocks.\1.", name)
-    # BEiT and DeiT III say gamma_1 where DINOv2 says ls1.gamma.
-    return re.sub(r"\.gamma_([12])$", r".ls\1.gamma", name)
 
 
 def _check_size(vit: VisionTransformer, state: Mapping[str, Tensor], path: Path) -> None:
@@ -169,13 +143,9 @@ def _check_size(vit: VisionTransformer, state: Mapping[str, Tensor], path: Path)
 
 
 def _match_layer_scale(state: dict[str, Tensor], own: Mapping[str, Tensor]) -> list[str]:
-    """Bring the file's layer scale into the form of the network, which computes the same either way; -> notes."""
+    """Multiply the file's layer scale in where the network has none, which computes the same; -> notes."""
     gains = [name for name in state if re.fullmatch(r"blocks\.\d+\.ls[12]\.gamma", name)]
-    own_gains = [name for name in own if name.endswith(".gamma")]
-    if own_gains and not gains:
-        state.update({name: torch.ones_like(own[name]) for name in own_gains})
-        return ["the file has no layer scale: the network's is set to 1, which changes nothing"]
-    if own_gains or not gains:
+    if not gains or any(name.endswith(".gamma") for name in own):
         return []
     for name in gains:
         gamma = state.pop(name)

@@ -116,31 +116,13 @@ def test_every_published_tensor_arrives_and_the_neck_is_new(write: Callable[...,
     assert "missing in the file" not in text
 
 
-@pytest.mark.parametrize(
-    "nest", ["model", "state_dict", "teacher", "teacher in chunks", "module", "backbone", "compiled"]
-)
-def test_nesting_and_prefixes_come_off(write: Callable[..., Path], nest: str) -> None:
-    state = published()
-    chunked = {
-        name.replace("blocks.0.", "blocks.0.0.").replace("blocks.1.", "blocks.1.1."): v for name, v in state.items()
-    }
-    content: dict[str, object] = {
-        "model": {"model": state, "optimizer": {"state": {0: torch.zeros(3)}}, "epoch": 300},
-        "state_dict": {"epoch": 1, "state_dict": {f"module.backbone.{k}": v for k, v in state.items()}},
-        "teacher": {
-            "student": {f"backbone.{k}": v + 1 for k, v in state.items()},
-            "teacher": {"dino_head.mlp.0.weight": torch.zeros(2)} | {f"backbone.{k}": v for k, v in state.items()},
-        },
-        "teacher in chunks": {"teacher": {f"backbone.{k}": v for k, v in chunked.items()}},
-        "module": {f"module.{k}": v for k, v in state.items()},
-        "backbone": {f"backbone.{k}": v for k, v in state.items()},
-        "compiled": {"model": {f"_orig_mod.module.{k}": v for k, v in state.items()}},
-    }[nest]  # type: ignore[assignment]
-    network = vit()
-    report = load_vit_weights(network, write(content))
+@pytest.mark.parametrize("nest", ["model", "state_dict"])
+def test_weights_may_lie_beside_other_things_of_a_training(write: Callable[..., Path], nest: str) -> None:
+    network, state = vit(), published()
+    report = load_vit_weights(network, write({nest: state, "optimizer": {"state": {0: torch.zeros(3)}}, "epoch": 300}))
     assert set(report.loaded) == set(state)
     assert torch.equal(network.state_dict()["blocks.1.attn.qkv.weight"], state["blocks.1.attn.qkv.weight"])
-    assert report.unexpected == (("dino_head.mlp.0.weight",) if nest == "teacher" else ())
+    assert report.unexpected == ()
 
 
 def test_positions_are_resized_to_the_grid_and_the_class_keeps_its_own(write: Callable[..., Path]) -> None:
@@ -229,25 +211,6 @@ def test_layer_scale_is_multiplied_in_where_the_network_has_none(write: Callable
     assert report.unexpected == ()
 
 
-def test_layer_scale_that_the_file_has_not_changes_nothing(write: Callable[..., Path]) -> None:
-    path = write(published())
-    scaled, plain = vit(layer_scale=True), vit()
-    torch.nn.init.constant_(scaled.get_parameter("blocks.0.ls1.gamma"), 1e-5)
-    report = load_vit_weights(scaled, path)
-    load_vit_weights(plain, path)
-    torch.testing.assert_close(output(scaled), output(plain))
-    assert "set to 1" in str(report)
-
-
-def test_other_names_for_layer_scale_are_known(write: Callable[..., Path]) -> None:
-    state = {
-        name.replace("ls1.gamma", "gamma_1").replace("ls2.gamma", "gamma_2"): v
-        for name, v in published(gamma=True).items()
-    }
-    network = vit(layer_scale=True)
-    assert load_vit_weights(network, write(state)).unexpected == ()
-
-
 def test_a_convolutional_stem_takes_the_blocks_and_says_that_it_is_new(write: Callable[..., Path]) -> None:
     network, state = vit(stem="conv"), published()
     report = load_vit_weights(network, write(state))
@@ -293,7 +256,7 @@ def test_heads_that_no_published_vit_has_are_remarked_on(write: Callable[..., Pa
         ),
         ({"layer1.0.conv1.weight": torch.zeros(3)}, "no ViT named as by timm or DINOv2: .* got layer1.0.conv1.weight"),
         ({}, "got no tensors"),
-        (published() | {"module.norm.weight": torch.zeros(DIM)}, "two tensors for norm.weight"),
+        ({f"module.{name}": value for name, value in published().items()}, "like blocks.0.attn.qkv.weight, got module"),
     ],
     ids=range(10),
 )  # fmt: skip
