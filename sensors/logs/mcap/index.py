@@ -40,7 +40,8 @@ class McapIndex:
 def build_index(file: RandomFile) -> McapIndex:
     """The index of an MCAP file, damaged or not; LogError where all of its chunks are of an unknown compression."""
     summary, walk = read_summary(file), _Walk(file)
-    if summary is not None and summary.chunks and summary.complete():
+    complete = summary is not None and bool(summary.chunks) and summary.complete()
+    if summary is not None and complete:
         walk.by_summary(summary)
     else:
         walk.by_records(summary)
@@ -57,10 +58,11 @@ def build_index(file: RandomFile) -> McapIndex:
         walk.refuse(runs)  # no writer mixes them with chunks: the inside of a damaged chunk, or a damaged index
     unchecked = [source for source in index.sources if not source.checked]
     end = walk.data_end or (summary and summary.data_end)
-    crc = int.from_bytes(file.at(end + HEAD_BYTES).read(4), "little") if unchecked and end else 0  # 0: not recorded
-    if end and crc and file.crc(0, end) != crc:
-        index.damage.bad_records += 1
-        walk.refuse(unchecked)  # nothing tells which of them was altered
+    if end and (unchecked or not complete):
+        crc = int.from_bytes(file.at(end + HEAD_BYTES).read(4), "little")  # 0: not recorded
+        if crc and file.crc(0, end) != crc:
+            index.damage.bad_records += 1
+            walk.refuse(unchecked)  # nothing tells which of them was altered
     return index
 
 
