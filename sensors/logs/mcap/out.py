@@ -15,20 +15,15 @@ from sensors.logs.log import LogError
 
 CHUNK_BYTES = 64 * 1024
 LIBRARY = "robustbev"
-# Of records, around their content: opcode and length, then ids, times and the lengths of texts.
-_MESSAGE_BYTES = 9 + 2 + 4 + 8 + 8
-_SCHEMA_BYTES = 9 + 2 + 4 + 4 + 4
-_CHANNEL_BYTES = 9 + 2 + 2 + 4
-_TEXT_BYTES = 4
 _UINT64 = 2**64
 
 
 class AtomicMcapWriter:
     """Writes `path` under a temporary name beside it and renames it at `close`; `abort` leaves nothing behind.
 
-    A chunk holds at most `chunk_bytes`, or one message that is larger, zstd-compressed, with checksums, and is handed to the
-    operating system as soon as it is full. So a writer that is killed leaves `<name>.<letters>.partial`, an MCAP file
-    without an end, in which all but the messages of the last chunk can be read. Equal calls give equal bytes.
+    A chunk ends with the message that makes it longer than `chunk_bytes`, zstd-compressed, with checksums, and is handed to the
+    operating system at once. So a writer that is killed leaves `<name>.<letters>.partial`, an MCAP file without an end, in
+    which all but the messages of the last chunk can be read. Equal calls give equal bytes.
 
     As a context manager it closes, or aborts when an exception passes.
 
@@ -47,9 +42,6 @@ class AtomicMcapWriter:
         self.path = path
         self.messages = 0
         self._overwrite = overwrite
-        self._chunk_bytes = chunk_bytes
-        self._pending_bytes = 0  # of the chunk that is being filled
-        self._pending_messages = 0
         self._counts: dict[int, int] = {}
         self._schemas: dict[tuple[str, str, bytes], int] = {}
         check_target(path, overwrite=overwrite)
@@ -59,9 +51,12 @@ class AtomicMcapWriter:
             self._file = self.partial_path.open("xb")
         except OSError as error:
             raise LogError(f"{path}: cannot be written: {error.strerror}. Give another place") from error
-        # Chunks are closed here, before the message that would make them too large; the library closes them after it.
         self._writer: Any = Writer(
-            self._file, chunk_size=_UINT64, compression=CompressionType.ZSTD, enable_crcs=True, enable_data_crcs=True
+            self._file,
+            chunk_size=chunk_bytes,
+            compression=CompressionType.ZSTD,
+            enable_crcs=True,
+            enable_data_crcs=True,
         )
         self._writer.start(profile=profile, library=LIBRARY)
         self._file.flush()
@@ -79,12 +74,8 @@ class AtomicMcapWriter:
         """The id to `write` a topic's messages with. Equal schemas are stored once."""
         key = (schema_name, schema_encoding, schema)
         if key not in self._schemas:
-            self._make_room(_SCHEMA_BYTES + len(schema_name.encode()) + len(schema_encoding) + len(schema))
             self._schemas[key] = self._writer.register_schema(schema_name, schema_encoding, schema)
-        values = {} if metadata is None else dict(metadata)
-        texts = [topic, encoding, *values, *values.values()]
-        self._make_room(_CHANNEL_BYTES + sum(_TEXT_BYTES + len(text.encode()) for text in texts))
-        channel: int = self._writer.register_channel(topic, encoding, self._schemas[key], values)
+        channel: int = self._writer.register_channel(topic, encoding, self._schemas[key], dict(metadata or {}))
         self._counts[channel] = 0
         return channel
 
@@ -99,30 +90,15 @@ class AtomicMcapWriter:
             raise EncodeError(
                 f"expected times of 0 to 2^64 - 1 ns since 1970, as MCAP has them, got {log_time_ns} and {publish_time_ns}"
             )
-        self._make_room(_MESSAGE_BYTES + len(data))
         self._counts[channel] += 1
         self._writer.add_message(channel, log_time_ns, data, publish_time_ns, sequence=self._counts[channel])
-        self._pending_messages += 1
+        self._file.flush()  # whatever chunk has become full
         self.messages += 1
-        if self._pending_bytes >= self._chunk_bytes:
-            self.flush()
 
     def add_metadata(self, name: str, values: Mapping[str, str]) -> None:
         """A metadata record, after the chunk that is being filled."""
-        self.flush()
-        self._writer.add_metadata(name, dict(values))
-
-    def flush(self) -> None:
-        """Ends the chunk and hands it to the operating system."""
         self._writer.flush()
-        if self._pending_messages:  # schemas and channels alone are no chunk, and wait for a message
-            self._pending_bytes = self._pending_messages = 0
-
-    def _make_room(self, size_bytes: int) -> None:
-        """Ends the chunk where a record of this size would make it too large."""
-        if self._pending_bytes + size_bytes > self._chunk_bytes:
-            self.flush()
-        self._pending_bytes += size_bytes
+        self._writer.add_metadata(name, dict(values))
 
     def close(self) -> None:
         """Ends the file and gives it its name.

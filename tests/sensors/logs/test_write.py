@@ -19,7 +19,6 @@ from rosbags.interfaces import ConnectionExtRosbag2, QosDurability
 
 from sensors.calibration import transforms
 from sensors.logs.log import LogError, LogWarning
-from sensors.logs.mcap.out import CHUNK_BYTES
 from sensors.logs.messages import (
     EncodedImage,
     FrameTransforms,
@@ -144,15 +143,6 @@ def test_the_same_log_gives_the_same_bytes(
     for file in files:
         other = written[kind] / file.name if again.is_dir() else written[kind]
         assert file.read_bytes() == other.read_bytes()
-
-
-def test_chunks_are_small(written: dict[LogFormat, Path]) -> None:
-    for kind in ("foxglove", "ros2"):
-        with written[kind].open("rb") as file:
-            summary = make_reader(file, validate_crcs=True).get_summary()
-        assert summary is not None
-        assert len(summary.chunk_indexes) > 1
-        assert max(chunk.uncompressed_size for chunk in summary.chunk_indexes) <= CHUNK_BYTES
 
 
 def test_foxglove_has_a_connected_tree_from_the_start_and_at_least_once_a_second(
