@@ -1,9 +1,8 @@
-"""Faults of a drive log as values: what goes wrong with which sensor, and when. `fault_script` reads them from text."""
+"""Faults of a drive log as values: what goes wrong with which sensor, and when. `sensors.replay.faults.script` reads them."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from decimal import Decimal
+from dataclasses import dataclass, field
 from typing import TypeAlias
 
 from sensors.corruptions import Corruption
@@ -17,9 +16,6 @@ class FaultError(ValueError):
 class Drop:
     """No message comes."""
 
-    def __str__(self) -> str:
-        return "drop"
-
 
 @dataclass(frozen=True)
 class Flicker:
@@ -28,16 +24,10 @@ class Flicker:
     period_ns: int
     on_percent: float = 50.0
 
-    def __str__(self) -> str:
-        return f"flicker {shown_time(self.period_ns)} {self.on_percent!r}%"
-
 
 @dataclass(frozen=True)
 class Freeze:
     """The last content over and over with new stamps, as a hung driver sends it."""
-
-    def __str__(self) -> str:
-        return "freeze"
 
 
 @dataclass(frozen=True)
@@ -46,9 +36,6 @@ class Delay:
 
     delay_ns: int
 
-    def __str__(self) -> str:
-        return f"delay {shown_time(self.delay_ns)}"
-
 
 @dataclass(frozen=True)
 class Skew:
@@ -56,18 +43,12 @@ class Skew:
 
     skew_ns: int
 
-    def __str__(self) -> str:
-        return f"skew {shown_time(self.skew_ns)}"
-
 
 @dataclass(frozen=True)
 class Drift:
     """A clock that runs too fast (or, negative, too slow) from the window's start on."""
 
     ns_per_s: int
-
-    def __str__(self) -> str:
-        return f"drift {shown_time(self.ns_per_s)}/s"
 
 
 @dataclass(frozen=True)
@@ -77,16 +58,13 @@ class Shift:
     distance_m: float = 0.0
     angle_deg: float = 0.0
 
-    def __str__(self) -> str:
+    def __str__(self) -> str:  # the draw of the direction depends on it
         return f"shift {self.distance_m!r}m {self.angle_deg!r}deg"
 
 
 @dataclass(frozen=True)
 class Malform:
     """Messages come, and cannot be read."""
-
-    def __str__(self) -> str:
-        return "malformed"
 
 
 @dataclass(frozen=True)
@@ -95,16 +73,10 @@ class Rate:
 
     hz: float
 
-    def __str__(self) -> str:
-        return f"rate {self.hz!r}hz"
-
 
 @dataclass(frozen=True)
 class Duplicate:
     """Every message comes twice."""
-
-    def __str__(self) -> str:
-        return "duplicate"
 
 
 Action: TypeAlias = (
@@ -114,16 +86,16 @@ Action: TypeAlias = (
 
 @dataclass(frozen=True)
 class Fault:
-    """One thing that goes wrong. `str` gives a text that parses to an equal fault."""
+    """One thing that goes wrong; `str` gives the text that it was read from."""
 
     target: str  # as written; `sensors.replay.faults.messages.resolve` knows what it means in a log
     action: Action
     start_ns: int | None = None  # after the log's beginning; None: from before it on
     end_ns: int | None = None  # None: to the end
+    text: str = field(default="", compare=False)
 
     def __str__(self) -> str:
-        start, end = ("" if time is None else shown_time(time) for time in (self.start_ns, self.end_ns))
-        return f"{self.target}: {self.action}{f' {start}..{end}' if start or end else ''}"
+        return self.text
 
     def holds_at(self, elapsed_ns: int) -> bool:
         """Whether its window holds this time after the log's beginning: from the start on, before the end."""
@@ -138,11 +110,3 @@ class FaultScript:
 
     name: str
     faults: tuple[Fault, ...]
-
-
-def shown_time(time_ns: int) -> str:
-    """A time as a script writes it: 5s, 300ms, 0.0001s."""
-    if time_ns % 10**6 == 0 and 0 < abs(time_ns) < 10**9:
-        return f"{time_ns // 10**6}ms"
-    seconds = f"{Decimal(time_ns) / 10**9:f}"
-    return f"{seconds.rstrip('0').rstrip('.') if '.' in seconds else seconds}s"

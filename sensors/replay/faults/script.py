@@ -37,7 +37,6 @@ from sensors.replay.faults.kinds import (
     Rate,
     Shift,
     Skew,
-    shown_time,
 )
 
 MAX_DELAY_NS = 10_000_000_000  # delayed messages wait in memory
@@ -64,7 +63,8 @@ def parse_fault(text: str) -> Fault:
         start_ns, end_ns = None, None
         if len(words) > 1 and ".." in words[-1]:
             start_ns, end_ns = _window(words.pop())
-        return Fault(target, _action(words[0], [word.lower() for word in words[1:]]), start_ns, end_ns)
+        action = _action(words[0], [word.lower() for word in words[1:]])
+        return Fault(target, action, start_ns, end_ns, text=text)
     except FaultError as error:
         raise FaultError(f"fault {text!r}: {error}") from None
 
@@ -117,7 +117,7 @@ def _with_arguments(key: str, words: Sequence[str]) -> Action | None:
         case "delay", []:
             delay_ns = _positive_ns(first, "a delay")
             if delay_ns > MAX_DELAY_NS:
-                raise FaultError(f"delay {first}: expected at most {shown_time(MAX_DELAY_NS)}; use drop for longer")
+                raise FaultError(f"delay {first}: expected at most {MAX_DELAY_NS // 10**9}s; use drop for longer")
             return Delay(delay_ns)
         case "skew", []:
             return Skew(_time_ns(first, "a time"))
@@ -192,13 +192,12 @@ def read_fault_scripts(path: Path) -> tuple[FaultScript, ...]:
     """The scripts of a YAML file, in its order.
 
     A list of faults is one script, named as the file is; `scripts:` holds several, name by name. A fault is a line as
-    above (with or without quotes) or the keys target, action (with its arguments), start and end:
+    above, with or without quotes:
 
         scripts:
           clean: []
           blind:
             - lidar_top: drop 5s..9s
-            - {target: camera, action: fog-3, start: 2s, end: 8s}
 
     Raises:
         FaultError: no such file, no YAML, or a fault in it is wrong; the message names file, script and line of the list.
@@ -228,21 +227,13 @@ def _script(path: Path, name: str, faults: Any) -> FaultScript:
 
 
 def _line(fault: Any) -> str:
-    """A fault of a YAML list as one line."""
-    if isinstance(fault, str):
-        return fault
-    if not isinstance(fault, dict) or not all(isinstance(part, str) for part in (*fault, *fault.values())):
+    """A fault of a YAML list as one line; without quotes YAML takes `lidar_top: drop` for a key and its value."""
+    words = (
+        [word for pair in fault.items() for word in pair] if isinstance(fault, dict) and len(fault) == 1 else [fault]
+    )
+    if not all(isinstance(word, str) for word in words):
         raise FaultError(f"fault {_short(fault)}: {_EXAMPLE}")
-    if len(fault) == 1:  # without quotes YAML takes `lidar_top: drop` for a key and its value
-        return ": ".join(next(iter(fault.items())))
-    unknown = sorted(set(fault) - {"target", "action", "start", "end"})
-    if unknown or not {"target", "action"} <= set(fault):
-        raise FaultError(
-            f"fault {_short(fault)}: {f'unknown key {unknown[0]!r}; ' if unknown else ''}expected the keys target and action, "
-            "and, where wanted, start and end"
-        )
-    window = f" {fault.get('start', '')}..{fault.get('end', '')}" if {"start", "end"} & set(fault) else ""
-    return f"{fault['target']}: {fault['action']}{window}"
+    return ": ".join(words)
 
 
 def _read_yaml(path: Path) -> Any:
