@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 from sensors.errors import sensor_fault
@@ -17,16 +18,13 @@ UNPACK = (
 
 def read_bytes(path: Path, *, sensor: str, token: str) -> bytes:
     """The file's bytes; SensorDataError where it is missing, cannot be read or is empty."""
+    fault = partial(sensor_fault, sensor=sensor, file=path, token=token)
     try:
         data = path.read_bytes()
     except FileNotFoundError:
-        raise sensor_fault(
-            sensor=sensor, file=path, token=token, expected="a file", got="none there", action=UNPACK
-        ) from None
+        raise fault(expected="a file", got="none there", action=UNPACK) from None
     except OSError as error:
-        raise sensor_fault(
-            sensor=sensor, file=path, token=token, expected="a readable file", got=str(error), action=COPY_AGAIN
-        ) from error
+        raise fault(expected="a readable file", got=str(error), action=COPY_AGAIN) from error
     if not data:
-        raise sensor_fault(sensor=sensor, file=path, token=token, expected="data", got="0 bytes", action=COPY_AGAIN)
+        raise fault(expected="data", got="0 bytes", action=COPY_AGAIN)
     return data

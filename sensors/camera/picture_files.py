@@ -8,6 +8,7 @@ ends in a segmentation fault where a frame of an animation does not fit. Letters
 from __future__ import annotations
 
 import zlib
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -100,26 +101,19 @@ def read_picture(
         SensorDataError: missing, truncated or damaged file, none of the formats, or of another size.
     """
     data = read_bytes(path, sensor=sensor, token=token)
+    fault = partial(sensor_fault, sensor=sensor, file=path, token=token)
     try:
         height, width = file_size_px(data)
         if size_px is not None and min(size_px) > 0 and (height, width) != size_px:
-            raise sensor_fault(
-                sensor=sensor,
-                file=path,
-                token=token,
+            raise fault(
                 expected=f"{size_px[1]} x {size_px[0]} px as its row in sample_data says",
                 got=f"{width} x {height} px",
                 action="The intrinsics belong to the size in the table: correct width and height there, or the picture",
             )
         return decode_file(data, decode)
     except PictureError as error:
-        raise sensor_fault(
-            sensor=sensor,
-            file=path,
-            token=token,
-            action=COPY_AGAIN,
-            expected="a whole JPEG, PNG or WebP",
-            got=f"{len(data)} bytes: {error}",
+        raise fault(
+            action=COPY_AGAIN, expected="a whole JPEG, PNG or WebP", got=f"{len(data)} bytes: {error}"
         ) from error
 
 

@@ -5,7 +5,7 @@ The devkit's readers take truncated files without a word; these do not. Letters:
 
 from __future__ import annotations
 
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -48,20 +48,15 @@ def read_lidar_file(
             with a header.
     """
     data, size = read_bytes(path, sensor=sensor, token=token), 4 * len(columns)
+    fault = partial(sensor_fault, sensor=sensor, file=path, token=token)
     if data.startswith(_PCD_BEGINS):
-        raise sensor_fault(
-            sensor=sensor,
-            file=path,
-            token=token,
+        raise fault(
             action=CONVERT,
             expected="nuScenes' LiDAR points, five float32 each without a header",
             got="a PCD file with a header",
         )
     if len(data) % size:
-        raise sensor_fault(
-            sensor=sensor,
-            file=path,
-            token=token,
+        raise fault(
             action=f"{COPY_AGAIN}. {_SAY_COLUMNS}",
             expected=f"whole points of {size} bytes",
             got=f"{len(data)} bytes, which is {len(data) // size} points and {len(data) % size} bytes",
@@ -79,21 +74,13 @@ def read_lidar_file(
             axis=1,
         )
     if not np.isfinite(points[0, :3]).all() and not np.isfinite(points[:, :3]).all(axis=1).any():
-        raise sensor_fault(
-            sensor=sensor,
-            file=path,
-            token=token,
-            action=COPY_AGAIN,
-            expected="finite points",
-            got=f"{len(points)} points, all of them NaN or infinite",
+        raise fault(
+            action=COPY_AGAIN, expected="finite points", got=f"{len(points)} points, all of them NaN or infinite"
         )
-    if fault := _layout_fault(points):
-        raise sensor_fault(
-            sensor=sensor,
-            file=path,
-            token=token,
+    if got := _layout_fault(points):
+        raise fault(
             action=_SAY_COLUMNS,
-            got=fault,
+            got=got,
             expected=f"{len(columns)} float32 a point ({', '.join(columns)}), metres, intensity 0..255, whole rings or -1",
         )
     return points
@@ -136,6 +123,7 @@ def read_radar_file(path: Path, *, sensor: str, token: str, keep: RadarFilter | 
 def read_radar_records(path: Path, *, sensor: str, token: str) -> NDArray[Any]:
     """Every field of a radar file as a structured array [P], names as in its header; errors as `read_radar_file`."""
     data = read_bytes(path, sensor=sensor, token=token)
+    fault = partial(sensor_fault, sensor=sensor, file=path, token=token)
     end = data.find(b"\nDATA ", 0, _HEADER_LIMIT)
     start = data.find(b"\n", end + 1) + 1
     try:
@@ -143,28 +131,13 @@ def read_radar_records(path: Path, *, sensor: str, token: str) -> NDArray[Any]:
             raise ValueError(f"{len(data)} bytes without a line 'DATA binary'")
         record, count = _radar_layout(data[:start])
     except _OtherFormatError as error:
-        raise sensor_fault(
-            sensor=sensor,
-            file=path,
-            token=token,
-            action=CONVERT,
-            expected=f"nuScenes' radar file: {error.expected}",
-            got=str(error),
-        ) from error
+        raise fault(action=CONVERT, expected=f"nuScenes' radar file: {error.expected}", got=str(error)) from error
     except ValueError as error:
-        raise sensor_fault(
-            sensor=sensor,
-            file=path,
-            token=token,
-            action=COPY_AGAIN,
-            expected="a binary PCD header with nuScenes' radar fields",
-            got=str(error),
+        raise fault(
+            action=COPY_AGAIN, expected="a binary PCD header with nuScenes' radar fields", got=str(error)
         ) from error
     if len(data) - start < count * record.itemsize:
-        raise sensor_fault(
-            sensor=sensor,
-            file=path,
-            token=token,
+        raise fault(
             action=COPY_AGAIN,
             got=f"{len(data) - start} bytes",
             expected=f"{count} points of {record.itemsize} bytes after the header ({count * record.itemsize} bytes)",
