@@ -27,7 +27,7 @@ class TopicInfo:
     name: str
     type: str  # schema or message type: "foxglove.CompressedImage", "sensor_msgs/msg/PointCloud2"
     encoding: str  # "protobuf", "json", "cdr", "nuscenes"
-    count: int | None  # None: known only after reading it all
+    count: int  # of its messages
 
 
 @dataclass

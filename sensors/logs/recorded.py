@@ -196,10 +196,8 @@ class RecordedLog:
             self._storage = self._storage or file.storage()
             counts = file.counts()
             for number, channel in file.channels.items():
-                count = None if counts is None else counts.get(number, 0)
                 known = topics.setdefault(channel.topic, TopicInfo(channel.topic, channel.type, channel.encoding, 0))
-                total = None if known.count is None or count is None else known.count + count
-                topics[channel.topic] = replace(known, count=total)
+                topics[channel.topic] = replace(known, count=known.count + counts.get(number, 0))
         if all(part.damage.bad_files for part in self._parts):
             self._open_new(self._parts[0])  # raises as it did before
         return tuple(sorted(topics.values(), key=attrgetter("name")))

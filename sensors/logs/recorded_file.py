@@ -60,8 +60,8 @@ class RecordedFile(Protocol):
     @property
     def channels(self) -> dict[int, ChannelInfo]: ...
 
-    def counts(self) -> dict[int, int] | None:
-        """Messages of each channel; None: known only after reading it all."""
+    def counts(self) -> dict[int, int]:
+        """Messages of each channel that has any."""
         ...
 
     def span_ns(self) -> tuple[int, int] | None:

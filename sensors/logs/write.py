@@ -16,7 +16,7 @@ from sensors.logs.messages import FrameTransform, FrameTransforms, LogMessage, M
 LogFormat = Literal["foxglove", "ros2", "ros2-sqlite"]
 _Edges: TypeAlias = "dict[tuple[str, str], FrameTransform]"  # by parent and child: a frame may have several parents
 _Held: TypeAlias = "dict[str, _Edges]"  # by topic
-Progress = Callable[[int, int | None], None]  # messages of the source so far, and how many there are
+Progress = Callable[[int, int], None]  # messages of the source so far, and how many there are
 
 _REPEAT_NS = 250_000_000  # between repeats of transforms that hold for all times
 
@@ -74,7 +74,7 @@ def write_log(
     return target.messages
 
 
-def _check_topics(log: Log, topics: Collection[str] | None) -> dict[str, int | None]:
+def _check_topics(log: Log, topics: Collection[str] | None) -> dict[str, int]:
     """Topic -> number of its messages, of those that were chosen."""
     there = {topic.name: topic.count for topic in log.topics()}
     absent = sorted(set(topics or ()) - set(there))
@@ -83,12 +83,9 @@ def _check_topics(log: Log, topics: Collection[str] | None) -> dict[str, int | N
     return there if topics is None else {name: there[name] for name in there if name in topics}
 
 
-def _counted(
-    messages: Iterator[LogMessage], chosen: dict[str, int | None], progress: Progress | None
-) -> Iterator[LogMessage]:
+def _counted(messages: Iterator[LogMessage], chosen: dict[str, int], progress: Progress | None) -> Iterator[LogMessage]:
     """The messages, each told to `progress` when the next is asked for."""
-    counts = list(chosen.values())
-    total = None if None in counts else sum(count for count in counts if count is not None)
+    total = sum(chosen.values())
     for done, message in enumerate(messages, start=1):
         yield message
         if progress is not None:

@@ -55,7 +55,7 @@ class AgainAndAgain:
         return self.log.damage
 
     def topics(self) -> tuple[TopicInfo, ...]:
-        return tuple(replace(topic, count=None) for topic in self.log.topics())
+        return tuple(replace(topic, count=self.times * topic.count) for topic in self.log.topics())
 
     def span_ns(self) -> tuple[int, int] | None:
         span = self.log.span_ns()

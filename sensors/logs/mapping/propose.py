@@ -137,8 +137,7 @@ def propose_mapping(log: Log) -> Proposal:
 
 def _look(log: Log) -> _Seen:
     seen = _Seen({topic.name: topic.type for topic in log.topics()})
-    waiting = {topic.name: _EACH if topic.count is None else min(topic.count, _EACH) for topic in log.topics()}
-    waiting = {name: count for name, count in waiting.items() if count}
+    waiting = {topic.name: min(topic.count, _EACH) for topic in log.topics() if topic.count}
     for number, message in enumerate(log.messages(), 1):
         payloads = seen.payloads.setdefault(message.topic, [])
         if len(payloads) < _EACH:
@@ -180,17 +179,7 @@ def _channel(
     if single and not side:
         return alone, "the only one of its kind"
     generic = {
-        "image",
-        "raw",
-        "rect",
-        "color",
-        "compressed",
-        "points",
-        "pointcloud",
-        "cloud",
-        "data",
-        "sensor",
-        "sensors",
+        *["image", "raw", "rect", "color", "compressed", "points", "pointcloud", "cloud", "data", "sensor", "sensors"]
     }
     words = [word for word in words_of(topic) if word not in generic] or words_of(topic)
     if prefix.lower() in words:

@@ -56,7 +56,7 @@ def test_a_file_that_is_listed_twice_is_read_once(tmp_path: Path, change: Callab
         log = open_bag(tmp_path)
     assert len(told) == 1
     assert [message.log_time_ns for message in log.messages()] == list(range(1_000, 1_250, 10))
-    assert sum(topic.count or 0 for topic in log.topics()) == 25
+    assert sum(topic.count for topic in log.topics()) == 25
 
 
 def test_files_that_are_not_listed_are_told_and_not_read(tmp_path: Path) -> None:
@@ -81,7 +81,7 @@ def test_a_file_that_is_missing_is_left_out_and_counted(tmp_path: Path) -> None:
     with pytest.warns(LogWarning, match=r"bag_7\.mcap: expected an MCAP file, got nothing there\. .* is left out"):
         log = open_bag(tmp_path)
     assert log.damage.bad_files == 1
-    assert sum(topic.count or 0 for topic in log.topics()) == 145
+    assert sum(topic.count for topic in log.topics()) == 145
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         for _ in range(2):

@@ -66,7 +66,7 @@ class MemoryLog:
 
     def topics(self) -> tuple[TopicInfo, ...]:
         names = dict.fromkeys(message.topic for message in self._messages)
-        return tuple(TopicInfo(name, _kind(name), "memory", None) for name in names)
+        return tuple(TopicInfo(name, _kind(name), "memory", 0) for name in names)
 
     def span_ns(self) -> tuple[int, int] | None:
         times = [message.log_time_ns for message in self._messages]

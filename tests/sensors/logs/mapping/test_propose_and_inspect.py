@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import io
 import re
+from collections import Counter
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -48,7 +49,9 @@ class ListedLog:
 
     def topics(self) -> tuple[TopicInfo, ...]:
         kinds = {m.topic: getattr(m.payload, "type", type(m.payload).__name__) for m in reversed(self.listed)}
-        return (*(TopicInfo(name, kind, "nuscenes", None) for name, kind in sorted(kinds.items())), *self.silent)
+        counts = Counter(message.topic for message in self.listed)
+        listed = (TopicInfo(name, kind, "nuscenes", counts[name]) for name, kind in sorted(kinds.items()))
+        return (*listed, *self.silent)
 
     def span_ns(self) -> tuple[int, int] | None:
         return (self.listed[0].log_time_ns, self.listed[-1].log_time_ns) if self.listed else None
