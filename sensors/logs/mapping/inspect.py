@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from sensors.camera.picture_files import check_whole
@@ -16,19 +16,19 @@ from sensors.logs.pixels import unknown_encoding
 _SECOND_NS = 1_000_000_000
 
 
-@dataclass(frozen=True)
+@dataclass
 class TopicSummary:
     """A topic's messages, by the times at which they were recorded."""
 
     name: str
-    type: str
-    encoding: str
-    count: int
-    malformed: int  # or pictures that nothing here reads
-    reason: str  # what is wrong with the first of these; "" for none
-    first_ns: int | None  # None: no message
-    last_ns: int | None
-    largest_gap_s: float | None  # None: fewer than two messages
+    type: str = ""
+    encoding: str = ""
+    count: int = 0
+    malformed: int = 0  # or pictures that nothing here reads
+    reason: str = ""  # what is wrong with the first of these; "" for none
+    first_ns: int | None = None  # None: no message
+    last_ns: int | None = None
+    largest_gap_s: float | None = None  # None: fewer than two messages
 
     @property
     def rate_hz(self) -> float | None:
@@ -36,6 +36,17 @@ class TopicSummary:
         if self.first_ns is None or self.last_ns is None or self.last_ns <= self.first_ns:
             return None
         return (self.count - 1) * _SECOND_NS / (self.last_ns - self.first_ns)
+
+    def add(self, time_ns: int, fault: str) -> None:
+        """Count a message, and why it cannot be read, "" where it can."""
+        if self.last_ns is None:
+            self.first_ns = time_ns
+        else:
+            self.largest_gap_s = max(self.largest_gap_s or 0.0, (time_ns - self.last_ns) / _SECOND_NS)
+        self.last_ns = time_ns
+        self.count += 1
+        self.malformed += bool(fault)
+        self.reason = self.reason or fault
 
 
 @dataclass(frozen=True)
@@ -95,62 +106,23 @@ class LogSummary:
         return {child: above for child, above in parents.items() if len(above) > 1}
 
 
-@dataclass
-class _Tally:
-    """Counts of a topic, as its messages pass."""
-
-    count: int = 0
-    malformed: int = 0
-    reason: str = ""
-    first_ns: int | None = None
-    last_ns: int | None = None
-    largest_gap_ns: int | None = None
-    types: set[str] = field(default_factory=set)
-
-    def add(self, time_ns: int) -> None:
-        if self.last_ns is None or self.first_ns is None:
-            self.first_ns = time_ns
-        else:
-            self.largest_gap_ns = max(self.largest_gap_ns or 0, time_ns - self.last_ns)
-        self.last_ns = time_ns
-        self.count += 1
-
-
 def inspect_log(log: Log) -> LogSummary:
     """Read the whole log once, decode every message, and say what is there. Memory does not grow with its length."""
-    tallies: dict[str, _Tally] = {topic.name: _Tally() for topic in log.topics()}
+    topics = {topic.name: TopicSummary(topic.name, topic.type, topic.encoding) for topic in log.topics()}
     edges: dict[tuple[str, str, bool], int] = {}
     span: tuple[int, int] | None = None
     for message in log.messages():
-        tally = tallies.setdefault(message.topic, _Tally())
-        tally.add(message.log_time_ns)
-        span = (message.log_time_ns if span is None else span[0], message.log_time_ns)
-        if fault := _fault(message.payload):
-            tally.malformed += 1
-            tally.reason = tally.reason or fault
-        elif isinstance(message.payload, FrameTransforms):
-            for transform in message.payload.transforms:
-                edge = (transform.parent, transform.child, message.payload.static)
+        payload, time_ns = message.payload, message.log_time_ns
+        topics.setdefault(message.topic, TopicSummary(message.topic)).add(time_ns, _fault(payload))
+        span = (time_ns if span is None else span[0], time_ns)
+        if isinstance(payload, FrameTransforms):
+            for transform in payload.transforms:
+                edge = (transform.parent, transform.child, payload.static)
                 edges[edge] = edges.get(edge, 0) + 1
     damage = log.damage
-    described = {topic.name: topic for topic in log.topics()}
-    topics = tuple(
-        TopicSummary(
-            name,
-            described[name].type if name in described else "",
-            described[name].encoding if name in described else "",
-            tally.count,
-            tally.malformed,
-            tally.reason,
-            tally.first_ns,
-            tally.last_ns,
-            None if tally.largest_gap_ns is None else tally.largest_gap_ns / _SECOND_NS,
-        )
-        for name, tally in sorted(tallies.items())
-    )
     frames = tuple(FrameSummary(*edge, count) for edge, count in sorted(edges.items()))
-    storage = str(getattr(log, "storage", ""))
-    return LogSummary(log.path, storage, topics, span, damage, frames, propose_mapping(log))
+    listed = tuple(topic for _, topic in sorted(topics.items()))
+    return LogSummary(log.path, str(getattr(log, "storage", "")), listed, span, damage, frames, propose_mapping(log))
 
 
 def _fault(payload: Payload) -> str:
