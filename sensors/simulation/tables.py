@@ -6,25 +6,12 @@ import hashlib
 from dataclasses import dataclass, field
 from typing import Any
 
+from sensors.nuscenes import arrays
 from sensors.simulation.sensing import rig
 
 Row = dict[str, Any]
 
-TABLES = (
-    "attribute",
-    "calibrated_sensor",
-    "category",
-    "ego_pose",
-    "instance",
-    "log",
-    "map",
-    "sample",
-    "sample_annotation",
-    "sample_data",
-    "scene",
-    "sensor",
-    "visibility",
-)
+TABLES = tuple(sorted((*arrays.TABLES, *arrays.OPTIONAL_TABLES)))
 
 CATEGORIES = (
     "human.pedestrian.adult",

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from sensors.nuscenes.config import DETECTION_CLASS_OF_CATEGORY
 from sensors.simulation.shapes.mesh import RGB, Array, Material, Mesh, MeshBuilder
 
 BOX_MARGIN_M = 0.05
@@ -36,9 +37,7 @@ class Shape:
     @property
     def detection_name(self) -> str:
         """The detection class of the category, as nuScenes maps it."""
-        parts = self.category.split(".")
-        names = {"construction": "construction_vehicle", "trafficcone": "traffic_cone"}
-        return names.get(parts[1], parts[1])
+        return DETECTION_CLASS_OF_CATEGORY[self.category]
 
 
 def fit(category: str, builder: MeshBuilder, rcs_dbsm: float) -> Shape:
