@@ -1,14 +1,9 @@
-"""A log made of messages in memory, and one of each kind of payload."""
+"""One of each kind of payload."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
-
 import numpy as np
 
-from sensors.logs.log import Damage, Order, TopicInfo
 from sensors.logs.messages import (
     CameraInfo,
     EncodedImage,
@@ -24,35 +19,6 @@ from sensors.logs.messages import (
 
 T0_NS = 1_600_000_000_123_456_789
 RECORD = np.dtype([("x", "<f4"), ("y", "<f4"), ("z", "<f4"), ("id", "<i2"), ("state", "i1")])
-
-
-@dataclass
-class MadeLog:
-    """Gives its messages as they stand."""
-
-    made: Sequence[LogMessage]
-    path: Path = Path("made")
-    damage: Damage = field(default_factory=Damage)
-
-    def topics(self) -> tuple[TopicInfo, ...]:
-        names = [message.topic for message in self.made]
-        return tuple(TopicInfo(name, "made", "made", names.count(name)) for name in dict.fromkeys(names))
-
-    def span_ns(self) -> tuple[int, int] | None:
-        times = [message.log_time_ns for message in self.made]
-        return (min(times), max(times)) if times else None
-
-    def messages(
-        self,
-        *,
-        topics: Collection[str] | None = None,
-        start_ns: int | None = None,
-        end_ns: int | None = None,
-        order: Order = "log",
-    ) -> Iterator[LogMessage]:
-        for message in self.made:
-            if topics is None or message.topic in topics:
-                yield message
 
 
 def message(topic: str, payload: Payload, after_ns: int = 0) -> LogMessage:

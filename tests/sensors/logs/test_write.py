@@ -32,8 +32,9 @@ from sensors.logs.nuscenes.log import NuScenesLog
 from sensors.logs.open import open_log
 from sensors.logs.ros2.types import typestore
 from sensors.logs.write import LogFormat, write_log
-from tests.sensors.logs.made_log import T0_NS, MadeLog, message, one_of_each, transform
+from tests.sensors.logs.made_log import T0_NS, message, one_of_each, transform
 from tests.sensors.logs.test_encode import same
+from tests.sensors.replay.drive import MemoryLog
 from tests.small_nuscenes import SmallNuScenes
 
 FORMATS: tuple[LogFormat, ...] = ("foxglove", "ros2", "ros2-sqlite")
@@ -249,7 +250,7 @@ def test_topics_are_chosen_and_progress_is_told(scene: NuScenesLog, tmp_path: Pa
 
 @pytest.mark.parametrize("kind", FORMATS)
 def test_what_cannot_be_written_is_left_out_and_counted(tmp_path: Path, kind: LogFormat) -> None:
-    made = MadeLog(
+    made = MemoryLog(
         [
             *(message(topic, payload, i) for i, (topic, payload) in enumerate(one_of_each().items())),
             message("/lidar_top", Malformed("x", "expected whole points, got 7 bytes"), 20),
@@ -274,8 +275,8 @@ def test_errors_name_what_is_there_and_leave_nothing_behind(
     with pytest.raises(LogError, match=r"no topic /nothing\. There are .*/lidar_top"):
         write_log(scene, tmp_path / "a", kind, topics=["/nothing"])
     with pytest.raises(LogError, match="no message to write"):
-        write_log(MadeLog([]), tmp_path / "a", kind)
-    broken = MadeLog([message("/a", Malformed("x", "it is broken"))])
+        write_log(MemoryLog([]), tmp_path / "a", kind)
+    broken = MemoryLog([message("/a", Malformed("x", "it is broken"))])
     with pytest.raises(LogError, match=r"no message to write.*it is broken"):
         write_log(broken, tmp_path / "a", kind)
     assert not list(tmp_path.iterdir())
@@ -311,22 +312,22 @@ def test_an_unknown_format_lists_those_that_there_are(scene: NuScenesLog, tmp_pa
 
 @pytest.mark.parametrize("kind", FORMATS)
 def test_a_source_that_fails_on_the_way_leaves_what_was_there(tmp_path: Path, kind: LogFormat) -> None:
-    class Failing(MadeLog):
+    class Failing(MemoryLog):
         def messages(self, **_: Any) -> Iterator[LogMessage]:
             yield message("/a", EncodedImage(T0_NS, "c", "jpeg", b"x"))
             raise RuntimeError("the disk went away")
 
-    made = MadeLog([message("/a", EncodedImage(T0_NS, "c", "jpeg", b"old"))])
+    made = MemoryLog([message("/a", EncodedImage(T0_NS, "c", "jpeg", b"old"))])
     write_log(made, tmp_path / "a", kind)
     with pytest.raises(LogError, match="exists already"):
         write_log(made, tmp_path / "a", kind)
     with pytest.raises(RuntimeError, match="went away"):
-        write_log(Failing(made.made), tmp_path / "a", kind, overwrite=True)
+        write_log(Failing(()), tmp_path / "a", kind, overwrite=True)
     assert [path.name for path in tmp_path.iterdir()] == ["a"]
     (old,) = open_log(tmp_path / "a").messages()
     assert isinstance(old.payload, EncodedImage)
     assert old.payload.data == b"old"
-    new = MadeLog([message("/a", EncodedImage(T0_NS, "c", "jpeg", b"new"))])
+    new = MemoryLog([message("/a", EncodedImage(T0_NS, "c", "jpeg", b"new"))])
     assert write_log(new, tmp_path / "a", kind, overwrite=True) == 1
     assert [path.name for path in tmp_path.iterdir()] == ["a"]
     (found,) = open_log(tmp_path / "a").messages()
@@ -337,7 +338,7 @@ def test_a_source_that_fails_on_the_way_leaves_what_was_there(tmp_path: Path, ki
 def test_a_sqlite_bag_that_cannot_take_its_place_gives_the_old_one_back(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    made = MadeLog([message("/a", EncodedImage(T0_NS, "c", "jpeg", b"old"))])
+    made = MemoryLog([message("/a", EncodedImage(T0_NS, "c", "jpeg", b"old"))])
     write_log(made, tmp_path / "a", "ros2-sqlite")
     rename = Path.rename
 
@@ -357,7 +358,7 @@ def test_every_parent_of_a_static_frame_is_repeated_for_foxglove(tmp_path: Path)
     edges = {("base_link", "lidar"), ("calib", "lidar"), ("base_footprint", "base_link"), ("lidar", "base_link")}
     static = FrameTransforms(tuple(transform(parent, child) for parent, child in sorted(edges)), static=True)
     picture = EncodedImage(T0_NS, "CAM_FRONT", "jpeg", b"x")
-    made = MadeLog([message("/tf_static", static), *(message("/cam", picture, n * 300_000_000) for n in range(3))])
+    made = MemoryLog([message("/tf_static", static), *(message("/cam", picture, n * 300_000_000) for n in range(3))])
     write_log(made, tmp_path / "a.mcap", "foxglove")
     sent = [m.payload for m in open_log(tmp_path / "a.mcap").messages() if isinstance(m.payload, FrameTransforms)]
     assert len(sent) > 1
@@ -366,7 +367,7 @@ def test_every_parent_of_a_static_frame_is_repeated_for_foxglove(tmp_path: Path)
 
 def test_static_transforms_that_come_late_stand_at_the_beginning_of_a_foxglove_file(tmp_path: Path) -> None:
     picture = EncodedImage(T0_NS, "CAM_FRONT", "jpeg", b"x")
-    made = MadeLog(
+    made = MemoryLog(
         [
             message("/cam", picture),
             message("/tf_static", FrameTransforms((transform("base_link", "CAM_FRONT"),), static=True), 50_000_000),
@@ -391,7 +392,7 @@ def test_static_transforms_that_come_late_stand_at_the_beginning_of_a_foxglove_f
 
 
 def test_ros2_puts_transforms_where_tf2_listens(tmp_path: Path) -> None:
-    made = MadeLog(
+    made = MemoryLog(
         [
             message("/tf", FrameTransforms((transform("base_link", "CAM_FRONT"),), static=True)),
             message("/tf", FrameTransforms((transform("map", "base_link"),), static=False), 1),

@@ -6,15 +6,14 @@ import dataclasses
 import io
 import re
 from collections import Counter
-from collections.abc import Collection, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
 from rich.console import Console
 
-from sensors.logs.log import Damage, LogError, Order, TopicInfo
+from sensors.logs.log import Damage, LogError, TopicInfo
 from sensors.logs.mapping.inspect import inspect_log
 from sensors.logs.mapping.mapping import CameraTopics, LidarTopics, LogMapping, RadarTopics
 from sensors.logs.mapping.propose import check_mapping, dump_mapping, load_mapping, propose_mapping
@@ -32,40 +31,27 @@ from sensors.logs.messages import (
     SceneBoxes,
     TruthBox,
 )
+from tests.sensors.replay.drive import MemoryLog
 from training.replay.log_inspect import print_log_summary
 
 SECOND = 1_000_000_000
 BOX = TruthBox("a", "car", (0.0, 0.0, 0.0), (1.0, 1.0, 1.0), (1.0, 0.0, 0.0, 0.0))
 
 
-@dataclass
-class ListedLog:
+class ListedLog(MemoryLog):
     """A log of given messages; types are the payloads' names, as in nuScenes logs, or their own words."""
 
-    listed: list[LogMessage]
-    silent: tuple[TopicInfo, ...] = ()
-    path: Path = Path("listed")
-    damage: Damage = field(default_factory=Damage)
+    def __init__(
+        self, listed: Sequence[LogMessage], silent: tuple[TopicInfo, ...] = (), damage: Damage | None = None
+    ) -> None:
+        super().__init__(listed)
+        self._silent, self.damage = silent, damage or Damage()
 
     def topics(self) -> tuple[TopicInfo, ...]:
-        kinds = {m.topic: getattr(m.payload, "type", type(m.payload).__name__) for m in reversed(self.listed)}
-        counts = Counter(message.topic for message in self.listed)
+        kinds = {m.topic: getattr(m.payload, "type", type(m.payload).__name__) for m in reversed(self._messages)}
+        counts = Counter(message.topic for message in self._messages)
         listed = (TopicInfo(name, kind, "nuscenes", counts[name]) for name, kind in sorted(kinds.items()))
-        return (*listed, *self.silent)
-
-    def span_ns(self) -> tuple[int, int] | None:
-        return (self.listed[0].log_time_ns, self.listed[-1].log_time_ns) if self.listed else None
-
-    def messages(
-        self,
-        *,
-        topics: Collection[str] | None = None,
-        start_ns: int | None = None,
-        end_ns: int | None = None,
-        order: Order = "log",
-    ) -> Iterator[LogMessage]:
-        assert (topics, start_ns, end_ns, order) == (None, None, None, "log")
-        return iter(self.listed)
+        return (*listed, *self._silent)
 
 
 def listed(*said: tuple[str, Payload]) -> ListedLog:
@@ -334,9 +320,9 @@ def test_a_mapping_must_fit_the_log() -> None:
         TopicInfo("/other", "foxglove.PointCloud", "json", 1),
     )
     with pytest.raises(LogError, match=r"cameras\.C\.image: the topic /film .* cannot be read: .*parts of a film"):
-        check_mapping(film, ListedLog([], foreign.silent + more))
+        check_mapping(film, ListedLog([], foreign.topics() + more))
     beside = {"A": LidarTopics(points="/lidar"), "B": LidarTopics(points="/other")}
-    check_mapping(film.model_copy(update={"lidars": beside}), ListedLog([], foreign.silent + more))
+    check_mapping(film.model_copy(update={"lidars": beside}), ListedLog([], foreign.topics() + more))
     with pytest.raises(
         LogError, match=r"lidars\.A\.points: expected the topic /film .* to be of type .*got foxglove.CompressedVideo"
     ):
