@@ -40,7 +40,6 @@ _LAYOUTS = (
         "yuyv": _Layout(2, "YUV2RGB_YUYV", even=(1, 2)),
         "nv12": _Layout(1, "YUV2RGB_NV12", even=(2, 2), planes=1.5),
         "nv21": _Layout(1, "YUV2RGB_NV21", even=(2, 2), planes=1.5),
-        "nv24": _Layout(1, planes=3.0),
     }
 )
 _ALIASES = {
@@ -48,8 +47,6 @@ _ALIASES = {
     "yuv422": "uyvy", "yuv422_yuy2": "yuyv", "yuy2": "yuyv",
 }  # fmt: skip
 ENCODINGS = (*_LAYOUTS, *_ALIASES)
-# [R, G, B] of (Y, U, V, 1) in BT.601's video range, with the coefficients that OpenCV uses for the others.
-_BT601 = np.array([[1.164, 0, 1.596, -222.912], [1.164, -0.391, -0.813, 135.488], [1.164, 2.018, 0, -276.928]])
 
 
 def unknown_encoding(encoding: str) -> str:
@@ -99,7 +96,7 @@ def decode_raw(image: RawImage) -> NDArray[np.uint8]:
     step = width if _tight(image, layout) else image.step_bytes
     rows = np.frombuffer(image.data, np.uint8)
     if layout.planes != 1:
-        return _from_planes(rows, layout, height, width, step)
+        return _by_opencv(rows.reshape(-1, step)[:, :width], layout.convert)
     size = layout.samples * layout.sample_bytes
     pixels = rows.reshape(height, step)[:, : width * size].reshape(height, width, size)
     pixels = pixels[..., layout.sample_bytes - 1 :: layout.sample_bytes]  # little endian: the high byte comes last
@@ -125,16 +122,6 @@ def _layout(encoding: str) -> _Layout | None:
 def _tight(image: RawImage, layout: _Layout) -> bool:
     """Whether planes lie one after the other without padding; drivers write what they like as their `step` then."""
     return layout.planes != 1 and len(image.data) == round(image.height_px * image.width_px * layout.planes)
-
-
-def _from_planes(data: NDArray[np.uint8], layout: _Layout, height: int, width: int, step: int) -> NDArray[np.uint8]:
-    if layout.convert:
-        return _by_opencv(data.reshape(-1, step)[:, :width], layout.convert)
-    import cv2
-
-    grey = data[: height * step].reshape(height, step, 1)[:, :width]
-    colours = data[height * step :].reshape(height, step, 2)[:, :width]  # of nv24, a pair for each pixel
-    return np.asarray(cv2.transform(np.concatenate([grey, colours], axis=2), _BT601), np.uint8)
 
 
 def _by_opencv(pixels: NDArray[np.uint8], name: str) -> NDArray[np.uint8]:

@@ -72,7 +72,6 @@ def test_a_bayer_mosaic_of_one_colour_is_that_colour(pattern: str, bits: int) ->
         (("yuyv", "yuv422_yuy2", "yuy2"), None, [Y, U, Y, V]),
         (("nv12",), (H, W), [U, V]),
         (("nv21",), (H, W), [V, U]),
-        (("nv24",), (H, W), [U, V]),
     ],
 )
 def test_yuv_is_the_colour_that_the_standard_says(
@@ -82,14 +81,9 @@ def test_yuv_is_the_colour_that_the_standard_says(
         if grey is None:
             payload = raw(encoding, np.tile(np.array(colours, np.uint8), (H, W // 2)), padding)
         else:
-            rows = 2 * H if encoding == "nv24" else H // 2
-            pad = [(0, 0), (0, padding)]
-            planes = np.pad(np.full(grey, Y, np.uint8), pad), np.tile(np.array(colours, np.uint8), (rows, W // 2))
-            if encoding == "nv24":  # a row of pairs is as long as two rows of grey
-                pairs = np.pad(planes[1].reshape(H, 2 * W), [(0, 0), (0, 2 * padding)]).reshape(rows, -1)
-            else:
-                pairs = np.pad(planes[1], pad)
-            payload = RawImage(0, "cam", encoding, H, W, W + padding, planes[0].tobytes() + pairs.tobytes())
+            planes = np.vstack([np.full(grey, Y, np.uint8), np.tile(np.array(colours, np.uint8), (H // 2, W // 2))])
+            planes = np.pad(planes, [(0, 0), (0, padding)])
+            payload = RawImage(0, "cam", encoding, H, W, W + padding, planes.tobytes())
         assert rows_fault(payload) == ""
         assert np.abs(decode_raw(payload).astype(int) - COLOUR).max() <= 2, encoding
 
@@ -105,8 +99,7 @@ def test_colours_stand_beside_their_own_pixels() -> None:
     packed = np.stack([full[..., 0], grey[:, ::2], full[..., 1], grey[:, 1::2]], axis=2)
     for encoding, data in {
         "nv12": grey.tobytes() + pairs.tobytes(), "nv21": grey.tobytes() + pairs[..., ::-1].tobytes(),
-        "nv24": grey.tobytes() + full.repeat(2, axis=1).tobytes(), "uyvy": packed.tobytes(),
-        "yuyv": packed[..., [1, 0, 3, 2]].tobytes(),
+        "uyvy": packed.tobytes(), "yuyv": packed[..., [1, 0, 3, 2]].tobytes(),
     }.items():  # fmt: skip
         step = 2 * W if encoding in ("uyvy", "yuyv") else W
         image = decode_raw(RawImage(0, "cam", encoding, H, W, step, data))
@@ -139,7 +132,6 @@ def test_big_endian_is_turned_within_its_rows(encoding: str, step: int) -> None:
         ("nv21", (36, 63), 63, 63 * 54, "even height and width"),
         ("yuv422", (36, 63), 128, 36 * 128, "even width for yuv422, got 63 x 36"),
         ("nv12", (36, 64), 64, 36 * 64, r"54 rows of 64 bytes \(3456\), got 2304"),
-        ("nv24", (36, 64), 70, 36 * 64, "108 rows of 70 bytes"),
         ("mono16", (36, 64), 64, 36 * 64, "rows of at least 128 bytes for 64 x 36 px of mono16, got rows of 64 bytes"),
         ("bayer_rggb16", (4, 4), 8, 31, r"4 rows of 8 bytes \(32\), got 31"),
         ("rgb8", (4, 4), 12, 49, r"4 rows of 12 bytes \(48\), got 49"),
