@@ -69,8 +69,7 @@ class TransformTree:
         self._gap_ns = gap_ns
         self._edges: dict[tuple[str, str], _Edge] = {}  # by parent and child
         self._at_frame: dict[str, list[_Edge]] = {}  # that begin or end at a frame
-        self._faults: dict[tuple[str, str], str] = {}  # parent, child -> why no lookup may pass the child
-        self._fault_is_static: dict[tuple[str, str], bool] = {}
+        self._faults: dict[tuple[str, str], tuple[str, bool]] = {}  # parent, child -> why no lookup may pass it; static
         self._changed: dict[tuple[str, str], str] = {}  # how a static transform changed, or is sent over time too
         self._apart: dict[tuple[str, str], str] = {}  # target, source -> how a way around first disagreed
         self._told: set[tuple[str, str]] = set()  # edges whose child's parents were looked at
@@ -93,8 +92,7 @@ class TransformTree:
                 del self._edges[edge.parent, edge.child]
                 for frame in (edge.parent, edge.child):
                     self._at_frame[frame].remove(edge)
-        for key in [key for key, static in self._fault_is_static.items() if not static]:
-            del self._faults[key], self._fault_is_static[key]
+        self._faults = {key: (fault, static) for key, (fault, static) in self._faults.items() if static}
 
     def forget_before(self, time_ns: int) -> None:
         """Drop rows that no lookup from `time_ns` on needs."""
@@ -165,7 +163,7 @@ class TransformTree:
                 self._count_left_out(f"{parent!r} -> {child!r}", fault)
             # One bad pose among many is left out; the newest calibration, if bad, is not replaced by an older one.
             if static or edge is None or not edge.track.rows:
-                self._faults[key], self._fault_is_static[key] = fault, static
+                self._faults[key] = fault, static
                 self.version += 1
             return
         if edge is None:
@@ -180,8 +178,7 @@ class TransformTree:
             self._add_row(edge, transform.stamp_ns, row)
         if edge.static is not None and edge.first is not None and key not in self._changed:
             self._tell_both(edge, edge.static, row if not static else edge.first)
-        if key in self._faults:
-            del self._faults[key], self._fault_is_static[key]
+        if self._faults.pop(key, None) is not None:
             self.version += 1
 
     def _disagree(self, target: str, source: str, difference: str, way: _Way, other: _Way) -> None:
@@ -275,7 +272,7 @@ class TransformTree:
 
     def _fault_on(self, way: _Way) -> str:
         children = {edge.child for edge in way}
-        return next((fault for (_, child), fault in self._faults.items() if child in children), "")
+        return next((fault for (_, child), (fault, _) in self._faults.items() if child in children), "")
 
     def _no_way(self, target: str, source: str) -> TransformError:
         """Why two frames are not connected."""
@@ -298,9 +295,9 @@ class TransformTree:
         while True:
             parents = [edge.parent for edge in self._at_frame.get(chain[-1], ()) if edge.child == chain[-1]]
             if not parents:
-                faults = [fault for (_, child), fault in self._faults.items() if child == chain[-1]]
-                if faults:
-                    raise TransformError(faults[0])
+                for (_, child), (fault, _) in self._faults.items():
+                    if child == chain[-1]:
+                        raise TransformError(fault)
                 return chain[-1]
             if parents[0] in chain:
                 loop = [*chain[chain.index(parents[0]) :], parents[0]]

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import heapq
 import itertools
+import math
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -179,23 +180,12 @@ class NuScenesLog:
 
     def _between(self, start_ns: int | None, end_ns: int | None) -> Iterator[_Planned]:
         """The part of the scene that was asked for, what was latched before it first."""
-        latched: list[_Planned] = []
-        infos: dict[str, _Planned] = {}
-        plan = self._plan()
-        first = None
-        for planned in plan:
-            if start_ns is None or planned.time_us * 1000 >= start_ns:
-                first = planned
-                break
-            if planned.topic == CALIBRATIONS:
-                latched.append(planned)
-            elif planned.topic.endswith(INFO):
-                infos[planned.topic] = planned
-        yield from (*latched, *sorted(infos.values(), key=lambda planned: planned.time_us))
-        for planned in itertools.chain([first] if first else [], plan):
-            if end_ns is not None and planned.time_us * 1000 >= end_ns:
-                return
-            yield planned
+        start, end = (bound if ns is None else ns for bound, ns in ((-math.inf, start_ns), (math.inf, end_ns)))
+        before = list(itertools.takewhile(lambda planned: planned.time_us * 1000 < start, self._plan()))
+        yield from (planned for planned in before if planned.topic == CALIBRATIONS)
+        infos = {planned.topic: planned for planned in before if planned.topic.endswith(INFO)}
+        yield from sorted(infos.values(), key=lambda planned: planned.time_us)
+        yield from (planned for planned in self._plan() if start <= planned.time_us * 1000 < end)
 
     def _plan(self) -> Iterator[_Planned]:
         """The whole scene in order; nothing is read for it but the index."""
