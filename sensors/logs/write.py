@@ -1,4 +1,4 @@
-"""Any log written as an MCAP for Foxglove, as a ROS 2 bag in MCAP or as one in SQLite."""
+"""Any log written as an MCAP for Foxglove or as a ROS 2 bag in MCAP."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from typing import Literal, TypeAlias, get_args
 
 from sensors.logs.encode import EncodeError
 from sensors.logs.log import Log, LogError, LogWarning
-from sensors.logs.mapping.targets import FoxgloveTarget, Ros2McapTarget, Ros2SqliteTarget, Target, dynamic_topic
+from sensors.logs.mapping.targets import FoxgloveTarget, Ros2McapTarget, Target, dynamic_topic
 from sensors.logs.messages import FrameTransform, FrameTransforms, LogMessage, Malformed
 
-LogFormat = Literal["foxglove", "ros2", "ros2-sqlite"]
+LogFormat = Literal["foxglove", "ros2"]
 _Edges: TypeAlias = "dict[tuple[str, str], FrameTransform]"  # by parent and child: a frame may have several parents
 _Held: TypeAlias = "dict[str, _Edges]"  # by topic
 Progress = Callable[[int, int], None]  # messages of the source so far, and how many there are
@@ -28,14 +28,12 @@ def write_log(
     *,
     topics: Collection[str] | None = None,
     overwrite: bool = False,
-    labels: bool = False,
     progress: Progress | None = None,
 ) -> int:
     """Writes a log and says how many messages the file holds. It appears whole or not at all.
 
     "foxglove": an MCAP file with Foxglove's schemas, in which static transforms are repeated on /tf, four times a second.
-    "ros2": an MCAP file that is a ROS 2 bag; ROS tells its kind by the ending .mcap. "ros2-sqlite": a folder that is one.
-    `topics` chooses (None: all), `labels` adds text to the boxes of "foxglove".
+    "ros2": an MCAP file that is a ROS 2 bag; ROS tells its kind by the ending .mcap. `topics` chooses (None: all).
 
     What the format cannot say, and messages that were malformed already, are left out with one LogWarning a topic.
 
@@ -50,12 +48,10 @@ def write_log(
     target: Target
     match format:
         case "foxglove":
-            target = FoxgloveTarget(path, overwrite=overwrite, labels=labels)
+            target = FoxgloveTarget(path, overwrite=overwrite)
             messages = repeat_static(messages, known)
         case "ros2":
             target = Ros2McapTarget(path, overwrite=overwrite)
-        case "ros2-sqlite":
-            target = Ros2SqliteTarget(path, overwrite=overwrite)
         case _:
             raise LogError(f"no format {format!r} for logs. There are {', '.join(get_args(LogFormat))}")
     try:

@@ -19,7 +19,6 @@ class LogFormat(StrEnum):
 
     FOXGLOVE = "foxglove"
     ROS2 = "ros2"
-    ROS2_SQLITE = "ros2-sqlite"
 
 
 @tells_errors
@@ -56,7 +55,7 @@ def inspect(
 @tells_errors
 def convert(
     log: LogPath,
-    out: Annotated[Path, typer.Option("--out", help="The file to write; for ros2-sqlite a folder.")],
+    out: Annotated[Path, typer.Option("--out", help="The file to write.")],
     scene: Scene = None,
     format: Annotated[
         LogFormat, typer.Option("--format", help="foxglove: MCAP that opens in Foxglove.")

@@ -32,7 +32,6 @@ if TYPE_CHECKING:
 
 METADATA_KEYS = ("category", "attribute", "velocity_x", "velocity_y", "num_points")
 _TRUTH_ALPHA = 0.4  # what is found is drawn opaque over it
-_LABEL_PX = 12.0
 # foxglove.PackedElementField.NumericType
 _POINT_TYPES = {
     "u1": "Uint8", "i1": "Int8", "u2": "Uint16", "i2": "Int16",
@@ -40,10 +39,8 @@ _POINT_TYPES = {
 }  # fmt: skip
 
 
-def foxglove_message(payload: Payload, *, labels: bool = False) -> Any:
+def foxglove_message(payload: Payload) -> Any:
     """The foxglove-sdk message for a payload; `.encode()` gives its bytes and `.get_schema()` its published schema.
-
-    `labels` adds the category as text over each box.
 
     Raises:
         EncodeError: Foxglove has no message for it, or a number is out of the range of its field.
@@ -55,7 +52,7 @@ def foxglove_message(payload: Payload, *, labels: bool = False) -> Any:
         CameraInfo: _camera_calibration,
         PointCloud: _point_cloud,
         FrameTransforms: _transforms,
-        SceneBoxes: lambda boxes: _scene_update(boxes, labels=labels),
+        SceneBoxes: _scene_update,
     }
     if type(payload) not in encoders:
         raise EncodeError(
@@ -67,7 +64,7 @@ def foxglove_message(payload: Payload, *, labels: bool = False) -> Any:
         raise EncodeError(f"expected values that fit {type(payload).__name__} in Foxglove, got: {error}") from error
 
 
-def foxglove_bytes(payload: Payload, *, labels: bool = False) -> tuple[Any, bytes]:
+def foxglove_bytes(payload: Payload) -> tuple[Any, bytes]:
     """The schema (name, encoding, data) and the bytes of a payload. `Other` messages in Foxglove's schemas pass unchanged.
 
     Raises:
@@ -78,7 +75,7 @@ def foxglove_bytes(payload: Payload, *, labels: bool = False) -> tuple[Any, byte
         if not payload.type.startswith("foxglove.") or not hasattr(known, "get_schema"):
             raise EncodeError(f"expected a type that foxglove-sdk knows, got {payload.type}")
         return known.get_schema(), payload.data
-    message = foxglove_message(payload, labels=labels)
+    message = foxglove_message(payload)
     return message.get_schema(), message.encode()
 
 
@@ -157,31 +154,21 @@ def _transform(one: FrameTransform) -> fox.FrameTransform:
     )
 
 
-def _scene_update(boxes: SceneBoxes, *, labels: bool) -> fox.SceneUpdate:
+def _scene_update(boxes: SceneBoxes) -> fox.SceneUpdate:
     fox, timestamp = _library(), _timestamp(boxes.stamp_ns)
     everything = fox.SceneEntityDeletion(timestamp=timestamp, type=fox.SceneEntityDeletionType.All)
     return fox.SceneUpdate(
         deletions=[everything],
-        entities=[_entity(box, boxes.frame_id, timestamp, labels=labels) for box in boxes.boxes],
+        entities=[_entity(box, boxes.frame_id, timestamp) for box in boxes.boxes],
     )
 
 
-def _entity(box: TruthBox, frame_id: str, timestamp: fox.Timestamp, *, labels: bool) -> fox.SceneEntity:
+def _entity(box: TruthBox, frame_id: str, timestamp: fox.Timestamp) -> fox.SceneEntity:
     fox = _library()
     width_m, length_m, height_m = box.size_m
     vx, vy = map(repr, box.velocity_mps) if box.velocity_mps is not None else ("", "")
     points = "" if box.num_points is None else str(box.num_points)
     values = zip(METADATA_KEYS, (box.category, box.attribute, vx, vy, points), strict=True)
-    x, y, z = box.center_m
-    above = _pose((x, y, z + height_m / 2), box.rotation_wxyz)
-    text = fox.TextPrimitive(
-        pose=above,
-        billboard=True,
-        scale_invariant=True,
-        font_size=_LABEL_PX,
-        text=box.category,
-        color=category_colour(box.category, 1.0),
-    )
     cube = fox.CubePrimitive(
         pose=_pose(box.center_m, box.rotation_wxyz),
         size=_vector((length_m, width_m, height_m)),
@@ -194,7 +181,6 @@ def _entity(box: TruthBox, frame_id: str, timestamp: fox.Timestamp, *, labels: b
         lifetime=fox.Duration(0),  # until deleted, which the next update does
         metadata=[fox.KeyValuePair(key=key, value=value) for key, value in values],
         cubes=[cube],
-        texts=[text] if labels else [],
     )
 
 

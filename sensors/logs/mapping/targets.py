@@ -1,60 +1,58 @@
-"""The files that a log can be written to: an MCAP for Foxglove, an MCAP ROS 2 bag, a SQLite ROS 2 bag."""
+"""The MCAP files that a log can be written to: for Foxglove, and as a ROS 2 bag."""
 
 from __future__ import annotations
 
-import contextlib
 import json
-import shutil
+from abc import ABC, abstractmethod
 from pathlib import Path
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
-from sensors.logs.encode import EncodeError, MissingLogLibraryError
 from sensors.logs.foxglove.encode import foxglove_bytes
-from sensors.logs.log import LogError
-from sensors.logs.mcap.out import AtomicMcapWriter, check_target, partial_name
+from sensors.logs.mcap.out import AtomicMcapWriter
 from sensors.logs.messages import FrameTransforms, LogMessage
 from sensors.logs.ros2.encode import ros2_bytes
 from sensors.logs.ros2.types import typestore
 
 _BAG_VERSION: Final = 8  # of rosbag2's metadata: read by Humble and later
-_INT64 = 2**63
 _STATIC = "_static"
 # Numbers of rmw's enumerations: keep last, reliable, transient local (latched) or volatile, automatic liveliness.
 _LATCHED_DEPTH, _DEPTH, _TRANSIENT_LOCAL, _VOLATILE = 1, 10, 1, 2
 _FOREVER = {"sec": 9223372036, "nsec": 854775807}
 
 
-class Target(Protocol):
-    """Takes messages in order. What it writes lies under its final name only after `close`; `abort` leaves nothing behind."""
+class Target(ABC):
+    """Takes messages in order. What it writes lies under its final name only after `close`; `abort` leaves nothing behind.
+
+    Errors as `AtomicMcapWriter`.
+    """
+
+    profile = ""  # of the MCAP file
+
+    def __init__(self, path: Path, *, overwrite: bool = False) -> None:
+        self._out = AtomicMcapWriter(path, profile=self.profile, overwrite=overwrite)
+        self._channels: dict[tuple[str, str], int] = {}  # by topic and type
 
     @property
     def messages(self) -> int:
         """Written so far."""
-        ...
-
-    def write(self, message: LogMessage) -> None:
-        """EncodeError for a message that the format cannot say; the others are not touched by it."""
-        ...
-
-    def close(self) -> None: ...
-
-    def abort(self) -> None: ...
-
-
-class FoxgloveTarget:
-    """An MCAP file with Foxglove's protobuf schemas; errors as `AtomicMcapWriter`. `labels` writes categories over boxes."""
-
-    def __init__(self, path: Path, *, overwrite: bool = False, labels: bool = False) -> None:
-        self._labels = labels
-        self._out = AtomicMcapWriter(path, overwrite=overwrite)
-        self._channels: dict[tuple[str, str], int] = {}
-
-    @property
-    def messages(self) -> int:
         return self._out.messages
 
+    @abstractmethod
     def write(self, message: LogMessage) -> None:
-        schema, data = foxglove_bytes(message.payload, labels=self._labels)
+        """EncodeError for a message that the format cannot say; the others are not touched by it."""
+
+    def close(self) -> None:
+        self._out.close()
+
+    def abort(self) -> None:
+        self._out.abort()
+
+
+class FoxgloveTarget(Target):
+    """An MCAP file with Foxglove's protobuf schemas."""
+
+    def write(self, message: LogMessage) -> None:
+        schema, data = foxglove_bytes(message.payload)
         key = (message.topic, schema.name)
         if key not in self._channels:
             self._channels[key] = self._out.add_channel(
@@ -66,25 +64,16 @@ class FoxgloveTarget:
             )
         self._out.write(self._channels[key], message.log_time_ns, data, publish_time_ns=message.publish_time_ns)
 
-    def close(self) -> None:
-        self._out.close()
 
-    def abort(self) -> None:
-        self._out.abort()
-
-
-class Ros2McapTarget:
+class Ros2McapTarget(Target):
     """A ROS 2 bag as one MCAP file: profile ros2, ros2msg schemas, QoS and type hash with each channel."""
 
+    profile = "ros2"
+
     def __init__(self, path: Path, *, overwrite: bool = False) -> None:
-        self._out = AtomicMcapWriter(path, profile="ros2", overwrite=overwrite)
-        self._channels: dict[tuple[str, str], int] = {}
+        super().__init__(path, overwrite=overwrite)
         self._counts: dict[tuple[str, str], int] = {}
         self._span_ns: tuple[int, int] | None = None
-
-    @property
-    def messages(self) -> int:
-        return self._out.messages
 
     def write(self, message: LogMessage) -> None:
         kind, data = ros2_bytes(message.payload)
@@ -106,10 +95,7 @@ class Ros2McapTarget:
 
     def close(self) -> None:
         self._out.add_metadata("rosbag2", {"serialized_metadata": json.dumps(self._metadata())})  # JSON is YAML
-        self._out.close()
-
-    def abort(self) -> None:
-        self._out.abort()
+        super().close()
 
     def _metadata(self) -> dict[str, Any]:
         """What rosbag2 keeps in metadata.yaml, and in the file for a bag without it."""
@@ -141,76 +127,6 @@ class Ros2McapTarget:
             "custom_data": {},
             "ros_distro": "rosbags",
         }
-
-
-class Ros2SqliteTarget:
-    """A ROS 2 bag as a folder with a SQLite file and metadata.yaml. Times of publishing have no place in it.
-
-    Raises:
-        LogError: the target exists and `overwrite` is not set, or its folder cannot be written to.
-        MissingLogLibraryError: rosbags is not installed.
-    """
-
-    def __init__(self, path: Path, *, overwrite: bool = False) -> None:
-        try:
-            from rosbags.rosbag2 import StoragePlugin, Writer
-        except ImportError as error:
-            raise MissingLogLibraryError("rosbags") from error
-        self.messages = 0
-        self._path = path
-        self._overwrite = overwrite
-        check_target(path, overwrite=overwrite)
-        self._partial = partial_name(path)
-        self._connections: dict[tuple[str, str], Any] = {}
-        try:
-            self._partial.mkdir(parents=True)
-        except OSError as error:
-            raise LogError(f"{path}: cannot be written: {error.strerror}. Give another place") from error
-        # The file inside takes the folder's name, so the folder has its final one from the beginning, one level down.
-        self._bag = Writer(self._partial / path.name, version=_BAG_VERSION, storage_plugin=StoragePlugin.SQLITE3)
-        self._bag.open()
-
-    def write(self, message: LogMessage) -> None:
-        kind, data = ros2_bytes(message.payload)
-        if not 0 <= message.log_time_ns < _INT64:
-            raise EncodeError(f"expected a time of recording of 0 to 2^63 - 1 ns since 1970, got {message.log_time_ns}")
-        key = (ros2_topic(message), kind)
-        if key not in self._connections:
-            from rosbags.rosbag2.metadata import parse_qos
-
-            self._connections[key] = self._bag.add_connection(
-                key[0], kind, typestore=typestore(), offered_qos_profiles=parse_qos(_qos(key[0]))
-            )
-        self._bag.write(self._connections[key], message.log_time_ns, data)
-        self.messages += 1
-
-    def close(self) -> None:
-        try:
-            self._bag.close()
-            check_target(self._path, overwrite=self._overwrite)
-            self._rename()
-        except BaseException:
-            self.abort()
-            raise
-        shutil.rmtree(self._partial)
-
-    def _rename(self) -> None:
-        """A folder cannot be renamed over another: the old one steps aside, and comes back if the new one cannot follow."""
-        replaced = self._partial / "replaced" / self._path.name
-        if self._path.exists():
-            replaced.parent.mkdir()
-            self._path.rename(replaced)
-        try:
-            (self._partial / self._path.name).rename(self._path)
-        except BaseException:
-            if replaced.exists():
-                replaced.rename(self._path)
-            raise
-
-    def abort(self) -> None:
-        with contextlib.suppress(Exception):  # whatever state the database is in, it goes
-            self._bag.abort()
-        shutil.rmtree(self._partial, ignore_errors=True)
 
 
 def ros2_topic(message: LogMessage) -> str:

@@ -1,8 +1,11 @@
-"""One of each kind of payload."""
+"""One of each kind of payload, and a bag in SQLite of one in MCAP."""
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
+from rosbags.convert import convert
 
 from sensors.logs.messages import (
     CameraInfo,
@@ -19,6 +22,12 @@ from sensors.logs.messages import (
 
 T0_NS = 1_600_000_000_123_456_789
 RECORD = np.dtype([("x", "<f4"), ("y", "<f4"), ("z", "<f4"), ("id", "<i2"), ("state", "i1")])
+
+
+def sqlite_bag(mcap: Path, folder: Path) -> Path:
+    """As `rosbags-convert --src MCAP --dst FOLDER --dst-storage sqlite3` makes it."""
+    convert([mcap], folder, "sqlite3", 9, None, "none", None, None, (), (), (), ())
+    return folder
 
 
 def message(topic: str, payload: Payload, after_ns: int = 0) -> LogMessage:

@@ -108,8 +108,6 @@ def test_each_update_first_deletes_every_box_and_then_draws_them_as_foxglove_exp
     }  # fmt: skip
     assert tuple(pair.key for pair in update.entities[1].metadata) == METADATA_KEYS
     assert not car.texts
-    labelled = foxglove_bytes(EACH["/markers/annotations"], labels=True)[1]
-    assert labelled != foxglove_bytes(EACH["/markers/annotations"])[1]
 
 
 def test_a_sample_without_boxes_still_deletes_those_before_it() -> None:

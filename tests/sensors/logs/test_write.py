@@ -32,12 +32,12 @@ from sensors.logs.nuscenes.log import NuScenesLog
 from sensors.logs.open import open_log
 from sensors.logs.ros2.types import typestore
 from sensors.logs.write import LogFormat, write_log
-from tests.sensors.logs.made_log import T0_NS, message, one_of_each, transform
+from tests.sensors.logs.made_log import T0_NS, message, one_of_each, sqlite_bag, transform
 from tests.sensors.logs.test_encode import same
 from tests.sensors.replay.drive import MemoryLog
 from tests.small_nuscenes import SmallNuScenes
 
-FORMATS: tuple[LogFormat, ...] = ("foxglove", "ros2", "ros2-sqlite")
+FORMATS: tuple[LogFormat, ...] = ("foxglove", "ros2")
 
 
 @pytest.fixture(scope="module")
@@ -83,14 +83,13 @@ def test_mcap_reads_pictures_and_points_to_the_bit(written: dict[LogFormat, Path
             assert decoded.frame_id == wanted.payload.frame_id
 
 
-@pytest.mark.parametrize("kind", ["ros2", "ros2-sqlite"])
 def test_rosbags_reads_pictures_points_and_poses_to_the_bit(
-    written: dict[LogFormat, Path], source: list[LogMessage], kind: LogFormat
+    written: dict[LogFormat, Path], source: list[LogMessage]
 ) -> None:
     by_topic: dict[str, Iterator[LogMessage]] = {
         topic: iter(of_topic(source, topic)) for topic in {m.topic for m in source}
     }
-    with AnyReader([written[kind]], default_typestore=typestore()) as reader:
+    with AnyReader([written["ros2"]], default_typestore=typestore()) as reader:
         assert reader.message_count == len(source)
         for connection, time_ns, raw in reader.messages():
             decoded: Any = reader.deserialize(raw, connection.msgtype)
@@ -134,16 +133,21 @@ def test_our_own_reader_gives_the_source_back(
             ]
 
 
+def test_a_bag_that_rosbags_puts_into_sqlite_says_the_same(written: dict[LogFormat, Path], tmp_path: Path) -> None:
+    ours, theirs = (
+        list(open_log(path).messages()) for path in (written["ros2"], sqlite_bag(written["ros2"], tmp_path / "a"))
+    )
+    assert [(m.topic, m.log_time_ns) for m in theirs] == [(m.topic, m.log_time_ns) for m in ours]
+    assert all(same(a.payload, b.payload) for a, b in zip(ours, theirs, strict=True))
+
+
 @pytest.mark.parametrize("kind", FORMATS)
 def test_the_same_log_gives_the_same_bytes(
     written: dict[LogFormat, Path], scene: NuScenesLog, tmp_path: Path, kind: LogFormat
 ) -> None:
     again = tmp_path / written[kind].name
     write_log(scene, again, kind)
-    files = sorted(again.iterdir()) if again.is_dir() else [again]
-    for file in files:
-        other = written[kind] / file.name if again.is_dir() else written[kind]
-        assert file.read_bytes() == other.read_bytes()
+    assert again.read_bytes() == written[kind].read_bytes()
 
 
 def test_foxglove_has_a_connected_tree_from_the_start_and_at_least_once_a_second(
@@ -193,11 +197,8 @@ def test_points_stand_in_the_world_through_the_transforms_of_the_file(
             )
 
 
-@pytest.mark.parametrize("kind", ["ros2", "ros2-sqlite"])
-def test_ros2_bags_latch_static_transforms_and_name_published_types(
-    written: dict[LogFormat, Path], kind: LogFormat
-) -> None:
-    with AnyReader([written[kind]], default_typestore=typestore()) as reader:
+def test_ros2_bags_latch_static_transforms_and_name_published_types(written: dict[LogFormat, Path]) -> None:
+    with AnyReader([written["ros2"]], default_typestore=typestore()) as reader:
         connections = {connection.topic: connection for connection in reader.connections}
     types = {topic: connection.msgtype for topic, connection in connections.items()}
     assert types == {
@@ -306,7 +307,7 @@ def of_other(log: Any, kind: LogFormat) -> list[LogMessage]:
 
 
 def test_an_unknown_format_lists_those_that_there_are(scene: NuScenesLog, tmp_path: Path) -> None:
-    with pytest.raises(LogError, match=r"'rosbag1'.*foxglove, ros2, ros2-sqlite"):
+    with pytest.raises(LogError, match=r"'rosbag1'.*foxglove, ros2"):
         write_log(scene, tmp_path / "a", "rosbag1")  # type: ignore[arg-type]
 
 
@@ -333,25 +334,6 @@ def test_a_source_that_fails_on_the_way_leaves_what_was_there(tmp_path: Path, ki
     (found,) = open_log(tmp_path / "a").messages()
     assert isinstance(found.payload, EncodedImage)
     assert found.payload.data == b"new"
-
-
-def test_a_sqlite_bag_that_cannot_take_its_place_gives_the_old_one_back(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    made = MemoryLog([message("/a", EncodedImage(T0_NS, "c", "jpeg", b"old"))])
-    write_log(made, tmp_path / "a", "ros2-sqlite")
-    rename = Path.rename
-
-    def fails(self: Path, target: Path) -> Path:
-        if target == tmp_path / "a" and "replaced" not in self.parts:
-            raise OSError(5, "Input/output error")
-        return rename(self, target)
-
-    monkeypatch.setattr(Path, "rename", fails)
-    with pytest.raises(OSError, match="Input/output"):
-        write_log(made, tmp_path / "a", "ros2-sqlite", overwrite=True)
-    assert [path.name for path in tmp_path.iterdir()] == ["a"]
-    assert len(list(open_log(tmp_path / "a").messages())) == 1
 
 
 def test_every_parent_of_a_static_frame_is_repeated_for_foxglove(tmp_path: Path) -> None:
@@ -402,9 +384,7 @@ def test_ros2_puts_transforms_where_tf2_listens(tmp_path: Path) -> None:
     assert {topic.name for topic in open_log(tmp_path / "a").topics()} == {"/tf", "/tf_static"}
 
 
-@pytest.mark.parametrize(
-    ("kind", "library"), [("foxglove", "foxglove"), ("ros2", "rosbags.typesys"), ("ros2-sqlite", "rosbags.rosbag2")]
-)
+@pytest.mark.parametrize(("kind", "library"), [("foxglove", "foxglove"), ("ros2", "rosbags.typesys")])
 def test_a_missing_library_names_the_extra(
     scene: NuScenesLog, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: LogFormat, library: str
 ) -> None:

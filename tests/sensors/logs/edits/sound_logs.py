@@ -25,6 +25,7 @@ from sensors.logs.messages import CameraInfo, EncodedImage, LogMessage, RawImage
 from sensors.logs.open import open_log
 from sensors.logs.ros2.types import typestore
 from sensors.logs.write import write_log
+from tests.sensors.logs.made_log import sqlite_bag
 from tests.sensors.replay.drive import HEIGHT_PX, MAPPING, START_NS, TOPIC, WIDTH_PX, MemoryLog, drive
 
 KINDS = ("ros2", "protobuf", "json", "sqlite")  # the first three in MCAP files
@@ -64,8 +65,8 @@ def sound(kind: str) -> Sound:
         log, path = MemoryLog(_scene()), Path(folder) / "log"
         suffix = ".db3" if kind == "sqlite" else ".mcap"
         if kind == "sqlite":
-            write_log(log, path, "ros2-sqlite")
-            (file,) = path.glob("*.db3")
+            write_log(log, mcap := path.with_suffix(".mcap"), "ros2")
+            (file,) = sqlite_bag(mcap, path).glob("*.db3")
             items, data = _rows(file), file.read_bytes()
         else:
             write_log(log, path.with_suffix(suffix), "ros2" if kind == "ros2" else "foxglove")
