@@ -51,9 +51,9 @@ class Mlp(nn.Module):
 class LayerScale(nn.Module):
     """A learned gain per channel (Touvron et al., ICCV 2021), as in DINOv2."""
 
-    def __init__(self, dim: int, start: float = 1.0) -> None:
+    def __init__(self, dim: int) -> None:
         super().__init__()
-        self.gamma = nn.Parameter(torch.full((dim,), start))
+        self.gamma = nn.Parameter(torch.ones(dim))
 
     def forward(self, x: Tensor) -> Tensor:
         return x * self.gamma

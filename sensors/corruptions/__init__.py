@@ -29,7 +29,7 @@ from sensors.corruptions import weather as weather
 from sensors.frames import KINDS, History, SensorFrame
 
 __all__ = [
-    "CORRUPTIONS", "MULTICORRUPT", "SEVERITIES", "Corruption", "CorruptionError", "History", "Operation", "applies", "corrupt",
+    "CORRUPTIONS", "MULTICORRUPT", "SEVERITIES", "Corruption", "CorruptionError", "History", "Operation", "corrupt",
 ]  # fmt: skip
 
 SEVERITIES = (1, 2, 3, 4, 5)
@@ -137,12 +137,18 @@ def corrupt(frame: SensorFrame, corruption: Corruption, history: History) -> Sen
     Draws follow from the corruption's seed and name and from the frame's token, in every process alike. All severities share
     them: the cameras that severity 2 loses are among those that severity 3 loses, so that severities compare.
 
-    Returns the frame itself where there is nothing to corrupt in it: `applies` tells.
+    Returns the frame itself where there is nothing to corrupt in it: its sensors are absent or delivered nothing, old data is
+    asked for and the scene has just begun (or a frozen sensor has just come to life), or a probability spares this frame.
 
     Raises:
         CorruptionError: there was something to corrupt and the result equals the frame.
     """
-    changed = _change(frame, corruption, history)
+    if not set(corruption.modalities) & set(_delivering(frame)):
+        return frame
+    text = f"{corruption.seed}/{corruption.name}/{frame.token}"
+    entropy = int.from_bytes(hashlib.blake2b(text.encode(), digest_size=16).digest(), "little")
+    random = np.random.Generator(np.random.Philox(np.random.SeedSequence(entropy)))
+    changed = CORRUPTIONS[corruption.name].change(frame, corruption.severity, random, history)
     if changed is None:
         return frame
     if _equal(frame, changed):
@@ -151,24 +157,6 @@ def corrupt(frame: SensorFrame, corruption: Corruption, history: History) -> Sen
             "poses, got the frame as it was. Look at what is in it, and whether history(n) gives earlier keyframes"
         )
     return changed
-
-
-def applies(frame: SensorFrame, corruption: Corruption, history: History) -> bool:
-    """Whether there is something to corrupt in this frame; costs as much as `corrupt`.
-
-    Not where its sensors are absent or delivered nothing, where old data is asked for and the scene has just begun (or a frozen
-    sensor has just come to life), or where a corruption with a probability spares this frame.
-    """
-    return _change(frame, corruption, history) is not None
-
-
-def _change(frame: SensorFrame, corruption: Corruption, history: History) -> SensorFrame | None:
-    if not set(corruption.modalities) & set(_delivering(frame)):
-        return None
-    text = f"{corruption.seed}/{corruption.name}/{frame.token}"
-    entropy = int.from_bytes(hashlib.blake2b(text.encode(), digest_size=16).digest(), "little")
-    random = np.random.Generator(np.random.Philox(np.random.SeedSequence(entropy)))
-    return CORRUPTIONS[corruption.name].change(frame, corruption.severity, random, history)
 
 
 def _delivering(frame: SensorFrame) -> tuple[str, ...]:

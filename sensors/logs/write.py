@@ -26,25 +26,23 @@ def write_log(
     path: Path,
     format: LogFormat,
     *,
-    topics: Collection[str] | None = None,
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> int:
     """Writes a log and says how many messages the file holds. It appears whole or not at all.
 
     "foxglove": an MCAP file with Foxglove's schemas, in which static transforms are repeated on /tf, four times a second.
-    "ros2": an MCAP file that is a ROS 2 bag; ROS tells its kind by the ending .mcap. `topics` chooses (None: all).
+    "ros2": an MCAP file that is a ROS 2 bag; ROS tells its kind by the ending .mcap.
 
     What the format cannot say, and messages that were malformed already, are left out with one LogWarning a topic.
 
     Raises:
-        LogError: the target exists and `overwrite` is not set, a topic is not in the log, or nothing could be written.
+        LogError: the target exists and `overwrite` is not set, or nothing could be written.
         MissingLogLibraryError: a library is not installed.
     """
-    chosen = _check_topics(log, topics)
     # Before the reading proper, which `log.damage` is to tell of.
-    known = _static_transforms(log, chosen) if format == "foxglove" else []
-    messages = _counted(log.messages(topics=topics), chosen, progress)
+    known = _static_transforms(log) if format == "foxglove" else []
+    messages = _counted(log, progress)
     target: Target
     match format:
         case "foxglove":
@@ -70,19 +68,10 @@ def write_log(
     return target.messages
 
 
-def _check_topics(log: Log, topics: Collection[str] | None) -> dict[str, int]:
-    """Topic -> number of its messages, of those that were chosen."""
-    there = {topic.name: topic.count for topic in log.topics()}
-    absent = sorted(set(topics or ()) - set(there))
-    if absent:
-        raise LogError(f"{log.path}: no topic {absent[0]}. There are {', '.join(sorted(there)) or 'none'}")
-    return there if topics is None else {name: there[name] for name in there if name in topics}
-
-
-def _counted(messages: Iterator[LogMessage], chosen: dict[str, int], progress: Progress | None) -> Iterator[LogMessage]:
+def _counted(log: Log, progress: Progress | None) -> Iterator[LogMessage]:
     """The messages, each told to `progress` when the next is asked for."""
-    total = sum(chosen.values())
-    for done, message in enumerate(messages, start=1):
+    total = sum(topic.count for topic in log.topics())
+    for done, message in enumerate(log.messages(), start=1):
         yield message
         if progress is not None:
             progress(done, total)
@@ -102,9 +91,9 @@ def _copy(messages: Iterator[LogMessage], target: Target) -> dict[str, tuple[int
     return left_out
 
 
-def _static_transforms(log: Log, chosen: Collection[str]) -> list[LogMessage]:
+def _static_transforms(log: Log) -> list[LogMessage]:
     """The messages of topics that ROS keeps static transforms in: Foxglove needs them before anything else."""
-    names = [name for name in chosen if name != dynamic_topic(name)]
+    names = [topic.name for topic in log.topics() if topic.name != dynamic_topic(topic.name)]
     return list(log.messages(topics=names)) if names else []
 
 

@@ -22,12 +22,11 @@ class FrameFaults:
     """The corruptions among a replay's faults; those that act on messages are passed over.
 
     A target restricts a corruption: of fog on `lidar` the pictures stay clear, and `cam_front: single_camera_lost-1` can lose
-    no other camera. Draws follow from the seed, the corruption and the frame's token.
+    no other camera. Draws follow from the corruption and the frame's token.
 
     Args:
         faults: in order of application.
         mapping: which channel is of which modality.
-        seed: of the draws.
         topics: of the log, to check targets with; None: not known.
         touched: counts, per fault, the frames that it changed.
 
@@ -40,11 +39,9 @@ class FrameFaults:
         faults: Sequence[Fault],
         mapping: LogMapping,
         *,
-        seed: int = 0,
         topics: Collection[str] | None = None,
         touched: Counter[Fault] | None = None,
     ) -> None:
-        self._seed = seed
         self._touched = Counter[Fault]() if touched is None else touched
         self._faults = [
             (fault, fault.action, resolve(fault, mapping, topics))
@@ -86,7 +83,7 @@ class FrameFaults:
 
         seen = _only(frame, reach)
         try:
-            changed = corrupt(seen, replace(corruption, seed=self._seed), past)
+            changed = corrupt(seen, corruption, past)
         except CorruptionError:  # nothing to be seen of it in this frame; one that never shows is reported as unused
             return frame
         return frame if changed is seen else _merged(frame, changed, reach)

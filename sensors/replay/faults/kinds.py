@@ -53,7 +53,7 @@ class Drift:
 
 @dataclass(frozen=True)
 class Shift:
-    """The calibration has the sensor so far from where it is, and so much turned, in a direction drawn from the seed."""
+    """The calibration has the sensor so far from where it is, and so much turned, in a direction drawn once."""
 
     distance_m: float = 0.0
     angle_deg: float = 0.0

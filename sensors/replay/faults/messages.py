@@ -100,7 +100,6 @@ def alter_messages(
     mapping: LogMapping,
     begin_ns: int,
     *,
-    seed: int = 0,
     order: Order = "log",
     topics: Collection[str] | None = None,
     touched: Counter[Fault] | None = None,
@@ -115,7 +114,6 @@ def alter_messages(
         faults: in order of application.
         mapping: which topic is which sensor.
         begin_ns: the time, of `order`, from which the windows count.
-        seed: of the directions of shifts.
         order: the time to go by.
         topics: of the log, to check targets with; None: not known.
         touched: counts, per fault, the messages that it changed.
@@ -131,7 +129,7 @@ def alter_messages(
         for fault, reach in reaches
         if not isinstance(fault.action, Shift | Corruption)
     ]
-    return _altered(messages, stages, ShiftedMounts(shifts, mapping, seed, counts), begin_ns, order)
+    return _altered(messages, stages, ShiftedMounts(shifts, mapping, counts), begin_ns, order)
 
 
 def _altered(

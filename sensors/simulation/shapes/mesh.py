@@ -58,11 +58,11 @@ class Mesh:
     colors: Array
     materials: Array
 
-    def moved(self, *, x_m: float, y_m: float, yaw_rad: float, z_m: float = 0.0) -> Mesh:
+    def moved(self, *, x_m: float, y_m: float, yaw_rad: float) -> Mesh:
         """The same mesh turned about z and then shifted."""
         c, s = np.cos(yaw_rad), np.sin(yaw_rad)
         rotation = np.array([[c, -s, 0], [s, c, 0], [0, 0, 1]])
-        vertices = self.vertices_m @ rotation.T + np.array([x_m, y_m, z_m])
+        vertices = self.vertices_m @ rotation.T + np.array([x_m, y_m, 0.0])
         return Mesh(vertices.astype(np.float32), self.faces, self.colors, self.materials)
 
     def face_normals(self) -> Array:

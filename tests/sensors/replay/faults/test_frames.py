@@ -25,8 +25,8 @@ MAPPING = LogMapping(
 CHANNELS = [*MAPPING.cameras, *MAPPING.lidars, *MAPPING.radars]
 
 
-def faults(*lines: str, seed: int = 0) -> FrameFaults:
-    return FrameFaults(parse_faults(lines), MAPPING, seed=seed)
+def faults(*lines: str) -> FrameFaults:
+    return FrameFaults(parse_faults(lines), MAPPING)
 
 
 def readings(frame: SensorFrame) -> dict[str, object]:
@@ -62,10 +62,10 @@ def test_a_corruption_acts_on_its_target_and_in_its_window_only(line: str, chann
     assert changed_channels(frame, faults(line)(frame, past_of(frame), 5.0)) == channels
 
 
-def test_on_all_sensors_it_is_the_corruption_of_that_name_and_seed() -> None:
+def test_on_all_sensors_it_is_the_corruption_of_that_name() -> None:
     frame = rig_frame()
-    mine = faults("all: snow-4", seed=3)(frame, no_past, 0.0)
-    expected = corrupt(frame, Corruption("snow", 4, 3), no_past)
+    mine = faults("all: snow-4")(frame, no_past, 0.0)
+    expected = corrupt(frame, Corruption("snow", 4), no_past)
     assert all(np.array_equal(a, b) for a, b in zip(arrays(mine), arrays(expected), strict=True))
 
 
@@ -82,7 +82,7 @@ def test_fog_on_cameras_alone_still_knows_the_depth_that_the_lidar_measures() ->
 
 def test_a_camera_that_is_lost_is_none_in_its_place_and_the_last_one_takes_the_modality_with_it() -> None:
     frame = rig_frame()
-    one = faults("cam_1: missing_camera-5", seed=1)
+    one = faults("cam_1: missing_camera-5")
     lost = [one(rig_frame(n), no_past, 0.0).cameras for n in range(8)]
     assert {tuple(camera is None for camera in cameras or ()) for cameras in lost} <= {
         (False,) * 3,
