@@ -20,17 +20,14 @@ if TYPE_CHECKING:
     from sensors.logs.mcap.index import McapIndex
     from sensors.logs.mcap.summary import Source
 
-_DIFFERENT_BYTES = 2  # a magic number that differs in so many is taken to be a damaged one
 _OPEN_BYTES = 2**30  # of chunks that are open at once because they overlap in time
 _MESSAGE_BYTES = 200  # of an open chunk's message, beside what it says
 
 
 def looks_like_mcap(path: Path) -> bool:
-    """Whether the file begins or ends as an MCAP file does, one damaged end allowed."""
+    """Whether the file begins or ends as an MCAP file does: one end may be damaged."""
     with closing(RandomFile(path)) as file:
-        begins, whole = file.at(0).read(len(MAGIC)), file.ends_whole()
-    same = sum(a == b for a, b in zip(begins, MAGIC, strict=False))
-    return whole or len(MAGIC) - same <= _DIFFERENT_BYTES
+        return file.at(0).read(len(MAGIC)) == MAGIC or file.ends_whole()
 
 
 class McapLog(RecordedLog):
