@@ -11,7 +11,6 @@ from sensors.camera.rectification import distortion_fault, model_of
 from sensors.logs.decode import CAMERA_INFO_TYPES, IMAGE_TYPES, POINT_TYPES, VIDEO_TYPES
 from sensors.logs.frames import propose_frames
 from sensors.logs.log import Log
-from sensors.logs.mapping.file import check_mapping, dump_mapping, load_mapping
 from sensors.logs.mapping.mapping import (
     CameraTopics,
     LidarTopics,
@@ -33,8 +32,6 @@ from sensors.logs.messages import (
     SceneBoxes,
 )
 from sensors.logs.pixels import unknown_encoding
-
-__all__ = ["Proposal", "check_mapping", "dump_mapping", "load_mapping", "propose_mapping"]
 
 _LOOKED_AT = 3000  # messages at most: enough for a second of a rig with a dozen sensors
 _EACH = 3  # messages of a topic

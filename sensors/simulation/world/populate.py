@@ -36,6 +36,15 @@ MOVING = {"car": 13, "truck": 2, "bus": 4, "motorcycle": 4, "bicycle": 4}
 STANDING = {"car": 12, "truck": 4, "trailer": 3, "bus": 3, "construction_vehicle": 3, "motorcycle": 4, "bicycle": 5}
 SEMIS, PEDESTRIANS, CONE_GROUPS, BARRIER_GROUPS = 2, 20, 5, 5
 
+_VEHICLES = {
+    "car": shapes.car,
+    "truck": shapes.truck,
+    "bus": shapes.bus,
+    "trailer": shapes.trailer,
+    "construction_vehicle": shapes.construction_vehicle,
+}
+_TWO_WHEELERS = {"motorcycle": small_shapes.motorcycle, "bicycle": small_shapes.bicycle}
+
 
 @dataclass(frozen=True, slots=True)
 class Agent:
@@ -139,7 +148,7 @@ class Population:
         """Vehicles of a kind in the lanes."""
         for _ in self._wanted(MOVING[kind]):
             shape = self._shape(kind, rider=True)
-            attribute = "cycle.with_rider" if kind in ("bicycle", "motorcycle") else ""
+            attribute = "cycle.with_rider" if kind in _TWO_WHEELERS else ""
 
             def attempt(shape: Shape = shape, attribute: str = attribute) -> bool:
                 drive = self._random_drive(kind)
@@ -201,23 +210,7 @@ class Population:
         return lane_path(layout, road, lane, forward)
 
     def _shape(self, kind: str, *, rider: bool = False) -> Shape:
-        rng = self.rng
-        match kind:
-            case "car":
-                return shapes.car(rng)
-            case "truck":
-                return shapes.truck(rng)
-            case "bus":
-                return shapes.bus(rng)
-            case "trailer":
-                return shapes.trailer(rng)
-            case "construction_vehicle":
-                return shapes.construction_vehicle(rng)
-            case "motorcycle":
-                return small_shapes.motorcycle(rng, rider=rider)
-            case "bicycle":
-                return small_shapes.bicycle(rng, rider=rider)
-        raise ValueError(f"no such kind of agent: {kind}")
+        return _TWO_WHEELERS[kind](self.rng, rider=rider) if kind in _TWO_WHEELERS else _VEHICLES[kind](self.rng)
 
     # Standing
 
@@ -229,7 +222,7 @@ class Population:
 
     def _park_one(self, kind: str, shape: Shape) -> bool:
         rng = self.rng
-        two_wheeler = kind in ("motorcycle", "bicycle")
+        two_wheeler = kind in _TWO_WHEELERS
         attribute = "cycle.without_rider" if two_wheeler else "vehicle.parked"
         lots = [lot for lot in self.layout.lots if abs(sum(lot.s_m) / 2 - self._place_s_m(10)) < 30]
         if lots and not two_wheeler and rng.random() < (0.35 if kind == "car" else 0.65):

@@ -11,8 +11,8 @@ import pytest
 import simplejpeg
 
 from sensors.logs.log import Log
+from sensors.logs.mapping.file import check_mapping
 from sensors.logs.mapping.inspect import inspect_log
-from sensors.logs.mapping.propose import check_mapping
 from sensors.logs.messages import CameraInfo, EncodedImage, FrameTransforms, PointCloud
 from sensors.logs.open import open_log
 

@@ -14,9 +14,10 @@ import pytest
 from rich.console import Console
 
 from sensors.logs.log import Damage, LogError, TopicInfo
+from sensors.logs.mapping.file import check_mapping, dump_mapping, load_mapping
 from sensors.logs.mapping.inspect import inspect_log
 from sensors.logs.mapping.mapping import CameraTopics, LidarTopics, LogMapping, RadarTopics
-from sensors.logs.mapping.propose import check_mapping, dump_mapping, load_mapping, propose_mapping
+from sensors.logs.mapping.propose import propose_mapping
 from sensors.logs.messages import (
     CameraInfo,
     EncodedImage,
