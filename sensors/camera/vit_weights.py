@@ -1,7 +1,7 @@
 """Published ViT weights from a local file into our `VisionTransformer`.
 
 Reads what timm (and DeiT, MAE, DINO) and DINOv2 publish: their names are ours, but for extra tokens. Position embeddings are
-resized to our token grid, patch kernels to our patch side, and layer scale is multiplied in where the network has none.
+resized to our token grid, and patch kernels to our patch side.
 
 Letters: d token width, T position entries, p and q patch sides before and after.
 """
@@ -69,7 +69,11 @@ def load_vit_weights(vit: VisionTransformer, path: str | Path) -> WeightsReport:
     state, own = _read(path), dict(vit.state_dict())
     _check_size(vit, state, path)
     resized: list[str] = []
-    notes = _match_layer_scale(state, own)
+    notes: list[str] = []
+    if any(name.endswith("ls1.gamma") for name in state) and not any(name.endswith("ls1.gamma") for name in own):
+        raise ValueError(
+            f"{path}: expected a ViT without layer scale, got one with it. Set layer_scale=true of the camera modality"
+        )
     if "patch_embed.proj.weight" in state and "patch_embed.proj.weight" in own:
         state["patch_embed.proj.weight"] = _fit_patch(state["patch_embed.proj.weight"], own, resized, path)
     if "pos_embed" in state:
@@ -140,21 +144,6 @@ def _check_size(vit: VisionTransformer, state: Mapping[str, Tensor], path: Path)
             f"{path}: expected a ViT of width {dim} and depth {depth}, got width {got_dim} and depth {got_depth}. "
             f"Set dim={got_dim} and depth={got_depth} of the camera modality, or choose weights of the network's size"
         )
-
-
-def _match_layer_scale(state: dict[str, Tensor], own: Mapping[str, Tensor]) -> list[str]:
-    """Multiply the file's layer scale in where the network has none, which computes the same; -> notes."""
-    gains = [name for name in state if re.fullmatch(r"blocks\.\d+\.ls[12]\.gamma", name)]
-    if not gains or any(name.endswith(".gamma") for name in own):
-        return []
-    for name in gains:
-        gamma = state.pop(name)
-        target = name.replace("ls1.gamma", "attn.proj").replace("ls2.gamma", "mlp.fc2")
-        if f"{target}.weight" in state:
-            state[f"{target}.weight"] = gamma[:, None] * state[f"{target}.weight"]
-        if f"{target}.bias" in state:
-            state[f"{target}.bias"] = gamma * state[f"{target}.bias"]
-    return ["the file's layer scale is multiplied into attn.proj and mlp.fc2, which computes the same"]
 
 
 def _fit_patch(kernel: Tensor, own: Mapping[str, Tensor], resized: list[str], path: Path) -> Tensor:
