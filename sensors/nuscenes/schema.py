@@ -12,6 +12,7 @@ from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
+from sensors.documents import short
 from sensors.errors import DataRootError, SensorDataError
 
 Row = dict[str, Any]
@@ -171,11 +172,13 @@ def check_rows(path: Path, rows: Any) -> list[Row]:
         SensorDataError: a row is none, lacks a key or holds a value of another kind, or two have one token.
     """
     if not isinstance(rows, list):
-        raise DataRootError(f"{path}: expected a list of rows, got {_short(rows)}. Unpack the metadata archive again")
+        raise DataRootError(
+            f"{path}: expected a list of rows, got {short(rows, _LONGEST)}. Unpack the metadata archive again"
+        )
     table = path.stem
     if not set(map(type, rows)) <= {dict}:
         number = next(i for i, row in enumerate(rows) if type(row) is not dict)
-        raise row_fault(path, None, "", "an object with keys", _short(rows[number]), number=number)
+        raise row_fault(path, None, "", "an object with keys", short(rows[number], _LONGEST), number=number)
     for name, key in SCHEMA.get(table, {}).items():
         try:
             column = list(map(itemgetter(name), rows))
@@ -192,7 +195,7 @@ def check_rows(path: Path, rows: Any) -> list[Row]:
                     row[name] = column[i] = meant.get(row["token"], key.absent)
         if not key.sound(column):
             bad = [i for i, value in enumerate(column) if not key.sound([value])]
-            raise row_fault(path, rows[bad[0]], name, key.said, _short(column[bad[0]]), len(bad), bad[0])
+            raise row_fault(path, rows[bad[0]], name, key.said, short(column[bad[0]], _LONGEST), len(bad), bad[0])
         if name == "token" and len(set(column)) != len(column):
             first = {token: i for i, token in reversed(list(enumerate(column)))}
             number = next(i for i, token in enumerate(column) if first[token] != i)
@@ -235,9 +238,4 @@ def _from_neighbours(rows: list[Row], name: str) -> dict[str, str]:
 
 
 def _shown(token: str) -> str:
-    return token if token.isprintable() and len(token) <= _LONGEST else _short(token)
-
-
-def _short(value: Any) -> str:
-    text = ascii(value)
-    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."
+    return token if token.isprintable() and len(token) <= _LONGEST else short(token, _LONGEST)
