@@ -5,11 +5,9 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Protocol
 
 from sensors.logs.messages import LogMessage
-
-Order = Literal["log", "publish"]
 
 
 class LogError(ValueError):
@@ -75,11 +73,10 @@ class Log(Protocol):
         topics: Collection[str] | None = None,
         start_ns: int | None = None,
         end_ns: int | None = None,
-        order: Order = "log",
     ) -> Iterator[LogMessage]:
-        """The messages in order of `log_time_ns` (or `publish_time_ns`); equal times keep the file's order.
+        """The messages in order of `log_time_ns`; equal times keep the file's order.
 
-        From `start_ns` on and before `end_ns`, by the time that they are ordered by. Before the first of them come, with their
-        own times, what was latched before `start_ns`: every static transform, and each camera's last calibration.
+        From `start_ns` on and before `end_ns`. Before the first of them come, with their own times, what was latched before
+        `start_ns`: every static transform, and each camera's last calibration.
         """
         ...

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from sensors.logs.decode import is_camera_info, is_transform
 from sensors.logs.decoder import Decoder
-from sensors.logs.log import Damage, LogError, Order, TopicInfo
+from sensors.logs.log import Damage, LogError, TopicInfo
 from sensors.logs.messages import FrameTransform, FrameTransforms, LogMessage, Malformed
 from sensors.logs.recorded_file import Notices, OpenFile, Query, RawMessage, RecordedFile, merge_due
 
@@ -23,7 +23,6 @@ class _Part:
     path: Path
     notices: Notices = field(default_factory=Notices)
     span_ns: tuple[int, int] | None = None  # None: not known, or no messages
-    publish_ns: tuple[int, int] | None = None
     damage: Damage = field(default_factory=Damage)  # what opening it has shown
 
 
@@ -93,20 +92,18 @@ class RecordedLog:
         topics: Collection[str] | None = None,
         start_ns: int | None = None,
         end_ns: int | None = None,
-        order: Order = "log",
     ) -> Iterator[LogMessage]:
         """The messages in order; see `sensors.logs.log.Log`.
 
         Before `start_ns`, each pair of frames' last transform comes too where its topic is not static: what was sent once, or
-        seldom, holds on. In publish order a file is read twice, the first time for its chunks' times, and thrice where it is
-        one of several.
+        seldom, holds on.
         """
         selected = None if topics is None else frozenset(topics)
         damages = self._damages = [deepcopy(part.damage) for part in self._parts]
         self._malformed = {}
         if start_ns is not None:
-            yield from self._latched(selected, start_ns, order, damages)
-        for due in self._raw(selected, Query(None, start_ns, end_ns, order), damages):
+            yield from self._latched(selected, start_ns, damages)
+        for due in self._raw(selected, Query(None, start_ns, end_ns), damages):
             yield self._message(due)
 
     def _raw(
@@ -115,10 +112,7 @@ class RecordedLog:
         """The messages of all files, in order."""
         waiting = []
         for number, part in enumerate(self._parts):
-            if query.order == "publish" and len(self._parts) > 1 and part.publish_ns is None:
-                file = self._open(part)
-                part.publish_ns = None if file is None else file.publish_span_ns()
-            span = part.span_ns if query.order == "log" else part.publish_ns
+            span = part.span_ns
             if span is None or not query.misses(span):
                 # One whose times are not known is begun at once: its messages wait for their turn.
                 waiting.append((-(2**63) if span is None else span[0], number))
@@ -127,7 +121,7 @@ class RecordedLog:
             return self._stream(self._parts[number], topics, query, damages[number], only_latched)
 
         streams = ((start, number, begin) for start, number in sorted(waiting))
-        return merge_due(streams, lambda due: query.key(due.message))
+        return merge_due(streams, lambda due: due.message.log_ns)
 
     def _stream(
         self, part: _Part, topics: frozenset[str] | None, query: Query, damage: Damage, only_latched: bool
@@ -150,13 +144,11 @@ class RecordedLog:
         for message in file.read(query, damage):
             yield _Due(message, decoder)
 
-    def _latched(
-        self, topics: frozenset[str] | None, start_ns: int, order: Order, damages: Sequence[Damage]
-    ) -> Iterator[LogMessage]:
+    def _latched(self, topics: frozenset[str] | None, start_ns: int, damages: Sequence[Damage]) -> Iterator[LogMessage]:
         """What holds from before the start: static transforms, each pair's last transform, each camera's last calibration."""
         calibrations: dict[str, tuple[int, _Due]] = {}  # topic -> place, message
         transforms: dict[tuple[bool, str, str], tuple[int, LogMessage, FrameTransform]] = {}
-        query = Query(None, None, start_ns, order)
+        query = Query(None, None, start_ns)
         for place, due in enumerate(self._raw(topics, query, damages, only_latched=True)):
             channel = due.decoder.channels[due.message.channel]
             if is_camera_info(channel):

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import NamedTuple, Protocol, TypeAlias, TypeVar
 
 from sensors.logs.decode import ChannelInfo
-from sensors.logs.log import Damage, LogWarning, Order
+from sensors.logs.log import Damage, LogWarning
 
 Item = TypeVar("Item")
 
@@ -26,15 +26,11 @@ class RawMessage(NamedTuple):
 
 @dataclass(frozen=True)
 class Query:
-    """Which messages to read, and in what order. The span is half open, in the time that they are ordered by."""
+    """Which messages to read; the span is half open, in log time."""
 
     channels: frozenset[int] | None
     start_ns: int | None
     end_ns: int | None
-    order: Order
-
-    def key(self, message: RawMessage) -> int:
-        return message.log_ns if self.order == "log" else message.publish_ns
 
     def misses(self, span_ns: tuple[int, int]) -> bool:
         """Whether nothing from the first to the last of these times is asked for."""
@@ -68,16 +64,12 @@ class RecordedFile(Protocol):
         """First and last log time; None: no messages, or not known."""
         ...
 
-    def publish_span_ns(self) -> tuple[int, int] | None:
-        """First and last publish time; None: no messages, or not known. May read the whole file."""
-        ...
-
     def new_damage(self) -> Damage:
         """What is known to be damaged before any message is read; `read` counts on in it."""
         ...
 
     def read(self, query: Query, damage: Damage) -> Iterator[RawMessage]:
-        """Messages in order; equal times as in the file. What is damaged is left out and counted."""
+        """Messages in order of log time; equal times as in the file. What is damaged is left out and counted."""
         ...
 
     def storage(self) -> str:

@@ -65,9 +65,6 @@ class SqliteFile:
     def span_ns(self) -> tuple[int, int] | None:
         return self._span
 
-    def publish_span_ns(self) -> tuple[int, int] | None:
-        return self._span
-
     def new_damage(self) -> Damage:
         return Damage()
 

@@ -1,8 +1,8 @@
 """The virtual clock of a replay: when it ticks, and when it has jumped.
 
-Ticks are told in the time of the sensors' stamps. A message comes at its log time (or publish time), brought to the same
-clock: the two are taken to be one clock unless they are further apart than `jump_s`, as in a log recorded anew from another;
-then their difference at the first measurement counts as none.
+Ticks are told in the time of the sensors' stamps. A message comes at its log time, brought to the same clock: the two
+are taken to be one clock unless they are further apart than `jump_s`, as in a log recorded anew from another; then their
+difference at the first measurement counts as none.
 """
 
 from __future__ import annotations
@@ -10,10 +10,10 @@ from __future__ import annotations
 import itertools
 import statistics
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from sensors.logs.log import Log, LogError, Order
+from sensors.logs.log import Log, LogError
 from sensors.logs.messages import CameraInfo, EncodedImage, FrameTransforms, LogMessage, PointCloud, RawImage
 from sensors.replay.channels import Channels, Source
 from sensors.replay.config import ReplayConfig
@@ -29,20 +29,16 @@ Measurement = EncodedImage | RawImage | PointCloud
 
 @dataclass(frozen=True)
 class Window:
-    """The part of a log that is replayed, and how."""
+    """The part of a log that is replayed."""
 
     start_ns: int | None
     end_ns: int | None
-    order: Order
 
     def messages(self, log: Log, topics: frozenset[str]) -> Iterator[LogMessage]:
-        return log.messages(topics=topics, start_ns=self.start_ns, end_ns=self.end_ns, order=self.order)
-
-    def arrival_ns(self, message: LogMessage) -> int:
-        return message.log_time_ns if self.order == "log" else message.publish_time_ns
+        return log.messages(topics=topics, start_ns=self.start_ns, end_ns=self.end_ns)
 
 
-def window(log: Log, start_s: float | None, duration_s: float | None, order: Order) -> Window:
+def window(log: Log, start_s: float | None, duration_s: float | None) -> Window:
     """`start_s` seconds after the log's begin, `duration_s` long; all of it by default.
 
     Raises:
@@ -59,7 +55,7 @@ def window(log: Log, start_s: float | None, duration_s: float | None, order: Ord
             f"got start {start_s or 0:g} s and duration {'all' if duration_s is None else f'{duration_s:g} s'}"
         )
     end = None if duration_s is None else begin + round(duration_s * SECOND_NS)
-    return Window(None if start_s is None else begin, end, order)
+    return Window(None if start_s is None else begin, end)
 
 
 def first_measurement(
@@ -85,7 +81,7 @@ def tick_rate_hz(log: Log, found: Mapping[str, Source], config: ReplayConfig, pa
     stamps: dict[str, list[int]] = {source.topic: [] for source in found.values()}
     begin = None
     for message in part.messages(log, frozenset(stamps)):
-        arrival = part.arrival_ns(message)
+        arrival = message.log_time_ns
         begin = arrival if begin is None else begin
         if isinstance(message.payload, Measurement) and message.payload.stamp_ns > 0:
             stamps[message.topic].append(message.payload.stamp_ns)
@@ -133,8 +129,7 @@ class Heartbeats:
     What was taken out of a drive must not look as if the clock had stood still or jumped.
     """
 
-    def __init__(self, arrival_ns: Callable[[LogMessage], int]) -> None:
-        self._arrival_ns = arrival_ns
+    def __init__(self) -> None:
         self._times_ns: deque[int] = deque()
         self._last_ns: int | None = None  # the newest of all, kept apart so that the end is exact
         self.end_ns: int | None = None  # the last message's time, once there are no more
@@ -142,7 +137,7 @@ class Heartbeats:
     def through(self, messages: Iterator[LogMessage]) -> Iterator[LogMessage]:
         for message in messages:
             if drives_clock(message):
-                time_ns = self._arrival_ns(message)
+                time_ns = message.log_time_ns
                 if not self._times_ns or not 0 <= time_ns - self._times_ns[-1] < _HEARTBEAT_NS:
                     self._times_ns.append(time_ns)
                 self._last_ns = time_ns

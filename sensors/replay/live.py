@@ -18,7 +18,7 @@ from sensors.logs.log import LogError, LogWarning
 from sensors.logs.mapping.mapping import LogMapping
 from sensors.logs.messages import LogMessage
 from sensors.replay.channels import Channels, Source, sources
-from sensors.replay.clock import SECOND_NS, Measurement, Window, drives_clock, jump
+from sensors.replay.clock import SECOND_NS, Measurement, drives_clock, jump
 from sensors.replay.config import ReplayConfig, Span
 from sensors.replay.playback import Playback
 from sensors.replay.rig import Rig
@@ -69,9 +69,7 @@ class LivePlayback(Playback):
             known = ", ".join(channels.modalities())
             raise LogError(f"mapping: expected at least one of the model's channels {known}, got {mapped}")
         rig = Rig(mapping, gap_ns=round(config.ego_pose_gap_s * SECOND_NS))
-        super().__init__(
-            source_of, rig, channels, config, Window(None, None, "log"), hz=config.tick_hz, log_hz={}, decode=decode
-        )
+        super().__init__(source_of, rig, channels, config, hz=config.tick_hz, log_hz={}, decode=decode)
         self._assembler.endured = Exception  # whatever a decoder raises, the node goes on without that sensor
         self._reference = source_of.get(channels.reference)
         self._held: list[LogMessage] | None = []  # what came before the ticks begin; None: they did

@@ -25,7 +25,7 @@ from sensors.logs.messages import (
 )
 from sensors.replay.assembly import Assembler
 from sensors.replay.channels import Channels, Source
-from sensors.replay.clock import SECOND_NS, Heartbeats, Measurement, TickGrid, Window, drives_clock, jump
+from sensors.replay.clock import SECOND_NS, Heartbeats, Measurement, TickGrid, drives_clock, jump
 from sensors.replay.config import ReplayConfig
 from sensors.replay.rig import Rig
 from sensors.replay.synchroniser import Reading, SensorQueue
@@ -55,13 +55,12 @@ class Playback:
         rig: Rig,
         channels: Channels,
         config: ReplayConfig,
-        part: Window,
         *,
         hz: float,
         log_hz: Mapping[str, float],
         decode: DecodeSize | None,
     ) -> None:
-        self._found, self._rig, self._config, self._part = found, rig, config, part
+        self._found, self._rig, self._config = found, rig, config
         self._hz, self._log_hz = hz, log_hz
         self._assembler = Assembler(channels, rig, decode)
         self._timeout_ns = round(config.timeout_s * SECOND_NS)
@@ -94,12 +93,12 @@ class Playback:
 
     def run(self, messages: Iterator[LogMessage], alter: AlterMessages | None) -> Iterator[Tick]:
         """The ticks of one pass."""
-        heartbeats, self._last_ns = Heartbeats(self._part.arrival_ns), None
+        heartbeats, self._last_ns = Heartbeats(), None
         if alter is not None:
             messages = alter(heartbeats.through(messages))
         for message in messages:
             self._note_end(heartbeats)
-            for time_ns in heartbeats.before(self._part.arrival_ns(message)):
+            for time_ns in heartbeats.before(message.log_time_ns):
                 yield from self._time_goes_on(time_ns - self._epoch.shift_ns)
             yield from self._feed(message)
         self._note_end(heartbeats)
@@ -122,7 +121,7 @@ class Playback:
             yield from self._advance(time_ns)
 
     def _feed(self, message: LogMessage) -> Iterator[Tick]:
-        arrival_ns = self._part.arrival_ns(message)
+        arrival_ns = message.log_time_ns
         if not drives_clock(message):
             yield from self._time_goes_on(arrival_ns - self._epoch.shift_ns, first=False)
             self._take_calibration(message)

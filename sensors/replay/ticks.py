@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 from sensors.camera.images import DecodeSize
-from sensors.logs.log import Log, LogWarning, Order
+from sensors.logs.log import Log, LogWarning
 from sensors.logs.mapping.file import check_mapping
 from sensors.logs.mapping.mapping import LogMapping
 from sensors.replay.channels import Channels, Source, sources, wanted_topics
@@ -49,7 +49,6 @@ def ticks(
     *,
     start_s: float | None = None,
     duration_s: float | None = None,
-    order: Order = "log",
     loop: int = 1,
     alter_messages: AlterMessages | None = None,
     decode: DecodeSize | None = None,
@@ -67,7 +66,7 @@ def ticks(
     """
     if loop < 1:
         raise ValueError(f"expected at least 1 pass through the log, got loop {loop}")
-    part = window(log, start_s, duration_s, order)
+    part = window(log, start_s, duration_s)
     check_mapping(mapping, log)
     source_of = sources(channels, mapping, config)
     topics = wanted_topics(log, source_of)
@@ -79,7 +78,6 @@ def ticks(
         rig,
         channels,
         config,
-        part,
         hz=tick_rate_hz(log, source_of, config, part),
         log_hz=_rates_hz(log, source_of),
         decode=decode,
@@ -120,7 +118,7 @@ def _begin(
     message, source = first
     assert isinstance(message.payload, Measurement)
     stamp_ns = message.payload.stamp_ns + source.offset_ns
-    off_ns = part.arrival_ns(message) - stamp_ns
+    off_ns = message.log_time_ns - stamp_ns
     if abs(off_ns) <= config.jump_s * SECOND_NS:
         return stamp_ns, 0
     warnings.warn(

@@ -19,7 +19,7 @@ import torch
 import robustbev
 from robustbev.checkpoints import find_checkpoint
 from robustbev.results.result import TickResult
-from sensors.logs.log import Damage, Order, TopicInfo
+from sensors.logs.log import Damage, TopicInfo
 from sensors.logs.messages import FrameTransforms, LogMessage, Malformed, Other, Payload
 from sensors.logs.nuscenes.log import NuScenesLog, mapping_of_nuscenes
 from sensors.logs.open import open_log
@@ -67,10 +67,9 @@ class AgainAndAgain:
         topics: Collection[str] | None = None,
         start_ns: int | None = None,
         end_ns: int | None = None,
-        order: Order = "log",
     ) -> Iterator[LogMessage]:
         for n in range(self.times):
-            for message in self.log.messages(topics=topics, order=order):
+            for message in self.log.messages(topics=topics):
                 yield later(message, n * DRIVE_NS)
 
 

@@ -27,13 +27,6 @@ Faults = Annotated[
 ]
 
 
-class MessageOrder(StrEnum):
-    """By which of their times messages come."""
-
-    LOG = "log"
-    PUBLISH = "publish"
-
-
 class HealthChoice(StrEnum):
     """What the sensor health monitor may do in a replay."""
 
@@ -66,7 +59,6 @@ class ReplayRequest:
     ] = None
     start_s: Annotated[float | None, Option("--start", min=0, help="Seconds after the log's beginning.")] = None
     duration_s: Annotated[float | None, Option("--duration", min=0, help="Seconds to replay.")] = None
-    order: Annotated[MessageOrder, Option("--order", help="Messages by log or by publish time.")] = MessageOrder.LOG
     loop: Annotated[int, Option("--loop", min=1, help="Replay the log so many times, one after the other.")] = 1
     health: Annotated[HealthChoice, Option("--health", help="act: sick sensors count as absent.")] = HealthChoice.OFF
     monitor: Annotated[Path, Option("--monitor", help="Of --health: what `robustbev health --fit` wrote.")] = Path(

@@ -165,9 +165,7 @@ def _results(setup: ReplaySetup, script: FaultScript, record: _Record) -> Iterat
 
     def altered(messages: Iterator[LogMessage]) -> Iterator[LogMessage]:
         return record.messages(
-            alter_messages(
-                messages, script.faults, mapping, begin_ns, order=request.order.value, topics=topics, touched=touched
-            )
+            alter_messages(messages, script.faults, mapping, begin_ns, topics=topics, touched=touched)
         )
 
     faults = FrameFaults(script.faults, mapping, topics=topics, touched=touched)

@@ -79,7 +79,7 @@ class ReplaySetup:
     def rate_hz(self) -> float:
         """Ticks a second."""
         request, log = self.request, self.log
-        part = window(log, request.start_s, request.duration_s, request.order.value)
+        part = window(log, request.start_s, request.duration_s)
         return tick_rate_hz(log, sources(self._channels(), self.mapping, self.config), self.config, part)
 
     def ticks(self, alter_messages: AlterMessages, poses: MissingPoses) -> Iterator[Tick]:
@@ -92,7 +92,6 @@ class ReplaySetup:
             self.config,
             start_s=request.start_s,
             duration_s=request.duration_s,
-            order=request.order.value,
             loop=request.loop,
             alter_messages=alter_messages,
             decode=decode_size(self.model.config),

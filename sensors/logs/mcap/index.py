@@ -165,10 +165,8 @@ class _Walk:
         for entry in messages:
             index.counts[entry[2]] = index.counts.get(entry[2], 0) + 1
         if messages:
-            log_ns, publish_ns = ([entry[time] for entry in messages] for time in (0, 1))
-            source.log_ns, source.publish_ns = (min(log_ns), max(log_ns)), (min(publish_ns), max(publish_ns))
-        else:
-            source.publish_ns = (0, 0)
+            times = [entry[0] for entry in messages]
+            source.log_ns = (min(times), max(times))
         channels = frozenset(entry[2] for entry in messages)
         source.channels, source.messages = self._same.setdefault(channels, channels), len(messages)
         index.sources.append(source)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import closing
 from copy import deepcopy
-from operator import itemgetter
+from operator import attrgetter, itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -83,11 +83,6 @@ class McapFile:
     def span_ns(self) -> tuple[int, int] | None:
         return self._index.span_ns
 
-    def publish_span_ns(self) -> tuple[int, int] | None:
-        self._find_publish_times()
-        spans = [source.publish_ns for source in self._index.sources if source.publish_ns is not None]
-        return (min(first for first, _ in spans), max(last for _, last in spans)) if spans else None
-
     def new_damage(self) -> Damage:
         return deepcopy(self._index.damage)
 
@@ -98,14 +93,12 @@ class McapFile:
 
     def read(self, query: Query, damage: Damage) -> Iterator[RawMessage]:
         """Messages in order. Chunks are loaded when the first of their messages is due, and dropped after their last."""
-        if query.order == "publish":
-            self._find_publish_times()
         sources, held = self._index.sources, [0]  # bytes of the sources that are open
 
         def begin(number: int) -> Iterator[RawMessage]:
             return self._messages(sources[number], query, damage, held)
 
-        return merge_due(((first_ns, number, begin) for first_ns, number in self._waiting(query)), query.key)
+        return merge_due(((first_ns, number, begin) for first_ns, number in self._waiting(query)), attrgetter("log_ns"))
 
     def _waiting(self, query: Query) -> list[tuple[int, int]]:
         """(first time, place in the file) of the sources that may hold messages that are asked for, by time."""
@@ -113,10 +106,8 @@ class McapFile:
         for number, source in enumerate(self._index.sources):
             if query.channels is not None and source.channels is not None and not source.channels & query.channels:
                 continue
-            span = source.log_ns if query.order == "log" else source.publish_ns
-            assert span is not None  # they were looked for
-            if not query.misses(span):
-                waiting.append((span[0], number))
+            if not query.misses(source.log_ns):
+                waiting.append((source.log_ns[0], number))
         return sorted(waiting)
 
     def _messages(self, source: Source, query: Query, damage: Damage, held: list[int]) -> Iterator[RawMessage]:
@@ -131,15 +122,14 @@ class McapFile:
             damage.add_bad_chunk(source.offset)
             self._notices.tell(f"{self.path}: the chunk at byte {source.offset} is left out: {error}")
             return
-        time = 0 if query.order == "log" else 1  # of an entry
         entries = [
             entry
             for entry in content.messages
             if (query.channels is None or entry[2] in query.channels)
-            and (query.start_ns is None or entry[time] >= query.start_ns)
-            and (query.end_ns is None or entry[time] < query.end_ns)
+            and (query.start_ns is None or entry[0] >= query.start_ns)
+            and (query.end_ns is None or entry[0] < query.end_ns)
         ]
-        entries.sort(key=itemgetter(time))
+        entries.sort(key=itemgetter(0))
         size = len(content.data) + _MESSAGE_BYTES * len(content.messages)
         held[0] += size
         try:
@@ -150,16 +140,6 @@ class McapFile:
                     damage.bad_records += 1
         finally:
             held[0] -= size
-
-    def _find_publish_times(self) -> None:
-        with closing(RandomFile(self.path)) as file:
-            for source in self._index.sources:
-                if source.publish_ns is None:
-                    try:
-                        times = [entry[1] for entry in source.load(file).messages] or [0]
-                    except RecordError:
-                        times = [*source.log_ns]  # read again in its turn, and counted then
-                    source.publish_ns = (min(times), max(times))
 
     def _tell(self) -> None:
         """One warning for what opening the file has shown."""

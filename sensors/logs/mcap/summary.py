@@ -26,7 +26,6 @@ class Source:
     checked: bool  # by a checksum of its own
     content_bytes: int  # uncompressed
     log_ns: tuple[int, int]  # first and last
-    publish_ns: tuple[int, int] | None = None  # None: not known
     channels: frozenset[int] | None = None  # None: not known
     messages: int | None = None  # None: not known
 

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from sensors.logs.log import Damage, LogError, Order, TopicInfo
+from sensors.logs.log import Damage, LogError, TopicInfo
 from sensors.logs.mapping.mapping import CameraTopics, LidarTopics, LogMapping, RadarTopics
 from sensors.logs.messages import LogMessage, Malformed, Payload
 from sensors.logs.nuscenes.messages import (
@@ -163,9 +163,8 @@ class NuScenesLog:
         topics: Collection[str] | None = None,
         start_ns: int | None = None,
         end_ns: int | None = None,
-        order: Order = "log",
     ) -> Iterator[LogMessage]:
-        """As `Log.messages`, by either order: the times of recording and publishing are one here.
+        """As `Log.messages`; the times of recording and publishing are one here.
 
         At equal times: calibrations, ego pose, readings by channel (a camera's calibration before its picture), boxes.
         """

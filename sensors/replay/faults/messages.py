@@ -16,7 +16,6 @@ from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from sensors.corruptions import Corruption
-from sensors.logs.log import Order
 from sensors.logs.mapping.mapping import LogMapping
 from sensors.logs.messages import FrameTransforms, LogMessage, Malformed, Other, Payload
 from sensors.replay.faults.kinds import (
@@ -100,7 +99,6 @@ def alter_messages(
     mapping: LogMapping,
     begin_ns: int,
     *,
-    order: Order = "log",
     topics: Collection[str] | None = None,
     touched: Counter[Fault] | None = None,
 ) -> Iterator[LogMessage]:
@@ -110,11 +108,10 @@ def alter_messages(
     are passed over.
 
     Args:
-        messages: in order of `order`. Where time goes back, the clock has jumped: what is held comes out before that.
+        messages: in order of log time. Where time goes back, the clock has jumped: what is held comes out before that.
         faults: in order of application.
         mapping: which topic is which sensor.
-        begin_ns: the time, of `order`, from which the windows count.
-        order: the time to go by.
+        begin_ns: the log time from which the windows count.
         topics: of the log, to check targets with; None: not known.
         touched: counts, per fault, the messages that it changed.
 
@@ -129,16 +126,16 @@ def alter_messages(
         for fault, reach in reaches
         if not isinstance(fault.action, Shift | Corruption)
     ]
-    return _altered(messages, stages, ShiftedMounts(shifts, mapping, counts), begin_ns, order)
+    return _altered(messages, stages, ShiftedMounts(shifts, mapping, counts), begin_ns)
 
 
 def _altered(
-    messages: Iterable[LogMessage], stages: Sequence[_Stage], mounts: ShiftedMounts, begin_ns: int, order: Order
+    messages: Iterable[LogMessage], stages: Sequence[_Stage], mounts: ShiftedMounts, begin_ns: int
 ) -> Iterator[LogMessage]:
     held: list[tuple[int, int, LogMessage]] = []  # a heap by time, then by arrival
     count, last_ns = 0, -1
     for message in messages:
-        now_ns = _time_ns(message, order)
+        now_ns = message.log_time_ns
         if now_ns < last_ns:
             yield from _released(held, None)
         last_ns = now_ns
@@ -146,7 +143,7 @@ def _altered(
         for stage in stages:
             altered = [new for old in altered for new in stage(old, now_ns - begin_ns)]
         for new in altered:
-            heapq.heappush(held, (_time_ns(new, order), count, new))
+            heapq.heappush(held, (new.log_time_ns, count, new))
             count += 1
         yield from _released(held, now_ns)
     yield from _released(held, None)
@@ -155,10 +152,6 @@ def _altered(
 def _released(held: list[tuple[int, int, LogMessage]], until_ns: int | None) -> Iterator[LogMessage]:
     while held and (until_ns is None or held[0][0] <= until_ns):
         yield heapq.heappop(held)[2]
-
-
-def _time_ns(message: LogMessage, order: Order) -> int:
-    return message.log_time_ns if order == "log" else message.publish_time_ns
 
 
 class _Stage:

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sensors.logs.log import LogError, LogWarning, Order
+from sensors.logs.log import LogError, LogWarning
 from sensors.logs.mcap.log import McapFile
 from sensors.logs.messages import Other
 from sensors.logs.recorded import RecordedLog
@@ -62,7 +62,6 @@ def split(draw: st.DrawFn) -> list[list[Written]]:
 
 @given(
     parts=split(),
-    order=st.sampled_from(["log", "publish"]),
     start=st.none() | st.integers(95, 165),
     length=st.none() | st.integers(0, 40),
     topics=st.sampled_from([None, ("/t1",), ()]),
@@ -70,7 +69,6 @@ def split(draw: st.DrawFn) -> list[list[Written]]:
 def test_many_files_give_what_one_would(
     tmp_path_factory: pytest.TempPathFactory,
     parts: list[list[Written]],
-    order: Order,
     start: int | None,
     length: int | None,
     topics: tuple[str, ...] | None,
@@ -79,21 +77,17 @@ def test_many_files_give_what_one_would(
     log = RecordedLog(Path("bag"), files, McapFile)
     end = None if length is None else (start or 100) + length
 
-    def time_of(message: Written) -> int:
-        return message.log_ns if order == "log" else message.publish_ns
-
-    ordered = sorted(
-        [message for part in parts for message in part], key=time_of
-    )  # equal times by file, then as written
+    messages = [message for part in parts for message in part]
+    ordered = sorted(messages, key=lambda message: message.log_ns)  # equal times by file, then as written
     wanted = [
         message
         for message in ordered
         if (topics is None or message.topic in topics)
-        and (start is None or time_of(message) >= start)
-        and (end is None or time_of(message) < end)
+        and (start is None or message.log_ns >= start)
+        and (end is None or message.log_ns < end)
     ]
     for _ in range(2):
-        assert told(log, topics=topics, start_ns=start, end_ns=end, order=order) == (wanted, [])
+        assert told(log, topics=topics, start_ns=start, end_ns=end) == (wanted, [])
     assert log.span_ns() == (min(start for start, _ in spans(parts)), max(end for _, end in spans(parts)))
     assert not log.damage
 
@@ -114,7 +108,7 @@ def test_streams_are_begun_when_due(streams: list[list[int]]) -> None:
     assert sorted(begun) == list(range(len(streams)))
 
 
-@pytest.mark.parametrize("asked", [{}, {"start_ns": 2_000}, {"order": "publish"}, {"topics": ["/topic_1"]}], ids=str)
+@pytest.mark.parametrize("asked", [{}, {"start_ns": 2_000}, {"topics": ["/topic_1"]}], ids=str)
 def test_one_file_at_a_time_is_open(tmp_path: Path, asked: dict[str, Any]) -> None:
     parts, opened = one_after_another(60), Opened()
     files = write_parts(tmp_path / "bag", parts)

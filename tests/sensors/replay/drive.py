@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import simplejpeg
 
-from sensors.logs.log import Damage, Order, TopicInfo
+from sensors.logs.log import Damage, TopicInfo
 from sensors.logs.mapping.mapping import CameraTopics, LidarTopics, LogMapping, RadarTopics
 from sensors.logs.messages import (
     CameraInfo,
@@ -78,10 +78,9 @@ class MemoryLog:
         topics: Collection[str] | None = None,
         start_ns: int | None = None,
         end_ns: int | None = None,
-        order: Order = "log",
     ) -> Iterator[LogMessage]:
         for message in self._messages:
-            time_ns = message.log_time_ns if order == "log" else message.publish_time_ns
+            time_ns = message.log_time_ns
             latched = isinstance(message.payload, CameraInfo | FrameTransforms) and message.topic != "/tf"
             inside = (start_ns is None or time_ns >= start_ns or latched) and (end_ns is None or time_ns < end_ns)
             if inside and (topics is None or message.topic in topics):

@@ -358,12 +358,6 @@ def part_begin(whole: list[Tick], part: list[Tick]) -> int:
     return next(i for i, tick in enumerate(whole) if tick.time_us == part[0].time_us)
 
 
-def test_in_the_order_of_publishing_messages_come_at_their_publish_time() -> None:
-    log, publish = replay(drive(2.0)), replay(drive(2.0), order="publish")
-    assert [tick.time_us for tick in log] == [tick.time_us for tick in publish]
-    assert log[10].ready_us - publish[10].ready_us == 1000
-
-
 def test_a_sensor_whose_clock_is_slow_is_put_right_by_its_offset() -> None:
     slow = altered(drive(2.0), ["LIDAR_TOP"], lambda m: later(m, 0, -20 * MS))
     mapping = MAPPING.model_copy(update={"lidars": {"LIDAR_TOP": LidarTopics(points="/lidar_top", offset_s=0.02)}})

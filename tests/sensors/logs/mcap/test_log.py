@@ -87,19 +87,6 @@ def test_a_whole_file_gives_every_message_by_log_time(
 
 
 @pytest.mark.parametrize("summary", [True, False])
-def test_publish_order_sorts_by_publish_time(file: Path, summary: bool) -> None:
-    messages = some_messages()
-    file.write_bytes(write_mcap(messages, summary=summary))
-    log, got, _ = read(file, order="publish")
-    by_publish = sorted(messages, key=lambda message: message.publish_ns)
-    assert [message.publish_ns for message in got] == [message.publish_ns for message in by_publish]
-    assert got == by_publish
-    span = [m for m in by_publish if 1_300 <= m.publish_ns < 1_700]
-    assert read(file, order="publish", start_ns=1_300, end_ns=1_700)[1] == span
-    assert not log.damage
-
-
-@pytest.mark.parametrize("summary", [True, False])
 def test_chunks_that_overlap_in_time_are_merged(file: Path, summary: bool) -> None:
     rng = random.Random(3)
     messages = [Written(f"/t{n % 2}", time := rng.randrange(50), time, struct.pack("<I", n)) for n in range(500)]

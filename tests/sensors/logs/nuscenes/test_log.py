@@ -216,11 +216,6 @@ def test_a_span_begins_with_what_was_latched_before_it(small_nuscenes: SmallNuSc
     assert [m.topic for m in late] == ["/tf_static", "/cam_front/camera_info"]
 
 
-def test_order_by_publishing_is_the_same_order(small_nuscenes: SmallNuScenes) -> None:
-    log = NuScenesLog(small_nuscenes.config, "scene-0")
-    assert [m.topic for m in log.messages(order="publish")] == [m.topic for m in log.messages()]
-
-
 def test_points_of_other_columns_are_read_by_their_names(copied: NuScenesConfig) -> None:
     path = copied.root / "samples/LIDAR_TOP/LIDAR_TOP-0-0.pcd.bin"
     points = np.fromfile(path, "<f4").reshape(-1, 5)
