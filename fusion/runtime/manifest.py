@@ -197,8 +197,8 @@ def _spec(entry: Any, symbols: Mapping[str, Symbol], where: str) -> TensorSpec:
 
 
 def _dims(dims: Any, symbols: Mapping[str, Symbol], where: str) -> tuple[Dim, ...]:
-    if not isinstance(dims, list):
-        raise ArtifactError(f"{where}: expected a list of sizes and symbols, got {shown(dims)}")
+    if not isinstance(dims, list) or len(dims) > 8:
+        raise ArtifactError(f"{where}: expected a list of at most 8 sizes and symbols, got {shown(dims)}")
     for dim in dims:
         sound = 0 <= dim <= _LARGEST if type(dim) is int else isinstance(dim, str) and dim in symbols
         if not sound:
