@@ -140,7 +140,6 @@ class ModelConfig(StrictModel):
     tasks: dict[Name, AnyTaskConfig] = Field(default={DETECTION: DetectionConfig()})
     """What is asked of the fused grid, by names of the user's choice; `kind` may be left out where the name is one. Detection is
     asked of every model, and is called so."""
-    alignment: None = Field(default=None, exclude=True)  # no setting any more: config.json of before says null
     rig: RigConfig | None = None  # whose data it was trained on; a training run fills it in from its data
 
     @model_validator(mode="after")

@@ -308,14 +308,3 @@ def test_a_channel_that_the_data_do_not_have_is_refused_before_training() -> Non
         ValueError, match=r"model\.modalities\.front\.channels: the rig has no lidar LIDAR_TYPO, .*LIDAR_TOP; "
     ):
         with_rig(few, DataConfig())
-
-
-def test_settings_that_are_gone_are_passed_over_in_what_runs_and_models_of_before_say() -> None:
-    assert ModelConfig.model_validate_json('{"alignment": null}') == ModelConfig()
-    assert (
-        StepConfig.model_validate_json('{"weights": {"alignment": 0.1, "distillation": 0.0}}').model_dump()
-        == StepConfig().model_dump()
-    )
-    assert "alignment" not in ModelConfig().model_dump_json() + StepConfig().model_dump_json()
-    with pytest.raises(ValidationError, match="distillation"):
-        StepConfig.model_validate_json('{"weights": {"distillation": 1.0}}')

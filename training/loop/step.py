@@ -70,9 +70,6 @@ class LossWeights(StrictModel):
     image: Weight = 0.3  # heatmap of objects in the pictures, before the lift
     tasks: dict[str, Weight] = Field(default={})
     """Of all losses of a task beside detection, by its name; 1 where it is not named."""
-    # No weights any more: configurations of runs of before name them, without effect.
-    alignment: float | None = Field(default=None, exclude=True)
-    distillation: Annotated[float, Field(ge=0, le=0)] | None = Field(default=None, exclude=True)
 
 
 class StepConfig(StrictModel):
