@@ -27,7 +27,7 @@ class SubsetFigures:
 
     subset: str  # "camera+lidar"
     mean_ap: float  # nuScenes' mAP, 0..1
-    nds: float  # nuScenes detection score, 0..1
+    nds: float | None  # nuScenes detection score, 0..1; None: not defined for these classes
 
 
 @dataclass(frozen=True)
@@ -66,9 +66,15 @@ class ModelCard:
     def _table(self) -> str:
         if not self.figures:
             return "Not evaluated. `robustbev evaluate --checkpoint ...` measures every subset and writes the figures here."
-        rows = [f"| {f.subset.replace('+', ' + ')} | {f.mean_ap:.3f} | {f.nds:.3f} |" for f in self.figures]
-        caption = f"Measured on {self.evaluated_on}, by the official nuScenes evaluation." if self.evaluated_on else ""
-        return "\n".join(["| sensors | mAP | NDS |", "|---|---:|---:|", *rows, "", caption]).rstrip()
+        scored = all(f.nds is not None for f in self.figures)
+        rows = [
+            f"| {f.subset.replace('+', ' + ')} | {f.mean_ap:.3f} |" + (f" {f.nds:.3f} |" if scored else "")
+            for f in self.figures
+        ]
+        who = "the official nuScenes evaluation" if scored else "nuScenes' formulas"
+        caption = f"Measured on {self.evaluated_on}, by {who}." if self.evaluated_on else ""
+        head = ["| sensors | mAP | NDS |", "|---|---:|---:|"] if scored else ["| sensors | mAP |", "|---|---:|"]
+        return "\n".join([*head, *rows, "", caption]).rstrip()
 
 
 def _rig(config: ModelConfig) -> list[str]:

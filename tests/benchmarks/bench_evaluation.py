@@ -13,6 +13,7 @@ from sensors.nuscenes.reader import NuScenesReader
 from tests.benchmarks.conftest import Compare
 from tests.benchmarks.tables import write_tables
 from training.tasks.detection.official import Metrics, OfficialEvaluation, open_tables
+from training.tasks.detection.rules import official_rules
 from training.tasks.detection.submission import submission, submission_boxes
 
 SCENES, BOXES = 5, 200
@@ -47,7 +48,7 @@ def bench_detection_metrics(tmp_path: Path, compare: Compare) -> None:
     tables = open_tables(data.root, data.version)
 
     def official(metrics: Metrics) -> OfficialEvaluation:
-        return OfficialEvaluation(tables, reader.tokens, 54.0, metrics=metrics)
+        return OfficialEvaluation(tables, reader.tokens, official_rules(54.0), metrics=metrics)
 
     ours, devkit = official("fast"), official("devkit")
     assert ours.measure(path)[0].mean_ap == devkit.measure(path)[0].mean_ap

@@ -59,7 +59,7 @@ def evaluate(
     ] = None,
     out: Annotated[Path | None, typer.Option("--out", help="Default: `evaluation` in the run's folder.")] = None,
 ) -> None:
-    """Measure a model under every subset of its sensors by the official nuScenes evaluation."""
+    """Measure a model under every subset of its sensors by the official nuScenes evaluation, or its formulas."""
     from sensors.extras import require
 
     require("robustbev evaluate", "data", "nuscenes", "simplejpeg")

@@ -26,7 +26,7 @@ from training.robustness.tasks import Store, fingerprint
 from training.runs.evaluate import evaluate_checkpoint, load_model
 from training.runs.files import RunBusyError
 from training.runs.run import run_training
-from training.tasks.detection.result import SubsetResult
+from training.tasks.detection.result import SubsetResult, main_figures
 from training.tracking.run import PARENT_TAG, MLflowRun
 from training.tracking.sending import log_report, send_now
 
@@ -131,8 +131,11 @@ def _measure(job: Job, checkpoint: Path, bars: Bars, stop: Stop) -> _Figures:
         results_by_case = evaluate_cases(model, config, missing, job.files.evaluation / "cases", progress=progress)
         measured.add(results_by_case)
         if config.tracking.enabled:
-            figures = {f"val/{case.name}/mAP": result.mean_ap for case, result in results_by_case.items()}
-            figures |= {f"val/{case.name}/NDS": result.nds for case, result in results_by_case.items()}
+            figures = {
+                f"val/{case.name}/{name}": getattr(result, key)
+                for case, result in results_by_case.items()
+                for name, key in main_figures([result]).items()
+            }
             log_report(job.files.mlflow, checkpoint, figures, {})
     return measured
 

@@ -12,9 +12,7 @@ from typing import Any
 from training.comparison.plan import JobResult
 from training.files.atomic import write_json, write_text
 from training.files.table import Column, Table
-from training.tasks.detection.result import SubsetResult
-
-KINDS = {"mAP": "mean_ap", "NDS": "nds"}  # column's figure -> field of SubsetResult
+from training.tasks.detection.result import SubsetResult, figure_of, main_figures
 
 
 @dataclass(frozen=True)
@@ -77,10 +75,13 @@ class Row:
     def done(self) -> tuple[JobResult, ...]:
         return tuple(result for result in self.results if result.status == "done")
 
-    def spread(self, column: str, kind: str = "mAP") -> Spread:
-        """Over the seeds that measured `column`; a model without its sensors has no figure there."""
-        figures = [result.figures[column] for result in self.done if column in result.figures]
-        return Spread(tuple(float(getattr(figure, KINDS[kind])) for figure in figures))
+    def spread(self, column: str, field: str = "mean_ap") -> Spread:
+        """Over the seeds that measured `column`; a model without its sensors has no figure there.
+
+        `field` is one of `SubsetResult`'s.
+        """
+        values = [figure_of(result.figures.get(column), field) for result in self.done]
+        return Spread(tuple(value for value in values if not math.isnan(value)))
 
     @property
     def step_ms(self) -> Spread:
@@ -106,8 +107,13 @@ class Comparison:
     notes: tuple[str, ...] = ()  # what a reader must know before comparing
     mlflow: Mapping[str, str] | None = None  # uri and run_id
 
-    def leaders(self, kind: str = "mAP") -> dict[str, str | None]:
-        return {column: leader({row.name: row.spread(column, kind) for row in self.rows}) for column in self.columns}
+    @property
+    def kinds(self) -> dict[str, str]:
+        """A column's figures by name, and their fields: see `main_figures`."""
+        return main_figures(figure for row in self.rows for result in row.done for figure in result.figures.values())
+
+    def leaders(self, field: str = "mean_ap") -> dict[str, str | None]:
+        return {column: leader({row.name: row.spread(column, field) for row in self.rows}) for column in self.columns}
 
 
 def caption(comparison: Comparison) -> list[str]:
@@ -119,7 +125,10 @@ def caption(comparison: Comparison) -> list[str]:
         if several
         else "mAP of one seed: the spread between seeds is not known, so no value is marked as best"
     ]
-    grounds = dict.fromkeys(f"nuScenes DetectionEval on {f.samples} samples, {f.ranges}" for f in figures)
+    grounds = dict.fromkeys(
+        f"nuScenes {'formulas' if f.nds is None else 'DetectionEval'} on {f.samples} samples, {f.ranges}"
+        for f in figures
+    )
     if grounds:
         lines.append("; ".join(grounds))
     if len(grounds) > 1:
@@ -155,15 +164,15 @@ def comparison_table(comparison: Comparison) -> Table:
 
 
 def csv_table(comparison: Comparison) -> Table:
-    """For machines: mean and deviation in columns of their own, of mAP and NDS."""
-    figures = [(column, kind) for column in comparison.columns for kind in KINDS]
+    """For machines: mean and deviation in columns of their own, of mAP, and NDS where it is defined."""
+    figures = [(column, kind) for column in comparison.columns for kind in comparison.kinds.items()]
     columns = ["config", "file", "seeds", "parameters"]
-    for name in ("step_ms", "train_seconds", *(f"{column} {kind}" for column, kind in figures)):
+    for name in ("step_ms", "train_seconds", *(f"{column} {kind}" for column, (kind, _) in figures)):
         columns += [f"{name} mean", f"{name} deviation"]
     rows = []
     for row in comparison.rows:
         seeds = " ".join(str(result.seed) for result in row.done)
-        spreads = [row.step_ms, row.train_seconds, *(row.spread(column, kind) for column, kind in figures)]
+        spreads = [row.step_ms, row.train_seconds, *(row.spread(column, field) for column, (_, field) in figures)]
         values = [value for spread in spreads for value in (spread.mean, spread.deviation)]
         rows.append([row.name, str(row.file), seeds, "" if row.parameters is None else row.parameters, *values])
     return Table("", [Column(name) for name in columns], rows)
@@ -171,7 +180,7 @@ def csv_table(comparison: Comparison) -> Table:
 
 def to_json(comparison: Comparison) -> dict[str, Any]:
     """Everything, each seed's figures too; what is not defined is null."""
-    leaders = {kind: comparison.leaders(kind) for kind in KINDS}
+    leaders = {kind: comparison.leaders(field) for kind, field in comparison.kinds.items()}
     return {
         "name": comparison.name,
         "seeds": list(comparison.seeds),
@@ -191,7 +200,8 @@ def _row_json(comparison: Comparison, row: Row) -> dict[str, Any]:
         "step_ms": row.step_ms.to_json(),
         "train_seconds": row.train_seconds.to_json(),
         "figures": {
-            column: {kind: row.spread(column, kind).to_json() for kind in KINDS} for column in comparison.columns
+            column: {kind: row.spread(column, field).to_json() for kind, field in comparison.kinds.items()}
+            for column in comparison.columns
         },
         "runs": [
             {
@@ -214,7 +224,11 @@ def metrics(comparison: Comparison) -> dict[str, float]:
     """Means and deviations under the names that MLflow shows; what is not defined is left out."""
     figures: dict[str, float] = {}
     for row in comparison.rows:
-        spreads = {f"{column}/{kind}": row.spread(column, kind) for column in comparison.columns for kind in KINDS}
+        spreads = {
+            f"{column}/{kind}": row.spread(column, field)
+            for column in comparison.columns
+            for kind, field in comparison.kinds.items()
+        }
         spreads |= {"step_ms": row.step_ms, "train_seconds": row.train_seconds}
         for name, spread in spreads.items():
             figures |= {f"{row.name}/{name}": spread.mean, f"{row.name}/{name}/deviation": spread.deviation}

@@ -1,4 +1,4 @@
-"""Every subset of the sensors, measured by the official nuScenes evaluation.
+"""Every subset of the sensors, measured by the official nuScenes evaluation, or by its formulas for classes of one's own.
 
 Letters: B samples, K boxes.
 """
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from bev.detection.boxes import Boxes
-from robustbev import NUSCENES_CLASSES, ModelConfig, Perception, PerceptionModel
+from robustbev import ModelConfig, Perception, PerceptionModel
 from robustbev.config import DETECTION
 from sensors.batch import map_tensors
 from sensors.nuscenes.reader import NuScenesReader
@@ -42,17 +42,6 @@ def possible_subsets(config: ModelConfig, subsets: Sequence[str]) -> tuple[str, 
         return tuple(dict.fromkeys(subset_name(subset.split("+"), names) for subset in subsets)) or every_subset(names)
     except ValueError as error:
         raise ValueError(f"evaluation: subsets: {error}") from None
-
-
-def check_official_classes(classes: Sequence[str]) -> None:
-    """ValueError for a class that is none of the ten that the official nuScenes evaluation measures."""
-    unknown = [name for name in classes if name not in NUSCENES_CLASSES]
-    if unknown:
-        raise ValueError(
-            f"evaluation: model.classes: expected classes of the official nuScenes evaluation ({', '.join(NUSCENES_CLASSES)}), "
-            f"got {', '.join(unknown)}. Lead their categories to one of these in data.nuscenes.class_map; or replay the scenes, "
-            "which measures average precision of any classes"
-        )
 
 
 @torch.inference_mode()
@@ -143,11 +132,9 @@ def evaluate_subsets(
         subset -> figures, in the order of `config.subsets`.
 
     Raises:
-        ValueError: a class is none of the official evaluation's, a sample of the split is missing from the batches, or a box
-            is not finite.
+        ValueError: a sample of the split is missing from the batches, or a box is not finite.
     """
     subsets = possible_subsets(model.config, config.subsets)
-    check_official_classes(model.config.classes)
     total = len(reader.tokens[: config.limit])
     predictions = predict_subsets(model, batches, subsets, limit=config.limit, progress=progress, total=total)
     results = score_subsets(predictions, model.config, reader, out_dir, config, progress)
@@ -163,7 +150,7 @@ def score_subsets(
     config: EvaluationConfig,
     progress: Progress | None = None,
 ) -> dict[str, SubsetResult]:
-    """Official figures of what was found with each subset; see `evaluate_subsets`. `out_dir` gets a folder a subset."""
+    """Figures of what was found with each subset; see `evaluate_subsets`. `out_dir` gets a folder a subset."""
     from training.tasks.detection.official import OfficialEvaluation, open_tables  # the devkit takes seconds to import
 
     expected = list(reader.tokens)[: config.limit]
@@ -176,9 +163,8 @@ def score_subsets(
             "loader that drops none and with one rank"
         )
     nusc = open_tables(reader.root, reader.config.version)
-    official = OfficialEvaluation(
-        nusc, tokens, model.grid.bev().radius_m, reader.config.reference_channel, config.metrics
-    )
+    rules = config.rules(model.classes, reader.config.class_map, model.grid.bev().radius_m)
+    official = OfficialEvaluation(nusc, tokens, rules, reader.config.reference_channel, config.metrics)
     return score(predictions, model, reader, official, out_dir, config, progress)
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from training.files.atomic import write_json, write_text
 from training.files.table import Cell, Column, Table, show
-from training.tasks.detection.result import TP_ERRORS, SubsetResult, task_figures
+from training.tasks.detection.result import TP_ERRORS, SubsetResult, figure_of, main_figures, task_figures
 
 SHORT_CLASS = {
     "construction_vehicle": "constr.",
@@ -39,9 +39,7 @@ def read_subsets(path: Path) -> dict[str, SubsetResult]:
     except FileNotFoundError:
         raise ValueError(f"{path}: no such file; `robustbev evaluate --checkpoint DIR` writes it") from None
     except (json.JSONDecodeError, AttributeError, KeyError, TypeError) as error:
-        raise ValueError(
-            f'{path}: expected {{"camera+lidar": {{"mAP": ..., "NDS": ...}}, ...}}, got {error!r}'
-        ) from None
+        raise ValueError(f'{path}: expected {{"camera+lidar": {{"mAP": ...}}, ...}}, got {error!r}') from None
 
 
 def all_sensors(results: Results) -> SubsetResult | None:
@@ -64,7 +62,8 @@ def caption(results: Results) -> str:
         return "nothing was evaluated"
     first = next(iter(results.values()))
     blind = {subset: len(r.no_perception) for subset, r in results.items() if r.no_perception}
-    text = f"nuScenes DetectionEval (detection_cvpr_2019) on {first.samples} samples, {first.ranges}"
+    who = "nuScenes' formulas" if first.nds is None else "nuScenes DetectionEval (detection_cvpr_2019)"
+    text = f"{who} on {first.samples} samples, {first.ranges}"
     if blind:
         text += "; no perception (all sensors of the subset absent): "
         text += ", ".join(f"{subset} {count} samples" for subset, count in blind.items())
@@ -76,7 +75,8 @@ def caption(results: Results) -> str:
 
 def subset_table(results: Results, *, more: bool = True) -> Table:
     """One row a subset: the official figures and mAP relative to all sensors; with `more` other tasks', and AP of each class."""
-    columns = [Column("sensors"), Column("mAP", ".3f"), Column("of all", ".0%"), Column("NDS", ".3f")]
+    columns = [Column("sensors"), Column("mAP", ".3f"), Column("of all", ".0%")]
+    columns += [Column("NDS", ".3f")] if _scored(results) else []
     columns += [Column(name, ".2f") for name in TP_ERRORS.values()]
     columns += [*_task_columns(results), *_class_columns(results)] if more else []
     rows: list[list[Cell]] = [
@@ -112,7 +112,7 @@ def terminal_tables(results: Results) -> list[Table]:
 
 def csv_table(results: Results) -> Table:
     """The same for machines, ranges and samples in columns of their own."""
-    names = ["sensors", "mAP", "of_all", "NDS", *TP_ERRORS.values()]
+    names = ["sensors", "mAP", "of_all", *(["NDS"] if _scored(results) else []), *TP_ERRORS.values()]
     names += [f"{task}_{name}".replace(" ", "_") for task, name in task_figures(results.values())]
     names += [f"AP_{name}" for name in _classes(results)]
     names += ["ranges", "samples", "no_perception"]
@@ -144,9 +144,14 @@ def _task_columns(results: Results) -> list[Column]:
 
 
 def _official(result: SubsetResult, results: Results) -> list[float]:
-    """mAP, its share of all sensors', NDS, the errors."""
+    """mAP, its share of all sensors', NDS where it is defined, the errors."""
     errors = [result.errors.get(name, math.nan) for name in TP_ERRORS.values()]
-    return [result.mean_ap, retention(result, results), result.nds, *errors]
+    score = [figure_of(result, "nds")] if _scored(results) else []
+    return [result.mean_ap, retention(result, results), *score, *errors]
+
+
+def _scored(results: Results) -> bool:
+    return "NDS" in main_figures(results.values())
 
 
 def _of_tasks(result: SubsetResult, results: Results) -> list[float]:

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from training.evaluation.tables import Results, caption, retention
 from training.pictures.drawing import INK, OTHER_COLOURS, new_figure, save_figure, tidy
+from training.tasks.detection.result import figure_of, main_figures
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -24,7 +25,7 @@ def _label(subset: str) -> str:
 
 
 def subset_chart(path: Path, results: Results, title: str = "Every subset of the sensors") -> Path:
-    """Bars of the mAP and NDS of each subset, and a heat map of AP by class and subset."""
+    """Bars of the mAP, and the NDS where it is defined, of each subset, and a heat map of AP by class and subset."""
     from matplotlib.gridspec import GridSpec
 
     names = list(results)
@@ -34,13 +35,18 @@ def subset_chart(path: Path, results: Results, title: str = "Every subset of the
         2, 1, figure, height_ratios=[1.0, 1.15], hspace=0.34, left=0.15, right=0.97, top=0.885, bottom=0.07
     )
     above = figure.add_subplot(layout[0])
-    bars(above, [("mAP", MAP_BLUE, [results[n].mean_ap for n in names]),
-                 ("NDS", SCORE_ORANGE, [results[n].nds for n in names])], names)  # fmt: skip
+    figures = main_figures(results.values())
+    colours = {"mAP": MAP_BLUE, "NDS": SCORE_ORANGE}
+    series = [(key, colours[key], [figure_of(results[n], field) for n in names]) for key, field in figures.items()]
+    bars(above, series, names)
     for i, name in enumerate(names):
         share = retention(results[name], results)
         if not math.isnan(share):
-            above.text(i - 0.2, 0.012, f"{100 * share:.0f}%", ha="center", va="bottom", fontsize=8, color="white")
-    above.set_title("mAP (in its bar: share of the mAP with all sensors) and NDS", fontsize=10, loc="left", color=INK)
+            at = i - 0.4 + 0.4 / len(figures)
+            above.text(at, 0.012, f"{100 * share:.0f}%", ha="center", va="bottom", fontsize=8, color="white")
+    more = " and NDS" if "NDS" in figures else ""
+    what = f"mAP (in its bar: share of the mAP with all sensors){more}"
+    above.set_title(what, fontsize=10, loc="left", color=INK)
     heat = figure.add_subplot(layout[1])
     _heat(heat, np.array([[results[n].class_ap[c] for n in names] for c in classes]), classes, names)
     figure.suptitle(title, x=0.15, ha="left", fontsize=14, fontweight="bold", color=INK)
@@ -76,7 +82,7 @@ def _heat(axes: Axes, values: NDArray[np.float64], rows: Sequence[str], columns:
     axes.tick_params(length=0)
     for spine in axes.spines.values():
         spine.set_visible(False)
-    axes.set_title("AP by class, mean over 0.5, 1, 2 and 4 m", fontsize=10, loc="left", color=INK)
+    axes.set_title("AP by class, mean over the matching distances", fontsize=10, loc="left", color=INK)
     bar = axes.figure.colorbar(shown, ax=axes, fraction=0.025, pad=0.015)
     bar.outline.set_visible(False)
     bar.ax.tick_params(labelsize=8)

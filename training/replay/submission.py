@@ -12,6 +12,7 @@ from robustbev.results.result import ResultWriter, TickResult
 from sensors.nuscenes.config import NuScenesConfig
 from sensors.nuscenes.index import open_index
 from training.files.atomic import write_json
+from training.tasks.detection.rules import CLASS_RANGE_M
 from training.tasks.detection.submission import MAX_BOXES_PER_SAMPLE, submission, submission_boxes
 
 TOLERANCE_US = 50_000
@@ -92,6 +93,7 @@ class SubmissionWriter(ResultWriter):
             result.attributes,
             max_boxes=self._max_boxes,
             score_threshold=self._score_threshold,
+            official=set(result.classes) <= set(CLASS_RANGE_M),
         )
         self._gap_us[token] = gap_us
         (self._blind.discard if result.perceived else self._blind.add)(token)

@@ -25,16 +25,10 @@ from sensors.calibration import apply, inverse_rigid, pose_fault, transforms
 from sensors.logs.messages import SceneBoxes, TruthBox
 from sensors.nuscenes.config import DETECTION_CLASS_OF_CATEGORY
 from training.tasks.detection.matching import match
+from training.tasks.detection.rules import CLASS_RANGE_M, DISTANCES_M, MIN_PRECISION, MIN_RECALL
 
 GAP_S = 0.6  # annotations of nuScenes are 0.5 s apart
 FOUND_M, FOUND_SCORE = 2.0, 0.3
-# nuScenes' detection_cvpr_2019. A test holds these to the devkit's own, which not every interpreter can have.
-CLASS_RANGE_M = {
-    "car": 50.0, "truck": 50.0, "bus": 50.0, "trailer": 50.0, "construction_vehicle": 50.0, "pedestrian": 40.0,
-    "motorcycle": 40.0, "bicycle": 40.0, "traffic_cone": 30.0, "barrier": 30.0,
-}  # fmt: skip
-DISTANCES_M = (0.5, 1.0, 2.0, 4.0)
-MIN_RECALL = MIN_PRECISION = 0.1
 Float64 = NDArray[np.float64]
 
 

@@ -17,11 +17,12 @@ from sensors.corruptions import CORRUPTIONS, Corruption, CorruptionError
 from sensors.health.monitor import HealthMode
 from training.data.loader import build_loader
 from training.evaluation.config import subset_name
-from training.evaluation.subsets import check_official_classes, predict_subsets, score
+from training.evaluation.subsets import predict_subsets, score
 from training.files.atomic import write_json
 from training.robustness.corrupted import Change
 from training.runs.config import RunConfig
 from training.tasks.detection.result import SubsetResult
+from training.tasks.detection.rules import Rules
 from training.tasks.predictions import Progress
 
 if TYPE_CHECKING:
@@ -139,7 +140,6 @@ def evaluate_cases(
         CorruptionError: a corruption changed nothing that a case's sensors deliver, in no frame of the whole run.
         ValueError: the model has the modalities of none of the cases; or see `training.evaluation.subsets.evaluate_subsets`.
     """
-    check_official_classes(model.config.classes)
     kinds = {name: modality.kind for name, modality in model.config.modalities.items()}
     meant = {case: case.of(kinds) for case in cases if case.possible(kinds)}
     if not meant:
@@ -201,8 +201,9 @@ def _evaluate_group(
         )
     if change is not None:
         change.check([case.name for case in group])
-    reader, radius_m = loader.reader, model.config.grid.bev().radius_m
-    official = _official(reader.root, reader.config.version, tuple(expected), radius_m, reader.config.reference_channel)
+    reader = loader.reader
+    rules = settings.rules(model.config.classes, reader.config.class_map, model.config.grid.bev().radius_m)
+    official = _official(reader.root, reader.config.version, tuple(expected), rules, reader.config.reference_channel)
     folder = out_dir / first.condition
     results = score(predictions, model.config, reader, official, folder, settings, progress)
     return {case: results[case.subset] for case in group}
@@ -210,11 +211,11 @@ def _evaluate_group(
 
 @lru_cache(maxsize=2)  # the devkit takes seconds to load its tables, and many cases share them
 def _official(
-    root: Path, version: str, tokens: tuple[str, ...], radius_m: float, reference_channel: str
+    root: Path, version: str, tokens: tuple[str, ...], rules: Rules, reference_channel: str
 ) -> OfficialEvaluation:
     from training.tasks.detection.official import OfficialEvaluation, open_tables
 
-    return OfficialEvaluation(open_tables(root, version), tokens, radius_m, reference_channel, "fast")
+    return OfficialEvaluation(open_tables(root, version), tokens, rules, reference_channel, "fast")
 
 
 @dataclass

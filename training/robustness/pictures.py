@@ -12,6 +12,7 @@ from training.pictures.charts import bars
 from training.pictures.drawing import INK, new_figure, save_figure, tidy
 from training.robustness import metrics as metrics
 from training.robustness.results import Robustness
+from training.tasks.detection.result import figure_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -23,7 +24,7 @@ _COLUMNS = 5  # of the small charts
 def pictures(out_dir: Path, robustness: Robustness) -> list[Path]:
     """Draw all that there are figures for; -> their paths."""
     drawn = [subset_bars(out_dir / "subsets.png", robustness)]
-    if robustness.matrix("nds"):
+    if robustness.matrix("mean_ap"):
         drawn += [
             heat_map(out_dir / "retention.png", robustness),
             severity_curves(out_dir / "severity.png", robustness),
@@ -32,12 +33,13 @@ def pictures(out_dir: Path, robustness: Robustness) -> list[Path]:
 
 
 def heat_map(path: Path, robustness: Robustness) -> Path:
-    """Corruption x severity: the share of the clean NDS and mAP that is left, absolute figures beneath."""
-    severities, names = robustness.config.severities, list(robustness.matrix("nds"))
+    """Corruption x severity: the share of the clean NDS (where it is defined) and mAP that is left, absolute figures beneath."""
+    severities, names = robustness.config.severities, list(robustness.matrix("mean_ap"))
+    maps = robustness.metrics
     columns = len(severities) + 1
-    figure = new_figure(3.7 + 2 * (0.95 * columns + 0.5), 1.75 + 0.47 * len(names))
-    for k, (title, metric) in enumerate((("NDS", "nds"), ("mAP", "mean_ap"))):
-        axes = figure.add_subplot(1, 2, k + 1)
+    figure = new_figure(3.7 + len(maps) * (0.95 * columns + 0.5), 1.75 + 0.47 * len(names))
+    for k, (title, metric) in enumerate(maps.items()):
+        axes = figure.add_subplot(1, len(maps), k + 1)
         matrix, clean = robustness.matrix(metric), robustness.clean(metric)
         kept = np.array([[metrics.retention(matrix[n].get(s, math.nan), clean) for s in severities] for n in names])
         mean = np.array([[metrics.resistance_ability(matrix[n], clean)] for n in names])
@@ -127,21 +129,22 @@ def _curve(axes: Axes, row: metrics.Row, clean: float, colour: str, label: str, 
 
 
 def subset_bars(path: Path, robustness: Robustness) -> Path:
-    """Bars of mAP and NDS of every subset on clean data: the model, its specialists, the baseline."""
+    """Bars of mAP, and NDS where it is defined, of every subset on clean data: the model, its specialists, the baseline."""
     model = robustness.subsets()
     names = list(model)
     baseline = {} if robustness.baseline is None else robustness.subsets(baseline=True)
     more = max([0, *(name.count("+") - 2 for name in names)])  # lines of the labels, beyond those of three modalities
     figure = new_figure(max(7.0, 1.4 + 1.45 * len(names)), 6.4 + 0.4 * more)
-    for k, (title, metric) in enumerate((("mAP", "mean_ap"), ("NDS", "nds"))):
-        axes = figure.add_subplot(2, 1, k + 1)
-        series = [("model", MODEL, [getattr(model[n], metric) for n in names])]
+    charts = list(reversed(robustness.metrics.items()))
+    for k, (title, metric) in enumerate(charts):
+        axes = figure.add_subplot(len(charts), 1, k + 1)
+        series = [("model", MODEL, [figure_of(model[n], metric) for n in names])]
         for label, colour, figures in (
             ("specialist", SPECIALIST, robustness.specialists),
             ("baseline", BASELINE, baseline),
         ):
             if figures:
-                values = [getattr(figures[n], metric) if n in figures else math.nan for n in names]
+                values = [figure_of(figures.get(n), metric) for n in names]
                 series.append((label, colour, values))
         bars(axes, series, names)
         axes.set_title(title, fontsize=10.5, loc="left", color=INK)

@@ -14,7 +14,8 @@ from training.files.atomic import write_json, write_text
 from training.robustness import metrics as metrics
 from training.robustness.pictures import pictures
 from training.robustness.results import Robustness
-from training.robustness.tables import METRICS, case_table, tables
+from training.robustness.tables import case_table, tables
+from training.tasks.detection.result import figure_of
 from training.tracking.run import MLflowRun, git_commit
 from training.tracking.sending import log_report
 
@@ -68,7 +69,7 @@ def write_robustness(out_dir: Path, robustness: Robustness) -> list[Path]:
 def summary(robustness: Robustness) -> dict[str, float | None]:
     """The single figures, under the names that MLflow shows; null where one is not defined."""
     figures: dict[str, float] = {}
-    for name, metric in METRICS.items():
+    for name, metric in robustness.metrics.items():
         matrix, clean = robustness.matrix(metric), robustness.clean(metric)
         figures |= {
             f"robustness/clean_{name}": clean,
@@ -77,10 +78,10 @@ def summary(robustness: Robustness) -> dict[str, float | None]:
         }
         figures |= {f"robustness/RA_{name}/{c}": metrics.resistance_ability(row, clean) for c, row in matrix.items()}
         for subset, result in robustness.subsets().items():
-            figures[f"robustness/kept_{name}/{subset}"] = metrics.retention(getattr(result, metric), clean)
+            figures[f"robustness/kept_{name}/{subset}"] = metrics.retention(figure_of(result, metric), clean)
             if subset in robustness.specialists:
-                special = getattr(robustness.specialists[subset], metric)
-                figures[f"robustness/gap_{name}/{subset}"] = metrics.specialist_gap(getattr(result, metric), special)
+                special = figure_of(robustness.specialists[subset], metric)
+                figures[f"robustness/gap_{name}/{subset}"] = metrics.specialist_gap(figure_of(result, metric), special)
         if robustness.baseline is not None:
             ours, baseline = robustness.compared(metric)
             figures[f"robustness/mRRA_{name}"] = metrics.mean_relative_resistance_ability(ours, baseline)
@@ -135,7 +136,8 @@ def _cases(robustness: Robustness) -> dict[str, dict[str, object]]:
 def _html(robustness: Robustness, facts: dict[str, str], drawn: Sequence[Path]) -> str:
     """One page with everything in it: pictures are inlined, nothing is loaded from anywhere."""
     pictures_by_name = {path.name: base64.b64encode(path.read_bytes()).decode("ascii") for path in drawn}
-    place = {"subsets": ["subsets.png"], "corruptions_nds": ["retention.png", "severity.png"]}
+    first = f"corruptions_{next(iter(robustness.metrics)).lower()}"
+    place = {"subsets": ["subsets.png"], first: ["retention.png", "severity.png"]}
     parts = []
     for table in tables(robustness):
         parts.append(f"<h2>{html.escape(table.title)}</h2>\n<div class=wide>{table.html()}</div>")
@@ -148,11 +150,12 @@ def _html(robustness: Robustness, facts: dict[str, str], drawn: Sequence[Path]) 
     meanings = "".join(f"<tr><td>{k}</td><td>{html.escape(v)}</td></tr>\n" for k, v in _FORMULAS)
     every = case_table(robustness)
     title = f"Robustness of {robustness.model.config.name}"
+    who = "official nuScenes evaluation" if "NDS" in robustness.metrics else "nuScenes' formulas"
     samples = html.escape(robustness.data.get("samples", "?"))
     return (
         f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><title>{html.escape(title)}</title>\n'
         f"<style>{_STYLE}</style></head>\n<body>\n<h1>{html.escape(title)}</h1>\n"
-        f"<p class=note>One checkpoint, official nuScenes evaluation on {samples} samples.</p>\n"
+        f"<p class=note>One checkpoint, {who} on {samples} samples.</p>\n"
         + "\n".join(parts)
         + f"\n<h2>Measures</h2>\n<div class=wide><table><tbody>{meanings}</tbody></table></div>\n"
         f"<h2>What was run</h2>\n<div class=wide><table><tbody>{rows}</tbody></table></div>\n"

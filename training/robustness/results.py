@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,7 +11,7 @@ from training.robustness.config import RobustnessConfig
 from training.robustness.metrics import Matrix
 from training.runs.config import RunConfig
 from training.runs.files import RunFiles
-from training.tasks.detection.result import SubsetResult
+from training.tasks.detection.result import SubsetResult, figure_of, main_figures
 
 Figures = Mapping[Case, SubsetResult]
 
@@ -59,11 +58,15 @@ class Robustness:
     measured: int = 0  # tasks that were run now
     tasks: int = 0
 
+    @property
+    def metrics(self) -> dict[str, str]:
+        """NDS, which the papers take, where it is defined, then mAP: name -> field of `SubsetResult`."""
+        return dict(reversed(main_figures(self.figures.values()).items()))
+
     def clean(self, metric: str, *, baseline: bool = False) -> float:
-        """The figure with all sensors on clean data; NaN where it was not measured. `metric` is "mean_ap" or "nds"."""
+        """The figure with all sensors on clean data; NaN where it was not measured. `metric` is one of `metrics`' fields."""
         subject, figures = self._of(baseline)
-        found = figures.get(Case(subject.all_sensors))
-        return math.nan if found is None else float(getattr(found, metric))
+        return figure_of(figures.get(Case(subject.all_sensors)), metric)
 
     def matrix(self, metric: str, *, baseline: bool = False) -> dict[str, dict[int, float]]:
         """Corruption -> severity -> figure of all sensors; corruptions that touch none of the model's sensors are left out."""
@@ -73,7 +76,7 @@ class Robustness:
             for severity in self.config.severities:
                 found = figures.get(Case(corruption=corruption, severity=severity))
                 if found is not None:
-                    rows.setdefault(corruption, {})[severity] = float(getattr(found, metric))
+                    rows.setdefault(corruption, {})[severity] = figure_of(found, metric)
         return rows
 
     def subsets(self, *, baseline: bool = False) -> dict[str, SubsetResult]:

@@ -8,20 +8,19 @@ from collections.abc import Sequence
 from training.files.table import Cell, Column, Table, show
 from training.robustness import metrics as metrics
 from training.robustness.results import Robustness
-from training.tasks.detection.result import TP_ERRORS, SubsetResult, task_figures
+from training.tasks.detection.result import TP_ERRORS, SubsetResult, figure_of, task_figures
 
 FIGURE, SHARE, CHANGE, COUNT = ".3f", ".1%", "+.1%", "d"
-METRICS = {"NDS": "nds", "mAP": "mean_ap"}
 
 
 def summary_table(robustness: Robustness) -> Table:
-    """One row a published measure, NDS and mAP side by side."""
+    """One row a published measure, NDS (where it is defined) and mAP side by side."""
 
     def mean_ra(metric: str, *, baseline: bool = False) -> float:
         matrix, clean = robustness.matrix(metric, baseline=baseline), robustness.clean(metric, baseline=baseline)
         return metrics.mean_resistance_ability(matrix, clean)
 
-    fields = METRICS.values()
+    fields = robustness.metrics.values()
     measures = [
         ("all sensors, clean", FIGURE, [robustness.clean(m) for m in fields]),
         ("mRA", FIGURE, [mean_ra(m) for m in fields]),
@@ -38,10 +37,10 @@ def summary_table(robustness: Robustness) -> Table:
     severities = ", ".join(map(str, robustness.config.severities))
     return Table(
         "In short",
-        [Column("measure"), *(Column(name, FIGURE) for name in METRICS)],
+        [Column("measure"), *(Column(name, FIGURE) for name in robustness.metrics)],
         [[measure, *(show(figure, spec) for figure in figures)] for measure, spec, figures in measures],
-        f"Means over {len(robustness.matrix('nds'))} corruptions at severities {severities}. mRA, mRRA: MultiCorrupt; mCE, mRR: "
-        "RoboBEV and Robo3D. The papers take NDS; an mCE below 100% and an mRRA above 0 are better than the baseline.",
+        f"Means over {len(robustness.matrix('mean_ap'))} corruptions at severities {severities}. mRA, mRRA: MultiCorrupt; mCE, "
+        "mRR: RoboBEV and Robo3D. The papers take NDS; an mCE below 100% and an mRRA above 0 are better than the baseline.",
         name="summary",
     )
 
@@ -49,41 +48,33 @@ def summary_table(robustness: Robustness) -> Table:
 def subset_table(robustness: Robustness) -> Table:
     """One row a subset of the sensors on clean data, beside its specialist and the baseline."""
     baseline = {} if robustness.baseline is None else robustness.subsets(baseline=True)
-    specialists, fields = robustness.specialists, ("mean_ap", "nds")
-    columns = [
-        Column("sensors"),
-        Column("mAP", FIGURE),
-        Column("mAP kept", SHARE),
-        Column("NDS", FIGURE),
-        Column("NDS kept", SHARE),
-    ]
-    if specialists:
-        columns += [Column("specialist mAP", FIGURE), Column("gap", CHANGE)]
-        columns += [Column("specialist NDS", FIGURE), Column("gap NDS", CHANGE)]
+    specialists, names = robustness.specialists, list(reversed(robustness.metrics))
+    fields = [robustness.metrics[name] for name in names]
+    columns = [Column("sensors")]
+    for name in names:
+        columns += [Column(name, FIGURE), Column(f"{name} kept", SHARE)]
+    for name in names if specialists else ():
+        columns += [Column(f"specialist {name}", FIGURE), Column("gap" if name == "mAP" else f"gap {name}", CHANGE)]
     if robustness.baseline is not None:
-        columns += [Column("baseline mAP", FIGURE), Column("baseline NDS", FIGURE)]
+        columns += [Column(f"baseline {name}", FIGURE) for name in names]
     rows = []
     for subset, result in robustness.subsets().items():
         row: list[Cell] = [subset.replace("+", " + ")]
         for field in fields:
-            row += [_of(result, field), metrics.retention(_of(result, field), robustness.clean(field))]
+            row += [figure_of(result, field), metrics.retention(figure_of(result, field), robustness.clean(field))]
         for field in fields if specialists else ():
-            figure = _of(specialists.get(subset), field)
-            row += [figure, metrics.specialist_gap(_of(result, field), figure)]
+            figure = figure_of(specialists.get(subset), field)
+            row += [figure, metrics.specialist_gap(figure_of(result, field), figure)]
         if robustness.baseline is not None:
-            row += [_of(baseline.get(subset), field) for field in fields]
+            row += [figure_of(baseline.get(subset), field) for field in fields]
         rows.append(row)
     caption = "kept: share of all sensors'." + (" gap: figure / specialist's - 1." if specialists else "")
     return Table("Subsets of the sensors, clean data", columns, rows, caption, name="subsets")
 
 
-def _of(result: SubsetResult | None, field: str) -> float:
-    return math.nan if result is None else float(getattr(result, field))
-
-
 def corruption_table(robustness: Robustness, metric: str) -> Table:
     """One row a corruption: the figure at each severity, and its measures. `metric` is "NDS" or "mAP"."""
-    field, severities = METRICS[metric], robustness.config.severities
+    field, severities = robustness.metrics[metric], robustness.config.severities
     clean = robustness.clean(field)
     columns = [Column("corruption"), *(Column(f"severity {s}", FIGURE) for s in severities)]
     columns += [Column("RA", FIGURE), Column("RR", SHARE)]
@@ -116,33 +107,36 @@ def corruption_table(robustness: Robustness, metric: str) -> Table:
 def case_table(robustness: Robustness) -> Table:
     """Everything that was measured, one row a model and case."""
     columns = [Column("model"), Column("sensors"), Column("corruption"), Column("severity", COUNT)]
-    columns += [Column(name, FIGURE) for name in ("mAP", "NDS", *TP_ERRORS.values())]
+    names = list(reversed(robustness.metrics))
+    columns += [Column(name, FIGURE) for name in (*names, *TP_ERRORS.values())]
     columns += [Column(name, COUNT) for name in ("samples", "boxes", "no perception")]
     tasks = task_figures(
         [*robustness.figures.values(), *robustness.baseline_figures.values(), *robustness.specialists.values()]
     )
     columns += [Column(f"{task} {name}", FIGURE) for task, name in tasks]
     rows: list[list[Cell]] = []
+    fields = [robustness.metrics[name] for name in names]
     groups = [(robustness.model, robustness.figures), (robustness.baseline, robustness.baseline_figures)]
     for subject, figures in groups:
         for case, result in figures.items():
             assert subject is not None
             subset = case.of(subject.modalities).subset
-            rows.append([subject.name, subset, case.corruption, case.severity, *_figures(result, tasks)])
+            rows.append([subject.name, subset, case.corruption, case.severity, *_figures(result, fields, tasks)])
     for subset, result in robustness.specialists.items():
-        rows.append(["specialist", subset, "clean", 0, *_figures(result, tasks)])
+        rows.append(["specialist", subset, "clean", 0, *_figures(result, fields, tasks)])
     return Table("Every measurement", columns, rows, name="cases")
 
 
-def _figures(result: SubsetResult, tasks: Sequence[tuple[str, str]]) -> list[float]:
+def _figures(result: SubsetResult, fields: Sequence[str], tasks: Sequence[tuple[str, str]]) -> list[float]:
     errors = [result.errors.get(name, math.nan) for name in TP_ERRORS.values()]
     of_tasks = [result.of_task(*figure) for figure in tasks]
-    return [result.mean_ap, result.nds, *errors, result.samples, result.boxes, len(result.no_perception), *of_tasks]
+    main = [figure_of(result, field) for field in fields]
+    return [*main, *errors, result.samples, result.boxes, len(result.no_perception), *of_tasks]
 
 
 def tables(robustness: Robustness) -> list[Table]:
     """All tables that people read, in the order of the report."""
     shown = [summary_table(robustness), subset_table(robustness)]
-    if robustness.matrix("nds"):
-        shown += [corruption_table(robustness, metric) for metric in METRICS]
+    if robustness.matrix("mean_ap"):
+        shown += [corruption_table(robustness, metric) for metric in robustness.metrics]
     return shown

@@ -104,6 +104,15 @@ class RunConfig(StrictModel):
                     subset_name(subset.split("+"), tuple(self.model.modalities))
                 except ValueError as error:
                     raise ValueError(f"evaluation.{key}: {error}") from error
+        if unknown := [name for name in self.evaluation.class_range_m if name not in self.model.classes]:
+            raise ValueError(
+                f"evaluation.class_range_m names {unknown[0]!r}, expected some of model.classes: "
+                f"{', '.join(self.model.classes)}"
+            )
+        if self.evaluation.best == "NDS" and not self.evaluation.is_official(self.model.classes):
+            raise ValueError(
+                "evaluation.best: expected mAP, got NDS, which is not defined with classes, ranges or distances of one's own"
+            )
         unknown = [name for name in self.data.nuscenes.classes if name not in self.model.classes]
         if unknown:
             raise ValueError(

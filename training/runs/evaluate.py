@@ -17,7 +17,7 @@ from training.pictures.charts import subset_chart
 from training.runs.config import RunConfig, load_run_config
 from training.runs.files import RunFiles, resolve
 from training.runs.model_card import card_of
-from training.tasks.detection.result import SubsetResult
+from training.tasks.detection.result import SubsetResult, main_figures
 from training.tasks.predictions import Progress
 from training.tracking.sending import log_report
 
@@ -97,7 +97,7 @@ def figures_of(results: Results, prefix: str = "val") -> dict[str, float]:
     """The figures of every subset under the names that MLflow shows; what is not defined is left out."""
     figures: dict[str, float] = {}
     for subset, result in results.items():
-        figures |= {f"{prefix}/{subset}/mAP": result.mean_ap, f"{prefix}/{subset}/NDS": result.nds}
+        figures |= {f"{prefix}/{subset}/{name}": getattr(result, key) for name, key in main_figures([result]).items()}
         figures |= {f"{prefix}/{subset}/{name}": value for name, value in result.errors.items() if math.isfinite(value)}
         figures |= {f"{prefix}/{subset}/AP/{name}": value for name, value in result.class_ap.items()}
         for task, of_task in result.tasks.items():

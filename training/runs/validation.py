@@ -20,7 +20,7 @@ from sensors.processes import ProcessesError
 from training.console.progress import Bars
 from training.data.dataset import open_reader, with_rig
 from training.data.loader import SampleLoader, build_loader
-from training.evaluation.subsets import check_official_classes, possible_subsets, predict_subsets, score_subsets
+from training.evaluation.subsets import possible_subsets, predict_subsets, score_subsets
 from training.evaluation.tables import Results, write_report
 from training.loop.best import Measured, best_of, keep_best
 from training.loop.callbacks import Callback
@@ -32,7 +32,7 @@ from training.runs.config import RunConfig
 from training.runs.evaluate import figures_of
 from training.runs.files import RunFiles
 from training.runs.model_card import card_of
-from training.tasks.detection.result import SubsetResult
+from training.tasks.detection.result import SubsetResult, main_figures
 from training.tasks.predictions import Predictions
 
 Log = Callable[[Mapping[str, float], int], object]  # figures at a step
@@ -66,7 +66,6 @@ class Validation(Callback):
         # What is wrong with any of these must not turn out after an epoch.
         require("evaluation.every_epochs", "data", "nuscenes")
         model, watch = self.config.model, self.config.evaluation.watch
-        check_official_classes(model.classes)
         self._subsets = possible_subsets(model, watch or ("+".join(model.modalities),))
         self._split = self.config.data.nuscenes.val_split
         open_reader(self.config.data, model, self._split)
@@ -138,13 +137,14 @@ class Validation(Callback):
 
     def _settle(self, checkpoint: Path, step: int, results: Results) -> None:
         """Keep the figures, and the model if it is the best one. The row that marks the step as measured comes last."""
-        means = {"mAP": fmean(r.mean_ap for r in results.values()), "NDS": fmean(r.nds for r in results.values())}
+        figures = main_figures(results.values())
+        means = {name: fmean(getattr(r, field) for r in results.values()) for name, field in figures.items()}
         best = self._keep_best(checkpoint, step, results, means)
         write_report(self.files.validation_files, results)
         if self.log is not None:
             self.log({f"watch/{name}": value for name, value in means.items()} | figures_of(results, "watch"), step)
-        figures = {subset: result.to_json() for subset, result in results.items()}
-        append(self.files.validation, {"step": step, **means, "best": best, "subsets": figures})
+        rows = {subset: result.to_json() for subset, result in results.items()}
+        append(self.files.validation, {"step": step, **means, "best": best, "subsets": rows})
         if self.progress is not None:
             samples, figure = next(iter(results.values())).samples, self.config.evaluation.best
             note = f"{figure} {means[figure]:.3f}" + (", the best so far" if best else "")

@@ -9,7 +9,7 @@ import math
 import os
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +37,8 @@ from training.evaluation.subsets import evaluate_subsets, possible_subsets, pred
 from training.evaluation.tables import read_subsets
 from training.runs.config import RunConfig
 from training.tasks.detection.matching import match
-from training.tasks.detection.official import Metrics, OfficialEvaluation, detection_config, range_note
+from training.tasks.detection.official import Metrics, OfficialEvaluation, detection_config
+from training.tasks.detection.rules import Rules, official_rules, rules
 from training.tasks.detection.submission import submission, submission_boxes
 
 SUBSETS = every_subset(KINDS)
@@ -300,12 +301,12 @@ def _noisy_submission(reader: NuScenesReader, path: Path, seed: int = 1) -> Path
 def test_shared_ground_truth_gives_the_figures_of_a_plain_detection_eval(
     reader: NuScenesReader, nusc: NuScenes, tmp_path: Path, radius_m: float
 ) -> None:
-    shared = OfficialEvaluation(nusc, reader.tokens, radius_m)
+    shared = OfficialEvaluation(nusc, reader.tokens, official_rules(radius_m))
     for seed in (1, 2):  # the second shows that the first left the shared truth as it was
         path = _noisy_submission(reader, tmp_path / f"{seed}.json", seed)
         metrics, _ = shared.measure(path)
         plain = DetectionEval(
-            nusc, detection_config(radius_m), str(path), "some", str(tmp_path / "plain"), verbose=False
+            nusc, detection_config(official_rules(radius_m)), str(path), "some", str(tmp_path / "plain"), verbose=False
         )
         expected, _ = plain.evaluate()
         ours, theirs = metrics.serialize(), expected.serialize()
@@ -337,6 +338,15 @@ def every_figure(metrics: DetectionMetrics) -> str:
     return json.dumps({key: value for key, value in metrics.serialize().items() if key not in ("eval_time", "cfg")})
 
 
+def by_both(nusc: NuScenes, tokens: Sequence[str], rules: Rules, path: Path) -> DetectionMetrics:
+    """A submission's metrics by the devkit, to which the fast ones are equal."""
+    devkit = OfficialEvaluation(nusc, tokens, rules).measure(path)[0]
+    assert every_figure(devkit) == every_figure(
+        OfficialEvaluation(nusc, tokens, rules, metrics="fast").measure(path)[0]
+    )
+    return devkit
+
+
 @pytest.mark.parametrize("radius_m", [25.6, 51.2])
 def test_the_fast_metrics_are_the_devkits_to_the_last_bit(
     reader: NuScenesReader, nusc: NuScenes, tmp_path: Path, radius_m: float
@@ -346,8 +356,8 @@ def test_the_fast_metrics_are_the_devkits_to_the_last_bit(
         if row["category_name"] == "human.pedestrian.adult":  # bicycles and motorcycles in what was there do not count
             row |= {"category_name": "static_object.bicycle_rack", "size": [30.0, 30.0, 30.0]}
     for tables in (nusc, racked):
-        devkit = OfficialEvaluation(tables, reader.tokens, radius_m)
-        fast = OfficialEvaluation(tables, reader.tokens, radius_m, metrics="fast")
+        devkit = OfficialEvaluation(tables, reader.tokens, official_rules(radius_m))
+        fast = OfficialEvaluation(tables, reader.tokens, official_rules(radius_m), metrics="fast")
         for seed in range(4):
             path = _harder(_noisy_submission(reader, tmp_path / "noisy.json", seed), seed)
             figures, meta = devkit.measure(path)
@@ -397,15 +407,16 @@ def test_what_is_no_submission_is_refused(
             rows.extend(rows[:1] * 500)
     path.write_text(json.dumps(content))
     with pytest.raises(ValueError, match="not a nuScenes submission for these samples"):
-        OfficialEvaluation(nusc, reader.tokens, 51.2, metrics=metrics).measure(path)
+        OfficialEvaluation(nusc, reader.tokens, official_rules(51.2), metrics=metrics).measure(path)
 
 
 def test_class_ranges_shrink_to_the_grid_and_say_so(reader: NuScenesReader, tmp_path: Path) -> None:
-    assert detection_config(25.6).class_range["car"] == 25.6
-    assert detection_config(35.0).class_range == {**detection_config(99).class_range, **dict.fromkeys(
-        ("car", "truck", "bus", "trailer", "construction_vehicle", "pedestrian", "motorcycle", "bicycle"), 35.0
-    )}  # fmt: skip
-    assert range_note(50.0) == "ranges: official"
+    assert detection_config(official_rules(25.6)).class_range["car"] == 25.6
+    wide = detection_config(official_rules(99)).class_range
+    assert detection_config(official_rules(35.0)).class_range == {
+        name: min(range_m, 35) for name, range_m in wide.items()
+    }
+    assert official_rules(50.0).note == "ranges: official"
     results = _evaluate(Oracle(reader, ModelConfig()), reader, tmp_path, subsets=("lidar",))
     note = "ranges: min(official, 25.6 m)"
     assert results["lidar"].ranges == note
@@ -413,6 +424,118 @@ def test_class_ranges_shrink_to_the_grid_and_say_so(reader: NuScenesReader, tmp_
     assert aps == {0.0, 1.0}  # one class has no box so near
     for name in ("subsets.json", "table.md", "table.csv", "lidar/metrics_summary.json"):
         assert note in (tmp_path / name).read_text()
+
+
+OWN = {"vehicle.car": "van", "human.pedestrian.adult": "pedestrian", "movable_object.trafficcone": "bollard"}
+
+
+def _own_truth(nusc: NuScenes, path: Path, name: str, becomes: str, rules: Rules) -> Any:
+    """A noisy submission of one class, measured under its name of `becomes`: both ways of computing it agree."""
+    content = json.loads(path.read_text())
+    for token, rows in content["results"].items():
+        kept = [row | {"detection_name": becomes} for row in rows if row["detection_name"] == name]
+        content["results"][token] = kept
+    own = path.with_name(f"{becomes}.json")
+    own.write_text(json.dumps(content))
+    return by_both(nusc, list(content["results"]), rules, own)
+
+
+def test_a_class_has_the_same_figures_under_any_name(reader: NuScenesReader, nusc: NuScenes, tmp_path: Path) -> None:
+    path = _noisy_submission(reader, tmp_path / "noisy.json")
+    official = by_both(nusc, reader.tokens, official_rules(50.0), path)
+    own = rules(("van",), {"vehicle.car": "van"}, 50.0, {})
+    renamed = _own_truth(nusc, path, "car", "van", own)
+    assert 0.05 < official.mean_dist_aps["car"] < 0.9
+    assert renamed.mean_dist_aps == {"van": official.mean_dist_aps["car"]}
+    for error in ("trans_err", "scale_err", "orient_err", "vel_err", "attr_err"):
+        assert renamed.get_label_tp("van", error) == official.get_label_tp("car", error)
+
+
+def test_distances_and_ranges_of_ones_own_are_those_that_are_measured(
+    reader: NuScenesReader, nusc: NuScenes, tmp_path: Path
+) -> None:
+    path = _noisy_submission(reader, tmp_path / "noisy.json")
+    classes = {"vehicle.car": "van"}
+    official = OfficialEvaluation(nusc, reader.tokens, official_rules(50.0)).measure(path)[0]
+    wide = _own_truth(nusc, path, "car", "van", rules(("van",), classes, 50.0, {}, (1.0, 3.0), 1.0))
+    assert wide.get_label_ap("van", 1.0) == official.get_label_ap("car", 1.0)
+    assert wide.mean_ap == (wide.get_label_ap("van", 1.0) + wide.get_label_ap("van", 3.0)) / 2
+    assert wide.get_label_tp("van", "trans_err") < official.get_label_tp("car", "trans_err")  # of 1 m, not of 2 m
+    near = rules(("van",), classes, 50.0, {"van": 20.0}, (1.0, 3.0), 1.0)
+    assert near.note == "ranges: van 20 m; AP over 1, 3 m; errors at 1 m"
+    narrow = _own_truth(nusc, path, "car", "van", near)
+    assert narrow.get_label_ap("van", 1.0) != wide.get_label_ap("van", 1.0)
+
+
+@pytest.mark.parametrize("metrics", ["devkit", "fast"])
+def test_classes_of_ones_own_have_every_figure_but_the_nuscenes_detection_score(
+    tables_config: NuScenesConfig, tmp_path: Path, metrics: Metrics
+) -> None:
+    """A bollard has no attribute, so that its attribute error is not defined; nuScenes' pedestrian keeps what it has."""
+    classes = ("van", "pedestrian", "bollard")
+    config = tables_config.model_copy(update={"class_map": OWN, "index_dir": tmp_path / "index"})
+    reader = NuScenesReader(config, "some", classes=classes, attributes=NUSCENES_ATTRIBUTES)
+    results = _evaluate(Oracle(reader, _wide(classes=classes)), reader, tmp_path, metrics=metrics)
+    full = results["camera+lidar+radar"]
+    assert (full.nds, results["radar"].nds) == (None, None)
+    assert full.mean_ap == pytest.approx(1.0, abs=1e-6)
+    assert set(full.class_ap) == set(classes)
+    assert 0.3 < results["radar"].mean_ap < 0.7
+    assert full.errors["mAAE"] == 0.0
+    summary = json.loads((tmp_path / "camera+lidar+radar/metrics_summary.json").read_text())
+    assert math.isnan(summary["label_tp_errors"]["bollard"]["attr_err"])
+    assert not math.isnan(summary["label_tp_errors"]["bollard"]["orient_err"])
+    kept = read_subsets(tmp_path / "subsets.json")
+    assert {name: (r.mean_ap, r.nds) for name, r in kept.items()} == {n: (r.mean_ap, None) for n, r in results.items()}
+    note = "ranges: van 51.2 m, pedestrian 40 m, bollard 51.2 m"
+    for name in ("subsets.json", "table.md", "table.csv", "lidar/metrics_summary.json"):
+        text = (tmp_path / name).read_text()
+        assert note in text
+        assert "NDS" not in text
+        assert "nd_score" not in text
+
+
+def test_attributes_of_ones_own_are_held_against_the_truth(nusc: NuScenes, tmp_path: Path) -> None:
+    """As the devkit compares them, whatever their names."""
+    own = rules(("van",), {"vehicle.car": "van"}, 50.0, {})
+    tables = copy.copy(nusc)
+    tables.attribute = [row | {"name": row["name"].replace("vehicle", "own")} for row in nusc.attribute]
+    tokens = [row["token"] for row in tables.sample]
+    truth = OfficialEvaluation(tables, tokens, own)._truth
+    rows = {
+        token: [box.serialize() | {"detection_score": 0.5, "velocity": [0, 0]} for box in truth[token]]
+        for token in tokens
+    }
+    assert {row["attribute_name"].split(".")[0] for of in rows.values() for row in of} == {"own"}
+    path = tmp_path / "own.json"
+    for wrong in (0, 1):
+        for of in rows.values():
+            for row in of:
+                row["attribute_name"] = "own.unheard" if wrong else row["attribute_name"]
+        path.write_text(json.dumps(submission(rows, ("lidar",))))
+        assert by_both(tables, tokens, own, path).get_label_tp("van", "attr_err") == wrong
+
+
+def test_the_nuscenes_detection_score_needs_all_that_is_nuscenes() -> None:
+    assert EvaluationConfig().is_official(NUSCENES_CLASSES[:2])
+    assert not EvaluationConfig().is_official(("car", "forklift"))
+    assert not EvaluationConfig(class_range_m={"car": 20}).is_official(("car",))
+    assert not EvaluationConfig(distances_m=(1, 2)).is_official(("car",))
+    with pytest.raises(ValidationError, match=r"error_distance_m: expected one of distances_m \(1, 3\), got 2"):
+        EvaluationConfig(distances_m=(1, 3))
+    with pytest.raises(ValidationError, match=r"evaluation.best: expected mAP, got NDS"):
+        RunConfig(evaluation=EvaluationConfig(best="NDS", distances_m=(1, 2)))
+    with pytest.raises(ValidationError, match=r"evaluation.class_range_m names 'tram', expected some of model.classes"):
+        RunConfig(evaluation=EvaluationConfig(class_range_m={"tram": 20}))
+
+
+def test_categories_that_the_map_leads_to_nuscenes_classes_are_truth_of_the_official_evaluation(
+    reader: NuScenesReader, nusc: NuScenes
+) -> None:
+    before = OfficialEvaluation(nusc, reader.tokens, official_rules(50.0))._truth
+    led = OfficialEvaluation(nusc, reader.tokens, official_rules(50.0, {"vehicle.trailer": "truck"}))._truth
+    names = [[box.detection_name for box in boxes.all] for boxes in (before, led)]
+    assert names[1].count("truck") == names[0].count("truck") + names[0].count("trailer") > names[0].count("truck")
 
 
 def test_no_perception_is_recorded_and_is_not_an_empty_road(reader: NuScenesReader, tmp_path: Path) -> None:
@@ -501,7 +624,7 @@ def test_of_many_modalities_all_together_each_alone_and_all_but_each_are_measure
 
 def test_recall_matches_as_the_devkit_does(reader: NuScenesReader, nusc: NuScenes, tmp_path: Path) -> None:
     """Finds per class at 1 m equal the true positives that the devkit's `accumulate` counts on the same boxes."""
-    official = OfficialEvaluation(nusc, reader.tokens, 1000.0)
+    official = OfficialEvaluation(nusc, reader.tokens, official_rules(1000.0))
     official.config.class_range = dict.fromkeys(NUSCENES_CLASSES, 1000)
     path = _noisy_submission(reader, tmp_path / "noisy.json")
     plain = DetectionEval(nusc, official.config, str(path), "some", str(tmp_path), verbose=False)
@@ -541,7 +664,7 @@ def test_perfect_boxes_on_the_real_keyframe(real_keyframe: Path, tmp_path: Path)
 
 def _out_of_range(reader: NuScenesReader) -> set[str]:
     """Classes of which no box with points lies within the official range."""
-    truth, ranges = reader.boxes(0), detection_config(51.2).class_range
+    truth, ranges = reader.boxes(0), detection_config(official_rules(51.2)).class_range
     near = {
         NUSCENES_CLASSES[label]
         for label, center, points in zip(

@@ -24,18 +24,8 @@ from sensors.calibration import transforms
 from sensors.frames import SensorFrame
 from sensors.logs.messages import SceneBoxes, TruthBox
 from sensors.replay.tick import Tick
-from training.replay.truth import (
-    CLASS_RANGE_M,
-    DISTANCES_M,
-    MIN_PRECISION,
-    MIN_RECALL,
-    FoundAt,
-    ReplayScore,
-    ReplayTruth,
-    TruthScore,
-    average_precision,
-    class_radius_m,
-)
+from training.replay.truth import FoundAt, ReplayScore, ReplayTruth, TruthScore, average_precision, class_radius_m
+from training.tasks.detection.rules import CLASS_RANGE_M, DISTANCES_M, ERROR_DISTANCE_M, MIN_PRECISION, MIN_RECALL
 
 CLASSES = ("car", "pedestrian")
 GRID = BEVGrid(-50, 50, -50, 50, 0.5)
@@ -154,7 +144,7 @@ def test_the_official_ranges_are_cut_to_the_grid() -> None:
 def test_ranges_distances_and_cuts_are_those_of_the_official_evaluation() -> None:
     official = pytest.importorskip("nuscenes.eval.common.config").config_factory("detection_cvpr_2019")
     assert official.class_range == CLASS_RANGE_M
-    assert tuple(official.dist_ths) == DISTANCES_M
+    assert (tuple(official.dist_ths), official.dist_th_tp) == (DISTANCES_M, ERROR_DISTANCE_M)
     assert (official.min_recall, official.min_precision) == (MIN_RECALL, MIN_PRECISION)
 
 

@@ -9,6 +9,7 @@ Letters: S samples, K boxes, E pairs of a prediction and a box of truth, M match
 from __future__ import annotations
 
 import time
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from itertools import chain
@@ -31,7 +32,6 @@ Float64 = NDArray[np.float64]
 Index = NDArray[np.int64]
 
 _IN_RACKS = ("bicycle", "motorcycle")  # the devkit leaves them out where they stand in a rack
-_ATTRIBUTES = {name: i for i, name in enumerate(("", *ATTRIBUTE_NAMES))}
 _NOT_MEASURED = {"traffic_cone": ("attr_err", "vel_err", "orient_err"), "barrier": ("attr_err", "vel_err")}
 
 
@@ -52,13 +52,13 @@ class _Columns:
     rotation: Float64  # [K, 4]
     velocity_mps: Float64  # [K, 2]
     score: Float64  # [K]
-    attribute: Index  # [K] of `_ATTRIBUTES`
+    attribute: Index  # [K] a number a name, 0: none
 
     def __getitem__(self, rows: Any) -> _Columns:
         return _Columns(*(getattr(self, f.name)[rows] for f in fields(self)))
 
 
-def _columns(results: Sequence[Sequence[Row]], classes: Sequence[str]) -> _Columns:
+def _columns(results: Sequence[Sequence[Row]], classes: Sequence[str], attributes: Mapping[str, int]) -> _Columns:
     rows = list(chain.from_iterable(results))
     label = {name: i for i, name in enumerate(classes)}
 
@@ -74,7 +74,7 @@ def _columns(results: Sequence[Sequence[Row]], classes: Sequence[str]) -> _Colum
         rotation=numbers("rotation", 4),
         velocity_mps=numbers("velocity", 2),
         score=np.array([row["detection_score"] for row in rows], np.float64),
-        attribute=np.array([_ATTRIBUTES[row["attribute_name"]] for row in rows], np.int64),
+        attribute=np.array([attributes[row["attribute_name"]] for row in rows], np.int64),
     )
 
 
@@ -86,12 +86,25 @@ class FastMetrics:
         tokens: the S samples.
         truth: their boxes, filtered by the devkit.
         config: classes, ranges and thresholds.
+        any_attribute: not nuScenes' alone.
     """
 
-    def __init__(self, nusc: NuScenes, tokens: Sequence[str], truth: EvalBoxes, config: DetectionConfig) -> None:
+    def __init__(
+        self,
+        nusc: NuScenes,
+        tokens: Sequence[str],
+        truth: EvalBoxes,
+        config: DetectionConfig,
+        *,
+        any_attribute: bool = False,
+    ) -> None:
         self._tokens, self._config = tuple(tokens), config
         self._classes = list(config.class_names)
-        self._truth = _columns([[box.serialize() for box in truth[token]] for token in tokens], self._classes)
+        self._attributes = defaultdict[str, int](None, {name: i for i, name in enumerate(("", *ATTRIBUTE_NAMES))})
+        if any_attribute:
+            self._attributes.default_factory = self._attributes.__len__  # the next number
+        rows = [[box.serialize() for box in truth[token]] for token in tokens]
+        self._truth = _columns(rows, self._classes, self._attributes)
         samples = [nusc.get("sample", token) for token in tokens]
         poses = [nusc.get("sample_data", sample["data"]["LIDAR_TOP"])["ego_pose_token"] for sample in samples]
         self._ego_m = np.array([nusc.get("ego_pose", pose)["translation"] for pose in poses], np.float64)  # [S, 3]
@@ -123,11 +136,11 @@ class FastMetrics:
         """The devkit's filters of range and bicycle racks."""
         most = self._config.max_boxes_per_sample
         assert all(len(rows) <= most for rows in results.values()), f"only <= {most} boxes per sample allowed"
-        found = _columns([results[token] for token in self._tokens], self._classes)
+        found = _columns([results[token] for token in self._tokens], self._classes, self._attributes)
         away_m = found.center_m - self._ego_m[found.sample]
         range_m = np.array([self._config.class_range[name] for name in self._classes], np.float64)
         kept = np.sqrt(away_m[:, 0] ** 2 + away_m[:, 1] ** 2) < range_m[found.label]
-        in_racks = [self._classes.index(name) for name in _IN_RACKS]
+        in_racks = [label for label, name in enumerate(self._classes) if name in _IN_RACKS]
         for i in np.flatnonzero(kept & np.isin(found.label, in_racks)):
             point = found.center_m[i, :, None]
             kept[i] = not any(points_in_box(rack, point).any() for rack in self._racks[found.sample[i]])
@@ -223,5 +236,5 @@ def _errors(truth: _Columns, found: _Columns, name: str) -> dict[str, Float64]:
         "vel_err": _norm(found.velocity_mps - truth.velocity_mps),
         "scale_err": 1 - volumes[0] / (volumes[1] + volumes[2] - volumes[0]),
         "orient_err": np.abs(turn_rad),
-        "attr_err": np.where(truth.attribute == _ATTRIBUTES[""], np.nan, wrong),
+        "attr_err": np.where(truth.attribute == 0, np.nan, wrong),
     }

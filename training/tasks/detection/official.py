@@ -1,17 +1,17 @@
 """The devkit's own detection evaluation, its ground truth loaded once and shared by many submissions.
 
-Everything that decides a figure is the devkit's unmodified code: the boxes, the filters and `DetectionEval.evaluate`. What is
-ours is that ground truth is loaded and filtered once, and that the samples may be fewer than the split's. The same figures come
-faster from `training.tasks.detection.metrics`, where those are asked for.
+Everything that decides a figure is the devkit's unmodified code: the filters and `DetectionEval.evaluate`, whose formulas take
+any class. What is ours is that ground truth is loaded and filtered once, by the data set's own map of classes, that the samples
+may be fewer than the split's, and that classes and distances may be others than nuScenes': then there is no NDS. The same
+figures come faster from `training.tasks.detection.metrics`, where those are asked for.
 """
 
 from __future__ import annotations
 
-import contextlib
 import copy
-import io
 import json
 import math
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -19,13 +19,8 @@ from typing import Any, Literal
 
 from nuscenes import NuScenes
 from nuscenes.eval.common.config import config_factory
-from nuscenes.eval.common.data_classes import EvalBoxes
-from nuscenes.eval.common.loaders import (
-    add_center_dist,
-    filter_eval_boxes,
-    load_gt_of_sample_tokens,
-    load_prediction_of_sample_tokens,
-)
+from nuscenes.eval.common.data_classes import EvalBox, EvalBoxes
+from nuscenes.eval.common.loaders import add_center_dist, filter_eval_boxes, load_prediction_of_sample_tokens
 from nuscenes.eval.detection.data_classes import DetectionBox, DetectionConfig, DetectionMetrics
 from nuscenes.eval.detection.evaluate import DetectionEval
 
@@ -34,6 +29,7 @@ from sensors.nuscenes.tables import open_devkit
 from training.files.atomic import write_json
 from training.tasks.detection.metrics import FastMetrics
 from training.tasks.detection.result import TP_ERRORS, SubsetResult
+from training.tasks.detection.rules import Rules
 
 Metrics = Literal["devkit", "fast"]  # fast: `training.tasks.detection.metrics`
 _OFFICIAL_REFERENCE = "LIDAR_TOP"
@@ -58,20 +54,29 @@ def open_tables(root: Path, version: str) -> NuScenes:
     return nusc
 
 
-def detection_config(radius_m: float) -> DetectionConfig:
-    """`detection_cvpr_2019` with no class range beyond `radius_m`, where the grid ends."""
+def detection_config(rules: Rules) -> DetectionConfig:
+    """`detection_cvpr_2019` with the classes, ranges and distances of `rules`."""
     config = config_factory("detection_cvpr_2019")
-    config.class_range = {name: min(official, radius_m) for name, official in config.class_range.items()}
+    config.class_range = dict(rules.class_range_m)
     config.class_names = config.class_range.keys()
+    config.dist_ths, config.dist_th_tp = list(rules.distances_m), rules.error_distance_m
     return config
 
 
-def range_note(radius_m: float) -> str:
-    """What a table says about the class ranges that `detection_config(radius_m)` evaluates."""
-    official = config_factory("detection_cvpr_2019").class_range
-    if radius_m >= max(official.values()):
-        return "ranges: official"
-    return f"ranges: min(official, {radius_m:g} m)"
+class _OwnBox(DetectionBox):  # type: ignore[misc]
+    """A box of any class and attribute; the devkit's own refuses all but nuScenes'."""
+
+    def __init__(
+        self,
+        *,
+        detection_name: str = "",
+        detection_score: float = -1.0,
+        attribute_name: str = "",
+        **box: Any,
+    ) -> None:
+        EvalBox.__init__(self, **box)
+        self.detection_name, self.detection_score = detection_name, detection_score
+        self.attribute_name = attribute_name
 
 
 class _SharedEval(DetectionEval):  # type: ignore[misc]
@@ -90,7 +95,7 @@ class OfficialEvaluation:
     Args:
         nusc: the devkit's tables.
         tokens: the samples to evaluate.
-        radius_m: the grid's radius, to which the class ranges shrink.
+        rules: classes, ranges and distances.
         reference_channel: the channel from whose ego pose ranges are measured, as `NuScenesConfig.reference_channel`.
         metrics: who computes them, see `Metrics`.
 
@@ -102,19 +107,19 @@ class OfficialEvaluation:
         self,
         nusc: NuScenes,
         tokens: Sequence[str],
-        radius_m: float,
+        rules: Rules,
         reference_channel: str = _OFFICIAL_REFERENCE,
         metrics: Metrics = "devkit",
     ) -> None:
         self.tokens = tuple(tokens)
         self._metrics = metrics
-        self.config = detection_config(radius_m)
-        self.note = range_note(radius_m)
+        self.config = detection_config(rules)
+        self.rules = rules
+        self._box = DetectionBox if rules.official else _OwnBox
         self._nusc = nusc
         self._check_tokens(reference_channel)
-        with contextlib.redirect_stderr(io.StringIO()):  # the devkit's own progress bar
-            self._truth = load_gt_of_sample_tokens(nusc, list(self.tokens), DetectionBox)
-        self._truth = self._filtered(self._truth)
+        self._truth = self._filtered(self._load_truth())
+        self._unknown = set() if rules.official else self._unknown_errors()
         there = {box.detection_name for box in self._truth.all}
         self.classes_without_truth = tuple(name for name in self.config.class_names if name not in there)
 
@@ -133,6 +138,36 @@ class OfficialEvaluation:
                     "channel in data.nuscenes.reference_channel"
                 )
             data[_OFFICIAL_REFERENCE] = data[reference_channel]  # the devkit knows no other name for it
+
+    def _load_truth(self) -> EvalBoxes:
+        """As the devkit loads it, but by the data set's own map of classes."""
+        class_of, boxes = dict(self.rules.class_of_category), EvalBoxes()
+        for token in self.tokens:
+            rows = [self._nusc.get("sample_annotation", row) for row in self._nusc.get("sample", token)["anns"]]
+            named = [row for row in rows if class_of.get(row["category_name"]) in self.config.class_range]
+            boxes.add_boxes(token, [self._truth_box(token, row, class_of[row["category_name"]]) for row in named])
+        return boxes
+
+    def _truth_box(self, token: str, row: Mapping[str, Any], name: str) -> DetectionBox:
+        attributes = [self._nusc.get("attribute", attribute)["name"] for attribute in row["attribute_tokens"]]
+        if self.rules.official:
+            attributes = [attribute for attribute in attributes if attribute in DETECTION_ATTRIBUTES]
+        return self._box(
+            sample_token=token,
+            translation=row["translation"],
+            size=row["size"],
+            rotation=row["rotation"],
+            velocity=self._nusc.box_velocity(row["token"])[:2],
+            num_pts=row["num_lidar_pts"] + row["num_radar_pts"],
+            detection_name=name,
+            attribute_name=attributes[0] if attributes else "",
+        )
+
+    def _unknown_errors(self) -> set[tuple[str, str]]:
+        """(class, error) of what no true box of the class tells: for nuScenes' own classes the devkit's code says which."""
+        known = {(box.detection_name, "attr_err") for box in self._truth.all if box.attribute_name}
+        known |= {(box.detection_name, "vel_err") for box in self._truth.all if not any(map(math.isnan, box.velocity))}
+        return {(name, error) for name in self.config.class_names for error in ("attr_err", "vel_err")} - known
 
     def _filtered(self, boxes: EvalBoxes) -> EvalBoxes:
         """The devkit's filters; it refuses to look at boxes when there is not one, where there is nothing to filter."""
@@ -154,17 +189,21 @@ class OfficialEvaluation:
         try:
             if self._metrics == "fast":
                 content = content or json.loads(result_path.read_bytes())
-                return self._fast.measure(content["results"]), content["meta"]
-            predictions, meta = load_prediction_of_sample_tokens(
-                str(result_path), self.config.max_boxes_per_sample, DetectionBox, sample_tokens=list(self.tokens)
-            )
-            return _SharedEval(self.config, self._truth, self._filtered(predictions)).evaluate()[0], meta
+                metrics, meta = self._fast.measure(content["results"]), content["meta"]
+            else:
+                predictions, meta = load_prediction_of_sample_tokens(
+                    str(result_path), self.config.max_boxes_per_sample, self._box, sample_tokens=list(self.tokens)
+                )
+                metrics = _SharedEval(self.config, self._truth, self._filtered(predictions)).evaluate()[0]
         except (AssertionError, KeyError, json.JSONDecodeError) as error:
             raise ValueError(f"{result_path}: not a nuScenes submission for these samples: {error}") from error
+        for name, of in self._unknown:
+            metrics.add_label_tp(name, of, math.nan)
+        return metrics, meta
 
     @cached_property
     def _fast(self) -> FastMetrics:
-        return FastMetrics(self._nusc, self.tokens, self._truth, self.config)
+        return FastMetrics(self._nusc, self.tokens, self._truth, self.config, any_attribute=not self.rules.official)
 
     def evaluate(
         self,
@@ -176,11 +215,14 @@ class OfficialEvaluation:
         """Measure `result_path` (see `measure`) and write metrics_summary.json beside it."""
         metrics, meta = self.measure(result_path, content)
         blind = tuple(no_perception)
+        figures = _serialized(metrics)
+        if not self.rules.official:
+            del figures["nd_score"], figures["tp_scores"]
         summary = {
-            **metrics.serialize(),
+            **figures,
             "meta": copy.deepcopy(meta),
             "subset": subset,
-            "ranges": self.note,
+            "ranges": self.rules.note,
             "samples": len(self.tokens),
             "no_perception": list(blind),
             "classes_without_truth": list(self.classes_without_truth),
@@ -189,12 +231,18 @@ class OfficialEvaluation:
         return subset_result(subset, summary)
 
 
+def _serialized(metrics: DetectionMetrics) -> dict[str, Any]:
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Mean of empty slice", RuntimeWarning)  # an error that no class knows
+        return dict(metrics.serialize())
+
+
 def subset_result(subset: str, summary: Mapping[str, Any]) -> SubsetResult:
     """The figures of a metrics summary."""
     return SubsetResult(
         subset=subset,
         mean_ap=float(summary["mean_ap"]),
-        nds=float(summary["nd_score"]),
+        nds=float(summary["nd_score"]) if "nd_score" in summary else None,
         errors={ours: float(summary["tp_errors"].get(theirs, math.nan)) for theirs, ours in TP_ERRORS.items()},
         class_ap={name: float(ap) for name, ap in summary["mean_dist_aps"].items()},
         ranges=str(summary["ranges"]),

@@ -12,15 +12,15 @@ TP_ERRORS = {"trans_err": "mATE", "scale_err": "mASE", "orient_err": "mAOE", "ve
 
 @dataclass(frozen=True)
 class SubsetResult:
-    """The figures of one subset of the sensors: the official ones of detection, and those of other tasks.
+    """The figures of one subset of the sensors: nuScenes' of detection, and those of other tasks.
 
     `errors` has the five mean true-positive errors under their nuScenes names (mATE in m, mASE as 1 - IoU, mAOE in rad, mAVE in
-    m/s, mAAE as 1 - accuracy). `class_ap` is the mean over the four matching distances. NaN is "not defined".
+    m/s, mAAE as 1 - accuracy). `class_ap` is the mean over the matching distances. NaN is "not defined".
     """
 
     subset: str  # "camera+lidar", in the order of the model's modalities
     mean_ap: float
-    nds: float
+    nds: float | None  # None: with classes, ranges or distances of one's own it is not defined
     errors: Mapping[str, float]
     class_ap: Mapping[str, float]
     ranges: str  # which class ranges the figures hold for
@@ -46,7 +46,7 @@ class SubsetResult:
         """A JSON object; what is not defined is null, because neither NaN nor infinity is JSON."""
         return {
             "mAP": self.mean_ap,
-            "NDS": self.nds,
+            **({} if self.nds is None else {"NDS": self.nds}),
             **{name: _none_unless_finite(value) for name, value in self.errors.items()},
             "AP": dict(self.class_ap),
             "ranges": self.ranges,
@@ -63,7 +63,7 @@ class SubsetResult:
         return SubsetResult(
             subset=subset,
             mean_ap=float(content["mAP"]),
-            nds=float(content["NDS"]),
+            nds=float(content["NDS"]) if "NDS" in content else None,
             errors={name: math.nan if value is None else float(value) for name, value in errors.items()},
             class_ap={name: float(value) for name, value in content.get("AP", {}).items()},
             ranges=str(content.get("ranges", "not stated")),
@@ -76,6 +76,18 @@ class SubsetResult:
                 for task, figures in content.get("tasks", {}).items()
             },
         )
+
+
+def main_figures(results: Iterable[SubsetResult]) -> dict[str, str]:
+    """Name -> field of `SubsetResult`, of the figures that sum up detection: mAP, and NDS where any of `results` has it."""
+    scored = any(result.nds is not None for result in results)
+    return {"mAP": "mean_ap"} | ({"NDS": "nds"} if scored else {})
+
+
+def figure_of(result: SubsetResult | None, field: str) -> float:
+    """One of `main_figures`; NaN where it is not defined or there is no result, which tables show as such."""
+    value = None if result is None else getattr(result, field)
+    return math.nan if value is None else float(value)
 
 
 def task_figures(results: Iterable[SubsetResult]) -> list[tuple[str, str]]:

@@ -1,4 +1,4 @@
-"""From what a model found to official figures, several subsets of the sensors at a time.
+"""From what a model found to figures, several subsets of the sensors at a time.
 
 Letters: K boxes.
 """
@@ -51,6 +51,7 @@ class Scoring:
                 self.attributes,
                 max_boxes=self.max_boxes,
                 score_threshold=self.score_threshold,
+                official=self.official.rules.official,
             )
             for token in self.official.tokens
         }

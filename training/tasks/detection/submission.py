@@ -42,6 +42,7 @@ def submission_boxes(
     *,
     max_boxes: int = MAX_BOXES_PER_SAMPLE,
     score_threshold: float = 0.0,
+    official: bool = True,
 ) -> list[dict[str, Any]]:
     """The rows of one sample in the nuScenes result format: global frame, size w l h, quaternion w x y z.
 
@@ -53,6 +54,7 @@ def submission_boxes(
             becomes the usual one of the class at the box's speed.
         max_boxes: the best so many are kept, 500 at most.
         score_threshold: boxes scored lower are left out.
+        official: for nuScenes' own evaluation; else an attribute stays as the model says it.
 
     Raises:
         ValueError: a kept box has a NaN, an infinity or a size that is not positive.
@@ -89,7 +91,9 @@ def submission_boxes(
     for i in range(len(kept)):
         name = classes[int(labels[i])]
         attribute = attributes[int(attribute_ids[i])] if 0 <= attribute_ids[i] < len(attributes) else None
-        if attribute not in NUSCENES_CLASS_ATTRIBUTES.get(name, ()):
+        if not official:
+            attribute = attribute or ""
+        elif attribute not in NUSCENES_CLASS_ATTRIBUTES.get(name, ()):
             attribute = default_attribute(name, float(speed[i]))
         rows.append(
             {
