@@ -1,7 +1,11 @@
-"""Files of a data set, read whole; a missing or unreadable one is told with what to do."""
+"""Files of a data set, read whole; a missing or unreadable one is told with what to do. And folders, written whole."""
 
 from __future__ import annotations
 
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -28,3 +32,22 @@ def read_bytes(path: Path, *, sensor: str, token: str) -> bytes:
     if not data:
         raise fault(expected="data", got="0 bytes", action=COPY_AGAIN)
     return data
+
+
+@contextmanager
+def whole_folder(out: Path) -> Iterator[Path]:
+    """A folder beside `out` to write into, which takes its place when all is done and is gone when an error leaves it.
+
+    `out` is not there, or is an empty folder.
+    """
+    out.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = Path(tempfile.mkdtemp(prefix=f".{out.name}.partial-", dir=out.parent))
+    try:
+        unfinished.chmod(0o755)
+        yield unfinished
+        if out.exists():
+            out.rmdir()
+        unfinished.rename(out)
+    except BaseException:
+        shutil.rmtree(unfinished, ignore_errors=True)
+        raise

@@ -38,6 +38,7 @@ PUBLIC: dict[str, tuple[str, ...] | None] = {
     "sensors.errors": ("SensorDataError", "SensorDataWarning"),
     "sensors.frames": ("Absence", "CameraImage", "Lack", "LidarSweep", "RadarSweep", "SensorFrame"),
     "sensors.motion": ("Trajectory",),
+    "sensors.nuscenes.write": ("Annotation", "NuScenesWriter", "write_nuscenes"),
     "sensors.poses": ("LINK_T_OPTICAL", "pose", "pose_of_message"),
     "sensors.readings": ("CameraReading", "LidarReading", "RadarReading", "frame_at"),
 }

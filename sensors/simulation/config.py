@@ -7,6 +7,8 @@ import json
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from sensors.nuscenes.rows import OFFICIAL_SPLITS
+
 
 class SimulationConfig(BaseModel):
     """Everything that decides the bytes of a simulated data set; equal configs give equal bytes."""
@@ -51,8 +53,7 @@ class SimulationConfig(BaseModel):
                 f"images must be 16:9 like nuScenes', got {self.image_width_px} x {self.image_height_px}; "
                 f"for this width use image_height_px = {round(self.image_width_px * 9 / 16)}"
             )
-        own = {"train", "val", "test", "mini_train", "mini_val", "train_detect", "train_track"}
-        taken = own & {self.split_train, self.split_val}
+        taken = OFFICIAL_SPLITS & {self.split_train, self.split_val}
         if taken or self.split_train == self.split_val:
             raise ValueError(
                 "split_train and split_val must differ and must not be names of nuScenes' own splits, "

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
-import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from sensors.files import whole_folder
+from sensors.nuscenes.rows import Rows
 from sensors.processes import run_each
 from sensors.simulation.config import SimulationConfig
 from sensors.simulation.sensing import rig
-from sensors.simulation.tables import Rows, common_rows
+from sensors.simulation.tables import common_rows
 
 MARKER = "simulation.json"
 _REVISION = 1
@@ -39,17 +39,8 @@ def simulate(
     out = Path(out_dir).resolve()
     if _already_there(config, out):
         return
-    out.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(prefix=f".{out.name}.partial-", dir=out.parent))
-    try:
-        partial.chmod(0o755)
+    with whole_folder(out) as partial:
         _write(config, partial, workers, progress)
-        if out.exists():
-            out.rmdir()  # empty, as _already_there made sure
-        partial.rename(out)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
 
 
 def _already_there(config: SimulationConfig, out: Path) -> bool:
@@ -93,9 +84,7 @@ def _write(config: SimulationConfig, root: Path, workers: int, progress: Callabl
             progress(done, len(names))
     for name in names:
         rows.extend(results[name])
-    for table, content in rows.tables.items():
-        (tables / f"{table}.json").write_text(json.dumps(content, indent=None, separators=(",", ":")))
-    (tables / "splits.json").write_text(json.dumps(splits, indent=1))
+    rows.write(tables, splits)
     marker = {"digest": _digest(config), "config": config.model_dump(mode="json")}
     (root / MARKER).write_text(json.dumps(marker, indent=1))
 

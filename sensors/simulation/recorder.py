@@ -6,14 +6,15 @@ from pathlib import Path
 
 import numpy as np
 
+from sensors.nuscenes.rows import PointCounter, Row, Rows, SceneRows, token
+from sensors.nuscenes.sensor_files import write_image, write_lidar, write_mask, write_radar
 from sensors.simulation.config import SimulationConfig
-from sensors.simulation.files import write_image, write_lidar, write_mask, write_radar
 from sensors.simulation.sensing import lidar, radar, rig
 from sensors.simulation.sensing.camera import CameraRenderer
 from sensors.simulation.sensing.casting import RayBundle, rotate
 from sensors.simulation.sensing.world import KEYFRAME_STEP_S, Pose, World, random_generator
 from sensors.simulation.shapes.mesh import Array
-from sensors.simulation.tables import Row, Rows, link, token, visibility_token
+from sensors.simulation.tables import visibility_token
 
 EPOCH_US = 1_600_000_000_000_000
 SCENE_GAP_US = 100_000_000
@@ -30,48 +31,36 @@ class SceneRecorder:
         self.cameras = CameraRenderer(
             self.world, self._random("ground"), width_px=config.image_width_px, height_px=config.image_height_px
         )
-        self.rows = Rows()
-        self._chains: dict[str, list[Row]] = {mount.channel: [] for mount in rig.SENSORS}
-        self._annotations: dict[int, list[Row]] = {}
+        self.scene = SceneRows(scene_name, config.seed, [mount.channel for mount in rig.SENSORS])
         self._surface_samples = _surface_samples(self.world, self._random("visibility"))
 
     def record(self) -> Rows:
         """Write all files of the scene."""
-        self._write_scene()
-        times = [k * KEYFRAME_STEP_S for k in range(self.config.keyframes_per_scene)]
-        samples = []
-        for k, time_s in enumerate(times):
+        for k in range(self.config.keyframes_per_scene):
+            time_s = k * KEYFRAME_STEP_S
             if k > 0:
                 self._sweeps(k, time_s)
-            samples.append(self._keyframe(k, time_s))
-        link(samples)
-        for chain in self._chains.values():
-            chain.sort(key=lambda row: int(row["timestamp"]))
-            link(chain)
-            self.rows.tables["sample_data"].extend(chain)
-        self._write_instances()
-        return self.rows
+            self._keyframe(k, time_s)
+        mask = f"maps/{self.scene.token('map')}.png"
+        write_mask(self.root / mask, self.world.layout.drivable_mask())
+        log = {"vehicle": "sim", "date_captured": "2020-09-13", "location": "simulated-town"}
+        return self.scene.close(self._description(), log, mask)
 
     def _random(self, *names: str) -> np.random.Generator:
         return random_generator(self.config.seed, self.name, *names)
-
-    def _token(self, *names: object) -> str:
-        return token(self.config.seed, self.name, *names)
 
     def _us(self, time_s: float) -> int:
         return self.start_us + round(time_s * 1e6)
 
     # One instant of one sensor
 
-    def _keyframe(self, k: int, time_s: float) -> Row:
-        sample = {"token": self._token("sample", k), "timestamp": self._us(time_s), "scene_token": self._token("scene")}
-        self.rows.tables["sample"].append(sample)
+    def _keyframe(self, k: int, time_s: float) -> None:
+        self.scene.sample(self._us(time_s))
         for mount in rig.CAMERAS:
             self._camera(mount, k, time_s + mount.time_offset_us / 1e6, keyframe=True)
         lidar_points = self._lidar(k, time_s, keyframe=True)
         radar_points = [self._radar(m, k, time_s + self._radar_offset_s(m, k, 0), keyframe=True) for m in rig.RADARS]
         self._annotate(k, time_s, lidar_points, np.concatenate(radar_points))
-        return sample
 
     def _sweeps(self, k: int, time_s: float) -> None:
         """What the sensors say between keyframes k - 1 and k; the rows point to k, the keyframe that follows."""
@@ -122,32 +111,11 @@ class SceneRecorder:
         return rotate(local, pose.rotation) + pose.translation_m
 
     def _data_row(self, mount: rig.Mount, k: int, time_s: float, suffix: str, *, keyframe: bool) -> tuple[Path, Row]:
-        stamp = self._us(time_s)
-        folder = "samples" if keyframe else "sweeps"
-        filename = f"{folder}/{mount.channel}/{self.name}__{mount.channel}__{stamp}.{suffix}"
-        key = self._token("sample_data", mount.channel, stamp)
         ego = self.world.ego.pose(time_s)
-        self.rows.add(
-            "ego_pose",
-            token=key,
-            timestamp=stamp,
-            rotation=list(rig.yaw_to_wxyz(float(ego[2]))),
-            translation=[float(ego[0]), float(ego[1]), 0.0],
-        )
-        row: Row = {
-            "token": key,
-            "sample_token": self._token("sample", k),
-            "ego_pose_token": key,
-            "calibrated_sensor_token": token(self.config.seed, "calibrated_sensor", mount.channel),
-            "timestamp": stamp,
-            "fileformat": "pcd" if mount.modality != "camera" else "jpg",
-            "is_key_frame": keyframe,
-            "height": 0,
-            "width": 0,
-            "filename": filename,
-        }
-        self._chains[mount.channel].append(row)
-        return self.root / filename, row
+        pose = rig.yaw_to_wxyz(float(ego[2])), (float(ego[0]), float(ego[1]), 0.0)
+        calibration = token(self.config.seed, "calibrated_sensor", mount.channel)
+        row = self.scene.reading(mount.channel, self._us(time_s), pose, calibration, suffix, k, keyframe=keyframe)
+        return self.root / row["filename"], row
 
     # Truth
 
@@ -164,19 +132,19 @@ class SceneRecorder:
             centre = [round(float(x), 3), round(float(y), 3), round(size[2] / 2, 3)]
             rotation = rig.yaw_to_wxyz(float(yaw))
             attribute = agent.attribute_at(time_s)
-            row: Row = {
-                "token": self._token("annotation", agent.name, k),
-                "sample_token": self._token("sample", k),
-                "instance_token": self._token("instance", agent.name),
-                "visibility_token": visibility_token(float(visible[i])),
-                "attribute_tokens": [token(config.seed, "attribute", attribute)] if attribute else [],
-                "translation": centre,
-                "size": list(size),
-                "rotation": list(rotation),
-                "num_lidar_pts": lidar_counter.inside(centre, size, float(yaw)),
-                "num_radar_pts": radar_counter.inside(centre, size, float(yaw)),
-            }
-            self._annotations.setdefault(i, []).append(row)
+            self.scene.annotation(
+                i,
+                agent.name,
+                agent.shape.category,
+                k,
+                visibility_token=visibility_token(float(visible[i])),
+                attribute_tokens=[token(config.seed, "attribute", attribute)] if attribute else [],
+                translation=centre,
+                size=list(size),
+                rotation=list(rotation),
+                num_lidar_pts=lidar_counter.inside(centre, size, float(yaw)),
+                num_radar_pts=radar_counter.inside(centre, size, float(yaw)),
+            )
 
     def _visible_shares(self, poses: Array, time_s: float) -> Array:
         """Share [A] of each agent's surface facing the LiDAR that is seen from there, by sample points."""
@@ -199,63 +167,14 @@ class SceneRecorder:
         total = np.bincount(owner[facing], minlength=count)
         return np.bincount(owner[facing & open_], minlength=count) / np.maximum(total, 1)
 
-    def _write_instances(self) -> None:
-        for i, chain in sorted(self._annotations.items()):
-            link(chain)
-            self.rows.tables["sample_annotation"].extend(chain)
-            agent = self.world.agents[i]
-            self.rows.add(
-                "instance",
-                token=self._token("instance", agent.name),
-                category_token=token(self.config.seed, "category", agent.shape.category),
-                nbr_annotations=len(chain),
-                first_annotation_token=chain[0]["token"],
-                last_annotation_token=chain[-1]["token"],
-            )
-
-    def _write_scene(self) -> None:
-        layout, log = self.world.layout, self._token("log")
+    def _description(self) -> str:
+        layout = self.world.layout
         words = self.world.weather.words()
         words += ["intersection"] if layout.crossing_s_m is not None else []
         words += ["construction"] if any(lot.construction for lot in layout.lots) else []
         turned = float(np.diff(self.world.ego.poses[[0, -1], 2])[0])
         words += ["turn left" if turned > 0 else "turn right"] if abs(turned) > 0.7 else []
-        last = self.config.keyframes_per_scene - 1
-        self.rows.add(
-            "scene",
-            token=self._token("scene"),
-            log_token=log,
-            nbr_samples=last + 1,
-            first_sample_token=self._token("sample", 0),
-            last_sample_token=self._token("sample", last),
-            name=self.name,
-            description=", ".join(words) or "Street, day",
-        )
-        self.rows.add(
-            "log", token=log, logfile=self.name, vehicle="sim", date_captured="2020-09-13", location="simulated-town"
-        )
-        mask = f"maps/{self._token('map')}.png"
-        self.rows.add("map", token=self._token("map"), log_tokens=[log], category="semantic_prior", filename=mask)
-        write_mask(self.root / mask, layout.drivable_mask())
-
-
-class PointCounter:
-    """Counts world points [N, 3] in upright boxes, borders included, as the devkit's points_in_box does."""
-
-    def __init__(self, points_m: Array) -> None:
-        self._points = points_m[np.argsort(points_m[:, 0], kind="stable")]
-        self._x = np.ascontiguousarray(self._points[:, 0])
-
-    def inside(self, centre_m: list[float], size_wlh_m: tuple[float, float, float], yaw_rad: float) -> int:
-        """How many of the points lie in a box."""
-        width, length, height = size_wlh_m
-        radius = float(np.hypot(width, length)) / 2 + 0.01
-        first, last = np.searchsorted(self._x, [centre_m[0] - radius, centre_m[0] + radius])
-        local = self._points[first:last] - np.asarray(centre_m)
-        c, s = np.cos(yaw_rad), np.sin(yaw_rad)
-        x, y = c * local[:, 0] + s * local[:, 1], -s * local[:, 0] + c * local[:, 1]
-        inside = (np.abs(x) <= length / 2) & (np.abs(y) <= width / 2) & (np.abs(local[:, 2]) <= height / 2)
-        return int(inside.sum())
+        return ", ".join(words) or "Street, day"
 
 
 def _between(count: int, grid_s: float) -> list[float]:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from sensors.nuscenes.sensor_files import RADAR_POINT
 from sensors.simulation.sensing.casting import RayBundle
 from sensors.simulation.sensing.rig import Mount
 from sensors.simulation.sensing.world import Pose, World
@@ -21,13 +22,6 @@ NEAR_FOV_RAD, NEAR_RANGE_M = np.radians(60.0), 70.0
 FAR_FOV_RAD, FAR_RANGE_M = np.radians(10.0), 150.0
 RANGE_NOISE_M, AZIMUTH_NOISE_RAD, SPEED_NOISE_MPS = 0.15, float(np.radians(0.8)), 0.1
 QUANTUM_M, QUANTUM_MPS = 0.2, 0.25
-
-DTYPE = np.dtype(
-    [("x", "<f4"), ("y", "<f4"), ("z", "<f4"), ("dyn_prop", "i1"), ("id", "<i2"), ("rcs", "<f4"), ("vx", "<f4"), ("vy", "<f4"),
-     ("vx_comp", "<f4"), ("vy_comp", "<f4"), ("is_quality_valid", "i1"), ("ambig_state", "i1"), ("x_rms", "i1"), ("y_rms", "i1"),
-     ("invalid_state", "i1"), ("pdh0", "i1"), ("vx_rms", "i1"), ("vy_rms", "i1")]
-)  # fmt: skip
-"""One nuScenes radar point: 43 bytes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +36,7 @@ class _Echoes:
 
 
 def sense(world: World, mount: Mount, time_s: float, rng: np.random.Generator) -> Array:
-    """One cycle of a radar: points [N] of DTYPE, never empty.
+    """One cycle of a radar: points [N] of RADAR_POINT, never empty.
 
     `vx_comp, vy_comp` is the radial velocity over ground as a vector along the line of sight; `vx, vy` is the same less the
     radar's own velocity, so that its part along the line of sight is the measured Doppler: the real files are made so.
@@ -58,7 +52,7 @@ def sense(world: World, mount: Mount, time_s: float, rng: np.random.Generator) -
     azimuth = echoes.azimuth_rad + rng.normal(0, AZIMUTH_NOISE_RAD, len(velocity))
     sight = np.stack([np.cos(azimuth), np.sin(azimuth)], -1)
     radial = (velocity * sight).sum(1) + rng.normal(0, SPEED_NOISE_MPS, len(velocity))
-    points = np.zeros(len(velocity), DTYPE)
+    points = np.zeros(len(velocity), RADAR_POINT)
     points["x"], points["y"] = (np.round(measured_range[:, None] * sight / QUANTUM_M) * QUANTUM_M).T
     points["vx_comp"], points["vy_comp"] = (radial[:, None] * sight).T
     points["vx"], points["vy"] = (np.round((radial[:, None] * sight - own) / QUANTUM_MPS) * QUANTUM_MPS).T

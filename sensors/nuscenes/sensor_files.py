@@ -1,27 +1,34 @@
-"""Bytes of the sensor files: nuScenes' .pcd.bin, radar .pcd, JPEG and map mask."""
+"""Bytes of the sensor files, as they are written: nuScenes' .pcd.bin, radar .pcd, JPEG and map mask.
+
+Letters: N points, H and W pixels.
+"""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
-import cv2
 import numpy as np
+from numpy.typing import NDArray
 
-from sensors.simulation.sensing.radar import DTYPE
-from sensors.simulation.shapes.mesh import Array
-
+RADAR_POINT = np.dtype(
+    [("x", "<f4"), ("y", "<f4"), ("z", "<f4"), ("dyn_prop", "i1"), ("id", "<i2"), ("rcs", "<f4"), ("vx", "<f4"), ("vy", "<f4"),
+     ("vx_comp", "<f4"), ("vy_comp", "<f4"), ("is_quality_valid", "i1"), ("ambig_state", "i1"), ("x_rms", "i1"), ("y_rms", "i1"),
+     ("invalid_state", "i1"), ("pdh0", "i1"), ("vx_rms", "i1"), ("vy_rms", "i1")]
+)  # fmt: skip
+"""One nuScenes radar point: 43 bytes."""
 _TYPES = {"f": "F", "i": "I"}
 
 
-def write_lidar(path: Path, points: Array) -> None:
+def write_lidar(path: Path, points: NDArray[Any]) -> None:
     """Points [N, 5] f32 of x, y, z, intensity, ring."""
     path.write_bytes(np.ascontiguousarray(points, dtype="<f4").tobytes())
 
 
-def write_radar(path: Path, points: Array) -> None:
-    """Points [N] of radar.DTYPE. Zeros follow them as in real files; the devkit needs at least one such byte."""
-    names = DTYPE.names or ()
-    kinds = [DTYPE[n] for n in names]
+def write_radar(path: Path, points: NDArray[Any]) -> None:
+    """Points [N] of RADAR_POINT. Zeros follow them as in real files; the devkit needs at least one such byte."""
+    names = RADAR_POINT.names or ()
+    kinds = [RADAR_POINT[n] for n in names]
     header = "\n".join(
         [
             "# .PCD v0.7 - Point Cloud Data file format",
@@ -41,15 +48,17 @@ def write_radar(path: Path, points: Array) -> None:
     path.write_bytes(header.encode() + points.tobytes() + bytes(50 * len(points)))
 
 
-def write_image(path: Path, image: Array, *, quality: int) -> None:
+def write_image(path: Path, image: NDArray[Any], *, quality: int) -> None:
     """Image [H, W, 3] u8 RGB as JPEG."""
     import simplejpeg
 
     path.write_bytes(simplejpeg.encode_jpeg(np.ascontiguousarray(image), quality=quality, colorsubsampling="420"))
 
 
-def write_mask(path: Path, mask: Array) -> None:
+def write_mask(path: Path, mask: NDArray[Any]) -> None:
     """Mask [H, W] u8 as PNG."""
+    import cv2
+
     ok, data = cv2.imencode(
         ".png", mask, [cv2.IMWRITE_PNG_COMPRESSION, 1, cv2.IMWRITE_PNG_STRATEGY, cv2.IMWRITE_PNG_STRATEGY_RLE]
     )
