@@ -185,3 +185,9 @@ def test_bringing_sensors_takes_ten_lines(capsys: pytest.CaptureFixture[str]) ->
     said = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in said] == ["thermal", "ultrasonic", "depth"]
     assert abs(sum(float(line.split()[3]) for line in said) - 1) < 0.02
+
+
+def test_a_table_of_subsets_from_own_arrays_takes_sixty_lines_and_no_private_name() -> None:
+    program = blocks((ROOT / "docs" / "own-data.md").read_text(encoding="utf-8"))[0]
+    assert len([line for line in program.code.splitlines() if line]) <= 60
+    assert not re.search(r"(?<!\w)_\w|\._", program.code)
