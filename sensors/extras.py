@@ -6,6 +6,7 @@ import platform
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 
 from sensors.errors import MissingExtraError
@@ -45,12 +46,20 @@ def missing(extra: str) -> list[str]:
     return [name for name in EXTRAS[extra] if find_spec(name) is None]
 
 
+def installed_version(distribution: str) -> str:
+    """The version of a distribution, of this project's too; "not installed" in a checkout that is not."""
+    try:
+        return version(distribution)
+    except PackageNotFoundError:
+        return "not installed"
+
+
 def unavailable(library: str) -> str:
     """Why this interpreter or machine cannot have a library, and what to use instead; "" where pip can bring it."""
-    limit, version, machine = LIMITS.get(library), sys.version_info[:2], platform.machine()
-    if limit is not None and limit.python is not None and version >= limit.python:
+    limit, python, machine = LIMITS.get(library), sys.version_info[:2], platform.machine()
+    if limit is not None and limit.python is not None and python >= limit.python:
         can = " or ".join(f"{major}.{minor}" for major, minor in COMPLETE)
-        return f"Python {version[0]}.{version[1]} cannot have {library} ({limit.why}): use Python {can}"
+        return f"Python {python[0]}.{python[1]} cannot have {library} ({limit.why}): use Python {can}"
     if limit is not None and limit.machine == machine:
         return f"{machine} cannot have {library} ({limit.why}): use a machine with x86_64"
     return ""

@@ -7,7 +7,6 @@ import json
 import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,6 +16,7 @@ from fusion.runtime import TensorSpec
 from fusion.runtime.manifest import FORMAT, FORMAT_VERSION
 from robustbev.config import ModelConfig
 from robustbev.export.interface import Interface
+from sensors.extras import installed_version
 
 Kind = Literal["onnx", "pt2", "aoti"]
 Part = Literal["model", "fuser", "rig"]
@@ -76,13 +76,7 @@ def about_fuser(modalities: Sequence[str], grid_shape: tuple[int, int]) -> dict[
 
 def _versions(kind: Kind) -> dict[str, str]:
     packages = ("robustbev", "torch", "onnx") if kind == "onnx" else ("robustbev", "torch")
-    versions = {}
-    for package in packages:
-        try:
-            versions[package] = version(package)
-        except PackageNotFoundError:  # run from a checkout that is not installed
-            versions[package] = "not installed"
-    return versions
+    return {package: installed_version(package) for package in packages}
 
 
 def _machine() -> dict[str, Any]:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import Any
 
@@ -16,7 +16,10 @@ from sensors.frames import CameraImage, LidarSweep, RadarSweep, SensorFrame
 from sensors.points import SensorUse
 from sensors.replay.tick import SensorState, SensorStatus, Tick
 
-NO_PERCEPTION = "NO PERCEPTION: no sensor covers any cell. No boxes does not mean that nothing is there"
+METADATA = "robustbev"  # name of the record in an MCAP file that says what its results came of
+ALARM_TEXT = "NO PERCEPTION"  # in a scene, where a longer text is cut off
+NO_PERCEPTION = f"{ALARM_TEXT}: no sensor covers any cell. No boxes does not mean that nothing is there"
+STATE_NUMBERS = {state: number for number, state in enumerate(SensorState)}  # for panels that colour by number
 
 Vector = tuple[float, float, float]
 Quaternion = tuple[float, float, float, float]
@@ -116,7 +119,8 @@ def diagnoses(result: TickResult) -> list[Diagnosis]:
     message = f"{len(result.boxes)} boxes from {delivering} of {len(result.tick.sensors)} sensors"
     whole = [("perceived", str(result.perceived).lower()), ("ego pose known", str(result.tick.ego_pose_known).lower())]
     whole += [("clock jumped before", "true")] if result.tick.reset else []
-    whole += [(f"attention to {name}", f"{share:.4f}") for name, share in result.shares.items()]
+    whole += [(f"attention to {name}", f"{share:.4f}") for name, share in result.trust.items()]
+    whole += [("attention to nulls", f"{result.null_share:.4f}")]
     level = Level.OK if result.perceived else Level.ERROR
     return [
         Diagnosis(level, "perception", message if result.perceived else NO_PERCEPTION, "model", tuple(whole)),
@@ -142,13 +146,29 @@ def sensor_diagnoses(tick: Tick, sensors: Mapping[str, SensorUse] | None = None)
     return diagnoses
 
 
-def state_changes(result: TickResult, before: dict[str, SensorStatus]) -> Iterator[tuple[Level, str]]:
-    """A sentence for every sensor whose state is not what it was, and for those that begin with another than OK."""
-    for channel, status in result.tick.sensors.items():
-        old = before[channel].state if channel in before else SensorState.OK
-        if status.state is not old:
-            detail = f" ({status.detail})" if status.detail else ""
-            yield sensor_level(status), f"{channel}: {old} -> {status.state}{detail}"
+@dataclass
+class ChangeLog:
+    """What changed from tick to tick, in sentences."""
+
+    _states: Mapping[str, SensorStatus] = field(default_factory=dict)  # by channel, of the tick before
+    _perceived: bool = True
+
+    def lines(self, tick: Tick, *, perceived: bool, problem: str = NO_PERCEPTION) -> list[tuple[Level, str]]:
+        """In this order: a jump of the clock, sensors whose state is not what it was or not OK at first, perception gone or back.
+
+        Args:
+            problem: what is said where perception has gone.
+        """
+        lines = [(Level.WARN, "the clock jumped: all state is reset")] if tick.reset else []
+        for channel, status in tick.sensors.items():
+            old = self._states[channel].state if channel in self._states else SensorState.OK
+            if status.state is not old:
+                detail = f" ({status.detail})" if status.detail else ""
+                lines.append((sensor_level(status), f"{channel}: {old} -> {status.state}{detail}"))
+        if perceived is not self._perceived:
+            lines.append((Level.OK, "perception is back") if perceived else (Level.ERROR, problem))
+        self._states, self._perceived = dict(tick.sensors), perceived
+        return lines
 
 
 def newest(sweeps: tuple[LidarSweep, ...] | tuple[RadarSweep, ...] | None) -> dict[str, LidarSweep | RadarSweep]:

@@ -172,7 +172,7 @@ def _row(result: TickResult) -> tuple[NDArray[np.int64], NDArray[np.float64], ND
     ]
     last = torch.stack([boxes.label.float(), boxes.attribute.float(), boxes.score], dim=1)
     table = torch.cat([boxes.center_m, boxes.size_m, boxes.yaw_rad[:, None], boxes.velocity_mps, last], dim=1)
-    return np.array(row, np.int64), np.array(list(result.shares.values())), table.numpy()
+    return np.array(row, np.int64), np.array([float(share.mean()) for share in result.attention]), table.numpy()
 
 
 def _read(folder: Path) -> tuple[_Names, NDArray[np.int64], NDArray[np.float64], list[NDArray[np.float32]]]:

@@ -17,12 +17,12 @@ from numpy.typing import NDArray
 from bev.grid import BEVGrid
 from robustbev.results.content import (
     NO_PERCEPTION,
+    ChangeLog,
     Level,
     camera_images,
     found_boxes,
     quaternion_xyzw,
     sensor_level,
-    state_changes,
 )
 from robustbev.results.given import cloud_of_channel, jpeg
 from robustbev.results.grids import check_grid
@@ -33,7 +33,6 @@ from sensors.frames import CameraImage
 from sensors.logs.log import LogError
 from sensors.logs.mcap.out import check_target, partial_name
 from sensors.palette import MODALITY_COLOURS, RGB, class_rgb, modality_rgb
-from sensors.replay.tick import SensorStatus
 
 TIMELINE = "log_time"
 EGO = "map/ego"
@@ -72,7 +71,7 @@ class RerunResults:
             "robustbev replay", recording_id=f"replay of {path.stem}", send_properties=False
         )
         self._stream.save(self._partial)
-        self._states: dict[str, SensorStatus] = {}
+        self._changes = ChangeLog()
         self._shown: set[str] = set()  # entities that hold a picture or points
         self._started = self._done = False
 
@@ -227,7 +226,7 @@ class RerunResults:
             self._send(result, entity, columns)
 
     def _write_curves(self, result: TickResult) -> None:
-        values = {f"shares/{name}": share for name, share in result.shares.items()}
+        values = {f"shares/{name}": share for name, share in result.trust.items()}
         values |= {f"sensors/{name}": float(sensor_level(status)) for name, status in result.tick.sensors.items()}
         values["boxes"] = float(len(found_boxes(result, self._min_score)))
         for entity, value in values.items():
@@ -243,13 +242,7 @@ class RerunResults:
         text = head + "\n".join(["| sensor | state | why |", "|---|---|---|", *rows])
         document = self._rr.TextDocument.columns(text=[text], media_type=["text/markdown"])
         self._send(result, "perception", document)
-        lines = [(Level.WARN, "the clock jumped: all state is reset")] if result.tick.reset else []
-        lines += state_changes(result, self._states)
-        if not result.perceived:
-            lines.append(
-                (Level.ERROR, NO_PERCEPTION)
-            )  # last: of rows at one time, a table of the recording shows the last
-        self._states = dict(result.tick.sensors)
+        lines = self._changes.lines(result.tick, perceived=result.perceived)
         if lines:
             self._write_log(result, lines)
 

@@ -14,6 +14,7 @@ from sensors.replay.tick import SensorState, SensorStatus, Tick
 
 def tick_result(tick: Tick, seen: Perception, config: ModelConfig) -> TickResult:
     """The result of a tick whose frame `seen` (B = 1, on the CPU) is of."""
+    assert seen.trust is not None  # of a model
     uses = seen.sensors or {}
     statuses = {
         channel: _stands(status, uses[channel].absence if channel in uses else None)
@@ -26,6 +27,7 @@ def tick_result(tick: Tick, seen: Perception, config: ModelConfig) -> TickResult
         candidates=seen.found(0),
         modalities=seen.modalities,
         attention=seen.fused.attention[0].float().numpy(),
+        trust=dict(zip(seen.modalities, seen.trust[0].tolist(), strict=True)),
         classes=config.classes,
         attributes=config.attributes,
         maps=seen.maps(0),

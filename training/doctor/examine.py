@@ -12,14 +12,13 @@ import shutil
 import sys
 import sysconfig
 from collections.abc import Sequence
-from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
 
 import torch
 
 from robustbev.precision import choose_precision
-from sensors.extras import EXTRAS, missing, remedy, unavailable
+from sensors.extras import EXTRAS, installed_version, missing, remedy, unavailable
 from training.data.handover import shared_memory_bytes, shared_memory_fault
 from training.doctor.answer import Answer, without
 
@@ -43,7 +42,7 @@ def examine(config: Path | None = None, settings: Sequence[str] = ()) -> int:
     parts = {
         f"Python {platform.python_version()} on {platform.platform()}": [],
         "Packages": [f"{name:<10} {path}" for name, path in origins.items()],
-        "Versions": [f"{name:<16} {_version(name)}" for name in _VERSIONS],
+        "Versions": [f"{name:<16} {installed_version(name)}" for name in _VERSIONS],
         "Extras": _extras(),
         "This machine": _machine(),
         "What runs here": _lines(abilities()),
@@ -112,13 +111,6 @@ def abilities() -> list[Answer]:
         "export aoti": (no_compiler, f"compiled by {command} for {platform.machine()}"),
     }
     return [Answer(what, not obstacle, obstacle or ability) for what, (obstacle, ability) in answers.items()]
-
-
-def _version(distribution: str) -> str:
-    try:
-        return metadata.version(distribution)
-    except metadata.PackageNotFoundError:
-        return "not installed"
 
 
 def _extras() -> list[str]:

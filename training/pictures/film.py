@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from fractions import Fraction
 from pathlib import Path
@@ -14,16 +14,13 @@ import av
 from bev.detection.boxes import Boxes
 from robustbev import ModelConfig
 from robustbev.results.grids import check_grid
-from robustbev.results.result import TickResult
+from robustbev.results.result import TickResult, TruthAt
 from sensors.logs.log import LogError
 from sensors.logs.mcap.out import check_target, partial_name
 from training.pictures.scene.cameras import Look, directions
 from training.pictures.scene.canvas import Pixels, save
 from training.pictures.scene.page import HEIGHT_PX, WIDTH_PX, page
 from training.pictures.scene.panels import Scene, channels_there, maps
-
-# The truth at a tick, in its reference frame; None where it is not known.
-TruthAt = Callable[[TickResult], Boxes | None]
 
 # One thread and no clock in the file: equal pictures give equal bytes.
 CODEC: Final = "libx264"

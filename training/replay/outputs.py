@@ -7,12 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, TypedDict
 
-from robustbev.results.foxglove import FoxgloveResults
+from robustbev.results.foxglove.results import FoxgloveResults
 from robustbev.results.rerun import RerunResults
-from robustbev.results.result import ResultWriter
+from robustbev.results.result import ResultWriter, TruthAt
 from robustbev.results.ros2.bag import Ros2Results
 from sensors.logs.log import LogError
-from training.pictures.film import TruthAt, VideoResults
+from sensors.replay.faults.kinds import FaultScript
+from training.pictures.film import VideoResults
 from training.replay.submission import SubmissionWriter, scene_samples
 from training.replay.truth import ReplayTruth
 
@@ -74,19 +75,20 @@ def check_outputs(outputs: Sequence[Path], *, overwrite: bool) -> None:
             raise LogError(f"{path} is there already; give another name, or --overwrite")
 
 
-def open_writers(setup: ReplaySetup, script: str | None) -> Opened:
+def open_writers(setup: ReplaySetup, script: FaultScript, suffix: str | None) -> Opened:
     """A writer for each output of the request. Those opened before one that cannot be are taken back.
 
     Args:
         setup: the request, and what it is answered with.
-        script: of the faults, where there are several; it goes into the files' names.
+        script: what fails on the way.
+        suffix: the script's name, where there are several; it goes into the files' names.
     """
     rate_hz = setup.rate_hz()
-    paths = tuple(with_script(path, script) for path in setup.request.outputs or ())
+    paths = tuple(with_script(path, suffix) for path in setup.request.outputs or ())
     writers: list[ResultWriter] = []
     try:
         for path in paths:
-            writers.append(_open(path, setup, script, rate_hz))
+            writers.append(_open(path, setup, script, suffix, rate_hz))
     except BaseException:
         for writer in writers:
             writer.abort()
@@ -94,15 +96,25 @@ def open_writers(setup: ReplaySetup, script: str | None) -> Opened:
     return Opened(tuple(writers), paths)
 
 
-def _open(path: Path, setup: ReplaySetup, script: str | None, rate_hz: float) -> ResultWriter:
+def _open(path: Path, setup: ReplaySetup, script: FaultScript, suffix: str | None, rate_hz: float) -> ResultWriter:
     request, model = setup.request, setup.model
     common: _Common = {"min_score": request.score, "overwrite": request.overwrite}
     match ending(path):
         case ".ros2.mcap":
-            return Ros2Results(path, model.grid, inputs=True, names=setup.frame_names(), **common)
+            return Ros2Results(
+                path, model.grid, inputs=True, names=setup.frame_names(), metadata=setup.origin(script), **common
+            )
         case ".mcap":
-            names, lifetime_s = setup.frame_names(), _LIFETIME_TICKS / rate_hz
-            return FoxgloveResults(path, model.grid, inputs=True, lifetime_s=lifetime_s, names=names, **common)
+            return FoxgloveResults(
+                path,
+                model.grid,
+                inputs=True,
+                lifetime_s=_LIFETIME_TICKS / rate_hz,
+                names=setup.frame_names(),
+                truth_at=truth_at(setup.truth),
+                metadata=setup.origin(script),
+                **common,
+            )
         case ".rrd":
             return RerunResults(path, model.grid, **common)
         case ".json":
@@ -117,7 +129,7 @@ def _open(path: Path, setup: ReplaySetup, script: str | None, rate_hz: float) ->
                 path,
                 model.config,
                 fps=rate_hz,
-                title=script or request.scene or request.log.stem,
+                title=suffix or request.scene or request.log.stem,
                 truth_at=truth_at(setup.truth),
                 stills=None if request.stills_every is None else path.with_name(f"{path.stem}_stills"),
                 stills_every=request.stills_every or 1,

@@ -76,6 +76,10 @@ class ReplayRequest:
         float, Option("--tolerance", min=0, help="Of --golden: 0 is bit for bit, else of scores, metres, radians, m/s.")
     ] = 0.0
     summary: Annotated[Path | None, Option("--summary", help="JSON file for the summary.")] = None
+    layout: Annotated[
+        Path | None,
+        Option("--layout", help="JSON file for Foxglove's layout of these sensors; import it beside a .mcap."),
+    ] = None
     overwrite: Annotated[bool, Option("--overwrite", help="Replace outputs that are there.")] = False
     compared: Annotated[
         Path | None, Option("--compared", help="Folder for the scripts' comparison: picture, CSV, Markdown.")

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from robustbev.results.foxglove.layout import foxglove_layout
 from robustbev.results.golden import GoldenComparison, GoldenWriter
 from robustbev.results.result import ResultWriter, TickResult
 from sensors.logs.log import Log, LogError
@@ -64,6 +65,9 @@ def run_replay(request: ReplayRequest, bars: Bars | None = None, say: Callable[[
         [with_script(path, name) for name in names for path in request.outputs or ()], overwrite=request.overwrite
     )
     setup = prepare_replay(request, say)
+    if request.layout is not None:
+        modalities, ego_frame = setup.model.config.modalities, setup.mapping.ego_frame
+        write_json(request.layout, foxglove_layout(setup.sensors, tuple(modalities), ego_frame=ego_frame))
     for script in scripts:
         check_faults(script.faults, setup.mapping, setup.topics)
     replayed = [_replay_script(setup, script, name, bars) for script, name in zip(scripts, names, strict=True)]
@@ -125,7 +129,7 @@ def _replay_script(setup: ReplaySetup, script: FaultScript, suffix: str | None, 
     golden = None if request.golden is None else GoldenComparison(request.golden, request.tolerance, request.score)
     score = None if setup.truth is None else TruthScore(setup.truth, found_score=request.score)
     series = SeriesRecorder(script.name, score, min_score=request.score)
-    opened = open_writers(setup, suffix)
+    opened = open_writers(setup, script, suffix)
     writers = [*opened.writers, record.counted, series]
     try:
         if not script.faults:

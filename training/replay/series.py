@@ -30,7 +30,7 @@ class ReplaySeries:
     there: Float64  # [N] truth boxes in the grid
     hits: Float64  # [N] truth boxes that were found
     perceived: NDArray[np.bool_]  # [N]
-    shares: Mapping[str, Float64]  # modality -> [N]
+    shares: Mapping[str, Float64]  # modality -> [N], as `Detections.trust`
     states: Mapping[str, tuple[SensorState, ...]]  # channel -> N states
     window_s: Float64  # [W + 1] edges of the windows
     window_map: Float64  # [W] mAP of each window's ticks together
@@ -75,7 +75,7 @@ class SeriesRecorder(ResultWriter):
         self._name, self._score, self._min_score, self._window_s = name, score, min_score, window_s
         self._time_us: list[int] = []
         self._counts: list[tuple[int, float, float, bool]] = []  # found, there, hits, perceived
-        self._shares: list[dict[str, float]] = []
+        self._shares: list[Mapping[str, float]] = []
         self._states: dict[str, list[SensorState]] = {}
         self._modalities: tuple[str, ...] = ()
 
@@ -83,7 +83,7 @@ class SeriesRecorder(ResultWriter):
         tick = result.tick
         self._time_us.append(tick.time_us)
         self._modalities = result.modalities
-        self._shares.append(result.shares)
+        self._shares.append(result.trust)
         for channel, status in tick.sensors.items():
             self._states.setdefault(channel, []).append(status.state)
         found = int((result.boxes.score >= self._min_score).sum())

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
 
 from robustbev import PerceptionModel, RigConfig, decode_size, load
-from robustbev.checkpoints import find_checkpoint
+from robustbev.checkpoints import find_checkpoint, step_of
 from robustbev.results.given import FrameNames
+from sensors.extras import installed_version
 from sensors.health.monitor import HealthMonitor
 from sensors.logs.log import Log, LogError, LogWarning
 from sensors.logs.mapping.file import check_mapping, load_mapping
@@ -20,6 +24,7 @@ from sensors.nuscenes.config import DETECTION_CLASS_OF_CATEGORY, NuScenesConfig
 from sensors.replay.channels import Channels, sources
 from sensors.replay.clock import tick_rate_hz, window
 from sensors.replay.config import ReplayConfig
+from sensors.replay.faults.kinds import FaultScript
 from sensors.replay.playback import AlterMessages
 from sensors.replay.tick import Tick
 from sensors.replay.ticks import MissingPoses, ticks
@@ -40,6 +45,7 @@ class ReplaySetup:
     """What all scripts of a request share."""
 
     request: ReplayRequest
+    checkpoint: Path
     source: LogSource
     mapping: LogMapping
     model: PerceptionModel
@@ -71,6 +77,32 @@ class ReplaySetup:
         if span is None:
             raise LogError(f"{self.log.path}: there is no message in it; expected a drive log with at least one sensor")
         return span[0]
+
+    @property
+    def sensors(self) -> dict[str, str]:
+        """Channel -> "camera", "lidar" or "radar", of those that the model listens to."""
+        return self._channels().modalities()
+
+    def origin(self, script: FaultScript) -> dict[str, str]:
+        """What results under a script came of, for the record in their files. The speed of the replay is no part of it."""
+        run, step = run_of(self.checkpoint), step_of(self.checkpoint)
+        return {
+            "robustbev": installed_version("robustbev"),
+            "checkpoint": self.checkpoint.name if run is None else f"{run.root.name}/{self.checkpoint.name}",
+            "step": "unknown" if step is None else str(step),
+            "model_sha256": self._model_sha256,
+            "log": self.request.log.name,
+            "scene": self.request.scene or "",
+            "faults": "\n".join(map(str, script.faults)),
+            "health": self.request.health.value,
+            "settings": self.config.model_dump_json(),
+        }
+
+    @cached_property
+    def _model_sha256(self) -> str:
+        path = self.checkpoint / "model.safetensors" if self.checkpoint.is_dir() else self.checkpoint
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
 
     def frame_names(self) -> FrameNames:
         """As in the log."""
@@ -121,7 +153,9 @@ def prepare_replay(request: ReplayRequest, say: Callable[[str], None]) -> Replay
     config = load_config(ReplayConfig, request.config, request.settings or [])
     sweeps = {"lidar_sweeps": data.nuscenes.lidar_sweeps, "radar_sweeps": data.nuscenes.radar_sweeps}
     config = config.model_copy(update={k: n for k, n in sweeps.items() if k not in config.model_fields_set})
-    return ReplaySetup(request, source, mapping, model, data, config, monitor, _truth(source, mapping, model))
+    return ReplaySetup(
+        request, checkpoint, source, mapping, model, data, config, monitor, _truth(source, mapping, model)
+    )
 
 
 def _data_of(rig: RigConfig | None) -> DataConfig:

@@ -6,10 +6,10 @@ import base64
 import html
 import math
 from collections.abc import Sequence
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import robustbev
+from sensors.extras import installed_version
 from training.files.atomic import write_json, write_text
 from training.robustness import metrics as metrics
 from training.robustness.pictures import pictures
@@ -111,7 +111,7 @@ def provenance(robustness: Robustness) -> dict[str, str]:
     commit = git_commit(Path(robustbev.__file__).parent)
     if commit is not None:
         facts["commit"] = commit
-    facts["versions"] = ", ".join(f"{name} {_version(name)}" for name in _VERSIONS)
+    facts["versions"] = ", ".join(f"{name} {installed_version(name)}" for name in _VERSIONS)
     facts["time"] = (
         f"{robustness.measured} of {robustness.tasks} tasks were measured now, in {robustness.seconds:.0f} s"
     )
@@ -170,10 +170,3 @@ def _place(path: Path) -> str:
         return str(path.relative_to(Path.cwd()))
     except ValueError:
         return str(path)
-
-
-def _version(name: str) -> str:
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return "not installed"

@@ -12,11 +12,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from bev.grid import BEVGrid
-from robustbev.results.content import diagnoses, sensor_poses
+from robustbev.results.content import METADATA, diagnoses, sensor_poses
 from robustbev.results.given import FrameNames, given_messages, transforms
 from robustbev.results.grids import check_grid
 from robustbev.results.result import TickResult
@@ -37,6 +38,7 @@ class Ros2Results:
         min_score: boxes scored lower are left out.
         inputs: whether the pictures and points that the model was given go along, as /given/...
         names: of the frames, as in the log.
+        metadata: what the results came of, for the file's metadata record.
 
     Raises:
         LogError: the file exists and `overwrite` is not set, or its folder cannot be written to.
@@ -51,10 +53,13 @@ class Ros2Results:
         min_score: float = 0.0,
         inputs: bool = False,
         names: FrameNames = _NAMES,
+        metadata: Mapping[str, str] | None = None,
         overwrite: bool = False,
     ):
         self._grid, self._min_score, self._inputs, self._names = grid, min_score, inputs, names
         self._bag = Ros2McapTarget(path, overwrite=overwrite)
+        if metadata is not None:
+            self._bag.add_metadata(METADATA, metadata)
         self._store = typestore()
 
     def write(self, result: TickResult) -> None:

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bev.grid import BEVGrid
-from robustbev.results.content import NO_PERCEPTION, Diagnosis, FoundBox, found_boxes
+from robustbev.results.content import ALARM_TEXT, Diagnosis, FoundBox, found_boxes
 from robustbev.results.grids import rows_along_y
 from robustbev.results.palette import ALARM
 from robustbev.results.result import TickResult
@@ -100,7 +100,6 @@ def marker_array(
     markers = [marker(action=_DELETE_ALL)]
     if result is None or not result.perceived:
         pose, scale = _pose(make, (0.0, 0.0, 3.0), (0.0, 0.0, 0.0, 1.0)), _vector(make, 0.0, 0.0, _ALARM_HEIGHT_M)
-        text = NO_PERCEPTION.partition(":")[0]
         markers.append(
             marker(
                 ns="alarm",
@@ -110,7 +109,7 @@ def marker_array(
                 pose=pose,
                 scale=scale,
                 color=_colour(make, ALARM, 1.0),
-                text=text,
+                text=ALARM_TEXT,
             )
         )
     else:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -40,6 +41,10 @@ class Target(ABC):
     @abstractmethod
     def write(self, message: LogMessage) -> None:
         """EncodeError for a message that the format cannot say; the others are not touched by it."""
+
+    def add_metadata(self, name: str, values: Mapping[str, str]) -> None:
+        """A metadata record."""
+        self._out.add_metadata(name, values)
 
     def close(self) -> None:
         self._out.close()
@@ -94,7 +99,7 @@ class Ros2McapTarget(Target):
         self._span_ns = min(first, message.log_time_ns), max(last, message.log_time_ns)
 
     def close(self) -> None:
-        self._out.add_metadata("rosbag2", {"serialized_metadata": json.dumps(self._metadata())})  # JSON is YAML
+        self.add_metadata("rosbag2", {"serialized_metadata": json.dumps(self._metadata())})  # JSON is YAML
         super().close()
 
     def _metadata(self) -> dict[str, Any]:

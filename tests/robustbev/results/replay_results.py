@@ -104,5 +104,6 @@ def result(
         "attention": np.stack([share, share / 2, 1 - 1.5 * share]),
         "classes": CLASSES,
         "attributes": ATTRIBUTES,
+        "trust": {"camera": 0.25, "lidar": 0.5, "radar": 0.125} if perceived else dict.fromkeys(KINDS, 0.0),
     }
     return TickResult(**(fields | changes))

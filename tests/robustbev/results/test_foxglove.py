@@ -15,7 +15,8 @@ import pytest
 from mcap.reader import make_reader
 from mcap_protobuf.decoder import DecoderFactory
 
-from robustbev.results.foxglove import TICK_SCHEMA, FoxgloveResults
+from robustbev.results.foxglove.layout import foxglove_layout
+from robustbev.results.foxglove.results import TICK_SCHEMA, FoxgloveResults
 from robustbev.results.given import FrameNames
 from robustbev.results.result import TickResult
 from sensors.frames import Absence, Lack
@@ -88,7 +89,7 @@ def test_boxes_below_the_score_are_left_out_and_counted_so(tmp_path: Path) -> No
 def test_no_perception_is_said_and_taken_back(tmp_path: Path) -> None:
     topics = written(tmp_path / "out.mcap", result(0), result(1, perceived=False), result(2))
     assert [len(update.entities) for update in topics["/perceived"]] == [0, 1, 0]
-    assert "NO PERCEPTION" in topics["/perceived"][1].entities[0].texts[0].text
+    assert topics["/perceived"][1].entities[0].texts[0].text == "NO PERCEPTION"  # longer ones are cut off
     assert all(update.deletions for update in topics["/perceived"])
     log = [(message.level, message.message) for message in topics["/log"]]
     assert any(level == 4 and message.startswith("tick 1: NO PERCEPTION") for level, message in log)
@@ -96,6 +97,48 @@ def test_no_perception_is_said_and_taken_back(tmp_path: Path) -> None:
     assert [tick["perceived"] for tick in topics["/replay/tick"]] == [True, False, True]
     levels = [array["status"][0]["level"] for array in topics["/diagnostics"]]
     assert levels == [0, 2, 0]
+
+
+def test_the_truth_is_outlined_where_it_is_known_and_goes_where_it_is_not(tmp_path: Path) -> None:
+    truths = {0: boxes((10.0, 3.0, 0.5, 1, 1.0)), 1: None, 2: boxes()}
+    topics = written(tmp_path / "out.mcap", *map(result, truths), truth_at=lambda one: truths[one.tick.index])
+    first, *others = topics["/truth"]
+    (entity,) = first.entities
+    assert entity.metadata[0].value == "pedestrian"
+    (lines,) = entity.lines
+    assert np.allclose([lines.pose.position.x, lines.pose.position.y, lines.pose.position.z], [10, 3, 0.8])
+    assert np.allclose(lines.pose.orientation.z, np.sin(0.25))
+    ends = np.array([(p.x, p.y, p.z) for p in lines.points]).reshape(-1, 2, 3)
+    lengths = np.linalg.norm(ends[:, 0] - ends[:, 1], axis=1)
+    assert sorted(lengths.round(3)) == sorted([4.5] * 4 + [1.9] * 4 + [1.6] * 4 + [2.25])
+    assert np.allclose(np.abs(ends[:12]), [2.25, 0.95, 0.8])  # edges go from corner to corner
+    assert [(len(one.entities), len(one.deletions)) for one in others] == [(0, 1), (0, 1)]
+    assert "/truth" not in written(tmp_path / "unknown.mcap", result())
+
+
+def test_what_went_to_nulls_is_no_sensors_share(tmp_path: Path) -> None:
+    blind = dataclasses.replace(result(1), trust={"camera": 0.0, "lidar": 0.75, "radar": 0.0})
+    first, second = written(tmp_path / "out.mcap", result(0), blind)["/replay/tick"]
+    assert first["shares"] == {"camera": 0.25, "lidar": 0.5, "radar": 0.125}
+    assert second["shares"] == {"lidar": 0.75}  # curves of those that do not see end
+    assert (first["shares_null"], second["shares_null"]) == (0.125, 0.25)
+
+
+def test_states_have_numbers_of_their_own(tmp_path: Path) -> None:
+    """Foxglove colours by them: of the words, "missing" and "ok" were both green."""
+    ticks = written(tmp_path / "out.mcap", *(result(n, states={"LIDAR_TOP": s}) for n, s in enumerate(SensorState)))
+    numbers = {tick["states"]["LIDAR_TOP"]: tick["state_numbers"]["LIDAR_TOP"] for tick in ticks["/replay/tick"]}
+    assert len(set(numbers.values())) == len(numbers) == len(SensorState)
+    page = (Path(__file__).resolve().parents[3] / "docs" / "replay.md").read_text(encoding="utf-8")
+    for state, number in numbers.items():
+        assert f"| {number} | {state} | " in page
+
+
+def test_a_file_says_what_it_came_of(tmp_path: Path) -> None:
+    written(tmp_path / "out.mcap", result(), metadata={"checkpoint": "robust/step-330", "faults": "all: drop 1s.."})
+    with (tmp_path / "out.mcap").open("rb") as file:
+        (record,) = make_reader(file).iter_metadata()
+    assert (record.name, record.metadata["faults"]) == ("robustbev", "all: drop 1s..")
 
 
 def test_grids_lie_right(tmp_path: Path) -> None:
@@ -161,16 +204,23 @@ def test_the_layout_of_the_docs_shows_topics_that_there_are(tmp_path: Path) -> N
     }
     one = result()
     tick = dataclasses.replace(one.tick, sensors=sensors, frame=frame(START_US, camera=False, lidar=False, radar=False))
-    topics = written(tmp_path / "out.mcap", dataclasses.replace(one, tick=tick), inputs=True)
-    layout = (Path(__file__).resolve().parents[3] / "docs" / "foxglove-layout.json").read_text(encoding="utf-8")
-    for shown in re.findall(r'"(/[a-z][^"]*)"', layout):
+    topics = written(tmp_path / "out.mcap", dataclasses.replace(one, tick=tick), inputs=True, truth_at=lambda _: None)
+    text = (Path(__file__).resolve().parents[3] / "docs" / "foxglove-layout.json").read_text(encoding="utf-8")
+    layout = foxglove_layout({channel: status.modality for channel, status in sensors.items()}, one.modalities)
+    assert json.loads(text) == layout, "write it anew: robustbev replay ... --layout docs/foxglove-layout.json"
+    panels = set(re.findall(r'"([^"]*![^"]*)"', json.dumps(layout["layout"])))
+    assert panels == set(layout["configById"])  # each is somewhere on the screen
+    for shown in re.findall(r'"(/[a-z][^"]*)"', text):
         topic, *path = shown.replace("camera_info", "image_rect_compressed").split(
             "."
         )  # a calibration comes with a picture
         assert topic in topics, shown
         if path:
+            value: Any = topics[topic][0]
+            for key in path:
+                value = value[key]
+            assert isinstance(value, int | float), shown
             assert path[0] in TICK_SCHEMA["properties"]
-            assert path[1] in {"shares": one.modalities, "states": sensors}[path[0]]
 
 
 def test_with_inputs_a_sensor_that_is_lost_does_not_stay_on_the_screen(tmp_path: Path) -> None:

@@ -57,6 +57,7 @@ def result(index: int, boxes: Boxes | None = None, *, state: SensorState = Senso
         attention=np.moveaxis(attention, -1, 0),
         classes=CLASSES,
         attributes=ATTRIBUTES,
+        trust={},
     )
 
 

@@ -59,7 +59,7 @@ def test_curves_of_shares_and_states(tmp_path: Path) -> None:
     recording = written(tmp_path / "out.rrd", result(0, states=states), result(1, perceived=False))
     curve = [row["Scalar"] for row in rows(recording, "/sensors/LIDAR_TOP")]
     assert curve == [[1.0], [2.0]]
-    for name, share in result().shares.items():
+    for name, share in result().trust.items():
         assert np.allclose(rows(recording, f"/shares/{name}")[0]["Scalar"], share)
     assert [row["Scalar"] for row in rows(recording, "/boxes")] == [[2.0], [0.0]]
 

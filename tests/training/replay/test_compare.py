@@ -118,13 +118,14 @@ def test_a_clock_that_jumps_back_is_still_drawn(tmp_path: Path) -> None:
 def test_the_csv_has_a_line_a_tick_and_replay() -> None:
     rows = list(csv.DictReader(io.StringIO(tick_table(two_replays()).csv())))
     assert len(rows) == 12
-    third = rows[8]
+    first, third = rows[0], rows[8]
     assert (third["replay"], third["tick"], third["time_s"]) == ("all: drop 1s..2s", "2", "1.000000")
     assert (third["perceived"], third["found"], third["there"], third["recall"]) == ("0", "0", "2", "0")
     assert third["precision"] == ""
     assert third["window_map"] == "0"
     assert third["state_LIDAR_TOP"] == str(SensorState.STALE)
-    assert float(third["share_radar"]) == pytest.approx(result().shares["radar"], rel=1e-5)
+    assert float(first["share_radar"]) == pytest.approx(result().trust["radar"])
+    assert float(third["share_lidar"]) == 0  # nobody sees: what its null got is not its own
 
 
 def test_the_table_sums_each_replay_up() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import json
 import re
@@ -148,6 +149,26 @@ def test_golden_outputs_tell_the_first_difference(log: Path, checkpoint: Path, t
     assert "tick 2" in other.output or "tick 3" in other.output
 
 
+def test_what_it_writes_says_what_it_came_of(log: Path, checkpoint: Path, tmp_path: Path) -> None:
+    out = [tmp_path / "seen.mcap", tmp_path / "seen.ros2.mcap"]
+    words: list[str | Path] = ["--out", out[0], "--out", out[1], "--layout", tmp_path / "layout.json"]
+    words += ["--fault", "LIDAR_TOP: drop 0.2s.."]
+    assert run(log, "timeout_s=0.05", "--checkpoint", checkpoint, *words).exit_code == 0
+    for path in out:
+        with path.open("rb") as file:
+            reader = make_reader(file)
+            record = next(one.metadata for one in reader.iter_metadata() if one.name == "robustbev")
+            topics = {channel.topic for _, channel, _ in reader.iter_messages()}
+        weights = (checkpoint / "model.safetensors").read_bytes()
+        assert record["model_sha256"] == hashlib.sha256(weights).hexdigest()
+        assert (record["checkpoint"], record["step"], record["log"]) == (checkpoint.name, "unknown", "drive.mcap")
+        assert record["faults"] == "LIDAR_TOP: drop 0.2s.."
+        assert json.loads(record["settings"])["timeout_s"] == 0.05
+        if path == out[0]:
+            layout = json.loads((tmp_path / "layout.json").read_text())
+            assert set(layout["configById"]["3D!scene"]["topics"]) - topics == {"/truth"}  # which this log lacks
+
+
 def test_a_cut_log_is_replayed_as_far_as_it_goes_and_says_so(log: Path, checkpoint: Path, tmp_path: Path) -> None:
     cut = tmp_path / "cut.mcap"
     cut.write_bytes(log.read_bytes()[:-4000])
@@ -177,9 +198,21 @@ def test_a_scene_of_a_data_set_is_a_log_with_truth(
     small_nuscenes: SmallNuScenes, checkpoint: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "submission.json"
-    done = run(small_nuscenes.root, "--scene", "scene-1", "--checkpoint", checkpoint, "--out", out)
+    done = run(
+        small_nuscenes.root,
+        "--scene",
+        "scene-1",
+        "--checkpoint",
+        checkpoint,
+        "--out",
+        out,
+        "--out",
+        tmp_path / "seen.mcap",
+    )
     assert done.exit_code == 0, done.output
     assert "mAP" in done.output
+    with (tmp_path / "seen.mcap").open("rb") as file:
+        assert "/truth" in {channel.topic for _, channel, _ in make_reader(file).iter_messages()}
     assert len(json.loads(out.read_text())["results"]) == 3  # every sample of the scene is answered
     other = run(small_nuscenes.root, "--scene", "scene-7", "--checkpoint", checkpoint)
     assert other.exit_code == 2

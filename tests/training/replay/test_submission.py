@@ -46,6 +46,7 @@ def result(offset_us: int, score: float = 0.5, *, perceived: bool = True, camera
         attention=np.zeros((3, 1, 1), np.float32),
         classes=("car",),
         attributes=("vehicle.moving",),
+        trust={},
     )  # fmt: skip
 
 

@@ -22,7 +22,7 @@ from training.replay.summary import MessageCount, ReplaySummary, StateCount
 
 def result(tick: Tick, *, perceived: bool = True) -> TickResult:
     return TickResult(
-        tick, perceived, Boxes.empty(), Boxes.empty(), ("camera",), np.zeros((1, 2, 2), np.float32), ("car",), ()
+        tick, perceived, Boxes.empty(), Boxes.empty(), ("camera",), np.zeros((1, 2, 2), np.float32), ("car",), (), {}
     )
 
 

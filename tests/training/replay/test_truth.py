@@ -71,7 +71,9 @@ def result(number: float, boxes: Boxes, *, perceived: bool = True) -> TickResult
     time_us = round(BEGIN_US + number * HALF_US)
     frame = SensorFrame("tick", time_us, None, None, None, HERE)
     tick = Tick(round(number * 10), time_us, time_us, frame, {}, True)
-    return TickResult(tick, perceived, Boxes.empty(), boxes, ("camera",), np.zeros((1, 1, 1), np.float32), CLASSES, ())
+    return TickResult(
+        tick, perceived, Boxes.empty(), boxes, ("camera",), np.zeros((1, 1, 1), np.float32), CLASSES, (), {}
+    )
 
 
 def score_replay(results: list[TickResult], truth: ReplayTruth) -> ReplayScore:

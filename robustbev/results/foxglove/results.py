@@ -4,21 +4,26 @@
 |---|---|---|
 | /tf | foxglove.FrameTransforms | map -> base_link where that is known; base_link -> given/CHANNEL of every sensor given so far |
 | /detections | foxglove.SceneUpdate | boxes in base_link; each tick deletes those before it |
+| /truth | foxglove.SceneUpdate | where the log has them, the annotated boxes, outlined |
 | /perceived | foxglove.SceneUpdate | a text above the vehicle at ticks without perception |
-| /log | foxglove.Log | ticks without perception, sensors that change state, jumps of the clock |
+| /log | foxglove.Log | perception that goes and comes, sensors that change state, jumps of the clock |
 | /attention/MODALITY, /bev/score | foxglove.Grid | share of the attention; score of the box on a cell |
 | /tasks/TASK/FIELD | foxglove.Grid | a map that another task than detection gives; NaN where nothing is known |
 | /diagnostics | diagnostic_msgs/DiagnosticArray, JSON | the perception, then one status a sensor |
-| /replay/tick | robustbev.Tick, JSON | number of the tick, boxes, shares, states: for plots |
+| /replay/tick | robustbev.Tick, JSON | tick, boxes, shares of those that see, of nulls, states and their numbers: for plots |
 | /given/... | pictures, calibrations, point clouds | with `inputs`: what the model was given; dark or empty where it was not |
 
 Messages carry the tick's time as log time and the time at which it was complete as publish time. Poses of sensors already hold
 the ego motion from their measurement to the tick, so their frames have names of their own and do not disturb the log's.
+A metadata record, "robustbev", says what the results came of.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
+from dataclasses import replace
+from itertools import combinations, product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,24 +32,25 @@ from numpy.typing import NDArray
 
 from bev.grid import BEVGrid
 from robustbev.results.content import (
-    NO_PERCEPTION,
+    ALARM_TEXT,
+    METADATA,
+    STATE_NUMBERS,
+    ChangeLog,
     FoundBox,
     Level,
     diagnoses,
     found_boxes,
     sensor_poses,
-    state_changes,
 )
 from robustbev.results.given import FrameNames, given_messages, transforms
 from robustbev.results.grids import check_grid, rows_along_y, score_map
 from robustbev.results.palette import ALARM
-from robustbev.results.result import TickResult
+from robustbev.results.result import TickResult, TruthAt
 from sensors.logs.encode import MissingLogLibraryError
 from sensors.logs.foxglove.encode import foxglove_bytes
 from sensors.logs.mcap.out import AtomicMcapWriter
 from sensors.logs.messages import Payload
 from sensors.palette import RGB, class_rgb
-from sensors.replay.tick import SensorStatus
 
 if TYPE_CHECKING:
     from foxglove import Schema
@@ -52,6 +58,13 @@ if TYPE_CHECKING:
 
 _NAMES = FrameNames()
 MOVING_MPS = 0.5  # slower velocities get no arrow
+_TRUTH: RGB = (255, 255, 255)
+# Ends [13, 2, 3] of the lines that a box is outlined with, in halves of its sides: its edges, and where it heads.
+_CORNERS = [np.array(corner) for corner in product((-1.0, 1.0), repeat=3)]
+_EDGES = np.array(
+    [(a, b) for a, b in combinations(_CORNERS, 2) if np.count_nonzero(a != b) == 1]
+    + [(np.zeros(3), np.array([1.0, 0, 0]))]
+)
 
 _STAMP = {"type": "object", "properties": {"sec": {"type": "integer"}, "nsec": {"type": "integer"}}}
 _PAIR = {"type": "object", "properties": {"key": {"type": "string"}, "value": {"type": "string"}}}
@@ -76,7 +89,9 @@ TICK_SCHEMA = {
         "perceived": {"type": "boolean"}, "reset": {"type": "boolean"}, "ego_pose_known": {"type": "boolean"},
         "boxes": {"type": "integer"},
         "shares": {"type": "object", "additionalProperties": {"type": "number"}},
+        "shares_null": {"type": "number"},
         "states": {"type": "object", "additionalProperties": {"type": "string"}},
+        "state_numbers": {"type": "object", "additionalProperties": {"type": "integer"}},
     },
 }  # fmt: skip
 
@@ -92,6 +107,8 @@ class FoxgloveResults:
         lifetime_s: boxes and texts vanish this long after their tick, so that none outlives a gap; more than the time
             between two ticks.
         names: of the frames, as in the log.
+        truth_at: what was really there.
+        metadata: what the results came of, for the file's metadata record.
 
     Raises:
         LogError: the file exists and `overwrite` is not set, or its folder cannot be written to.
@@ -107,6 +124,8 @@ class FoxgloveResults:
         inputs: bool = False,
         lifetime_s: float = 1.0,
         names: FrameNames = _NAMES,
+        truth_at: TruthAt | None = None,
+        metadata: Mapping[str, str] | None = None,
         overwrite: bool = False,
     ):
         if not lifetime_s > 0:
@@ -117,12 +136,13 @@ class FoxgloveResults:
             raise MissingLogLibraryError("foxglove-sdk") from error
         self._types = foxglove.messages
         self._grid, self._min_score, self._inputs, self._lifetime_s = grid, min_score, inputs, lifetime_s
-        self._names = names
+        self._names, self._truth_at = names, truth_at
         self._poses: dict[str, NDArray[Any]] = {}  # channel -> the last known reference_T_sensor
-        self._states: dict[str, SensorStatus] = {}
-        self._perceived = True
+        self._changes = ChangeLog()
         self._channels: dict[str, int] = {}
         self._file = AtomicMcapWriter(path, overwrite=overwrite)
+        if metadata is not None:
+            self._file.add_metadata(METADATA, metadata)
 
     def write(self, result: TickResult) -> None:
         check_grid(result, self._grid)
@@ -181,6 +201,11 @@ class FoxgloveResults:
         self._add(result, "/detections", t.SceneUpdate(deletions=[everything], entities=boxes))
         alarms = [] if result.perceived else [self._no_perception(result)]
         self._add(result, "/perceived", t.SceneUpdate(deletions=[everything], entities=alarms))
+        if self._truth_at is not None:
+            truth = self._truth_at(result)
+            there = [] if truth is None else found_boxes(replace(result, boxes=truth))
+            outlines = [self._outline(result, box) for box in there]
+            self._add(result, "/truth", t.SceneUpdate(deletions=[everything], entities=outlines))
 
     def _entity(self, result: TickResult, box: FoundBox) -> SceneEntity:
         t, colour = self._types, class_rgb(box.class_name, box.label)
@@ -214,6 +239,27 @@ class FoxgloveResults:
             metadata=[t.KeyValuePair(key=key, value=value) for key, value in metadata.items()],
         )
 
+    def _outline(self, result: TickResult, box: FoundBox) -> SceneEntity:
+        """The twelve edges of a box, and a thirteenth from its centre to its front."""
+        t, half_m = self._types, np.array([box.length_m, box.width_m, box.height_m]) / 2
+        ends = [t.Point3(x=float(x), y=float(y), z=float(z)) for x, y, z in (half_m * _EDGES).reshape(-1, 3)]
+        lines = t.LinePrimitive(
+            type=t.LinePrimitiveLineType.LineList,
+            pose=self._pose(box.center_m, box.rotation_xyzw),
+            thickness=2.0,  # pixels
+            scale_invariant=True,
+            points=ends,
+            color=self._colour(_TRUTH, 1.0),
+        )
+        return t.SceneEntity(
+            timestamp=self._stamp(result),
+            frame_id=self._names.ego,
+            id=box.id,
+            lifetime=self._lifetime(),
+            lines=[lines],
+            metadata=[t.KeyValuePair(key="class", value=box.class_name)],
+        )
+
     def _arrows(self, box: FoundBox, colour: Color) -> list[Any]:
         """An arrow from the box's centre along its velocity, as long as the way in a second."""
         if box.velocity_mps is None or box.speed_mps < MOVING_MPS:
@@ -240,7 +286,7 @@ class FoxgloveResults:
             font_size=28,
             scale_invariant=True,
             color=self._colour(ALARM, 1.0),
-            text=NO_PERCEPTION.partition(":")[0],  # longer ones are cut off
+            text=ALARM_TEXT,
         )
         return t.SceneEntity(
             timestamp=self._stamp(result),
@@ -273,16 +319,9 @@ class FoxgloveResults:
         )
 
     def _write_log(self, result: TickResult) -> None:
-        lines = [(Level.WARN, "the clock jumped: all state is reset")] if result.tick.reset else []
-        if not result.perceived:
-            lines.append((Level.ERROR, NO_PERCEPTION))
-        elif not self._perceived:
-            lines.append((Level.OK, "perception is back"))
-        lines += state_changes(result, self._states)
-        self._states, self._perceived = dict(result.tick.sensors), result.perceived
         levels = self._types.LogLevel
         names = {Level.OK: levels.Info, Level.WARN: levels.Warning, Level.ERROR: levels.Error}
-        for level, message in lines:
+        for level, message in self._changes.lines(result.tick, perceived=result.perceived):
             text = f"tick {result.tick.index}: {message}"
             log = self._types.Log(timestamp=self._stamp(result), level=names[level], message=text, name="replay")
             self._add(result, "/log", log)
@@ -309,8 +348,10 @@ class FoxgloveResults:
             "reset": tick.reset,
             "ego_pose_known": tick.ego_pose_known,
             "boxes": len(found_boxes(result, self._min_score)),
-            "shares": result.shares,
+            "shares": {name: share for name, share in result.trust.items() if share > 0},  # a curve without sensor ends
+            "shares_null": result.null_share,
             "states": {name: str(sensor.state) for name, sensor in tick.sensors.items()},
+            "state_numbers": {name: STATE_NUMBERS[sensor.state] for name, sensor in tick.sensors.items()},
         }
         self._add_json(result, "/replay/tick", "robustbev.Tick", TICK_SCHEMA, content)
 
