@@ -125,7 +125,11 @@ class FakeRos:
             monkeypatch.setitem(sys.modules, name, module)
 
     def _shutdown(self) -> None:
+        """As rclpy of Kilted: nodes that are left are destroyed, also half-made ones."""
         self.shut_down += 1
+        for node in self.nodes:
+            if not node.destroyed:
+                node.destroy_node()
 
     def _node_class(self) -> type:
         ros = self

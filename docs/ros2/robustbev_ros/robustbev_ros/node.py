@@ -15,6 +15,7 @@ from rclpy.executors import ExternalShutdownException
 from rclpy.node import Node
 from rclpy.qos import DurabilityPolicy, HistoryPolicy, QoSProfile, ReliabilityPolicy
 
+from robustbev.results.live_loop import LiveLoop
 from robustbev.results.ros2.topics import Kind
 from robustbev_ros.perception import OUTPUTS, open_perception, ros_fields
 from robustbev_ros.settings import parameters, settings_from
@@ -24,11 +25,13 @@ _DEPTH = {Kind.SENSOR: 5, Kind.CALIBRATION: 5, Kind.TRANSFORMS: 100, Kind.STATIC
 
 
 class PerceptionNode(Node):
-    """Listens to the mapping's topics and publishes detections, diagnostics and markers, once a tick.
+    """Listens to the mapping's topics and publishes detections, diagnostics, markers and what changed, once a tick.
 
     Raises:
         ValueError: a parameter, the mapping or the checkpoint makes no sense; the message says which and why.
     """
+
+    _live: LiveLoop | None = None  # ROS destroys a node whose parameters are faulty before there is one
 
     def __init__(self) -> None:
         super().__init__("robustbev", automatically_declare_parameters_from_overrides=True)
@@ -50,7 +53,7 @@ class PerceptionNode(Node):
 
     def destroy_node(self) -> None:
         """Let the worker end, then everything else."""
-        if not self._live.stop():
+        if self._live is not None and not self._live.stop():
             self.get_logger().error("the model did not come back in time; its last tick is lost")
         super().destroy_node()
 
