@@ -117,7 +117,8 @@ def diagnoses(result: TickResult) -> list[Diagnosis]:
     """The perception as a whole, then every configured sensor."""
     delivering = sum(status.given for status in result.tick.sensors.values())
     message = f"{len(result.boxes)} boxes from {delivering} of {len(result.tick.sensors)} sensors"
-    whole = [("perceived", str(result.perceived).lower()), ("ego pose known", str(result.tick.ego_pose_known).lower())]
+    whole = [("tick", str(result.tick.index)), ("perceived", str(result.perceived).lower())]
+    whole += [("ego pose known", str(result.tick.ego_pose_known).lower())]
     whole += [("clock jumped before", "true")] if result.tick.reset else []
     whole += [(f"attention to {name}", f"{share:.4f}") for name, share in result.trust.items()]
     whole += [("attention to nulls", f"{result.null_share:.4f}")]

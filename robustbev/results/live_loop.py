@@ -15,7 +15,15 @@ from collections import Counter, deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
-from robustbev.results.content import Diagnosis, Level, diagnoses, sensor_diagnoses
+from robustbev.results.content import (
+    ALARM_TEXT,
+    NO_PERCEPTION,
+    ChangeLog,
+    Diagnosis,
+    Level,
+    diagnoses,
+    sensor_diagnoses,
+)
 from robustbev.results.result import TickResult
 from sensors.logs.messages import LogMessage
 from sensors.replay.clock import SECOND_NS
@@ -136,12 +144,21 @@ class LiveReport:
         """Whether there is something to say of the surroundings. If not, no boxes does not mean that nothing is there."""
         return self.result is not None and self.result.perceived
 
+    @property
+    def _no_perception(self) -> str:
+        return f"{ALARM_TEXT}: {self.problem}" if self.problem else NO_PERCEPTION
+
+    def changes(self, log: ChangeLog) -> list[tuple[Level, str]]:
+        """What changed since the report before, which went through the same log."""
+        tick = self.tick if self.result is None else self.result.tick
+        return log.lines(tick, perceived=self.perceived, problem=self._no_perception)
+
     def diagnoses(self) -> list[Diagnosis]:
         """The perception as a whole, every sensor, and how the node keeps up."""
         if self.result is not None:
             entries = diagnoses(self.result)
         else:
-            entries = [Diagnosis(Level.ERROR, "perception", f"NO PERCEPTION: {self.problem}", "model", ())]
+            entries = [Diagnosis(Level.ERROR, "perception", self._no_perception, "model", ())]
             entries += sensor_diagnoses(self.tick)
         behind = self.dropped_now > 0 or self.result is None
         message = "falls behind: messages or ticks are left out" if behind else "keeps up"

@@ -36,7 +36,7 @@ from training.replay.play import Perceiver, replay
 
 PACKAGE = Path(__file__).resolve().parents[2] / "docs" / "ros2" / "robustbev_ros"
 README = (PACKAGE.parent / "README.md").read_text(encoding="utf-8")
-DETECTIONS, MARKERS, DIAGNOSTICS = "~/detections", "~/markers", "/diagnostics"
+DETECTIONS, MARKERS, LOG, DIAGNOSTICS = "~/detections", "~/markers", "~/log", "/diagnostics"
 SENSORS = tuple(CHANNELS.modalities())
 # Everything waits and nothing is too old: what comes out does not depend on how fast this machine is.
 PATIENT = {"max_age_s": 1000.0, "queue_messages": 10000, "lidar_sweeps": 3, "radar_sweeps": 2, "min_score": 0.0}
@@ -226,6 +226,9 @@ def test_each_lost_topic_leaves_one_report_a_tick(rig: Rig, files: dict[str, str
     assert late["sensors/RADAR_FRONT"].message.split(":")[0] in ("late", "stale")
     assert late["sensors/CAM_FRONT"].message.startswith("ok")
     assert late["perception"].level == b"\x00"  # one camera is left, and says what it sees
+    said = [(message.level, message.msg) for message in node.published[LOG]]
+    assert [level for level, text in said if text.startswith("LIDAR_TOP: ok -> stale")] == [40]  # once, as an error
+    assert any(text.startswith("CAM_BACK: ok -> malformed") for _, text in said)
 
 
 def test_without_sensors_it_says_no_perception_and_sends_no_boxes(rig: Rig, files: dict[str, str]) -> None:
@@ -243,6 +246,8 @@ def test_without_sensors_it_says_no_perception_and_sends_no_boxes(rig: Rig, file
     assert node.published[DETECTIONS] == []  # an empty array would read as "nothing there"
     clearing, alarm = node.published[MARKERS][-1].markers
     assert (clearing.action, alarm.text) == (3, "NO PERCEPTION")
+    (line,) = [message for message in node.published[LOG] if "PERCEPTION" in message.msg]
+    assert (line.level, line.name) == (40, "robustbev")
 
 
 def test_markers_show_what_the_detections_say(rig: Rig, files: dict[str, str], bag: Path) -> None:
@@ -272,7 +277,7 @@ def test_it_listens_as_ros_habits_have_it(rig: Rig, files: dict[str, str]) -> No
     assert wanted.pop("/tf_static") == ("reliable", "transient local")
     assert wanted.pop("/tf") == ("reliable", "volatile")
     assert set(wanted.values()) == {("best effort", "volatile")}
-    assert set(node.published) == {DETECTIONS, MARKERS, DIAGNOSTICS}
+    assert set(node.published) == {DETECTIONS, MARKERS, LOG, DIAGNOSTICS}
     assert node.timers_made[0][0] == pytest.approx(0.01)
 
 
@@ -356,6 +361,7 @@ def test_faulty_parameters_end_it_with_one_clear_line(
     assert line.startswith("error: ")
     assert said in line
     assert rig.ros.shut_down == 1
+    assert rig.ros.nodes[0].destroyed
 
 
 def test_a_tolerance_may_be_set_for_one_channel(rig: Rig, files: dict[str, str]) -> None:
@@ -374,7 +380,7 @@ def test_parameter_file_and_readme_tell_the_defaults(rig: Rig) -> None:
     for name, default in known.items():
         shown = "must be given" if default == "" else f"`{default}`"
         assert f"| `{name}` | {shown} |" in README, f"{name} {shown}"
-    for topic in (DETECTIONS, MARKERS, DIAGNOSTICS, "/tf", "/tf_static"):
+    for topic in (DETECTIONS, MARKERS, LOG, DIAGNOSTICS, "/tf", "/tf_static"):
         assert f"`{topic}`" in README
 
 

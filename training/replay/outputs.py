@@ -97,19 +97,25 @@ def open_writers(setup: ReplaySetup, script: FaultScript, suffix: str | None) ->
 
 
 def _open(path: Path, setup: ReplaySetup, script: FaultScript, suffix: str | None, rate_hz: float) -> ResultWriter:
-    request, model = setup.request, setup.model
+    request, model, lifetime_s = setup.request, setup.model, _LIFETIME_TICKS / rate_hz
     common: _Common = {"min_score": request.score, "overwrite": request.overwrite}
     match ending(path):
         case ".ros2.mcap":
             return Ros2Results(
-                path, model.grid, inputs=True, names=setup.frame_names(), metadata=setup.origin(script), **common
+                path,
+                model.grid,
+                inputs=True,
+                lifetime_s=lifetime_s,
+                names=setup.frame_names(),
+                metadata=setup.origin(script),
+                **common,
             )
         case ".mcap":
             return FoxgloveResults(
                 path,
                 model.grid,
                 inputs=True,
-                lifetime_s=_LIFETIME_TICKS / rate_hz,
+                lifetime_s=lifetime_s,
                 names=setup.frame_names(),
                 truth_at=truth_at(setup.truth),
                 metadata=setup.origin(script),

@@ -4,6 +4,8 @@
 |---|---|---|
 | /tf | tf2_msgs/msg/TFMessage | map -> base_link, where ego motion is known; with `inputs` base_link -> given/CHANNEL |
 | /detections | vision_msgs/msg/Detection3DArray | boxes in base_link; no velocity, for which the type has no place |
+| /markers | visualization_msgs/msg/MarkerArray | boxes, names and motions as RViz draws them, or NO PERCEPTION |
+| /log | rcl_interfaces/msg/Log | perception that goes and comes, sensors that change state, jumps of the clock |
 | /attention/MODALITY | nav_msgs/msg/OccupancyGrid | share of the attention, 0..100 |
 | /tasks/TASK/FIELD | nav_msgs/msg/OccupancyGrid | a map of another task, 0..100 of its range; -1 where nothing is known |
 | /diagnostics | diagnostic_msgs/msg/DiagnosticArray | the perception (none is an error), then one status a sensor |
@@ -17,14 +19,20 @@ from pathlib import Path
 from typing import Any
 
 from bev.grid import BEVGrid
-from robustbev.results.content import METADATA, diagnoses, sensor_poses
+from robustbev.results.content import METADATA, ChangeLog, diagnoses, sensor_poses
 from robustbev.results.given import FrameNames, given_messages, transforms
 from robustbev.results.grids import check_grid
 from robustbev.results.result import TickResult
-from robustbev.results.ros2.messages import detection_array, diagnostic_array, occupancy_grid
+from robustbev.results.ros2.messages import (
+    detection_array,
+    diagnostic_array,
+    log_messages,
+    marker_array,
+    occupancy_grid,
+)
 from sensors.logs.mapping.targets import Ros2McapTarget
 from sensors.logs.messages import LogMessage, Other, Payload
-from sensors.logs.ros2.types import typestore
+from sensors.logs.ros2.types import make_message, typestore
 
 _NAMES = FrameNames()
 
@@ -36,6 +44,7 @@ class Ros2Results:
         path: the file; it appears there on `close`.
         grid: of the model's attention.
         min_score: boxes scored lower are left out.
+        lifetime_s: markers vanish this long after their tick; more than the time between two ticks.
         inputs: whether the pictures and points that the model was given go along, as /given/...
         names: of the frames, as in the log.
         metadata: what the results came of, for the file's metadata record.
@@ -52,11 +61,13 @@ class Ros2Results:
         *,
         min_score: float = 0.0,
         inputs: bool = False,
+        lifetime_s: float = 1.0,
         names: FrameNames = _NAMES,
         metadata: Mapping[str, str] | None = None,
         overwrite: bool = False,
     ):
         self._grid, self._min_score, self._inputs, self._names = grid, min_score, inputs, names
+        self._lifetime_s, self._changes = lifetime_s, ChangeLog()
         self._bag = Ros2McapTarget(path, overwrite=overwrite)
         if metadata is not None:
             self._bag.add_metadata(METADATA, metadata)
@@ -69,6 +80,13 @@ class Ros2Results:
             self._add(result, "/tf", transforms(result, poses, self._names))
         time_us, ego = result.tick.time_us, self._names.ego
         self._add(result, "/detections", self._encoded(detection_array(self._make, result, ego, self._min_score)))
+        markers = marker_array(
+            self._make, result, time_us=time_us, frame_id=ego, lifetime_s=self._lifetime_s, min_score=self._min_score
+        )
+        self._add(result, "/markers", self._encoded(markers))
+        lines = self._changes.lines(result.tick, perceived=result.perceived)
+        for message in log_messages(self._make, lines, time_us, "replay"):
+            self._add(result, "/log", self._encoded(message))
         grids = {f"/attention/{name}": share for name, share in zip(result.modalities, result.attention, strict=True)}
         grids |= {f"/tasks/{name}": task_map.shares for name, task_map in result.maps.items()}
         for topic, shares in grids.items():
@@ -86,7 +104,7 @@ class Ros2Results:
         self._bag.abort()
 
     def _make(self, type_name: str, /, **fields: Any) -> Any:
-        return self._store.types[type_name](**fields)
+        return make_message(self._store, type_name, **fields)
 
     def _encoded(self, message: Any) -> Other:
         kind = message.__msgtype__

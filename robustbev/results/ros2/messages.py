@@ -1,8 +1,7 @@
 """Results as ROS 2 messages, with the message classes that the caller has: those of rosbags for a file, rclpy's on a robot.
 
 Every function takes `make`, which gives a message of a type with some of its fields: make("std_msgs/msg/Header", frame_id="map").
-Fields are Python floats, ints, strings and lists. Where `make` cannot fill in the fields that are not named here, as rosbags'
-classes cannot, `marker_array` is out of reach; the others name every field.
+Fields are Python floats, ints, strings and lists; those that are not named have ROS' defaults.
 
 Letters: X and Y cells.
 """
@@ -17,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bev.grid import BEVGrid
-from robustbev.results.content import ALARM_TEXT, Diagnosis, FoundBox, found_boxes
+from robustbev.results.content import ALARM_TEXT, Diagnosis, FoundBox, Level, found_boxes
 from robustbev.results.grids import rows_along_y
 from robustbev.results.palette import ALARM
 from robustbev.results.result import TickResult
@@ -28,6 +27,7 @@ Make: TypeAlias = Callable[..., Any]
 # visualization_msgs/Marker's constants
 _ARROW, _CUBE, _TEXT, _ADD, _DELETE_ALL = 0, 1, 9, 0, 3
 _MOVING_MPS = 0.5  # slower boxes get no arrow
+_LOG_LEVELS = {Level.OK: 20, Level.WARN: 30, Level.ERROR: 40}  # of rcl_interfaces/Log: INFO, WARN, ERROR
 _TEXT_HEIGHT_M, _ALARM_HEIGHT_M = 0.8, 2.5
 
 
@@ -59,6 +59,15 @@ def diagnostic_array(make: Make, diagnoses: Sequence[Diagnosis], time_us: int, f
         for one in diagnoses
     ]
     return make("diagnostic_msgs/msg/DiagnosticArray", header=header(make, time_us, frame_id), status=status)
+
+
+def log_messages(make: Make, lines: Sequence[tuple[Level, str]], time_us: int, name: str) -> list[Any]:
+    """Lines of a `ChangeLog` as rcl_interfaces/Log, as nodes send them on /rosout."""
+    stamp = header(make, time_us, "").stamp
+    return [
+        make("rcl_interfaces/msg/Log", stamp=stamp, level=_LOG_LEVELS[level], name=name, msg=text)
+        for level, text in lines
+    ]
 
 
 def occupancy_grid(make: Make, share: NDArray[Any], grid: BEVGrid, time_us: int, frame_id: str) -> Any:

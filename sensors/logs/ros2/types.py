@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from functools import cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from sensors.logs.encode import MissingLogLibraryError
 
@@ -42,3 +44,35 @@ def typestore() -> Typestore:
     for name, text in VISION_MSGS.items():
         store.register(get_types_from_msg(text, name))
     return store
+
+
+def make_message(store: Typestore, type_name: str, /, **fields: Any) -> Any:
+    """A message of a type of the store; fields that are not named have ROS' defaults, which rosbags' own classes have not.
+
+    Messages share what is theirs by default, so they are to be written, not changed.
+    """
+    return store.types[type_name](**{**_defaults(store, type_name), **fields})
+
+
+@cache
+def _defaults(store: Typestore, type_name: str) -> dict[str, Any]:
+    _, layout = store.fielddefs[type_name]
+    return {name: _default(store, kind) for name, kind in layout}
+
+
+def _default(store: Typestore, kind: Any) -> Any:
+    from rosbags.interfaces import Nodetype
+
+    node, what = kind
+    match node:
+        case Nodetype.BASE:
+            return {"string": "", "wstring": "", "bool": False, "float32": 0.0, "float64": 0.0}.get(what[0], 0)
+        case Nodetype.NAME:
+            return make_message(store, what)
+        case Nodetype.ARRAY:
+            inner, count = what
+            return np.zeros(count, inner[1][0]) if inner[0] is Nodetype.BASE else [_default(store, inner)] * count
+        case _:
+            inner, _ = what
+            numbers = inner[0] is Nodetype.BASE and inner[1][0] != "string"
+            return np.zeros(0, inner[1][0]) if numbers else []

@@ -59,10 +59,32 @@ def test_every_tick_answers_and_no_perception_is_an_error(tmp_path: Path) -> Non
     first, second = topics["/diagnostics"]
     assert (first.status[0].level, second.status[0].level) == (0, 2)
     assert "NO PERCEPTION" in second.status[0].message
+    assert (second.status[0].values[0].key, second.status[0].values[0].value) == ("tick", "1")
     names = [status.name for status in second.status]
     assert names == ["perception", "sensors/CAM_FRONT", "sensors/CAM_BACK", "sensors/LIDAR_TOP", "sensors/RADAR_FRONT"]
     assert second.status[3].message.startswith(str(SensorState.STALE))
     assert {pair.key: pair.value for pair in first.status[1].values}["given"] == "true"
+
+
+def test_markers_show_the_boxes_in_any_viewer_and_an_alarm_without_perception(tmp_path: Path) -> None:
+    seen, blind = written(tmp_path / "out.mcap", result(0), result(1, perceived=False), lifetime_s=1.5)["/markers"]
+    clearing, car, name, arrow, forklift, _ = seen.markers
+    assert clearing.action == 3  # what stood there before goes
+    assert (car.ns, car.id, car.type, car.header.frame_id) == ("boxes", 0, 1, "base_link")
+    assert np.allclose([car.pose.position.x, car.pose.position.y, car.scale.x, car.scale.z], [10, 3, 4.5, 1.6])
+    assert (name.text, arrow.scale.x) == ("car 0.90", pytest.approx(5.0))  # of 3, -4 m/s
+    assert forklift.pose.position.x == 5
+    assert (car.lifetime.sec, car.lifetime.nanosec) == (1, 500_000_000)
+    assert [marker.text for marker in blind.markers] == ["", "NO PERCEPTION"]
+
+
+def test_the_log_says_what_changed(tmp_path: Path) -> None:
+    stale = {"RADAR_FRONT": SensorState.STALE}
+    results = result(0), result(1, states=stale), result(2, states=stale), result(3, perceived=False), result(4)
+    log = [(line.level, line.msg) for line in written(tmp_path / "out.mcap", *results)["/log"]]
+    assert log[:2] == [(40, "CAM_BACK: ok -> missing (as told)"), (40, "RADAR_FRONT: ok -> stale (as told)")]
+    assert [level for level, text in log if text.startswith("NO PERCEPTION")] == [40]
+    assert log[-1] == (20, "perception is back")
 
 
 def test_attention_is_an_occupancy_grid_that_lies_right(tmp_path: Path) -> None:

@@ -10,9 +10,10 @@ from typing import Any, TypeAlias
 import torch
 
 from robustbev import ModelConfig, PerceptionModel, RigConfig, decode_size, load, perceive_frame, preparation
+from robustbev.results.content import ChangeLog
 from robustbev.results.live_loop import LiveLoop, LiveReport
 from robustbev.results.result import TickResult
-from robustbev.results.ros2.messages import Make, detection_array, diagnostic_array, marker_array
+from robustbev.results.ros2.messages import Make, detection_array, diagnostic_array, log_messages, marker_array
 from robustbev.results.ros2.topics import ListenedTopic, Ros2Decoder, listened_topics, most_waiting
 from robustbev.results.ticks import tick_result
 from robustbev_ros.settings import NodeSettings
@@ -30,6 +31,7 @@ Send: TypeAlias = Callable[[str, Any], None]  # output, message
 OUTPUTS = {
     "~/detections": "vision_msgs/msg/Detection3DArray",
     "~/markers": "visualization_msgs/msg/MarkerArray",
+    "~/log": "rcl_interfaces/msg/Log",
     "/diagnostics": "diagnostic_msgs/msg/DiagnosticArray",
 }
 _MARKER_TICKS = 3  # markers vanish when so many ticks have passed without new ones
@@ -87,9 +89,10 @@ class Reporter:
     make: Make
     send: Send
     name: str
+    changes: ChangeLog = field(default_factory=ChangeLog)
 
     def __call__(self, report: LiveReport) -> None:
-        """Diagnostics and markers at every tick; detections only where something was perceived.
+        """Diagnostics and markers at every tick; detections only where something was perceived; what changed, in words.
 
         An empty array of detections says that nothing is there. Without perception nobody may say that, so none is sent.
         """
@@ -105,6 +108,8 @@ class Reporter:
             lifetime_s=_MARKER_TICKS / settings.tick_hz, min_score=settings.marker_score,
         )  # fmt: skip
         self.send("~/markers", markers)
+        for message in log_messages(self.make, report.changes(self.changes), tick.time_us, self.name):
+            self.send("~/log", message)
 
 
 @dataclass(frozen=True)
