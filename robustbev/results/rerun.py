@@ -1,4 +1,4 @@
-"""Results as a Rerun recording (.rrd) with a layout: the scene in 3D, the cameras with boxes, curves of shares and states.
+"""Results as a Rerun recording (.rrd) with a layout: trouble first, the scene in 3D, cameras with boxes, curves of states.
 
 Everything lies on one timeline, "log_time", the drive's own. What was shown stays until something takes its place, so every tick
 says all anew, and clears what has gone. Rerun numbers its rows by the clock of the machine: two recordings of the same results
@@ -37,6 +37,12 @@ from sensors.palette import MODALITY_COLOURS, RGB, class_rgb, modality_rgb
 TIMELINE = "log_time"
 EGO = "map/ego"
 FOUND = f"{EGO}/found"
+FAR = (
+    f"{EGO}/far"  # points so far off that a view of them all would show the vehicle as a dot; not in the layout's views
+)
+NEAR_M = 30.0
+_IN_A_ROW = 2  # cameras: three would be too small beside the scene
+_GREY: RGB = (110, 110, 110)
 _LIDAR_GREY = (150, 160, 170)
 
 
@@ -71,8 +77,11 @@ class RerunResults:
             "robustbev replay", recording_id=f"replay of {path.stem}", send_properties=False
         )
         self._stream.save(self._partial)
+        self._stream.send_recording_name(f"robustbev replay: {path.stem}")
         self._changes = ChangeLog()
         self._shown: set[str] = set()  # entities that hold a picture or points
+        self._levels: dict[str, float] = {}  # entity -> what its curve of steps came to
+        self._time_us: int | None = None  # of the tick before
         self._started = self._done = False
 
     def write(self, result: TickResult) -> None:
@@ -92,6 +101,7 @@ class RerunResults:
         self._write_maps(result)
         self._write_curves(result)
         self._write_words(result)
+        self._time_us = result.tick.time_us
 
     def close(self) -> None:
         if self._done:
@@ -125,7 +135,9 @@ class RerunResults:
             rrb.Spatial2DView(origin=f"{EGO}/{name}", contents=["$origin/**", f"/{FOUND}"], name=name)
             for name in cameras
         ]
-        scene = rrb.Spatial3DView(origin=f"/{EGO}", contents="$origin/**", name="scene, vehicle at the origin")
+        scene = rrb.Spatial3DView(
+            origin=f"/{EGO}", contents=["$origin/**", f"- /{FAR}/**"], name="scene, vehicle at the origin"
+        )
         maps = [rrb.Spatial2DView(origin=f"attention/{name}", name=f"attention: {name}") for name in result.modalities]
         maps += [rrb.Spatial2DView(origin=f"tasks/{name}", name=name) for name in result.maps]
         curves = [
@@ -138,15 +150,29 @@ class RerunResults:
         words = rrb.Tabs(
             rrb.TextDocumentView(origin="perception", name="perception"), rrb.TextLogView(origin="log", name="log")
         )
-        left = rrb.Vertical(scene, rrb.Horizontal(words, *maps), row_shares=[3, 1])
-        right = rrb.Vertical(*([rrb.Grid(*pictures, grid_columns=min(3, len(pictures)))] if pictures else []), *curves)
+        classes = rrb.Spatial2DView(origin="classes", name="classes")
+        left = rrb.Vertical(words, scene, rrb.Horizontal(classes, *maps), row_shares=[2, 5, 2])
+        large = [rrb.Grid(*pictures, grid_columns=min(_IN_A_ROW, len(pictures)))] if pictures else []
+        right = rrb.Vertical(*large, rrb.Horizontal(*curves), row_shares=[*[3] * len(large), 1])
         self._stream.send_blueprint(rrb.Blueprint(rrb.Horizontal(left, right), collapse_panels=True))
         series = [(f"shares/{name}", modality_rgb(name, k), name) for k, name in enumerate(result.modalities)]
-        for status in result.tick.sensors.values():
-            colour = MODALITY_COLOURS.get(status.modality, (90, 90, 90))
-            series.append((f"sensors/{status.channel}", colour, status.channel))
+        series += [("shares/nulls", _GREY, "nulls"), ("boxes", _GREY, "boxes")]
+        for modality in dict.fromkeys(status.modality for status in result.tick.sensors.values()):
+            channels = [s.channel for s in result.tick.sensors.values() if s.modality == modality]
+            for k, channel in enumerate(channels):
+                colour = MODALITY_COLOURS.get(modality, _GREY)
+                series.append((f"sensors/{channel}", _darker(colour, k / len(channels)), channel))
         for entity, colour, name in series:
             self._stream.log(entity, self._rr.SeriesLines(colors=[colour], names=[name]), static=True)
+        rgb_of = {name: class_rgb(name, label) for label, name in enumerate(result.classes)}
+        legend = self._rr.Points2D(
+            [(0.0, k) for k in range(len(rgb_of))],
+            colors=list(rgb_of.values()),
+            labels=list(rgb_of),
+            radii=0.3,
+            show_labels=True,
+        )
+        self._stream.log("classes", legend, static=True)
         self._stream.log(EGO, self._rr.ViewCoordinates.FLU, static=True)
 
     def _write_pose(self, result: TickResult) -> None:
@@ -192,20 +218,22 @@ class RerunResults:
         return picture
 
     def _write_points(self, result: TickResult) -> set[str]:
-        """All sweeps of a channel together; radar larger, in its colour."""
+        """All sweeps of a channel together, the far points apart; radar larger, in its colour."""
         frame, shown = result.tick.frame, set()
         radars = {sweep.channel for sweep in frame.radar or ()}
         for channel, cloud in cloud_of_channel(frame, frame.time_us).items():
             points = cloud[np.isfinite(cloud[:, :3]).all(axis=1), :3]
+            near = np.linalg.norm(points[:, :2], axis=1) < NEAR_M
             colour = MODALITY_COLOURS["radar"] if channel in radars else _LIDAR_GREY
             radius_px = 3.0 if channel in radars else 1.2
-            columns = self._rr.Points3D.columns(
-                positions=points,
-                colors=_packed([colour] * len(points)),
-                radii=np.full(len(points), -radius_px, np.float32),  # negative radii are pixels of the screen
-            )
-            self._send(result, f"{EGO}/{channel}", columns.partition([len(points)]))
-            shown.add(f"{EGO}/{channel}")
+            for entity, part in ((f"{EGO}/{channel}", points[near]), (f"{FAR}/{channel}", points[~near])):
+                columns = self._rr.Points3D.columns(
+                    positions=part,
+                    colors=_packed([colour] * len(part)),
+                    radii=np.full(len(part), -radius_px, np.float32),  # negative radii are pixels of the screen
+                )
+                self._send(result, entity, columns.partition([len(part)]))
+                shown.add(entity)
         return shown
 
     def _write_maps(self, result: TickResult) -> None:
@@ -227,10 +255,22 @@ class RerunResults:
 
     def _write_curves(self, result: TickResult) -> None:
         values = {f"shares/{name}": share for name, share in result.trust.items()}
-        values |= {f"sensors/{name}": float(sensor_level(status)) for name, status in result.tick.sensors.items()}
+        values["shares/nulls"] = result.null_share
         values["boxes"] = float(len(found_boxes(result, self._min_score)))
         for entity, value in values.items():
             self._send(result, entity, self._rr.Scalars.columns(scalars=[value]))
+        for name, status in result.tick.sensors.items():
+            self._write_step(result, f"sensors/{name}", float(sensor_level(status)))
+
+    def _write_step(self, result: TickResult, entity: str, value: float) -> None:
+        """A value that stays until the next: it is said again just before that, so that no ramp leads from one to the other."""
+        at_us, values = [result.tick.time_us], [value]
+        before = self._levels.get(entity, value)
+        if before != value and self._time_us is not None and self._time_us < at_us[0] - 1:
+            at_us, values = [at_us[0] - 1, *at_us], [before, value]
+        self._levels[entity] = value
+        times = self._rr.TimeColumn(TIMELINE, timestamp=np.array(at_us, "datetime64[us]"))
+        self._stream.send_columns(entity, [times], self._rr.Scalars.columns(scalars=values), strict=True)
 
     def _write_words(self, result: TickResult) -> None:
         head = (
@@ -238,7 +278,8 @@ class RerunResults:
             if result.perceived
             else f"# {NO_PERCEPTION}\n\ntick {result.tick.index}\n\n"
         )
-        rows = [f"| {status.channel} | {status.state} | {status.detail} |" for status in result.tick.sensors.values()]
+        trouble_first = sorted(result.tick.sensors.values(), key=lambda status: -sensor_level(status))
+        rows = [f"| {status.channel} | {status.state} | {status.detail} |" for status in trouble_first]
         text = head + "\n".join(["| sensor | state | why |", "|---|---|---|", *rows])
         document = self._rr.TextDocument.columns(text=[text], media_type=["text/markdown"])
         self._send(result, "perception", document)
@@ -257,6 +298,12 @@ class RerunResults:
         )
         at = np.full(len(lines), result.tick.time_us, "datetime64[us]")
         self._stream.send_columns("log", [self._rr.TimeColumn(TIMELINE, timestamp=at)], columns, strict=True)
+
+
+def _darker(rgb: RGB, share: float) -> RGB:
+    """Down to half as bright."""
+    red, green, blue = (round(value * (1 - share / 2)) for value in rgb)
+    return red, green, blue
 
 
 def _packed(colours: Sequence[RGB]) -> NDArray[np.uint32]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,9 @@ import pytest
 from robustbev.results.rerun import RerunResults
 from robustbev.results.result import TickResult
 from sensors.logs.log import LogError
+from sensors.palette import class_rgb
 from sensors.replay.tick import SensorState
-from tests.robustbev.results.replay_results import COUNTS, GRID, START_US, boxes, result
+from tests.robustbev.results.replay_results import CLASSES, COUNTS, GRID, START_US, boxes, result
 
 dataframe = pytest.importorskip("rerun.dataframe", reason="rerun-sdk is an extra of its own: robustbev[rerun]")
 
@@ -57,8 +59,11 @@ def test_one_timeline_the_drives_own(tmp_path: Path) -> None:
 def test_curves_of_shares_and_states(tmp_path: Path) -> None:
     states = {"LIDAR_TOP": SensorState.RATE_LOW}
     recording = written(tmp_path / "out.rrd", result(0, states=states), result(1, perceived=False))
-    curve = [row["Scalar"] for row in rows(recording, "/sensors/LIDAR_TOP")]
-    assert curve == [[1.0], [2.0]]
+    curve = [(row["log_time"], row["Scalar"]) for row in rows(recording, "/sensors/LIDAR_TOP")]
+    assert [value for _, value in curve] == [[1.0], [1.0], [2.0]]  # a step: no ramp leads from one to the other
+    assert curve[2][0] - curve[1][0] == np.timedelta64(1, "us")
+    assert len(rows(recording, "/sensors/CAM_BACK")) == 2
+    assert np.allclose([row["Scalar"] for row in rows(recording, "/shares/nulls")], [[0.125], [1.0]])
     for name, share in result().trust.items():
         assert np.allclose(rows(recording, f"/shares/{name}")[0]["Scalar"], share)
     assert [row["Scalar"] for row in rows(recording, "/boxes")] == [[2.0], [0.0]]
@@ -70,6 +75,7 @@ def test_no_perception_is_said(tmp_path: Path) -> None:
     assert "NO PERCEPTION" not in first
     assert second.startswith("# NO PERCEPTION")
     assert "| LIDAR_TOP | stale | as told |" in second
+    assert first.index("CAM_BACK") < first.index("CAM_FRONT")  # what is in trouble stands above the rest
     assert any("NO PERCEPTION" in row["Text"][0] for row in rows(recording, "/log"))
 
 
@@ -92,6 +98,31 @@ def test_pictures_and_points_of_absent_sensors_are_cleared(tmp_path: Path) -> No
     for entity in ("/map/ego/LIDAR_TOP", "/map/ego/CAM_FRONT/picture"):
         assert rows(recording, entity)[1]["ClearIsRecursive"] == [False], entity
     assert len(rows(recording, "/map/ego/CAM_FRONT")) == 1  # where it looks stays known, and boxes are drawn there
+
+
+def test_far_points_do_not_pull_the_view_out(tmp_path: Path) -> None:
+    one = result()
+    (sweep,) = one.tick.frame.radar or ()
+    sweep = replace(sweep, points=np.array([[4, 0, 0, 7, 2, 0], [80, 0, 0, 7, 2, 0]], np.float32))
+    tick = replace(one.tick, frame=replace(one.tick.frame, radar=(sweep,)))
+    recording = written(tmp_path / "out.rrd", replace(one, tick=tick), result(1, perceived=False))
+    (near, *_), far = (rows(recording, f"/map/ego/{name}RADAR_FRONT") for name in ("", "far/"))
+    assert np.allclose(near["Position3D"], [[3.4, 4, 0.5]])
+    assert np.allclose(far[0]["Position3D"], [[3.4, 80, 0.5]])
+    assert far[1]["ClearIsRecursive"] == [False]
+
+
+def test_it_has_a_name_and_a_legend(tmp_path: Path) -> None:
+    recording = written(tmp_path / "out.rrd", result())
+    names, shown = (
+        recording.view(index="log_time", contents=f"/{entity}").select_static().read_all().to_pylist()[0]
+        for entity in ("__properties/recording", "classes")
+    )
+    assert names["/__properties/recording:Name"] == ["robustbev replay: out"]
+    assert shown["/classes:Text"] == [*CLASSES]
+    assert shown["/classes:Color"] == [
+        (r << 24) + (g << 16) + (b << 8) + 255 for r, g, b in map(class_rgb, CLASSES, range(3))
+    ]
 
 
 def test_the_file_is_there_whole_or_not_at_all(tmp_path: Path) -> None:
