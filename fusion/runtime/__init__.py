@@ -8,7 +8,7 @@ others need torch; what is not needed is not imported. Every input is checked ag
     outputs = artifact({"images": images, ...})
 
 What loading an artifact may do:
-    onnx  is data: onnxruntime, given the bytes alone, has no operators but its own, and refuses weights in files elsewhere.
+    onnx  is data: onnxruntime, given the bytes alone, has no operators but its own, and refuses weights in other files.
     pt2, aoti  are code: a program that torch rebuilds from names, expressions and pickles, and machine code. Either runs with
           your rights, and nothing in here can tell good from bad: each is refused unless its `sha256=` is pinned and fits, or
           `trust_code=True` says that you know where it comes from. What was hashed is what is loaded.

@@ -12,6 +12,7 @@ from typing import Any
 from tests.hostile.files import CANARY, deep, pickled, torch_pickled, zipped
 
 UP = "../" * 40
+WIDE = 300  # numbers; onnxruntime reads those of a hundred and more from other files wherever it may
 
 # --- ONNX by hand: protobuf is fields of a number, a length and as many bytes -------------------------------------------
 
@@ -25,24 +26,24 @@ def varint(value: int) -> bytes:
     return bytes([*head, value])
 
 
-def field(number: int, content: bytes | str | int) -> bytes:
-    """One field of a message."""
+def field(number: int, content: bytes | str | int, *, bits: int = 0) -> bytes:
+    """One field of a message; `bits` above the 32 of its key are for who does not look at them."""
     if isinstance(content, int):
-        return varint(number << 3) + varint(content)
+        return varint(bits | number << 3) + varint(content)
     data = content.encode() if isinstance(content, str) else content
-    return varint(number << 3 | 2) + varint(len(data)) + data
+    return varint(bits | number << 3 | 2) + varint(len(data)) + data
 
 
 def value_info(name: str) -> bytes:
-    """A float tensor [B, 3]."""
-    shape = field(1, field(2, "B")) + field(1, field(1, 3))
+    """A float tensor [B, WIDE]."""
+    shape = field(1, field(2, "B")) + field(1, field(1, WIDE))
     return field(1, name) + field(2, field(1, field(1, 1) + field(2, shape)))
 
 
-def onnx_model(*, extra: bytes = b"", domain: str = "", more: bytes = b"", weights: str = "") -> bytes:
+def onnx_model(*, extra: bytes = b"", domain: str = "", more: bytes = b"", weights: str = "", bits: int = 0) -> bytes:
     """y = relu(x), or x plus the `weights` in another file, with `extra` in its graph and `more` beside it."""
     if weights:
-        node, extra = field(1, "x") + field(1, "w") + field(2, "y") + field(4, "Add"), external(weights)
+        node, extra = field(1, "x") + field(1, "w") + field(2, "y") + field(4, "Add"), external(weights, bits)
     else:
         node = field(1, "x") + field(2, "y") + field(4, "Relu") + (field(7, domain) if domain else b"")
     graph = field(1, node) + field(2, "g") + extra + field(11, value_info("x")) + field(12, value_info("y"))
@@ -50,10 +51,21 @@ def onnx_model(*, extra: bytes = b"", domain: str = "", more: bytes = b"", weigh
     return field(1, 10) + field(7, graph) + opset + more
 
 
-def external(location: str) -> bytes:
+def external(location: str, bits: int = 0) -> bytes:
     """A graph's weight that lies in another file."""
     entry = field(1, "location") + field(2, location)
-    return field(5, field(1, 3) + field(2, 1) + field(8, "w") + field(13, entry) + field(14, 1))
+    lies = field(13, entry, bits=bits) + field(14, 1, bits=bits)
+    return field(5, field(1, WIDE) + field(2, 1) + field(8, "w") + lies, bits=bits)
+
+
+def weights_beside(bits: int) -> Callable[[Path], None]:
+    """A model whose weights lie in the working directory, and are there."""
+
+    def write(path: Path) -> None:
+        Path("weights.bin").write_bytes(bytes(4 * WIDE))
+        path.write_bytes(onnx_model(weights="weights.bin", bits=bits))
+
+    return write
 
 
 def in_branches(content: bytes, depth: int = 3) -> bytes:
@@ -66,7 +78,7 @@ def in_branches(content: bytes, depth: int = 3) -> bytes:
 def describe_onnx(path: Path) -> None:
     """A manifest that fits whatever lies at `path`."""
     data = path.read_bytes()
-    tensor = {"dtype": "float32", "shape": ["B", 3]}
+    tensor = {"dtype": "float32", "shape": ["B", WIDE]}
     manifest = {
         "format": "robustbev-artifact", "format_version": 1, "kind": "onnx", "part": "fuser", "file": path.name,
         "bytes": len(data), "sha256": hashlib.sha256(data).hexdigest(), "inputs": [{"name": "x", **tensor}],
@@ -108,6 +120,8 @@ ARTIFACT_CASES: dict[str, tuple[str, Any]] = {
     "an ONNX file without a graph": ("onnx", model(field(1, 10))),
     "a model whose weights lie elsewhere": ("onnx", model(onnx_model(weights=f"{UP}etc/passwd"))),
     "a model whose weights lie at the root": ("onnx", model(onnx_model(weights="/etc/passwd"))),
+    "a model whose weights lie in the working directory": ("onnx", model(weights_beside(0))),
+    "weights elsewhere by keys of five bytes": ("onnx", model(weights_beside(1 << 32))),
     "operators of somebody's library": ("onnx", model(onnx_model(domain="com.somebody"))),
     "a function with somebody's operators": ("onnx", model(onnx_model(more=field(25, field(7, field(7, "com.somebody")))))),
     "branches in branches": ("onnx", model(onnx_model(extra=in_branches(b"", 2000)))),
