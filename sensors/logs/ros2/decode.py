@@ -36,13 +36,16 @@ from sensors.logs.ros2.types import typestore
 # sensor_msgs/PointField's constants
 _DATATYPES = ("none", "int8", "uint8", "int16", "uint16", "int32", "uint32", "float32", "float64")
 _DETECTIONS = "vision_msgs/msg/Detection3DArray"
+# Of a definition in a log, from which rosbags makes code; those of vision_msgs have some 10,000 bytes and 150 members.
+_MOST_DEFINED_BYTES, _MOST_MEMBERS = 2**15, 1000
 
 
 def ros2_decoder(info: ChannelInfo) -> DecodeOne | None:
     """Decodes a channel of one of the types of sensors, transforms and boxes; None for another.
 
     The types of sensors and transforms are those of `sensors.logs.ros2.types`, whatever the log says of them; boxes
-    (vision_msgs, whose layout has changed over the years) are laid out as the log's own schema says, if it has one.
+    (vision_msgs, whose layout has changed over the years) are laid out as the log's own schema says, if it has one in .msg
+    form; else as those of version 4.
     """
     static = is_static(info.topic)
     readers: dict[str, Callable[[Any], Payload]] = {
@@ -58,20 +61,30 @@ def ros2_decoder(info: ChannelInfo) -> DecodeOne | None:
     read = readers.get(info.type)
     if read is None:
         return None
-    own = info.type == _DETECTIONS and info.schema and info.schema_encoding != "omgidl"  # whose names are DDS' own
-    store = _own_types(info.type, info.schema, info.schema_encoding) if own else typestore()
+    own = info.type == _DETECTIONS and info.schema and not info.schema_encoding.endswith("idl")
+    store = _own_types(info.type, info.schema) if own else typestore()
     return lambda data, _: read(store.deserialize_cdr(data, info.type))
 
 
 @lru_cache(maxsize=8)
-def _own_types(name: str, schema: bytes, encoding: str) -> Any:
-    """A typestore that knows a type by the log's own definition of it."""
-    from rosbags.typesys import Stores, get_types_from_idl, get_types_from_msg, get_typestore
+def _own_types(name: str, schema: bytes) -> Any:
+    """A typestore that knows a type by the log's own definition of it; DecodeError where that is more than one of a message."""
+    from rosbags.interfaces import Nodetype
+    from rosbags.typesys import Stores, get_types_from_msg, get_typestore
 
+    if len(schema) > _MOST_DEFINED_BYTES:
+        raise DecodeError(f"expected a definition of at most {_MOST_DEFINED_BYTES} bytes, got {len(schema)}")
+    types = get_types_from_msg(schema.decode(), name)
+    layouts = [[layout for _, layout in fields] for _, fields in types.values()]
+    arrays = [layout[1][1] for fields in layouts for layout in fields if layout[0] == Nodetype.ARRAY]
+    members = sum(map(len, layouts)) + sum(arrays)  # one line of code each
+    # What takes no bytes could come any number of times in a message of a few.
+    if not all(layouts) or min(arrays, default=1) < 1 or members > _MOST_MEMBERS:
+        raise DecodeError(
+            f"expected types of 1 to {_MOST_MEMBERS} members, arrays' included, got {members}, or one of none"
+        )
     store = get_typestore(Stores.ROS2_JAZZY)
-    text = schema.decode()
-    types = get_types_from_idl(text) if encoding == "ros2idl" else get_types_from_msg(text, name)
-    store.register({name: layout for name, layout in types.items() if name not in store.fielddefs})
+    store.register({name: ([], fields) for name, (_, fields) in types.items() if name not in store.fielddefs})
     return store
 
 
