@@ -2,6 +2,9 @@
 
 SQLite itself merges or deletes a log of changes that a killed recorder left beside a database. A bag with one is refused, with
 the command that merges it. https://sqlite.org/wal.html
+
+A database can compute what it holds, and name one page many times, so that a few kilobytes have rows without end. Whatever is
+asked of one takes work, and gives values, by its bytes: https://sqlite.org/security.html.
 """
 
 from __future__ import annotations
@@ -19,6 +22,10 @@ from sensors.logs.recorded_file import Notices, Query, RawMessage
 
 MAGIC = b"SQLite format 3\x00"
 _CHANGES = ("-wal", "-journal")  # logs of changes that were not merged, or not completed
+_UNREADABLE = (sqlite3.Error, UnicodeDecodeError)  # Python's, where a fault names a table by what is no UTF-8
+_STEPS_A_LOOK = 10_000  # of SQLite's machine; it takes some ten for a row
+_MOST_VALUE_BYTES = 2**30
+_DATA = "CASE typeof(data) WHEN 'blob' THEN data END"  # a text's length is not known before it is read
 _ENDS = "SELECT timestamp FROM messages WHERE typeof(timestamp) = 'integer' ORDER BY timestamp"
 
 
@@ -49,11 +56,16 @@ class SqliteFile:
                 first, last = database.execute(f"SELECT ({_ENDS} LIMIT 1), ({_ENDS} DESC LIMIT 1)").fetchone()
                 self._span = None if first is None else (int(first), int(last))
                 self._counts = dict(database.execute("SELECT topic_id, COUNT(*) FROM messages GROUP BY topic_id"))
-        except sqlite3.Error as error:
+                (claimed,) = database.execute(f"SELECT TOTAL(LENGTH({_DATA})) FROM messages").fetchone()
+        except _UNREADABLE as error:
             raise LogError(
                 f"{path}: expected a ROS 2 bag in SQLite, got a file that SQLite cannot read: {error}. Copy the file again, or "
                 f"recover what is in it: sqlite3 {path.name} .recover | sqlite3 whole.db3"
             ) from error
+        if claimed > (size := path.stat().st_size):
+            raise LogError(
+                f"{path}: expected messages of at most its {size} bytes, got {claimed:.0f} that it makes of them"
+            )
 
     @property
     def channels(self) -> dict[int, ChannelInfo]:
@@ -86,13 +98,13 @@ class SqliteFile:
         with closing(self._open()) as database:
             try:
                 for time, topic, data in database.execute(
-                    f"SELECT timestamp, topic_id, data FROM messages {ordered}", arguments
+                    f"SELECT timestamp, topic_id, {_DATA} FROM messages {ordered}", arguments
                 ):
                     if topic in self._channels and isinstance(time, int) and isinstance(data, bytes):
                         yield RawMessage(time, time, topic, data)
                     else:
                         damage.bad_records += 1
-            except sqlite3.Error as error:
+            except _UNREADABLE as error:
                 damage.bad_records += 1
                 self._warn(
                     f"it is read as far as SQLite can: {error}. Recover the rest: sqlite3 {self.path.name} .recover"
@@ -100,9 +112,13 @@ class SqliteFile:
 
     def _open(self) -> sqlite3.Connection:
         """The one way in: read-only; `immutable` keeps SQLite from making files beside the bag."""
-        name = quote(str(self.path.absolute()))
+        name, size = quote(str(self.path.absolute())), self.path.stat().st_size
+        looks = iter(range(100 + size // 1000))  # ten steps a byte
         try:
             database = sqlite3.connect(f"file:{name}?mode=ro&immutable=1", uri=True, check_same_thread=False)
+            database.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, min(size, _MOST_VALUE_BYTES))
+            database.set_progress_handler(lambda: next(looks, None) is None, _STEPS_A_LOOK)
+            database.execute("PRAGMA trusted_schema = OFF")
         except sqlite3.OperationalError as error:
             raise LogError(
                 f"{self.path}: expected a file to read, got: {error}. May it be read, and more files be open (ulimit -n)?"

@@ -110,8 +110,8 @@ def test_the_pointer_to_the_newest_checkpoint_leads_nowhere_else(pointer: bytes,
 def test_words_where_a_database_should_hold_times_are_left_out(folder: Path) -> None:
     with closing(sqlite3.connect(folder / "words.db3")) as file:
         file.executescript(
-            "CREATE TABLE topics(id, name, type, serialization_format); CREATE TABLE messages(id, timestamp, topic_id);"
-            "INSERT INTO topics VALUES (NULL, NULL, x'00', 3.5); INSERT INTO messages VALUES ('a', 'b', 'c')"
+            "CREATE TABLE topics(id, name, type, serialization_format); CREATE TABLE messages(id, timestamp, topic_id, data);"
+            "INSERT INTO topics VALUES (NULL, NULL, x'00', 3.5); INSERT INTO messages VALUES ('a', 'b', 'c', 'd')"
         )
     log = open_log(folder / "words.db3")
     assert log.span_ns() is None
