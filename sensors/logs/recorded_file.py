@@ -5,7 +5,7 @@ from __future__ import annotations
 import heapq
 import warnings
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple, Protocol, TypeAlias, TypeVar
 
@@ -24,6 +24,13 @@ class RawMessage(NamedTuple):
     data: bytes
 
 
+@dataclass
+class Held:
+    """Bytes that a reading holds at present, in all of the log's files together."""
+
+    bytes: int = 0
+
+
 @dataclass(frozen=True)
 class Query:
     """Which messages to read; the span is half open, in log time."""
@@ -31,6 +38,7 @@ class Query:
     channels: frozenset[int] | None
     start_ns: int | None
     end_ns: int | None
+    held: Held = field(default_factory=Held)
 
     def misses(self, span_ns: tuple[int, int]) -> bool:
         """Whether nothing from the first to the last of these times is asked for."""

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from sensors.logs.mcap.index import McapIndex
     from sensors.logs.mcap.summary import Source
 
-_OPEN_BYTES = 2**30  # of chunks that are open at once because they overlap in time
+_OPEN_BYTES = 2**28  # of chunks that are open at once because they overlap in time, of all files of a log
 _MESSAGE_BYTES = 200  # of an open chunk's message, beside what it says
 
 
@@ -41,7 +41,7 @@ class McapLog(RecordedLog):
     left out, because the inside of a broken chunk looks like them. Messages whose channel is lost count as bad records.
 
     With a sound summary opening costs a few reads; without one (cut off, damaged, or never checksummed) the file is read
-    once. Reading holds the chunks that overlap in time, up to 1 GiB; a chunk beyond that is left out as a damaged one.
+    once. Reading holds the chunks that overlap in time, up to 256 MiB; a chunk beyond that is left out as a damaged one.
 
     Raises:
         LogError: missing, empty, no MCAP file, or of a compression that nothing here reads.
@@ -93,10 +93,10 @@ class McapFile:
 
     def read(self, query: Query, damage: Damage) -> Iterator[RawMessage]:
         """Messages in order. Chunks are loaded when the first of their messages is due, and dropped after their last."""
-        sources, held = self._index.sources, [0]  # bytes of the sources that are open
+        sources = self._index.sources
 
         def begin(number: int) -> Iterator[RawMessage]:
-            return self._messages(sources[number], query, damage, held)
+            return self._messages(sources[number], query, damage)
 
         return merge_due(((first_ns, number, begin) for first_ns, number in self._waiting(query)), attrgetter("log_ns"))
 
@@ -110,9 +110,9 @@ class McapFile:
                 waiting.append((source.log_ns[0], number))
         return sorted(waiting)
 
-    def _messages(self, source: Source, query: Query, damage: Damage, held: list[int]) -> Iterator[RawMessage]:
+    def _messages(self, source: Source, query: Query, damage: Damage) -> Iterator[RawMessage]:
         try:
-            if held[0] + source.content_bytes > _OPEN_BYTES:
+            if query.held.bytes + source.content_bytes > _OPEN_BYTES:
                 raise RecordError(
                     f"expected chunks that overlap in time to hold at most {_OPEN_BYTES} bytes, got more. Sort it: mcap sort"
                 )
@@ -130,8 +130,9 @@ class McapFile:
             and (query.end_ns is None or entry[0] < query.end_ns)
         ]
         entries.sort(key=itemgetter(0))
-        size = len(content.data) + _MESSAGE_BYTES * len(content.messages)
-        held[0] += size
+        longest = max((end - begin for _, _, _, begin, end in entries), default=0)  # of which the next one is a copy
+        size = len(content.data) + longest + _MESSAGE_BYTES * len(content.messages)
+        query.held.bytes += size
         try:
             for log_ns, publish_ns, channel, begin, end in entries:
                 if channel in self._channels:
@@ -139,7 +140,7 @@ class McapFile:
                 else:
                     damage.bad_records += 1
         finally:
-            held[0] -= size
+            query.held.bytes -= size
 
     def _tell(self) -> None:
         """One warning for what opening the file has shown."""

@@ -27,9 +27,10 @@ from sensors.logs.mcap.file import HEAD, HEAD_BYTES, RandomFile, RecordError
 
 _lz4: Any = import_module("lz4.frame")  # it has no type information
 
-LARGEST_BYTES = 256 * 2**20  # of a record, and of a chunk once decompressed; a few kilobytes can claim any number
+LARGEST_BYTES = 128 * 2**20  # of a record, and of a chunk once decompressed; a few kilobytes can claim any number
 MESSAGE_HEAD = struct.Struct("<HIQQ")  # channel, sequence, log time, publish time
 _MOST_MESSAGES = 1_000_000  # of a chunk; each costs some 200 bytes beside its own
+_FREE_MESSAGES = 1000  # beyond them each is a byte of the file at least: two that differ by their time are several
 _MOST_DEFINED_BYTES = 16 * 2**20  # of a chunk's schemas and channels
 COMPRESSIONS = ("", "lz4", "zstd")
 
@@ -87,13 +88,14 @@ def split(data: bytes) -> Iterator[tuple[int, int, int]]:
         at = end
 
 
-def parse_content(data: bytes) -> Content:
-    """The records of a chunk's uncompressed data; RecordError where they are none."""
+def parse_content(data: bytes, packed_bytes: int) -> Content:
+    """The records of data that take `packed_bytes` in the file; RecordError where they are none."""
     content, defined = Content(data), 0
+    most = min(_MOST_MESSAGES, _FREE_MESSAGES + packed_bytes)
     for opcode, begin, end in split(data):
         if opcode == Opcode.MESSAGE:
-            if end - begin < MESSAGE_HEAD.size or len(content.messages) == _MOST_MESSAGES:
-                raise RecordError(f"expected at most {_MOST_MESSAGES} messages of {MESSAGE_HEAD.size} bytes or more")
+            if end - begin < MESSAGE_HEAD.size or len(content.messages) == most:
+                raise RecordError(f"expected at most {most} messages of {MESSAGE_HEAD.size} bytes or more")
             channel, _, log_ns, publish_ns = MESSAGE_HEAD.unpack_from(data, begin)
             content.messages.append((log_ns, publish_ns, channel, begin + MESSAGE_HEAD.size, end))
         elif opcode in (Opcode.SCHEMA, Opcode.CHANNEL):
@@ -127,4 +129,4 @@ def content_of(chunk: Chunk) -> Content:
         raise RecordError(f"expected {size} bytes after decompression, got {len(data)}")
     if chunk.uncompressed_crc and zlib.crc32(data) != chunk.uncompressed_crc:
         raise RecordError(f"expected the checksum {chunk.uncompressed_crc:#010x}, got {zlib.crc32(data):#010x}")
-    return parse_content(data)
+    return parse_content(data, len(chunk.data))

@@ -32,8 +32,11 @@ class Source:
     def load(self, file: RandomFile) -> Content:
         """What it holds; RecordError where that is damaged."""
         if self.chunk:
-            return content_of(read_chunk(file, self.offset, self.size))
-        return parse_content(Exactly(file.at(self.offset), self.size).read(self.size))
+            chunk = read_chunk(file, self.offset, self.size)
+            if chunk.uncompressed_size != self.content_bytes:
+                raise RecordError(f"expected {self.content_bytes} bytes by the index, got {chunk.uncompressed_size}")
+            return content_of(chunk)
+        return parse_content(Exactly(file.at(self.offset), self.size).read(self.size), self.size)
 
 
 def read_chunk(file: RandomFile, offset: int, size: int) -> Chunk:
