@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import warnings
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from itertools import combinations
+
+import numpy as np
+from numpy.typing import NDArray
 
 from robustbev.config import ModelConfig, RigConfig
 from sensors.calibration import CalibrationError
@@ -15,13 +19,16 @@ from sensors.camera.images import DecodeSize
 from sensors.camera.prepare import Camera
 from sensors.errors import SensorDataError, SensorDataWarning, naming
 from sensors.frame_checks import readings_of
-from sensors.frames import CameraImage, Lack, SensorFrame
+from sensors.frames import CameraImage, Lack, LidarSweep, RadarSweep, SensorFrame
 from sensors.lidar.config import LidarConfig
 from sensors.lidar.prepare import Lidar
 from sensors.modality import Modality, Preparation
 from sensors.points import SensorUse
+from sensors.poses import LINK_T_OPTICAL
 from sensors.radar.config import RadarConfig
 from sensors.radar.prepare import Radar
+
+_LIDAR_POINTS, _RADAR_POINTS = 30_000, 100  # of a sweep, to warm up with
 
 
 def preparation(config: ModelConfig, rig: RigConfig | None = None) -> Preparation:
@@ -50,6 +57,45 @@ def preparation(config: ModelConfig, rig: RigConfig | None = None) -> Preparatio
         modalities=tuple(_modality(name, config, rig) for name in config.modalities),
         camera_channels=rig.only(config.kinds).camera_channels,
         lidar_min_range_m=rig.lidar_min_range_m,
+    )
+
+
+def subsets_of(modalities: Sequence[str]) -> list[tuple[str, ...]]:
+    """Every subset of up to three modalities, of more all together, all but each and each alone; larger ones first."""
+    count = len(modalities)
+    sizes = range(count, 0, -1) if count <= 3 else (count, count - 1, 1)
+    return [names for size in sizes for names in combinations(modalities, size)]
+
+
+def blank_frame(config: ModelConfig, rig: RigConfig, modalities: Sequence[str]) -> SensorFrame:
+    """Of the sensors of these modalities, noise: black pictures, and points around the vehicle."""
+    random, grid, ahead = np.random.default_rng(0), config.grid, np.eye(4)
+    channels = {
+        kind: [c for name in modalities if config.modalities[name].kind == kind for c in config.channels_of(name, rig)]
+        for kind in ("camera", "lidar", "radar")
+    }
+    size = decode_size(config)
+    height, width = (1, 1) if size is None else (size.height_px, size.width_px)
+    intrinsics = np.array([[width / 2.0, 0, width / 2], [0, width / 2.0, height / 2], [0, 0, 1]])
+    picture = np.zeros((height, width, 3), np.uint8)
+
+    def points(count: int, *more: float) -> NDArray[np.float32]:
+        low, high = (grid.x_min_m, grid.y_min_m, grid.z_min_m), (grid.x_max_m, grid.y_max_m, grid.z_max_m)
+        xyz_m = random.uniform(low, high, (count, 3))
+        return np.column_stack([xyz_m, np.tile(more, (count, 1))]).astype(np.float32)
+
+    return SensorFrame(
+        token="warm-up",
+        time_us=0,
+        cameras=tuple(
+            CameraImage(channel, picture, intrinsics, ahead @ LINK_T_OPTICAL, 0) for channel in channels["camera"]
+        )
+        or None,
+        lidar=tuple(LidarSweep(channel, points(_LIDAR_POINTS, 0, -1), ahead, 0) for channel in channels["lidar"])
+        or None,
+        radar=tuple(RadarSweep(channel, points(_RADAR_POINTS, 0, 0, 0), ahead, 0) for channel in channels["radar"])
+        or None,
+        global_T_reference=np.eye(4),
     )
 
 

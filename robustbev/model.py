@@ -13,10 +13,19 @@ from typing import Any, Literal, TypeVar, get_args
 import torch
 from numpy.typing import NDArray
 
+from bev.lift.kept import KeptTables
 from robustbev.config import DETECTION, RigConfig
 from robustbev.cuda_graphs import CudaGraphs
 from robustbev.detections import Detections
-from robustbev.inference import on_rig, preparation, warn_of_absent, warn_of_calibration, without
+from robustbev.inference import (
+    blank_frame,
+    on_rig,
+    preparation,
+    subsets_of,
+    warn_of_absent,
+    warn_of_calibration,
+    without,
+)
 from robustbev.network import PerceptionNetwork
 from robustbev.perception import Perception
 from sensors.batch import SensorBatch, map_tensors
@@ -39,6 +48,11 @@ class PerceptionModel(PerceptionNetwork):
         return CudaGraphs()
 
     @cached_property
+    def tables(self) -> KeptTables:
+        """The cameras' look-up tables that `perceive` and `batch` keep on a CPU while a calibration stays."""
+        return KeptTables()
+
+    @cached_property
     def _calibration_known(self) -> set[str]:
         """Channels whose calibration `perceive` has looked at."""
         return set()
@@ -52,6 +66,9 @@ class PerceptionModel(PerceptionNetwork):
         on_bad_sensor: OnBadSensor = "raise",
     ) -> Detections:
         """What the model sees in one frame of numpy arrays: boxes, who was used and whom it trusted. Runs on the model's device.
+
+        Several threads may call it at a time, each with frames of its own: answers are those of one thread, to the bit. `warm_up`
+        takes what first calls cost.
 
         A sensor without one usable measurement (no sweep, no return, every point NaN or out of reach) is absent, never an empty
         world: `Detections.sensors` says why, and a SensorDataWarning names it.
@@ -112,6 +129,24 @@ class PerceptionModel(PerceptionNetwork):
             null_share=max(0.0, 1 - sum(trust.values())),
         )
 
+    def warm_up(self, rig: RigConfig | None = None) -> None:
+        """Answer some noise with every subset of the modalities (of more than three: all, each alone, all but each).
+
+        So that no later call is a first one: memory is taken, kernels are chosen, on a GPU compiled and recorded as graphs. Takes
+        some calls' time. It sees nothing of the robot's, and the answers are lost.
+
+        Args:
+            rig: as `perceive` takes it.
+
+        Raises:
+            ValueError: as `perceive`.
+        """
+        wanted, rig = self._wanted(rig)
+        for subset in subsets_of(tuple(self.config.modalities)):
+            frame = blank_frame(self.config, rig, subset)
+            for _ in range(2):
+                perceive_frame(self, on_rig(frame, rig), wanted)
+
     def batch(self, frames: Sequence[SensorFrame], rig: RigConfig | None = None) -> SensorBatch:
         """Frames of numpy arrays as tensors on the model's device, sample b of frame b: what `encode` and the model itself take.
 
@@ -130,7 +165,7 @@ class PerceptionModel(PerceptionNetwork):
             got = "none" if isinstance(given, Sequence) else type(given).__name__
             raise ValueError(f"frames: expected a list of at least one SensorFrame, got {got}: give one as [frame]")
         wanted, rig = self._wanted(rig)
-        wanted = _for_inference(wanted, self.device)
+        wanted = _for_inference(wanted, self)
         return collate([prepare(on_rig(frame, rig), wanted) for frame in frames], wanted).to(self.device)
 
     def _wanted(self, rig: RigConfig | None) -> tuple[Preparation, RigConfig]:
@@ -178,7 +213,7 @@ def perceive_frame(model: PerceptionModel, frame: SensorFrame, preparation: Prep
     """
     if model.training:
         raise ValueError("the model is in training mode, in which it answers at random: call model.eval() first")
-    preparation = _for_inference(preparation, model.device)
+    preparation = _for_inference(preparation, model)
     prepared = prepare(frame, preparation)
     batch = collate([prepared], preparation)
     seen: Perception = model.graphs(model, batch) if model.device.type == "cuda" else model(batch.to(model.device))
@@ -200,9 +235,10 @@ def perceive_frame(model: PerceptionModel, frame: SensorFrame, preparation: Prep
     )
 
 
-def _for_inference(preparation: Preparation, device: torch.device) -> Preparation:
-    """Without depth targets; and a GPU makes the lift table itself, in a fiftieth of the time."""
-    return replace(preparation, depth_targets=False, lift_tables=device.type != "cuda")
+def _for_inference(preparation: Preparation, model: PerceptionModel) -> Preparation:
+    """Without depth targets; a CPU keeps its lift tables, and a GPU makes them itself, in a fiftieth of the time."""
+    on_cpu = model.device.type != "cuda"
+    return replace(preparation, depth_targets=False, lift_tables=on_cpu, lift_table=model.tables)
 
 
 def _on_cpu(value: T) -> T:

@@ -63,7 +63,11 @@ def write_card(directory: str | Path, config: ModelConfig, card: ModelCard) -> P
 
 
 def load(
-    path: str | Path, device: str | torch.device = "cpu", *, precision: PrecisionSetting = "auto"
+    path: str | Path,
+    device: str | torch.device = "cpu",
+    *,
+    precision: PrecisionSetting = "auto",
+    threads: int | None = None,
 ) -> PerceptionModel:
     """A saved model in evaluation mode. Nothing in the files is executed and no class is named in them.
 
@@ -73,11 +77,16 @@ def load(
         device: where the model shall compute.
         precision: what it shall compute in; auto: float32 on a CPU, on a GPU the shortest float that it has, see
             `choose_precision`. The weights stay float32. One that the device emulates is warned of.
+        threads: CPU threads for one call; None: torch's choice. It holds for the whole process, and is worth a look: see
+            docs/deployment.md.
 
     Raises:
         CheckpointError: a file is missing or damaged, or weights and configuration do not belong together.
         DeviceError: torch cannot use the device here.
+        ValueError: `threads` is no number from 1 on.
     """
+    if threads is not None and (type(threads) is not int or threads < 1):
+        raise ValueError(f"threads: expected None or a number from 1 on, got {threads!r}")
     device = usable_device(device)
     path = find_checkpoint(Path(path))
     directory = path if path.is_dir() else path.parent
@@ -120,6 +129,8 @@ def load(
     model.precision = choose_precision(precision, device)
     if model.precision.warning is not None:
         warnings.warn(model.precision.warning, PrecisionWarning, stacklevel=2)
+    if threads is not None:
+        torch.set_num_threads(threads)
     return model.to(device).eval()
 
 

@@ -8,7 +8,7 @@ Letters: B samples, K sensors, Q channels, X and Y cells.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Generic, Protocol, TypeVar
@@ -16,6 +16,7 @@ from typing import Any, Generic, Protocol, TypeVar
 from torch import Tensor
 
 from bev.grid import BEVGrid
+from bev.lift.table import LiftTable, build_lift_table
 from fusion.features import BEVFeatures
 from sensors.batch import Part
 from sensors.calibration import FloatArray
@@ -56,6 +57,7 @@ class Preparation:
     camera_channels: tuple[str, ...] = ()  # the places of `SensorFrame.cameras`
     depth_targets: bool = False
     lift_tables: bool = True  # whether cameras' tables are made with the batch; False: by the encoder
+    lift_table: Callable[..., LiftTable] = build_lift_table  # which makes them, or a `KeptTables`
     lidar_min_range_m: float = 1.0
     keep_outside: bool = False  # True: points outside the grid stay, at the cost of padding
 

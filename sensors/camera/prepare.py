@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from bev.lift.table import DepthBins, LiftTable, build_lift_table
+from bev.lift.table import DepthBins, LiftTable
 from sensors.batch import CameraBatch
 from sensors.calibration import check_intrinsics, inverse_rigid
 from sensors.camera.depth import depth_targets
@@ -129,7 +129,7 @@ class Camera:
         return CameraBatch(torch.from_numpy(images), matrices, transforms, here, table)
 
     def _table(self, intrinsics: Tensor, poses: Tensor, present: Tensor, preparation: Preparation) -> LiftTable:
-        return build_lift_table(
+        return preparation.lift_table(
             intrinsics,
             poses,
             present,

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from itertools import combinations
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
 from robustbev import StrictModel
+from robustbev.inference import subsets_of
 from robustbev.precision import PrecisionSetting
 from training.tasks.detection.rules import DISTANCES_M, ERROR_DISTANCE_M, Rules, is_official, rules
 from training.tasks.detection.submission import MAX_BOXES_PER_SAMPLE
@@ -57,9 +57,7 @@ class EvaluationConfig(StrictModel):
 
 def every_subset(modalities: Sequence[str]) -> tuple[str, ...]:
     """The subsets that are measured where none is named, larger ones first."""
-    count = len(modalities)
-    sizes = range(count, 0, -1) if count <= 3 else (count, count - 1, 1)
-    return tuple("+".join(names) for size in sizes for names in combinations(modalities, size))
+    return tuple(map("+".join, subsets_of(modalities)))
 
 
 def subset_name(names: Iterable[str], modalities: Sequence[str]) -> str:
