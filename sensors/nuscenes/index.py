@@ -27,7 +27,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sensors.camera.rectification import trimmed
-from sensors.errors import DataRootError
+from sensors.errors import DataRootError, sensor_fault
+from sensors.files import is_below, no_links
 from sensors.nuscenes.arrays import OPTIONAL_TABLES, TABLES, IndexArrays, IndexMeta, check_root
 from sensors.nuscenes.config import NuScenesConfig
 from sensors.nuscenes.tables import columns
@@ -74,6 +75,28 @@ class NuScenesIndex:
             return "", np.zeros(0)
         model = self.arrays.calibration_distortion_model[calibration].decode()
         return model, trimmed(model, coefficients)
+
+    def file(self, row: int, root: Path) -> Path:
+        """Where the file of a row of sample_data lies; SensorDataError where that is not below the data root.
+
+        An index that was copied with a data set may say other than the tables.
+        """
+        name = self.arrays.data_file[row].decode()
+        if not is_below(name):
+            channel = self.meta.channels[int(self.arrays.data_channel[row])]
+            token, action = (
+                self.arrays.data_token[row].decode(),
+                f"Remove {self.path}, to have it made anew of the tables",
+            )
+            raise sensor_fault(
+                sensor=channel,
+                file=name,
+                token=token,
+                expected=f"a file below {root}",
+                got="one elsewhere",
+                action=action,
+            )
+        return root / name
 
     @cached_property
     def distorted_channels(self) -> frozenset[str]:
@@ -161,7 +184,7 @@ def _writable(place: Path) -> bool:
 
 @contextlib.contextmanager
 def _lock(path: Path) -> Iterator[None]:
-    with path.open("w") as file:
+    with open(path, "w", opener=no_links) as file:
         until = time.monotonic() + _BUILDING_SECONDS
         while True:
             try:

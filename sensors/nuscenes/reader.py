@@ -355,10 +355,10 @@ class NuScenesReader:
         """The readings of a chain, up to the first broken file where those count as absent."""
         arrays, readings = self.index.arrays, []
         for row in rows:
-            source = Source(
-                path=self._root / arrays.data_file[row].decode(), sensor=channel, token=arrays.data_token[row].decode()
-            )
             try:
+                source = Source(
+                    path=self.index.file(row, self._root), sensor=channel, token=arrays.data_token[row].decode()
+                )
                 readings.append(read(channel, row, poses[row], source))
             except SensorDataError as error:
                 if self.config.on_bad_file == "error":

@@ -14,6 +14,7 @@ from typing import Any
 
 from sensors.documents import short
 from sensors.errors import DataRootError, SensorDataError
+from sensors.files import is_below
 
 Row = dict[str, Any]
 _REQUIRED = object()
@@ -42,6 +43,10 @@ def _texts(column: list[Any]) -> bool:
 
 def _names(column: list[Any]) -> bool:
     return _texts(column) and all(column)
+
+
+def _files(column: list[Any]) -> bool:
+    return _names(column) and all(map(is_below, column))
 
 
 def _lists_of_names(column: list[Any]) -> bool:
@@ -124,7 +129,7 @@ SCHEMA: Mapping[str, Mapping[str, Key]] = {
         "calibrated_sensor_token": _token("calibrated_sensor"),
         "timestamp": _TIME,
         "is_key_frame": Key("true or false", _flags),
-        "filename": Key("a file's name", _names),
+        "filename": Key("a file's name, below the data root", _files),
         "prev": _neighbour("sample_data", ends=True),
         "next": _neighbour("sample_data", ends=True),
         "height": _PIXELS,

@@ -10,6 +10,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from sensors.files import no_links
+
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
@@ -45,7 +47,7 @@ def names_file(path: Path) -> Iterator[None]:
 @contextmanager
 def held(lock: Path) -> Iterator[bool]:
     """Hold a lock file for this process; False where another one does."""
-    with lock.open("w") as file:
+    with open(lock, "w", opener=no_links) as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:

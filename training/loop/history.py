@@ -11,6 +11,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from sensors.files import no_links
 from training.files.atomic import names_file, write_text
 from training.loop.callbacks import Callback, StepRecord
 
@@ -30,7 +31,7 @@ class History(Callback):
 
 def append(path: Path, row: Mapping[str, Any]) -> None:
     """Add a row, which has a "step", to a history."""
-    with names_file(path), path.open("a", encoding="utf-8") as file:
+    with names_file(path), open(path, "a", encoding="utf-8", opener=no_links) as file:
         file.write(json.dumps(row) + "\n")
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import robustbev
 from robustbev.checkpoints import find_checkpoint
+from sensors.files import no_links
 from training.files.atomic import replacing
 from training.runs.files import run_of
 
@@ -19,6 +20,7 @@ def release(checkpoint: Path, out: Path) -> Path:
 
     Raises:
         CheckpointError: there is no such checkpoint, or it cannot be read.
+        OSError: a file of it is a symbolic link, which may be to anything.
         ValueError: `out` is a checkpoint of a run.
     """
     path = find_checkpoint(checkpoint)
@@ -29,6 +31,6 @@ def release(checkpoint: Path, out: Path) -> Path:
         )
     robustbev.load(path)  # what cannot be read is not handed on
     for name in ("model.safetensors", "config.json", "README.md"):
-        with replacing(out / name) as copy:
-            copy.write_bytes((folder / name).read_bytes())
+        with replacing(out / name) as copy, open(folder / name, "rb", opener=no_links) as file:
+            copy.write_bytes(file.read())
     return out

@@ -21,6 +21,7 @@ from training.data.dataset import Alter, DataConfig, NuScenesDataset, Past, coll
 from training.data.sampling import SampleKey
 from training.evaluation.config import every_subset
 from training.evaluation.subsets import possible_subsets
+from training.files.names import file_name
 from training.loop.history import read_history
 from training.pictures.charts import training_curves
 from training.pictures.scene.canvas import save
@@ -183,7 +184,7 @@ def _plus(subset: str) -> str:
 
 def _stem(scene: Scene, corruption: Corruption | None) -> str:
     """What the names of a scene's pictures begin with; corrupted ones do not replace those of the clean data."""
-    return f"{scene.frame.token}_{corruption}" if corruption else scene.frame.token
+    return file_name(f"{scene.frame.token}_{corruption}" if corruption else scene.frame.token)
 
 
 def _note(scene: Scene, *words: object) -> str:

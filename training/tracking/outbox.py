@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
+from sensors.files import no_links
 from training.files.atomic import names_file
 
 Status = Literal["RUNNING", "FINISHED", "FAILED", "KILLED"]
@@ -85,7 +86,7 @@ class Outbox:
     def _locked(self) -> Iterator[BinaryIO]:
         """Hold the file for a moment, its last line whole and all its rows known."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self.path.open("a+b", buffering=0) as file:
+        with open(self.path, "a+b", buffering=0, opener=no_links) as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             try:
                 end = file.seek(0, os.SEEK_END)

@@ -77,9 +77,9 @@ def reading(
     """
     arrays, channel = index.arrays, _channel(index, row)
     modality = index.meta.modalities[int(arrays.data_channel[row])]
-    path, token = root / arrays.data_file[row].decode(), arrays.data_token[row].decode()
-    stamp_ns = int(arrays.data_time_us[row]) * 1000
+    token, stamp_ns = arrays.data_token[row].decode(), int(arrays.data_time_us[row]) * 1000
     try:
+        path = index.file(row, root)
         if modality == "camera":
             data = read_bytes(path, sensor=channel, token=token)
             return EncodedImage(stamp_ns, channel, check_whole(data), data)
