@@ -82,14 +82,15 @@ def reading(
         path = index.file(row, root)
         if modality == "camera":
             data = read_bytes(path, sensor=channel, token=token)
-            return EncodedImage(stamp_ns, channel, check_whole(data), data)
+            try:
+                return EncodedImage(stamp_ns, channel, check_whole(data), data)
+            except PictureError as error:
+                return Malformed("EncodedImage", f"{channel}: {path} (token {token}): {error}")
         if modality == "lidar":
             rows = read_lidar_file(path, sensor=channel, token=token, columns=lidar_columns)
             points = rows.view(LIDAR_RECORD)[:, 0]
         else:
             points = read_radar_records(path, sensor=channel, token=token)
-    except PictureError as error:
-        return Malformed("EncodedImage", f"{channel}: {path} (token {token}): {error}")
     except SensorDataError as error:
         return Malformed("EncodedImage" if modality == "camera" else "PointCloud", str(error))
     return PointCloud(stamp_ns, channel, points)
