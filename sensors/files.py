@@ -50,7 +50,7 @@ def read_bytes(path: Path, *, sensor: str, token: str) -> bytes:
         status = path.stat()
         if not stat.S_ISREG(status.st_mode) or status.st_size > MOST_BYTES:
             got = f"{status.st_size} bytes" if stat.S_ISREG(status.st_mode) else "a folder, a pipe or a device"
-            raise fault(expected=f"a file of at most {MOST_BYTES} bytes", got=got, action=COPY_AGAIN)
+            raise fault(expected=f"a readable file of at most {MOST_BYTES} bytes", got=got, action=COPY_AGAIN)
         data = path.read_bytes()
     except FileNotFoundError:
         raise fault(expected="a file", got="none there", action=UNPACK) from None

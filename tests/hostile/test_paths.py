@@ -90,7 +90,10 @@ def huge(path: Path) -> None:
 def test_what_is_no_file_of_a_sensor_is_refused_at_once(config: NuScenesConfig, change: Callable[[Path], None]) -> None:
     for row in lidar_rows(config):
         change(config.root / str(row["filename"]))
-    with measured() as cost, pytest.raises(SensorDataError, match=f"expected a file of at most {MOST_BYTES} bytes"):
+    with (
+        measured() as cost,
+        pytest.raises(SensorDataError, match=f"expected a readable file of at most {MOST_BYTES} bytes"),
+    ):
         NuScenesReader(config, "small_val").frame(0)
     assert cost.mib < 100
 

@@ -85,7 +85,7 @@ def test_a_file_that_is_not_there_says_what_to_unpack(tmp_path: Path) -> None:
 
 
 def test_a_folder_in_the_place_of_a_file_is_a_fault_and_no_crash(tmp_path: Path) -> None:
-    with pytest.raises(SensorDataError, match="a file of at most"):
+    with pytest.raises(SensorDataError, match="readable file"):
         read_lidar_file(tmp_path, sensor="LIDAR_TOP", token="t")
 
 
