@@ -1,6 +1,6 @@
 """How modalities become one. Needs torch only, and imports itself relatively, so that it can be vendored."""
 
-from .dropout import draw_subsets, drop_members, drop_modalities
+from .dropout import draw_subsets, drop_members, drop_modalities, hide
 from .features import BEVFeatures, FusedBEV, Fuser
 from .fusers.cross_attention import CrossAttentionFusion
 from .fusers.gated import GatedFusion
@@ -27,4 +27,5 @@ __all__ = [
     "draw_subsets",
     "drop_members",
     "drop_modalities",
+    "hide",
 ]

@@ -5,24 +5,52 @@ Letters: B samples, M modalities, N cameras.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import overload
 
 import torch
 from torch import Tensor
 
+from .features import BEVFeatures
+
 _MOST = 16  # modalities whose 2^M parts are listed
 
 
+@overload
 def drop_modalities(
-    batch_size: int, probabilities: Sequence[float], generator: torch.Generator, *, available: Tensor | None = None
-) -> Tensor:
+    batch_size: int,
+    probabilities: Mapping[str, float],
+    generator: torch.Generator,
+    *,
+    available: Tensor | None = None,
+) -> dict[str, Tensor]: ...
+
+
+@overload
+def drop_modalities(
+    batch_size: int,
+    probabilities: Sequence[float],
+    generator: torch.Generator,
+    *,
+    available: Tensor | None = None,
+) -> Tensor: ...
+
+
+def drop_modalities(
+    batch_size: int,
+    probabilities: Mapping[str, float] | Sequence[float],
+    generator: torch.Generator,
+    *,
+    available: Tensor | None = None,
+) -> Tensor | dict[str, Tensor]:
     """[B, M] bool of modalities that stay: each is dropped by its own probability, never all of a sample's.
 
     Whole modalities are dropped as single neurons are in dropout (ModDrop: Neverova et al., TPAMI 2016).
 
     Args:
         batch_size: B.
-        probabilities: M values in 0..1.
+        probabilities: M values in 0..1; or by name, and then who stays comes by name, too, each [B].
         generator: a CPU generator; the draw depends on nothing else.
         available: [B, M] bool on the CPU, modalities that the sample has at all; None for all. Where the draw leaves none of
             these, one of them, drawn evenly, stays.
@@ -30,6 +58,9 @@ def drop_modalities(
     Raises:
         ValueError: no probability, one outside 0..1, or not one for each modality of `available`.
     """
+    if isinstance(probabilities, Mapping):
+        kept = drop_modalities(batch_size, list(probabilities.values()), generator, available=available)
+        return dict(zip(probabilities, kept.unbind(1), strict=True))
     count = len(probabilities)
     if batch_size < 1 or not count:
         raise ValueError(
@@ -82,6 +113,34 @@ def draw_subsets(available: Tensor, generator: torch.Generator) -> Tensor:
     best = score.masked_fill(lacking | whole, -1.0).argmax(1)
     drawn = subsets[best] & available
     return torch.where(available.sum(1, keepdim=True) > 1, drawn, available)
+
+
+def hide(
+    features: Mapping[str, BEVFeatures | None], kept: Tensor | Mapping[str, Tensor]
+) -> dict[str, BEVFeatures | None]:
+    """The same features [B, C, X, Y], with coverage 0 where a sample goes without the modality: to a fuser that is its absence.
+
+    Args:
+        features: by modality; one that is None stays so.
+        kept: who stays: [B, M] bool in the order of `features`, or [B] bool by name, as `drop_modalities` gives them.
+
+    Raises:
+        ValueError: not of as many modalities as `features`, or of other names.
+    """
+    if not isinstance(kept, Mapping):
+        if kept.ndim != 2 or kept.shape[1] != len(features):
+            raise ValueError(
+                f"hide: expected kept [B, {len(features)}], a column for each of features, got {list(kept.shape)}"
+            )
+        kept = dict(zip(features, kept.unbind(1), strict=True))
+    if kept.keys() != features.keys():
+        raise ValueError(f"hide: expected kept of {', '.join(features)}, got {', '.join(kept)}")
+    return {name: None if f is None else _hidden(f, kept[name]) for name, f in features.items()}
+
+
+def _hidden(features: BEVFeatures, kept: Tensor) -> BEVFeatures:
+    coverage = features.coverage
+    return replace(features, coverage=torch.where(kept[:, None, None], coverage, torch.zeros_like(coverage)))
 
 
 def drop_members(present: Tensor, probability: float, generator: torch.Generator) -> Tensor:

@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import torch
+import torch.export
 from torch import Tensor
 
 from .named import NamedModule
@@ -48,6 +50,12 @@ class FusedBEV:
     features: Tensor
     attention: Tensor
     coverage: Tensor
+
+
+# What torch.export takes into a graph and gives out of it must be known to it; an old torch has no such function.
+if (_register := getattr(torch.export, "register_dataclass", None)) is not None:
+    _register(BEVFeatures)
+    _register(FusedBEV)
 
 
 class Fuser(NamedModule):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import replace
 from functools import partial
 from typing import Any, Self
 
@@ -15,7 +14,7 @@ from bev.backbone import BEVBackbone
 from bev.detection.boxes import Boxes
 from bev.detection.head import HeatmapHead
 from bev.motion import MOTION_CHANNELS
-from fusion import BEVFeatures, FusedBEV, Fuser, LateFusion
+from fusion import BEVFeatures, FusedBEV, Fuser, LateFusion, hide
 from robustbev.checks import check_batch, check_views, check_weights
 from robustbev.config import DETECTION, ModelConfig
 from robustbev.perception import Perception, TrainingOutputs, trust_in
@@ -222,7 +221,7 @@ class PerceptionNetwork(nn.Module):
         """Of each task, one a view; all views at once: they share the batch statistics, too."""
         if isinstance(self.fuser, LateFusion):
             return self._logits_of_each(self.fuser, features, batch_size)
-        seen = [_hide(features, kept) for kept in views] or [dict(features)]
+        seen = [hide(features, kept) for kept in views] or [dict(features)]
         fused = [self.fuser(view, grid_shape=self.grid.shape, batch_size=batch_size).features for view in seen]
         motion = torch.cat([self._measured(view, batch_size) for view in seen])
         grids = self.backbone(torch.cat(fused))
@@ -263,14 +262,6 @@ def _part(count: int, index: int, batch: Tensor) -> Tensor:
 
 def _without_gradient(seen: Tensor, logits: Tensor) -> Tensor:
     return torch.where(seen, logits, logits.detach())
-
-
-def _hide(features: Mapping[str, BEVFeatures | None], kept: Tensor) -> dict[str, BEVFeatures | None]:
-    """The same features with coverage 0 where `kept` [B, M] is False."""
-    return {
-        name: None if f is None else replace(f, coverage=f.coverage * kept[:, i, None, None])
-        for i, (name, f) in enumerate(features.items())
-    }
 
 
 def is_under(name: str, prefix: str) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from fusion import draw_subsets, drop_members, drop_modalities
+from fusion import BEVFeatures, CrossAttentionFusion, draw_subsets, drop_members, drop_modalities, hide
 
 
 def seeded(seed: int = 0) -> torch.Generator:
@@ -114,3 +114,39 @@ def test_a_probability_is_a_probability(probability: float) -> None:
         drop_modalities(2, [0.5, probability], seeded())
     with pytest.raises(ValueError, match=r"must lie in 0\.\.1"):
         drop_members(torch.ones(2, 6, dtype=torch.bool), probability, seeded())
+
+
+def test_by_name_the_same_sensors_stay_as_by_place() -> None:
+    probabilities = {"camera": 0.2, "lidar": 0.9, "radar": 0.5}
+    by_place = drop_modalities(50, list(probabilities.values()), seeded())
+    by_name = drop_modalities(50, probabilities, seeded())
+    assert list(by_name) == list(probabilities)
+    assert torch.equal(torch.stack(list(by_name.values()), dim=1), by_place)
+
+
+def sensed(coverage: torch.Tensor) -> dict[str, BEVFeatures | None]:
+    torch.manual_seed(0)
+    return {name: BEVFeatures(torch.randn(2, 4, 3, 5), coverage) for name in ("camera", "lidar")} | {"radar": None}
+
+
+@pytest.mark.parametrize("coverage", [torch.full((2, 3, 5), 0.5), torch.ones(2, 3, 5, dtype=torch.bool)])
+def test_what_is_hidden_is_to_a_fuser_what_is_absent(coverage: torch.Tensor) -> None:
+    features = sensed(coverage)
+    fuser = CrossAttentionFusion(dict.fromkeys(features, 4), 8, heads=2)
+    hidden = hide(
+        features,
+        {"lidar": torch.tensor([False] * 2), "camera": torch.tensor([True] * 2), "radar": torch.tensor([True] * 2)},
+    )
+    assert hidden["radar"] is None
+    torch.testing.assert_close(fuser(hidden).features, fuser(features | {"lidar": None}).features)
+    some = hide(features, torch.tensor([[True, False, True], [True, True, False]]))
+    assert some["lidar"] is not None
+    assert some["lidar"].coverage.dtype == coverage.dtype
+    assert [bool(sample.any()) for sample in some["lidar"].coverage] == [False, True]
+
+
+def test_who_stays_is_told_of_each_modality() -> None:
+    with pytest.raises(ValueError, match=r"hide: expected kept \[B, 3\].*got \[2, 2\]"):
+        hide(sensed(torch.ones(2, 3, 5)), torch.ones(2, 2, dtype=torch.bool))
+    with pytest.raises(ValueError, match="hide: expected kept of camera, lidar, radar, got camera"):
+        hide(sensed(torch.ones(2, 3, 5)), {"camera": torch.ones(2, dtype=torch.bool)})

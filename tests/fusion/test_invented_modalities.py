@@ -15,7 +15,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from fusion import BEVFeatures, CrossAttentionFusion, drop_modalities
+from fusion import BEVFeatures, CrossAttentionFusion, drop_modalities, hide
 
 CHANNELS = {"thermal": 3, "ultrasonic": 2, "depth": 5, "odour": 1}
 CELLS = (4, 4)
@@ -61,14 +61,6 @@ class Robot(nn.Module):
         return self.head(self.fuser(features).features)[:, 0]
 
 
-def hide(features: Mapping[str, BEVFeatures], kept: Tensor) -> dict[str, BEVFeatures]:
-    """Coverage 0 where a sample's sensor is dropped: kept [B, M] bool."""
-    return {
-        name: BEVFeatures(f.features, f.coverage * kept[:, i, None, None])
-        for i, (name, f) in enumerate(features.items())
-    }
-
-
 def trained(world: World, dropout: float) -> Robot:
     generator = torch.Generator().manual_seed(1)
     torch.manual_seed(2)
@@ -77,7 +69,7 @@ def trained(world: World, dropout: float) -> Robot:
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 8e-3, total_steps=STEPS)
     for _ in range(STEPS):
         features, answer = world.sense(generator, BATCH)
-        kept = drop_modalities(BATCH, [dropout] * len(CHANNELS), generator)
+        kept = drop_modalities(BATCH, dict.fromkeys(CHANNELS, dropout), generator)
         loss = (robot(hide(features, kept)) - answer).square().mean()
         optimizer.zero_grad()
         loss.backward()

@@ -23,6 +23,7 @@ from fusion import (
     MeanFusion,
     drop_members,
     drop_modalities,
+    hide,
 )
 
 CHANNELS: dict[str, int] = {"thermal": 4, "ultrasonic": 2, "depth": 8}
@@ -76,12 +77,10 @@ class Robot(nn.Module):
         return self.head.forward(fused.features)
 
 
-def without_some(features: Mapping[str, BEVFeatures], generator: torch.Generator) -> dict[str, BEVFeatures]:
-    kept: Tensor = drop_modalities(1, [0.3] * len(features), generator)
-    return {
-        name: BEVFeatures(f.features, f.coverage * kept[:, i, None, None])
-        for i, (name, f) in enumerate(features.items())
-    }
+def without_some(features: Mapping[str, BEVFeatures], generator: torch.Generator) -> dict[str, BEVFeatures | None]:
+    by_place: Tensor = drop_modalities(1, [0.3] * len(features), generator)
+    by_name: dict[str, Tensor] = drop_modalities(1, dict.fromkeys(features, 0.3), generator)
+    return hide(hide(features, by_place), by_name)
 
 
 def some_cameras(generator: torch.Generator) -> Tensor:
