@@ -17,7 +17,7 @@ from robustbev.model import PerceptionModel, perceive_frame
 from robustbev.perception import Perception, TrainingOutputs
 from robustbev.precision import DeviceError, Precision, PrecisionWarning, choose_precision
 from robustbev.tasks.detection import NUSCENES_ATTRIBUTES, NUSCENES_CLASSES, DetectionConfig
-from robustbev.weights import FORMAT_VERSION, gated_state, load, load_weights, save, write_card
+from robustbev.weights import FORMAT_VERSION, gated_state, load, load_weights, save, with_sensor, write_card
 from sensors.camera.config import CameraConfig, DepthConfig
 from sensors.lidar.config import LidarConfig
 from sensors.points import SensorUse
@@ -62,5 +62,6 @@ __all__ = [
     "perceive_frame",
     "preparation",
     "save",
+    "with_sensor",
     "write_card",
 ]

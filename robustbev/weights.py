@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from robustbev.assembly import build
 from robustbev.card import ModelCard
 from robustbev.checkpoints import CheckpointError, find_checkpoint
-from robustbev.config import ModelConfig
+from robustbev.config import Modality, ModelConfig, RigConfig
 from robustbev.model import PerceptionModel
 from robustbev.network import is_under
 from robustbev.precision import PrecisionSetting, PrecisionWarning, choose_precision, usable_device
@@ -132,6 +132,52 @@ def load(
     if threads is not None:
         torch.set_num_threads(threads)
     return model.to(device).eval()
+
+
+def with_sensor(
+    model: PerceptionModel, name: str, config: Modality, *, rig: RigConfig | None = None, freeze: bool = True
+) -> PerceptionModel:
+    """A model that has one modality more, with fresh weights, beside all that `model` has; `model` stays as it is.
+
+    Gates that start closed add it to the fuser. Where it is lost, and at first what it adds to the fused grid wherever it sees,
+    the answer is that of `model` to the bit while that stays frozen. It is saved, loaded, trained and exported as any model.
+
+    Args:
+        model: whose fuser is none of kind `gated` or `late`.
+        name: of the modality, none that the model has.
+        config: of its kind, with its `channels`, where the model knows its sensors.
+        rig: whose data it will be given; None: the model's own and `config.channels`.
+        freeze: whether what the model had before learns no more.
+
+    Raises:
+        ValueError: a name, channels or a fuser that do not fit.
+    """
+    old = model.config
+    if old.fuser.kind in ("gated", "late"):
+        raise ValueError(
+            f"with_sensor: expected a model whose fuser is not {old.fuser.kind}, which takes no gates: train one with all its "
+            "sensors"
+        )
+    if name in old.modalities:
+        raise ValueError(f"with_sensor: the model has a modality {name} already; give this one another name")
+    if rig is None and old.rig is not None:
+        if config.channels is None:
+            raise ValueError(
+                f"with_sensor: expected channels, the names of the sensors of {name}, or a rig that has them"
+            )
+        key = f"{config.kind}_channels"
+        channels = dict.fromkeys((*getattr(old.rig, key), *config.channels))
+        rig = old.rig.model_copy(update={key: tuple(channels)})
+    fuser = old.fuser.model_copy(update={"kind": "gated", "base": old.fuser.kind, "adds": (name,)})
+    more = {"modalities": {**old.modalities, name: config}, "fuser": fuser, "rig": rig}
+    new = build(ModelConfig.model_validate(dict(old) | more))
+    fresh = (f"encoders.{name}", f"auxiliary.{name}", f"image_heads.{name}", "fuser.added", "alignment")
+    load_weights(new, gated_state(model.state_dict()), source="the model", may_lack=fresh)
+    if freeze:
+        parts = {".".join(key.split(".")[:2]) for key, _ in new.named_parameters()}
+        new.freeze(sorted(part for part in parts if not any(is_under(part, prefix) for prefix in fresh)))
+    new.precision = model.precision
+    return new.to(model.device).train(model.training)
 
 
 def _check_header(weights: Path) -> None:
