@@ -132,7 +132,7 @@ def _measure(job: Job, checkpoint: Path, bars: Bars, stop: Stop) -> _Figures:
         measured.add(results_by_case)
         if config.tracking.enabled:
             figures = {
-                f"val/{case.name}/{name}": getattr(result, key)
+                f"val/{name}/{case.name}": getattr(result, key)
                 for case, result in results_by_case.items()
                 for name, key in main_figures([result]).items()
             }

@@ -19,6 +19,7 @@ from training.runs.files import RunFiles, resolve
 from training.runs.model_card import card_of
 from training.tasks.detection.result import SubsetResult, main_figures
 from training.tasks.predictions import Progress
+from training.tracking.run import DESCRIPTION_TAG
 from training.tracking.sending import log_report
 
 
@@ -66,7 +67,8 @@ def evaluate_checkpoint(
         names = ["metrics_summary.json", *(["results_nusc.json"] if config.tracking.submissions else [])]
         for subset in results:
             kept[f"evaluation/{subset}"] = [out_dir / subset / name for name in names]
-        tags = {"evaluation.precision": str(model.precision)}
+        table = (out_dir / "table.md").read_text(encoding="utf-8")
+        tags = {"evaluation.precision": str(model.precision), DESCRIPTION_TAG: table}
         log_report(files.mlflow, checkpoint, figures_of(results), kept, tags)
     return results
 
@@ -93,13 +95,12 @@ def _other_data(files: RunFiles, config: RunConfig) -> str:
     )
 
 
-def figures_of(results: Results, prefix: str = "val") -> dict[str, float]:
-    """The figures of every subset under the names that MLflow shows; what is not defined is left out."""
+def figures_of(results: Results) -> dict[str, float]:
+    """The figures of every subset under the names that MLflow shows, a measure's subsets together; without those not defined."""
     figures: dict[str, float] = {}
     for subset, result in results.items():
-        figures |= {f"{prefix}/{subset}/{name}": getattr(result, key) for name, key in main_figures([result]).items()}
-        figures |= {f"{prefix}/{subset}/{name}": value for name, value in result.errors.items() if math.isfinite(value)}
-        figures |= {f"{prefix}/{subset}/AP/{name}": value for name, value in result.class_ap.items()}
-        for task, of_task in result.tasks.items():
-            figures |= {f"{prefix}/{subset}/{task}/{name}": v for name, v in of_task.items() if math.isfinite(v)}
+        measures = {name: getattr(result, key) for name, key in main_figures([result]).items()} | dict(result.errors)
+        measures |= {f"AP/{name}": value for name, value in result.class_ap.items()}
+        measures |= {f"{task}/{name}": value for task, row in result.tasks.items() for name, value in row.items()}
+        figures |= {f"val/{name}/{subset}": value for name, value in measures.items() if math.isfinite(value)}
     return figures

@@ -142,7 +142,7 @@ class Validation(Callback):
         best = self._keep_best(checkpoint, step, results, means)
         write_report(self.files.validation_files, results)
         if self.log is not None:
-            self.log({f"watch/{name}": value for name, value in means.items()} | figures_of(results, "watch"), step)
+            self.log({f"val/{name}/watched": value for name, value in means.items()} | figures_of(results), step)
         rows = {subset: result.to_json() for subset, result in results.items()}
         append(self.files.validation, {"step": step, **means, "best": best, "subsets": rows})
         if self.progress is not None:

@@ -25,6 +25,7 @@ from training.tracking.outbox import Outbox, Row
 
 Result = TypeVar("Result")
 PARENT_TAG = "mlflow.parentRunId"  # MLflow shows a run with this tag below the run that it names
+DESCRIPTION_TAG = "mlflow.note.content"  # Markdown, shown above a run's figures
 _BEGIN_SECONDS = 9.0  # for a store to answer when a run begins
 _DATABASE_SECONDS = 180.0  # to make a SQLite database, on a slow disk or a busy machine
 

@@ -86,8 +86,8 @@ def test_figures_of_other_tasks_stand_under_their_names_and_in_a_table_of_their_
     kept = read_subsets(write_report(tmp_path, results)[0])
     assert kept["lidar+radar"].tasks == lidar
     assert math.isnan(kept["radar"].of_task("lanes", "IoU left"))  # infinity is no JSON
-    assert figures_of(kept)["val/radar/counts/bias"] == 0.125
-    assert "val/radar/lanes/IoU left" not in figures_of(kept)
+    assert figures_of(kept)["val/counts/bias/radar"] == 0.125
+    assert "val/lanes/IoU left/radar" not in figures_of(kept)
 
 
 def test_retention_needs_a_row_that_holds_all_the_others(results: dict[str, SubsetResult]) -> None:

@@ -99,7 +99,9 @@ def test_an_mlflow_that_is_away_gets_figures_and_tables_later(run: RunFiles) -> 
         ):
             evaluate_checkpoint(run.root)
         assert steps(outbox) == {1}
-        assert {f"val/{subset}/mAP" for subset in SUBSETS} <= set(figures(outbox))
+        assert {f"val/mAP/{subset}" for subset in SUBSETS} <= set(figures(outbox))
+        (description,) = [row["value"] for _, row in outbox.rows() if row.get("tag") == "mlflow.note.content"]
+        assert description == (run.evaluation / "table.md").read_text()
         assert all(math.isfinite(value) for value in figures(outbox).values())
         assert kept(outbox)["evaluation"] == ["subsets.json", "table.md", "table.csv", "subsets.png"]
         assert kept(outbox)["evaluation/lidar+radar"] == ["metrics_summary.json"]
