@@ -11,6 +11,7 @@ from pathlib import Path
 import robustbev
 from sensors.extras import installed_version
 from training.files.atomic import write_json, write_text
+from training.files.html_page import html_page, wide
 from training.robustness import metrics as metrics
 from training.robustness.pictures import pictures
 from training.robustness.results import Robustness
@@ -20,15 +21,6 @@ from training.tracking.run import MLflowRun, git_commit
 from training.tracking.sending import log_report
 
 _VERSIONS = ("robustbev", "torch", "numpy", "nuscenes-devkit", "ray")
-_STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; color: #222; max-width: 1180px; margin: 2em auto; padding: 0 1.2em; }
-h1 { font-size: 1.7em; margin-bottom: .2em; } h2 { font-size: 1.2em; margin: 2em 0 .5em; }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
-th { text-align: left; border-bottom: 2px solid #888; } td { border-bottom: 1px solid #ddd; }
-th, td { padding: .28em .9em .28em 0; white-space: nowrap; } .number { text-align: right; }
-img { max-width: 100%; height: auto; } .note { color: #555; font-size: .9em; max-width: 60em; }
-.wide { overflow-x: auto; } details { margin-top: 2em; } code { font-size: .92em; }
-"""
 _FORMULAS = (
     (
         "RA, mRA",
@@ -138,30 +130,25 @@ def _html(robustness: Robustness, facts: dict[str, str], drawn: Sequence[Path]) 
     pictures_by_name = {path.name: base64.b64encode(path.read_bytes()).decode("ascii") for path in drawn}
     first = f"corruptions_{next(iter(robustness.metrics)).lower()}"
     place = {"subsets": ["subsets.png"], first: ["retention.png", "severity.png"]}
-    parts = []
+    who = "official nuScenes evaluation" if "NDS" in robustness.metrics else "nuScenes' formulas"
+    samples = html.escape(robustness.data.get("samples", "?"))
+    parts = [f"<p class=note>One checkpoint, {who} on {samples} samples.</p>"]
     for table in tables(robustness):
-        parts.append(f"<h2>{html.escape(table.title)}</h2>\n<div class=wide>{table.html()}</div>")
+        parts.append(f"<h2>{html.escape(table.title)}</h2>\n{wide(table.html())}")
         for name in place.get(table.name, []):
             if name in pictures_by_name:
-                parts.append(f'<p><img alt="{name}" src="data:image/png;base64,{pictures_by_name[name]}"></p>')
+                parts.append(wide(f'<img alt="{name}" src="data:image/png;base64,{pictures_by_name[name]}">'))
     rows = "".join(
         f"<tr><td>{html.escape(k)}</td><td><code>{html.escape(v)}</code></td></tr>\n" for k, v in facts.items()
     )
     meanings = "".join(f"<tr><td>{k}</td><td>{html.escape(v)}</td></tr>\n" for k, v in _FORMULAS)
     every = case_table(robustness)
-    title = f"Robustness of {robustness.model.config.name}"
-    who = "official nuScenes evaluation" if "NDS" in robustness.metrics else "nuScenes' formulas"
-    samples = html.escape(robustness.data.get("samples", "?"))
-    return (
-        f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><title>{html.escape(title)}</title>\n'
-        f"<style>{_STYLE}</style></head>\n<body>\n<h1>{html.escape(title)}</h1>\n"
-        f"<p class=note>One checkpoint, {who} on {samples} samples.</p>\n"
-        + "\n".join(parts)
-        + f"\n<h2>Measures</h2>\n<div class=wide><table><tbody>{meanings}</tbody></table></div>\n"
-        f"<h2>What was run</h2>\n<div class=wide><table><tbody>{rows}</tbody></table></div>\n"
-        f"<details><summary>{every.title}: {len(every.rows)} rows</summary>\n<div class=wide>{every.html()}</div></details>\n"
-        "</body></html>\n"
-    )
+    parts += [
+        f"<h2>Measures</h2>\n{wide(f'<table><tbody>{meanings}</tbody></table>')}",
+        f"<h2>What was run</h2>\n{wide(f'<table><tbody>{rows}</tbody></table>')}",
+        f"<details><summary>{every.title}: {len(every.rows)} rows</summary>\n{wide(every.html())}</details>",
+    ]
+    return html_page(f"Robustness of {robustness.model.config.name}", "\n".join(parts))
 
 
 def _place(path: Path) -> str:

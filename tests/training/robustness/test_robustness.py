@@ -106,7 +106,9 @@ def _check_page(found: Robustness) -> None:
     """The page needs nothing but itself, and says what was run."""
     page = (found.out / "report.html").read_text()
     assert not re.search(r"(https?:)?//[a-z]|<link|<script|url\(", re.sub(r'"data:image/png;base64,[^"]*"', "", page))
-    assert page.count('src="data:image/png;base64,') == 3
+    assert page.count('src="data:image/png;base64,') == page.count("<div class=wide><img") == 3
+    assert page.count("<div class=wide><table") == page.count("<table") > 3  # on a phone each scrolls by itself
+    assert '<meta name="viewport" content="width=device-width' in page
     for word in (
         "mRA",
         "points reducing",
