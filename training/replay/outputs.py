@@ -14,6 +14,7 @@ from robustbev.results.ros2.bag import Ros2Results
 from sensors.logs.log import LogError
 from sensors.replay.faults.kinds import FaultScript
 from training.pictures.film import VideoResults
+from training.pictures.film_page import PageResults
 from training.replay.submission import SubmissionWriter, scene_samples
 from training.replay.truth import ReplayTruth
 
@@ -25,6 +26,7 @@ ENDINGS = {
     ".mcap": "an MCAP file for Foxglove",
     ".rrd": "a Rerun recording",
     ".mp4": "a film",
+    ".html": "a page with a film and a slider",
     ".json": "a nuScenes submission",
 }
 
@@ -98,6 +100,7 @@ def open_writers(setup: ReplaySetup, script: FaultScript, suffix: str | None) ->
 
 def _open(path: Path, setup: ReplaySetup, script: FaultScript, suffix: str | None, rate_hz: float) -> ResultWriter:
     request, model, lifetime_s = setup.request, setup.model, _LIFETIME_TICKS / rate_hz
+    title = suffix or request.scene or request.log.stem
     common: _Common = {"min_score": request.score, "overwrite": request.overwrite}
     match ending(path):
         case ".ros2.mcap":
@@ -130,12 +133,14 @@ def _open(path: Path, setup: ReplaySetup, script: FaultScript, suffix: str | Non
                     "has, and this is another log; leave it out"
                 )
             return SubmissionWriter(path, scene_samples(setup.source.nuscenes, request.scene))
+        case ".html":
+            return PageResults(path, model.config, fps=rate_hz, title=title, truth_at=truth_at(setup.truth), **common)
         case _:
             return VideoResults(
                 path,
                 model.config,
                 fps=rate_hz,
-                title=suffix or request.scene or request.log.stem,
+                title=title,
                 truth_at=truth_at(setup.truth),
                 stills=None if request.stills_every is None else path.with_name(f"{path.stem}_stills"),
                 stills_every=request.stills_every or 1,

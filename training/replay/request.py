@@ -18,7 +18,7 @@ Outputs = Annotated[
     Option(
         "--out",
         help="What to write, by its ending, again for more: .mcap (Foxglove), .ros2.mcap (ROS 2 bag), .rrd (Rerun), "
-        ".mp4 (film), .json (nuScenes submission).",
+        ".mp4 (film), .html (page with film and slider), .json (nuScenes submission).",
     ),
 ]
 Faults = Annotated[

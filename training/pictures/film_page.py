@@ -1,0 +1,104 @@
+"""A replay as one page for those who have no viewer: its film, a slider over its ticks, and how every sensor stood at each.
+
+The page holds all of it and loads nothing. What stands below the film is the text of the tick that it shows, in words that can
+be read on a phone.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+from pathlib import Path
+from typing import Any
+
+from robustbev import ModelConfig
+from robustbev.results.content import ALARM_TEXT
+from robustbev.results.palette import STATE_COLOURS
+from robustbev.results.result import ResultWriter, TickResult, TruthAt
+from sensors.logs.log import LogError
+from sensors.logs.mcap.out import check_target, partial_name
+from training.files.atomic import write_text
+from training.files.html_page import html_page
+from training.pictures.film import VideoResults
+
+_BODY = """
+<div class=wide><video id=film controls muted playsinline></video></div>
+<p><input id=tick type=range min=0 value=0 aria-label=tick style="width: 100%"></p>
+<p id=said aria-live=polite></p>
+<div class=wide><table><thead><tr><th>sensor<th>state<th>why</tr></thead><tbody id=sensors></tbody></table></div>
+<script type="application/json" id=replay>REPLAY</script>
+<script>
+const at = id => document.getElementById(id), replay = JSON.parse(at("replay").textContent);
+const film = at("film"), slider = at("tick"), last = replay.ticks.length - 1;
+const bytes = Uint8Array.from(atob(replay.film), c => c.charCodeAt(0));
+film.src = URL.createObjectURL(new Blob([bytes], {type: "video/mp4"}));
+slider.max = last;
+function show(n) {
+  const tick = replay.ticks[n];
+  at("said").textContent = tick.said;
+  at("sensors").replaceChildren(...tick.sensors.map(([name, state, why]) => {
+    const row = document.createElement("tr");
+    row.append(...[name, state, why].map(text => Object.assign(document.createElement("td"), {textContent: text})));
+    row.children[1].style.color = replay.colours[state];
+    return row;
+  }));
+}
+slider.addEventListener("input", () => {
+  film.pause();
+  film.currentTime = (+slider.value + 0.5) / replay.fps;
+  show(+slider.value);
+});
+film.addEventListener("timeupdate", () => {
+  if (film.paused) return;
+  slider.value = Math.min(last, Math.floor(film.currentTime * replay.fps));
+  show(+slider.value);
+});
+show(0);
+</script>
+"""
+
+
+class PageResults(ResultWriter):
+    """Writes a page; see the module. Arguments and errors as `VideoResults`."""
+
+    def __init__(
+        self, path: Path, config: ModelConfig, *, fps: float = 10.0, title: str = "Offline replay", min_score: float = 0.3,
+        truth_at: TruthAt | None = None, overwrite: bool = False,
+    ):  # fmt: skip
+        check_target(path, overwrite=overwrite)
+        self._path, self._title, self._fps, self._min_score, self._overwrite = path, title, fps, min_score, overwrite
+        self._film_path = partial_name(path).with_suffix(".mp4")
+        self._film = VideoResults(self._film_path, config, fps=fps, title=title, min_score=min_score, truth_at=truth_at)
+        self._ticks: list[dict[str, Any]] = []
+        self._start_us: int | None = None
+
+    def write(self, result: TickResult) -> None:
+        self._film.write(result)
+        time_us = result.tick.time_us
+        self._start_us = time_us if self._start_us is None else self._start_us
+        found = f"{int((result.boxes.score >= self._min_score).sum())} found" if result.perceived else ALARM_TEXT
+        shares = ", ".join(f"{name} {share:.0%}" for name, share in result.trust.items() if share > 0)
+        words = [f"{(time_us - self._start_us) / 1e6:+.2f} s", f"tick {result.tick.index}", found]
+        words += [f"attention: {shares}"] if shares else []
+        # Those in trouble first: a phone shows few rows.
+        sensors = sorted(result.tick.sensors.values(), key=lambda status: status.given)
+        rows = [(status.channel, str(status.state), status.detail) for status in sensors]
+        self._ticks.append({"said": " · ".join(words), "sensors": rows})
+
+    def close(self) -> None:
+        try:
+            if not self._ticks:
+                raise LogError(f"{self._path}: a page needs at least one tick, got none")
+            self._film.close()
+            colours = {str(state): "#{:02x}{:02x}{:02x}".format(*rgb) for state, rgb in STATE_COLOURS.items()}
+            film = base64.b64encode(self._film_path.read_bytes()).decode("ascii")
+            content = {"fps": self._fps, "ticks": self._ticks, "colours": colours, "film": film}
+            text = json.dumps(content, ensure_ascii=False).replace("<", "\\u003c")  # no text of a log ends the script
+            check_target(self._path, overwrite=self._overwrite)
+            write_text(self._path, html_page(self._title, _BODY.replace("REPLAY", text)))
+        finally:
+            self.abort()
+
+    def abort(self) -> None:
+        self._film.abort()
+        self._film_path.unlink(missing_ok=True)
