@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 if TYPE_CHECKING:
     import yaml
 
-MAX_JSON_BYTES = 256 * 2**20
+MAX_JSON_BYTES = 8 * 2**20  # empty lists take thirty times their bytes in memory
 MAX_YAML_BYTES = 2**20
 _MAX_DEPTH = 50
 _MAX_EVENTS = 20_000  # begins, ends and values: PyYAML takes about a second for so many

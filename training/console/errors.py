@@ -12,6 +12,7 @@ from typing import ParamSpec, TypeVar
 
 from sensors.errors import MissingExtraError
 from training.console.interrupt import sigterm_as_ctrl_c
+from training.files.text import plain
 
 Parameters = ParamSpec("Parameters")
 
@@ -36,8 +37,8 @@ def _told_plainly(
 ) -> str:
     """Our own warnings speak to the user: without the place in the code that libraries' warnings need."""
     if category.__module__.partition(".")[0] in ("bev", "fusion", "robustbev", "sensors", "training"):
-        return f"warning: {message}\n"
-    return f"{filename}:{lineno}: {category.__name__}: {message}\n"
+        return f"warning: {plain(str(message))}\n"
+    return f"{filename}:{lineno}: {category.__name__}: {plain(str(message))}\n"
 
 
 def tells_errors(command: Callable[Parameters, Result]) -> Callable[Parameters, Result]:
@@ -58,7 +59,7 @@ def tells_errors(command: Callable[Parameters, Result]) -> Callable[Parameters, 
             code = exit_code(error)
             if code is None or os.environ.get(DEBUG_VARIABLE):
                 raise
-            print("\n".join(f"error: {line}" for line in str(error).splitlines()), file=sys.stderr)
+            print("\n".join(f"error: {plain(line)}" for line in str(error).splitlines()), file=sys.stderr)
             sys.exit(code)
 
     return wrapped

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Any
 
+from training.files.text import plain
 from training.loop.callbacks import Callback, StepRecord
 
 _LINE_SECONDS = 10.0  # at most one plain line in so long
@@ -27,10 +28,10 @@ class Bars:
         self._bars: Any = None
         if self._console.is_terminal:
             self._bars = Progress(
-                TextColumn("{task.description:<12}"),
+                TextColumn("{task.description:<12}", markup=False),
                 BarColumn(),
                 MofNCompleteColumn(),
-                TextColumn("{task.fields[note]}"),
+                TextColumn("{task.fields[note]}", markup=False),
                 TimeElapsedColumn(),
                 TextColumn("left"),
                 TimeRemaining(),
@@ -50,6 +51,7 @@ class Bars:
             self._bars.stop()
 
     def __call__(self, what: str, done: int, total: int | None, note: str = "") -> None:
+        what, note = plain(what), plain(note)
         if self._bars is None:
             self._line(what, done, total, note)
             return

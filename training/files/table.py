@@ -10,6 +10,8 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
+from training.files.text import plain
+
 if TYPE_CHECKING:
     import rich.table
 
@@ -43,22 +45,22 @@ class Table:
     def markdown(self) -> str:
         """The table and its caption, without the title."""
         cells = [
-            [f"**{text}**" if (i, j) in self.bold else text.replace("|", "\\|") for j, text in enumerate(row)]
+            [f"**{_markdown(text)}**" if (i, j) in self.bold else _markdown(text) for j, text in enumerate(row)]
             for i, row in enumerate(self.text())
         ]
-        lines = ["| " + " | ".join(row) + " |" for row in ([column.name for column in self.columns], *cells)]
+        lines = ["| " + " | ".join(row) + " |" for row in ([_markdown(column.name) for column in self.columns], *cells)]
         lines.insert(1, "|" + "|".join("---:" if column.spec else "---" for column in self.columns) + "|")
         if self.caption:
-            lines += ["", self.caption.replace("\n", "  \n")]
+            lines += ["", html.escape(plain(self.caption), quote=False).replace("\n", "  \n")]
         return "\n".join(lines) + "\n"
 
     def csv(self) -> str:
         """Six significant digits, whatever the columns' formats; what is not defined is empty."""
         out = io.StringIO()
         writer = csv.writer(out, lineterminator="\n")
-        writer.writerow([column.name for column in self.columns])
+        writer.writerow([_csv(column.name) for column in self.columns])
         for row in self.rows:
-            writer.writerow(["" if _undefined(c) else f"{c:.6g}" if isinstance(c, float) else c for c in row])
+            writer.writerow([_csv(cell) for cell in row])
         return out.getvalue()
 
     def html(self) -> str:
@@ -76,8 +78,11 @@ class Table:
 
     def rich(self) -> rich.table.Table:
         """For a terminal: figures are never cut, long names of their columns go over several lines, deviations under means."""
-        from rich.markup import escape
+        from rich.markup import escape as escape_markup
         from rich.table import Table as RichTable
+
+        def escape(text: str) -> str:
+            return escape_markup(plain(text))
 
         rows = [[text.replace(" ± ", "\n± ") for text in row] for row in self.text()]
         table = RichTable(
@@ -97,6 +102,18 @@ class Table:
             cells = map(escape, row)
             table.add_row(*(f"[bold green]{text}[/]" if (i, j) in self.bold else text for j, text in enumerate(cells)))
         return table
+
+
+def _markdown(text: str) -> str:
+    """A cell whose text is neither HTML, nor another cell or row."""
+    return html.escape(plain(text), quote=False).replace("|", "\\|").replace("\n", " ")
+
+
+def _csv(value: Cell) -> Cell:
+    """A cell that spreadsheets take for no formula: https://owasp.org/www-community/attacks/CSV_Injection."""
+    if isinstance(value, str):
+        return f"'{plain(value)}" if len(value) > 1 and value[0] in "=+-@" else plain(value)
+    return "" if _undefined(value) else f"{value:.6g}" if isinstance(value, float) else value
 
 
 def show(value: Cell, spec: str) -> str:

@@ -12,6 +12,7 @@ from rich.tree import Tree
 
 from sensors.logs.mapping.file import dump_mapping
 from sensors.logs.mapping.inspect import LogSummary
+from training.files.text import plain
 
 _WIDEST = 400  # characters
 
@@ -19,27 +20,27 @@ _WIDEST = 400  # characters
 def print_log_summary(summary: LogSummary, console: Console | None = None) -> None:
     """Topics, times, damage, frames and the proposed mapping, as YAML that can be copied into a file."""
     console = console or Console()
-    console.print(escape(str(summary.path)), style="bold", soft_wrap=True)
+    console.print(_shown(str(summary.path)), style="bold", soft_wrap=True)
     for line in _overview(summary):
-        console.print(escape(line), soft_wrap=True)
+        console.print(_shown(line), soft_wrap=True)
     _print_whole(console, _topics(summary))
     for topic in summary.topics:
         if topic.reason:
             warning = f"{topic.name}: {topic.malformed} of {topic.count} cannot be read, the first: {topic.reason}"
-            console.print(escape(warning), style="yellow", soft_wrap=True)
+            console.print(_shown(warning), style="yellow", soft_wrap=True)
     if summary.frames:
         console.print(_frames(summary))
     for child, parents in summary.several_parents().items():
         ways = "a replay takes the shortest way, and tells where ways disagree"
         warning = f"{child} has several parents, {', '.join(parents)}: {ways}"
-        console.print(escape(warning), style="yellow", soft_wrap=True)
+        console.print(_shown(warning), style="yellow", soft_wrap=True)
     for reason in summary.proposal.reasons:
-        console.print(f"  {escape(reason)}", soft_wrap=True)
+        console.print(f"  {_shown(reason)}", soft_wrap=True)
     if summary.proposal.mapping is None:
         console.print("No mapping can be proposed.", style="yellow")
     else:
         console.print("Proposed mapping (save it as YAML, correct it, give it with --mapping):", style="bold")
-        console.print(escape(dump_mapping(summary.proposal.mapping)), soft_wrap=True, highlight=False)
+        console.print(_shown(dump_mapping(summary.proposal.mapping)), soft_wrap=True, highlight=False)
 
 
 def _overview(summary: LogSummary) -> list[str]:
@@ -86,9 +87,9 @@ def _topics(summary: LogSummary) -> Table:
     start = summary.span_ns[0] if summary.span_ns else 0
     for topic in summary.topics:
         table.add_row(
-            escape(topic.name),
-            escape(topic.type),
-            escape(topic.encoding),
+            _shown(topic.name),
+            _shown(topic.type),
+            _shown(topic.encoding),
             str(topic.count),
             "" if topic.rate_hz is None else f"{topic.rate_hz:.2f}",
             "" if topic.largest_gap_s is None else f"{topic.largest_gap_s:.3f} s",
@@ -104,8 +105,13 @@ def _frames(summary: LogSummary) -> Tree:
     stack = [root]
     for depth, frame, kind in summary.tree():
         del stack[depth + 1 :]
-        stack.append(stack[depth].add(escape(frame if kind == "root" else f"{frame} ({kind})")))
+        stack.append(stack[depth].add(_shown(frame if kind == "root" else f"{frame} ({kind})")))
     return root
+
+
+def _shown(text: str) -> str:
+    """Text of a log for the console: no markup of Rich, nothing that the terminal would do."""
+    return escape(plain(text))
 
 
 def _time(time_ns: int) -> str:
