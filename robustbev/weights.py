@@ -171,7 +171,7 @@ def with_sensor(
     fuser = old.fuser.model_copy(update={"kind": "gated", "base": old.fuser.kind, "adds": (name,)})
     more = {"modalities": {**old.modalities, name: config}, "fuser": fuser, "rig": rig}
     new = build(ModelConfig.model_validate(dict(old) | more))
-    fresh = (f"encoders.{name}", f"auxiliary.{name}", f"image_heads.{name}", "fuser.added", "alignment")
+    fresh = (f"encoders.{name}", f"auxiliary.{name}", f"image_heads.{name}", "fuser.added")
     load_weights(new, gated_state(model.state_dict()), source="the model", may_lack=fresh)
     if freeze:
         parts = {".".join(key.split(".")[:2]) for key, _ in new.named_parameters()}
