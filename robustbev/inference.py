@@ -13,18 +13,18 @@ from numpy.typing import NDArray
 
 from robustbev.config import ModelConfig, RigConfig
 from sensors.calibration import CalibrationError
-from sensors.calibration_checks import check_frame_calibration
 from sensors.camera.config import CameraConfig
 from sensors.camera.images import DecodeSize
 from sensors.camera.prepare import Camera
+from sensors.checks.calibration import check_frame_calibration
+from sensors.checks.frame import readings_of
 from sensors.errors import SensorDataError, SensorDataWarning, naming
-from sensors.frame_checks import readings_of
 from sensors.frames import CameraImage, Lack, LidarSweep, RadarSweep, SensorFrame
 from sensors.lidar.config import LidarConfig
 from sensors.lidar.prepare import Lidar
 from sensors.modality import Modality, Preparation
+from sensors.motion.poses import LINK_T_OPTICAL
 from sensors.points import SensorUse
-from sensors.poses import LINK_T_OPTICAL
 from sensors.radar.config import RadarConfig
 from sensors.radar.prepare import Radar
 

@@ -11,7 +11,7 @@ import numpy as np
 from sensors.batch import SensorBatch
 from sensors.calibration import FloatArray
 from sensors.camera.images import ImageChange
-from sensors.frame_checks import check_frame
+from sensors.checks.frame import check_frame
 from sensors.frames import NOT_GIVEN, Absence, SensorFrame
 from sensors.modality import Preparation, Sample
 from sensors.points import DroppedPoints, SensorUse
@@ -54,7 +54,7 @@ def prepare(
     `SensorFrame.absent` where the frame holds nothing of it.
 
     Raises:
-        SensorDataError, ValueError: the frame is none, see `sensors.frame_checks.check_frame`, or `cameras` has another length
+        SensorDataError, ValueError: the frame is none, see `sensors.checks.frame.check_frame`, or `cameras` has another length
             than the configuration's.
     """
     check_frame(frame)

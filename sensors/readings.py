@@ -13,10 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sensors.calibration import CalibrationError, Float64, FloatArray, check_rigid
+from sensors.checks.frame import LIDAR_COLUMNS, MAX_AHEAD_S, check_matrix, check_points, check_time
 from sensors.errors import SensorDataError
-from sensors.frame_checks import LIDAR_COLUMNS, MAX_AHEAD_S, check_matrix, check_points, check_time
 from sensors.frames import Absence, CameraImage, Lack, LidarSweep, RadarSweep, SensorFrame
-from sensors.motion import EgoMotion, Trajectory, deskewed
+from sensors.motion.trajectory import EgoMotion, Trajectory, deskewed
 
 TOLERANCE_S = 0.15  # between a measurement and the frame that it is used in
 

@@ -37,9 +37,9 @@ PUBLIC: dict[str, tuple[str, ...] | None] = {
     "sensors.calibration": ("CalibrationError",),
     "sensors.errors": ("SensorDataError", "SensorDataWarning"),
     "sensors.frames": ("Absence", "CameraImage", "Lack", "LidarSweep", "RadarSweep", "SensorFrame"),
-    "sensors.motion": ("Trajectory",),
+    "sensors.motion.trajectory": ("Trajectory",),
     "sensors.nuscenes.write": ("Annotation", "NuScenesWriter", "write_nuscenes"),
-    "sensors.poses": ("LINK_T_OPTICAL", "pose", "pose_of_message"),
+    "sensors.motion.poses": ("LINK_T_OPTICAL", "pose", "pose_of_message"),
     "sensors.readings": ("CameraReading", "LidarReading", "RadarReading", "frame_at"),
 }
 _OURS = ("bev", "fusion", "robustbev", "sensors", "training")

@@ -14,15 +14,15 @@ from pathlib import Path
 import numpy as np
 
 from sensors.calibration import Float64, FloatArray, apply
+from sensors.checks.frame import check_frame, readings_of
 from sensors.errors import SensorDataError, naming
 from sensors.extras import require
 from sensors.files import whole_folder
-from sensors.frame_checks import check_frame, readings_of
 from sensors.frames import CameraImage, LidarSweep, RadarSweep, SensorFrame
-from sensors.motion import Trajectory
+from sensors.motion.poses import pose, pose_row
+from sensors.motion.trajectory import Trajectory
 from sensors.nuscenes.rows import OFFICIAL_SPLITS, PointCounter, Rows, SceneRows, token
 from sensors.nuscenes.sensor_files import RADAR_POINT, write_image, write_lidar, write_mask, write_radar
-from sensors.poses import pose, pose_row
 from sensors.readings import Reading, frame_at
 
 _SEED = 0  # of the tokens

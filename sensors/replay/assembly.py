@@ -16,7 +16,7 @@ from sensors.camera.images import DecodeSize, scaled_intrinsics
 from sensors.errors import SensorDataError
 from sensors.frames import CameraImage, LidarSweep, RadarSweep, SensorFrame
 from sensors.logs.messages import EncodedImage, Malformed, PointCloud, RawImage
-from sensors.motion import EgoMotion, deskewed
+from sensors.motion.trajectory import EgoMotion, deskewed
 from sensors.replay.channels import Channels, Source
 from sensors.replay.readings import (
     Picture,

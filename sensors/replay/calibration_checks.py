@@ -1,4 +1,4 @@
-"""What can be wrong with a camera's calibration as logs carry it; with where sensors stand: `sensors.calibration_checks`."""
+"""What can be wrong with a camera's calibration as logs carry it; with where sensors stand: `sensors.checks.calibration`."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from collections.abc import Mapping
 import numpy as np
 
 from sensors.calibration import CalibrationError, Float64, intrinsics_fault, rigid_fault
-from sensors.calibration_checks import Findings, check_pinhole
 from sensors.camera.rectification import distortion_fault
+from sensors.checks.calibration import Findings, check_pinhole
 from sensors.logs.messages import CameraInfo
 from sensors.replay.readings import lens_of, rectified_intrinsics
 

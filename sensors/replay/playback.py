@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 from sensors.camera.images import DecodeSize
-from sensors.frame_checks import MAX_AHEAD_S
+from sensors.checks.frame import MAX_AHEAD_S
 from sensors.logs.log import LogWarning
 from sensors.logs.messages import (
     CameraInfo,

@@ -16,8 +16,8 @@ from sensors.calibration import Float64
 from sensors.camera.images import DecodeSize
 from sensors.camera.picture_files import decode_file, file_size_px
 from sensors.camera.rectification import Lens
+from sensors.checks.frame import MAX_AHEAD_S
 from sensors.errors import PictureError, SensorDataError
-from sensors.frame_checks import MAX_AHEAD_S
 from sensors.logs.messages import CameraInfo, EncodedImage, PointCloud, RawImage
 from sensors.logs.pixels import decode_raw
 

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from sensors.calibration import CalibrationError, Float64
-from sensors.calibration_checks import Findings, check_mount, check_rig
 from sensors.camera.rectification import Lens, distortion_doubt
+from sensors.checks.calibration import Findings, check_mount, check_rig
 from sensors.logs.mapping.mapping import LogMapping, called_rectified, is_rectified
 from sensors.logs.messages import CameraInfo, FrameTransforms
 from sensors.replay.calibration_checks import check_camera_info, check_frame_ids, info_difference

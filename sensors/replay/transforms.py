@@ -17,8 +17,8 @@ import numpy as np
 from sensors.calibration import CalibrationError, Float64, inverse_rigid, pose_fault
 from sensors.logs.log import LogWarning
 from sensors.logs.messages import FrameTransform, FrameTransforms
-from sensors.motion import PoseTrack
-from sensors.poses import apart, difference, in_words, pose_matrix
+from sensors.motion.poses import apart, difference, in_words, pose_matrix
+from sensors.motion.trajectory import PoseTrack
 
 _AGREE_M, _AGREE_RAD = 0.05, 0.01  # ways this near are one: stamps of moving frames never meet, and cells are larger
 _NAMED = 12  # frames or transforms that a message lists

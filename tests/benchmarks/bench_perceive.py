@@ -25,7 +25,7 @@ from robustbev import PerceptionModel, preparation
 from robustbev.checks import check_batch
 from sensors.batch import SensorBatch
 from sensors.calibration import Float64
-from sensors.frame_checks import check_frame
+from sensors.checks.frame import check_frame
 from sensors.frames import KINDS, CameraImage, LidarSweep, RadarSweep, SensorFrame
 from sensors.modality import Preparation
 from sensors.nuscenes.reader import NuScenesReader

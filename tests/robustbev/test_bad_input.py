@@ -22,7 +22,7 @@ from robustbev import PerceptionModel, RigConfig
 from robustbev.checks import check_batch
 from sensors.batch import SensorBatch
 from sensors.calibration import CalibrationError
-from sensors.frame_checks import check_frame
+from sensors.checks.frame import check_frame
 from sensors.frames import KINDS, SensorFrame
 from tests.small_replay import CAMERA_CHANNELS, RADAR_CHANNELS, noise_frame
 from tests.tiny_model import random_sensors, tiny_model

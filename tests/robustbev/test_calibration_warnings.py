@@ -13,10 +13,10 @@ import pytest
 
 from robustbev import PerceptionModel, RigConfig
 from sensors.calibration import inverse_rigid
-from sensors.calibration_checks import check_frame_calibration
+from sensors.checks.calibration import check_frame_calibration
 from sensors.errors import SensorDataWarning
 from sensors.frames import CameraImage, LidarSweep, RadarSweep, SensorFrame
-from sensors.poses import LINK_T_OPTICAL, pose
+from sensors.motion.poses import LINK_T_OPTICAL, pose
 from sensors.simulation.sensing.rig import CAMERAS, LIDAR, RADARS, SENSORS
 from tests.tiny_model import tiny_model
 

@@ -13,7 +13,7 @@ from sensors.calibration import CalibrationError, transforms
 from sensors.errors import SensorDataError
 from sensors.frames import Lack, SensorFrame
 from sensors.logs.messages import FrameTransforms
-from sensors.motion import Trajectory
+from sensors.motion.trajectory import Trajectory
 from sensors.readings import CameraReading, LidarReading, RadarReading, Reading, frame_at
 from sensors.replay.ticks import ticks
 from tests.sensors.replay.drive import CHANNELS, CONFIG, MAPPING, MOUNTS, MemoryLog, drive

@@ -18,11 +18,11 @@ from typer.testing import CliRunner
 
 from sensors.calibration import apply, inverse_rigid
 from sensors.errors import SensorDataError
-from sensors.motion import Trajectory
+from sensors.motion.poses import LINK_T_OPTICAL, pose
+from sensors.motion.trajectory import Trajectory
 from sensors.nuscenes.config import NuScenesConfig
 from sensors.nuscenes.reader import NuScenesReader
 from sensors.nuscenes.write import Annotation, NuScenesWriter, write_nuscenes
-from sensors.poses import LINK_T_OPTICAL, pose
 from sensors.readings import CameraReading, LidarReading, RadarReading, Reading
 from training.commands.app import app
 

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from scipy.spatial.transform import Rotation
 
 from sensors.calibration import transforms
-from sensors.calibration_checks import Findings, check_mount, check_rig
 from sensors.camera.rectification import Lens
+from sensors.checks.calibration import Findings, check_mount, check_rig
 from sensors.frames import CameraImage
 from sensors.logs.mapping.mapping import CameraTopics, LidarTopics, LogMapping
 from sensors.logs.messages import (

@@ -15,7 +15,7 @@ from scipy.spatial.transform import Rotation, Slerp
 from sensors.calibration import CalibrationError, inverse_rigid, transforms
 from sensors.logs.log import LogWarning
 from sensors.logs.messages import FrameTransform, FrameTransforms
-from sensors.poses import apart, interpolate
+from sensors.motion.poses import apart, interpolate
 from sensors.replay.transforms import TransformError, TransformTree
 
 SECOND_NS = 1_000_000_000

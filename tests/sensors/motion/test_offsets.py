@@ -13,8 +13,8 @@ import pytest
 
 from sensors.calibration import apply
 from sensors.frames import SensorFrame
-from sensors.motion import Trajectory
-from sensors.poses import pose
+from sensors.motion.poses import pose
+from sensors.motion.trajectory import Trajectory
 from sensors.readings import CameraReading, LidarReading, Reading, frame_at
 
 pytest.importorskip("embreex")

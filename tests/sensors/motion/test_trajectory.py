@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sensors.calibration import CalibrationError, apply, inverse_rigid
-from sensors.motion import EgoMotion, Trajectory, deskewed
-from sensors.poses import pose
+from sensors.motion.poses import pose
+from sensors.motion.trajectory import EgoMotion, Trajectory, deskewed
 
 SPEED, TURN = st.floats(-30, 30), st.floats(-1, 1)
 MOUNT = pose((0.9, 0.2, 1.8), wxyz=(np.cos(0.7), 0.0, 0.0, np.sin(0.7)))

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sensors.calibration import CalibrationError, Float64, FloatArray, inverse_rigid, rigid_fault
-from sensors.poses import interpolate, pose_matrix, pose_row
+from sensors.motion.poses import interpolate, pose_matrix, pose_row
 
 SECOND_NS = 1_000_000_000
 _BASELINE_NS = 100_000_000  # the velocity that a pose is carried on with is taken over about this time

@@ -15,7 +15,7 @@ import numpy as np
 
 from sensors.calibration import Float64, FloatArray, inverse_rigid, rigid_fault
 from sensors.frames import CameraImage, LidarSweep, SensorFrame
-from sensors.poses import LINK_T_OPTICAL, SAME_M, SAME_RAD
+from sensors.motion.poses import LINK_T_OPTICAL, SAME_M, SAME_RAD
 
 REACH_M = 20.0  # no sensor of a road vehicle is further from the middle of its rear axle
 _FRESH_US = 200_000  # in which even a fast vehicle does not move beyond a sensor's reach
@@ -108,7 +108,7 @@ def check_mount(channel: str, modality: str, ego_T_sensor: FloatArray) -> Findin
     if findings and not _mount(channel, modality, inverse_rigid(ego_T_sensor)):
         return findings.hinting("(the inverse would be sound: is it sensor_T_ego?)")
     if findings and modality == "camera" and not _mount(channel, modality, ego_T_sensor @ LINK_T_OPTICAL):
-        return findings.hinting("(with optical axes it would be sound: sensors.poses.LINK_T_OPTICAL)")
+        return findings.hinting("(with optical axes it would be sound: sensors.motion.poses.LINK_T_OPTICAL)")
     return findings
 
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from scipy.spatial.transform import Rotation
 
 from sensors.calibration import CalibrationError
-from sensors.poses import LINK_T_OPTICAL, pose, pose_matrix, pose_of_message, pose_row
+from sensors.motion.poses import LINK_T_OPTICAL, pose, pose_matrix, pose_of_message, pose_row
 
 place = st.tuples(*[st.floats(-1000, 1000)] * 3)
 xyzw = (
