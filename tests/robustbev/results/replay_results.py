@@ -104,6 +104,9 @@ def result(
         "attention": np.stack([share, share / 2, 1 - 1.5 * share]),
         "classes": CLASSES,
         "attributes": ATTRIBUTES,
-        "trust": {"camera": 0.25, "lidar": 0.5, "radar": 0.125} if perceived else dict.fromkeys(KINDS, 0.0),
+        "trust": {
+            name: share if perceived else 0.0
+            for name, share in zip(changes.get("modalities", KINDS), (0.25, 0.5, 0.125), strict=True)
+        },
     }
     return TickResult(**(fields | changes))
