@@ -24,7 +24,7 @@ from training.pictures.film import VideoResults
 _BODY = """
 <div class=wide><video id=film controls muted playsinline></video></div>
 <p><input id=tick type=range min=0 value=0 aria-label=tick style="width: 100%"></p>
-<p id=said aria-live=polite></p>
+<p id=summary aria-live=polite></p>
 <div class=wide><table><thead><tr><th>sensor<th>state<th>why</tr></thead><tbody id=sensors></tbody></table></div>
 <script type="application/json" id=replay>REPLAY</script>
 <script>
@@ -35,7 +35,7 @@ film.src = URL.createObjectURL(new Blob([bytes], {type: "video/mp4"}));
 slider.max = last;
 function show(n) {
   const tick = replay.ticks[n];
-  at("said").textContent = tick.said;
+  at("summary").textContent = tick.summary;
   at("sensors").replaceChildren(...tick.sensors.map(([name, state, why]) => {
     const row = document.createElement("tr");
     row.append(...[name, state, why].map(text => Object.assign(document.createElement("td"), {textContent: text})));
@@ -83,7 +83,7 @@ class PageResults(ResultWriter):
         # Those in trouble first: a phone shows few rows.
         sensors = sorted(result.tick.sensors.values(), key=lambda status: status.given)
         rows = [(status.channel, str(status.state), status.detail) for status in sensors]
-        self._ticks.append({"said": " · ".join(words), "sensors": rows})
+        self._ticks.append({"summary": " · ".join(words), "sensors": rows})
 
     def close(self) -> None:
         try:

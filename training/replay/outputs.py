@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, TypedDict
 
 from robustbev.results.foxglove.results import FoxgloveResults
+from robustbev.results.given import FrameNames
 from robustbev.results.rerun import RerunResults
 from robustbev.results.result import ResultWriter, TruthAt
 from robustbev.results.ros2.bag import Ros2Results
@@ -37,6 +38,13 @@ _LIFETIME_TICKS = 2  # boxes outlive their tick by one, so that they do not blin
 class _Common(TypedDict):
     min_score: float
     overwrite: bool
+
+
+class _Recorded(TypedDict):
+    inputs: bool
+    lifetime_s: float
+    names: FrameNames
+    metadata: Mapping[str, str]
 
 
 @dataclass(frozen=True)
@@ -104,26 +112,10 @@ def _open(path: Path, setup: ReplaySetup, script: FaultScript, suffix: str | Non
     common: _Common = {"min_score": request.score, "overwrite": request.overwrite}
     match ending(path):
         case ".ros2.mcap":
-            return Ros2Results(
-                path,
-                model.grid,
-                inputs=True,
-                lifetime_s=lifetime_s,
-                names=setup.frame_names(),
-                metadata=setup.origin(script),
-                **common,
-            )
+            return Ros2Results(path, model.grid, **_recorded(setup, script, lifetime_s), **common)
         case ".mcap":
-            return FoxgloveResults(
-                path,
-                model.grid,
-                inputs=True,
-                lifetime_s=lifetime_s,
-                names=setup.frame_names(),
-                truth_at=truth_at(setup.truth),
-                metadata=setup.origin(script),
-                **common,
-            )
+            truth = truth_at(setup.truth)
+            return FoxgloveResults(path, model.grid, truth_at=truth, **_recorded(setup, script, lifetime_s), **common)
         case ".rrd":
             return RerunResults(path, model.grid, **common)
         case ".json":
@@ -153,3 +145,8 @@ def truth_at(truth: ReplayTruth | None) -> TruthAt | None:
     if truth is None:
         return None
     return lambda result: truth.at(result.tick.time_us, result.tick.frame.global_T_reference)
+
+
+def _recorded(setup: ReplaySetup, script: FaultScript, lifetime_s: float) -> _Recorded:
+    """Of a log that a viewer opens by itself."""
+    return {"inputs": True, "lifetime_s": lifetime_s, "names": setup.frame_names(), "metadata": setup.origin(script)}

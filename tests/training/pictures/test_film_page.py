@@ -38,8 +38,8 @@ def test_a_page_holds_the_film_and_the_words_of_every_tick(tmp_path: Path) -> No
     assert not re.search(r"https?:|src=|href=", page)  # nothing is loaded from anywhere
     seen = content(page)
     first, second = seen["ticks"]
-    assert first["said"] == "+0.00 s · tick 0 · 2 found · attention: camera 25%, lidar 50%, radar 12%"
-    assert second["said"] == "+0.50 s · tick 1 · NO PERCEPTION"
+    assert first["summary"] == "+0.00 s · tick 0 · 2 found · attention: camera 25%, lidar 50%, radar 12%"
+    assert second["summary"] == "+0.50 s · tick 1 · NO PERCEPTION"
     assert first["sensors"][:2] == [["CAM_BACK", "missing", "as told"], ["LIDAR_TOP", "late", "as told"]]
     assert {state for _, state, _ in first["sensors"]} <= set(seen["colours"])
     with av.open(io.BytesIO(base64.b64decode(seen["film"])), "r") as film:
