@@ -1,7 +1,8 @@
-"""LayerNorm whose result has the dtype of what goes in, on any device."""
+"""LayerNorm without passes that only change the dtype, on any device."""
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -33,6 +34,31 @@ def kept_relu_norm(norm: nn.LayerNorm, x: Tensor, kept: Tensor) -> Tensor:
     if _by_triton(x):
         return _triton_norm(norm, x, kept)
     return F.relu(same_dtype_norm(norm, x)).masked_fill(~kept[..., None], 0.0)
+
+
+def add_norm(norm: nn.LayerNorm, x: Tensor, delta: Tensor | None) -> tuple[Tensor, Tensor]:
+    """A residual stream x [.., C] plus `delta` [.., C] (None: nothing), and the norm of that, for layers that autocast narrows.
+
+    On a GPU one kernel, where torch takes three passes over the stream; the norm then has autocast's dtype.
+    """
+    if _stream_by_triton(x):
+        from .triton_norm import TritonAddNorm, TritonLayerNorm
+
+        dtype = torch.get_autocast_dtype(x.device.type) if devices.autocasts(x.device) else x.dtype
+        if delta is None:
+            return x, TritonLayerNorm.apply(x, norm.weight, norm.bias, norm.eps, None, dtype)  # type: ignore[no-untyped-call]
+        total, normed = TritonAddNorm.apply(x, delta, norm.weight, norm.bias, norm.eps, dtype)  # type: ignore[no-untyped-call]
+        return total, normed
+    total = x if delta is None else x + delta
+    return total, norm(total)
+
+
+def _stream_by_triton(x: Tensor) -> bool:
+    if not devices.in_triton(x.device):
+        return False
+    from .triton_norm import fits_stream
+
+    return fits_stream(x)
 
 
 def _by_triton(x: Tensor) -> bool:

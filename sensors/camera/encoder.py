@@ -5,6 +5,9 @@ Letters: B samples, N cameras, H and W pixels, h and w feature pixels, D depth b
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from torch import Tensor, nn
 
@@ -30,6 +33,8 @@ class CameraEncoder(nn.Module):
 
     rgb_mean: Tensor
     rgb_std: Tensor
+    beside: torch.cuda.Stream | None = None
+    """For the lift's table, where a CUDA graph is recorded; None: it comes first."""
 
     def __init__(
         self,
@@ -68,8 +73,19 @@ class CameraEncoder(nn.Module):
         matrix, device = batch.present[:, :, None, None], batch.images.device
         intrinsics = torch.where(matrix, batch.intrinsics, torch.eye(3, device=device)).float()
         reference_T_camera = torch.where(matrix, batch.reference_T_camera, torch.eye(4, device=device)).float()
-        table = batch.lift if batch.lift is not None else self.table(intrinsics, reference_T_camera, batch.present)
+        with self._beside(device):
+            table = batch.lift if batch.lift is not None else self.table(intrinsics, reference_T_camera, batch.present)
         return self.look(batch.images, self.rays(intrinsics, reference_T_camera), batch.present, table)
+
+    @contextmanager
+    def _beside(self, device: torch.device) -> Iterator[None]:
+        """What is done in here runs beside the pictures' network, which needs nothing of it, on the stream `beside`."""
+        if self.beside is None:
+            yield
+            return
+        self.beside.wait_stream(torch.cuda.current_stream(device))
+        with torch.cuda.stream(self.beside):
+            yield
 
     def look(self, images: Tensor, rays: Tensor, present: Tensor, table: LiftTable | LiftGroups) -> Encoded:
         """Pictures with their look-up tables: [B, N, 3, H, W] uint8, [B, N, h' * w', 6] as of `rays`, [B, N] bool."""
@@ -77,7 +93,9 @@ class CameraEncoder(nn.Module):
         present = present[:, :, None, None, None]
         images = (torch.where(present, images, 0).float() - self.rgb_mean) / self.rgb_std
         embedding = self.calibration(rays.flatten(0, 1))
-        features = self.vit(images.flatten(0, 1).to(memory_format=torch.channels_last), embedding)
+        features = self.vit(images.flatten(0, 1), embedding)
+        if self.beside is not None:
+            torch.cuda.current_stream(images.device).wait_stream(self.beside)
         depth_logits = self.depth(features).permute(0, 2, 3, 1).unflatten(0, shape)
         context = self.context(features).permute(0, 2, 3, 1).unflatten(0, shape)
         context = torch.where(present, context, 0.0)

@@ -19,7 +19,7 @@ from fusion.kernels import triton_neighbours as attention, triton_norm
 
 pillar = dict(F=11, C=63, BP=16, BC=64)
 splat = dict(C=80, D=59, WIDE=True, C1=64, C2=16, BE=16)
-norm = dict(C=24, BC=32, BR=16, RELU=True)
+norm = dict(C=24, BC=32, BR=16, RELU=True, ADD=True, NARROW=True)
 attend = dict(M=3, P=4, H=8, W=16, SIDE=3, SEEN=True, KEPT=True, ATTENDED=True, SHARE=True, TX=4, TY=4)
 kernels = [
     (lift._sum_cell, splat, 1), (lift._sum_pixel, splat, 1),
@@ -30,7 +30,7 @@ kernels = [
 ]
 types = dict.fromkeys(("entry", "cell", "offsets", "kept", "rows", "entries"), "*i32")
 types |= dict.fromkeys(("close", "present", "seen"), "*u8")
-types |= dict.fromkeys(("query", "key", "value", "of_query", "of_key", "of_value"), "*bf16")
+types |= dict.fromkeys(("query", "key", "value", "of_query", "of_key", "of_value", "delta", "of_delta", "y"), "*bf16")
 types |= dict.fromkeys(("P", "T", "N", "R", "B", "X", "Y", "programs", "cameras"), "i32")
 types |= dict.fromkeys(("x_min_m", "y_min_m", "cell_m", "z_min_m", "z_max_m", "depth_min_m", "depth_step_m"), "fp32")
 types |= dict(eps="fp32", scale="fp32")

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fusion.kernels import devices
-from fusion.kernels.norms import SameDtypeNorm, kept_relu_norm
+from fusion.kernels.norms import SameDtypeNorm, add_norm, kept_relu_norm
 
 pytest.importorskip("triton", reason="Triton is for Linux on x86-64")
 from fusion.kernels import triton_norm
@@ -87,3 +87,46 @@ def test_with_rows_that_are_kept_a_relu_follows(monkeypatch: pytest.MonkeyPatch)
         assert got is not None
         torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-5)
     assert not results[0][0][~kept].any()  # type: ignore[index]
+
+
+@pytest.mark.parametrize("shape", [(2, 35, 24), (3, 384), (0, 8)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("used", ["both", "sum", "norm"])
+def test_a_residual_stream_is_added_to_and_normalised_as_by_torch(
+    shape: tuple[int, ...], dtype: torch.dtype, used: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`used`: which of the two results is, on which the gradients depend; the last block's sum is used by nobody."""
+    draw, norm = torch.Generator().manual_seed(1), random_norm(shape[-1])
+    stream, delta = torch.randn(shape, generator=draw), torch.randn(shape, generator=draw).to(dtype)
+    results = []
+    for by_kernel in (True, False):
+        monkeypatch.setattr(devices, "in_triton", lambda _, by_kernel=by_kernel: by_kernel)
+        norm.zero_grad()
+        leaves = stream.clone().requires_grad_(), delta.clone().requires_grad_()
+        total, normed = add_norm(norm, *leaves)
+        assert ("TritonAddNorm" in total.grad_fn.name()) == by_kernel  # type: ignore[union-attr]
+        loss = torch.zeros(())
+        for name, result in (("sum", total), ("norm", normed)):
+            if used in (name, "both"):
+                loss = loss + (result.float() * torch.linspace(-1, 1, result.numel()).view_as(result)).sum()
+        loss.backward()
+        gradients = [None if p.grad is None else p.grad.clone() for p in (*leaves, norm.weight, norm.bias)]
+        results.append([total.detach(), normed.detach(), *gradients])
+    for got, expected in zip(*results, strict=True):
+        assert (got is None) == (expected is None)
+        if got is not None and expected is not None:
+            assert got.dtype == expected.dtype
+            rtol = 1e-4 if got.dtype == torch.float32 else 2e-2
+            torch.testing.assert_close(got, expected, rtol=rtol, atol=1e-4)
+
+
+def test_the_norm_of_a_stream_is_as_narrow_as_autocast_wants_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(devices, "in_triton", lambda _: True)
+    norm, stream = random_norm(24), torch.randn(7, 24)
+    with torch.autocast("cpu", torch.bfloat16):
+        for delta in (None, torch.ones(7, 24, dtype=torch.bfloat16)):
+            total, normed = add_norm(norm, stream, delta)
+            assert (total.dtype, normed.dtype) == (torch.float32, torch.bfloat16)
+            expected = F.layer_norm(total, (24,), norm.weight, norm.bias, norm.eps)
+            torch.testing.assert_close(normed.float(), expected.float(), rtol=1e-2, atol=1e-2)
+    assert torch.equal(add_norm(norm, stream, None)[0], stream)
