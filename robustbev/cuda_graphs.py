@@ -24,6 +24,7 @@ from bev.pillars import PillarEncoder
 from robustbev.network import PerceptionNetwork
 from robustbev.perception import Perception
 from sensors.batch import CameraBatch, SensorBatch, map_tensors
+from sensors.camera.encoder import CameraEncoder
 
 _MOST_GRAPHS = 16  # of one model; those of 7 subsets and two lengths of points
 _WARMUPS = 3  # runs before a graph is recorded: kernels are compiled, and libraries choose theirs and take their memory
@@ -75,27 +76,30 @@ class CudaGraphs:
         Warns:
             GraphWarning: the model cannot be recorded; says why, once.
         """
-        batch = _padded(batch)
         with torch.cuda.device_of(next(model.parameters())):  # for a model on a CPU, as in tests, this does nothing
             if not self._refused:
                 with self._lock:
-                    recorded = self._find(model, batch)
-                    if recorded is not None:
-                        return self._replayed(recorded, batch)
+                    recorded = self._recorded.get(key := (model.device, _shapes(batch)))
+                    seen = None if recorded is None else self._replayed(recorded, batch)
+                    # Asked while the device computes; an answer by weights that are no longer the model's is thrown away.
+                    state = _state(model)
+                    if seen is None or state != self._of:
+                        recorded = self._find(model, batch, key, state)
+                        seen = None if recorded is None else self._replayed(recorded, batch)
+                    if seen is not None:
+                        self._recorded.move_to_end(key)
+                        return seen
             return model(batch.to(model.device))
 
-    def _find(self, model: PerceptionNetwork, batch: SensorBatch) -> _Recorded | None:
+    def _find(self, model: PerceptionNetwork, batch: SensorBatch, key: Hashable, state: Hashable) -> _Recorded | None:
         """The graph of such batches, made if there is none; None where it cannot be made."""
         if self._refused:  # by what another thread asked meanwhile
             return None
-        weights = tuple(map(_version, (*model.parameters(), *model.buffers())))
-        state = (model.precision.name, model.training, weights)
         if state != self._of:  # a graph has the weights that it was recorded with
             self._forget()
             self._of = state
-        key = _shapes(batch)
         if key not in self._recorded:
-            given, reason = batch.to(model.device), None
+            given, reason = _padded(batch).to(model.device), None
             try:
                 with _RECORDING:
                     self._recorded[key] = self._record(model, given)
@@ -113,13 +117,14 @@ class CudaGraphs:
                 return None
             if len(self._recorded) > _MOST_GRAPHS:
                 self._recorded.popitem(last=False)
-        self._recorded.move_to_end(key)
         return self._recorded[key]
 
     def _replayed(self, recorded: _Recorded, batch: SensorBatch) -> Perception:
         if self._done is not None:
             self._done.wait()  # another thread may ask on a stream of its own
         for target, source in zip(recorded.batch.tensors(), batch.tensors(), strict=True):
+            if target.shape != source.shape:  # points: what lies behind their count is not looked at
+                target = target[:, : source.shape[1]]
             target.copy_(source, non_blocking=True)
         recorded.play()
         seen = map_tensors(recorded.seen, torch.clone)  # the next replay writes where it lies
@@ -141,8 +146,12 @@ class CudaGraphs:
         model = self._folded
         device = model.device
         if device not in self._streams:
-            self._streams[device] = [torch.cuda.Stream(device) for _ in model.config.modalities]
-        stream, *others = self._streams[device]
+            self._streams[device] = [torch.cuda.Stream(device) for _ in (*model.config.modalities, "lift tables")]
+        *streams, of_tables = self._streams[device]
+        for encoder in model.encoders.values():
+            if isinstance(encoder, CameraEncoder):
+                encoder.beside = of_tables
+        stream, *others = streams
         beside = dict(zip(tuple(model.config.modalities)[1:], others, strict=True))
         here = torch.cuda.current_stream(device)
         stream.wait_stream(here)
@@ -203,28 +212,39 @@ def folded(model: PerceptionNetwork) -> PerceptionNetwork:
     return model
 
 
+def _state(model: PerceptionNetwork) -> Hashable:
+    """What a graph of the model is recorded with, and good for as long as it stays."""
+    weights = tuple(map(_version, (*model.parameters(), *model.buffers())))
+    return model.precision.name, model.training, weights
+
+
 def _version(tensor: Tensor) -> tuple[int, int]:
     """Where its numbers are, and how often they were changed there."""
     return tensor.data_ptr(), 0 if tensor.is_inference() else tensor._version
 
 
 def _shapes(batch: SensorBatch) -> Hashable:
-    shapes = tuple((tuple(tensor.shape), tensor.dtype) for tensor in batch.tensors())
+    """What tells batches of one graph from those of another."""
+    points = {id(part.points) for part in batch.parts.values() if not isinstance(part, CameraBatch)}
+    shapes = tuple(
+        ((tensor.shape[0], _longer(tensor.shape[1])) if id(tensor) in points else tuple(tensor.shape), tensor.dtype)
+        for tensor in batch.tensors()
+    )
     tables = tuple(isinstance(part, CameraBatch) and part.lift is not None for part in batch.parts.values())
     return batch.batch_size, tuple(batch.parts), tables, shapes
 
 
 def _padded(batch: SensorBatch) -> SensorBatch:
-    """The batch with its points padded to one of four lengths for each doubling, and to multiples of `_FEWEST_POINTS`."""
-    parts = {
-        name: part if isinstance(part, CameraBatch) else replace(part, points=_longer(part.points))
-        for name, part in batch.parts.items()
-    }
+    """The batch with as many points as its graph is for, zeros behind."""
+    parts = {}
+    for name, part in batch.parts.items():
+        if not isinstance(part, CameraBatch):
+            more = _longer(part.points.shape[1]) - part.points.shape[1]
+            part = replace(part, points=F.pad(part.points, (0, 0, 0, more)))
+        parts[name] = part
     return replace(batch, parts=parts)
 
 
-def _longer(points: Tensor) -> Tensor:
-    """[B, P, F] with rows of zeros behind."""
-    count = points.shape[1]
-    step = max(1 << max(count.bit_length() - 3, 0), _FEWEST_POINTS)
-    return F.pad(points, (0, 0, 0, -count % step))
+def _longer(count: int) -> int:
+    """How many points the graph is for: one of four lengths for each doubling, a multiple of `_FEWEST_POINTS`."""
+    return count + -count % max(1 << max(count.bit_length() - 3, 0), _FEWEST_POINTS)
