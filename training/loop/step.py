@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from bev.detection.losses import depth_loss, focal_loss
 from bev.detection.targets import make_image_targets, make_targets
-from bev.layers import ResidualBlock
+from bev.layers import ConvBlock, ResidualBlock
 from fusion import draw_subsets, drop_members, drop_modalities
 from robustbev import PerceptionModel, Precision, StrictModel, choose_precision
 from robustbev.config import DETECTION
@@ -85,7 +85,7 @@ class StepConfig(StrictModel):
     """Of everything but geometry, softmax and accumulators. auto: bfloat16 where the device computes it natively, float16 on
     older GPUs, float32 elsewhere; see `robustbev.choose_precision`."""
     compile: bool = False
-    """On a GPU, let torch.compile make one kernel of normalisation, activation and shortcut in every residual block: some 20 s at
+    """On a GPU, let torch.compile make one kernel of normalisation, activation and shortcut of every convolution: some 20 s at
     the start, after which steps take a tenth less time (docs/gpu.md)."""
 
 
@@ -114,9 +114,7 @@ class TrainingStep(nn.Module):
         self.config = config
         self.tasks = training_tasks(model.config)
         if config.compile and model.device.type == "cuda":
-            for module in model.modules():
-                if isinstance(module, ResidualBlock):
-                    module.compile()
+            _compile_blocks(model)
         self.precision = precision or choose_precision(config.precision, model.device, training=True)
 
     def draw(self, batch: TrainingBatch, generator: torch.Generator) -> TrainingBatch:
@@ -193,6 +191,16 @@ class TrainingStep(nn.Module):
         if config.whole_view and config.hides:
             views.append(available)
         return views
+
+
+def _compile_blocks(model: nn.Module) -> None:
+    """Every convolution with what follows it, for itself."""
+    # One function is compiled for each width, stride and size, of which there are more than the eight that torch expects.
+    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 64)
+    residual = [module for module in model.modules() if isinstance(module, ResidualBlock)]
+    inside = {id(part) for block in residual for part in block.modules()}
+    for block in (*residual, *(m for m in model.modules() if isinstance(m, ConvBlock) and id(m) not in inside)):
+        block.compile()
 
 
 def modality_present(sensors: SensorBatch, modalities: Sequence[str]) -> Tensor:
