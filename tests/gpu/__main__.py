@@ -46,6 +46,8 @@ def parts(device: torch.device, config: ModelConfig, *, small: bool, compile_mod
 
     for dtype in dtypes:
         add(f"lift_{_name(dtype)}", partial(ops.lift_case, config, device, dtype))
+    if device.type == "cuda":
+        found["lift_by_bevpool_v2"] = partial(ops.lift_peer, config, device)
     found["lift_table"] = partial(ops.lift_table, config, device)
     for crowded in (False, True):
         name = "pillars_crowded" if crowded else "pillars"

@@ -77,6 +77,22 @@ def lift_case(config: ModelConfig, device: torch.device, dtype: torch.dtype) -> 
     )
 
 
+def lift_peer(config: ModelConfig, device: torch.device) -> dict[str, Any]:
+    """BEVPoolv2's method on the same inputs, equal to ours.
+
+    Raises:
+        ValueError: another sum.
+    """
+    from tests.gpu.peers import bevpool_v2  # needs Triton
+
+    table, context, depth = lift_inputs(config, device)
+    expected = lift_splat(context, depth, table).permute(0, 2, 3, 1).flatten(0, 2)
+    error = relative_error(bevpool_v2(context, depth, table), expected)
+    if not error <= LIMITS[torch.float32]:
+        raise ValueError(f"expected our sums, got an error of {error:.2e}")
+    return {"forward_ms": device_ms(lambda: bevpool_v2(context, depth, table), device), "error": error}
+
+
 def lift_inputs(config: ModelConfig, device: torch.device) -> tuple[LiftTable, Tensor, Tensor]:
     """Table, context [1, N, h, w, C] and depth [1, N, h, w, D]."""
     model = robustbev.build(config).to(device)

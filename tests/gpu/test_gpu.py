@@ -8,11 +8,13 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 
 from bev.pillars import linear_max_reference
+from robustbev import ModelConfig
 from tests.gpu import ops
 from tests.gpu.__main__ import main
-from tests.gpu.measure import host_waits, with_gradients
+from tests.gpu.measure import ROOT, host_waits, with_gradients
 
 CPU = torch.device("cpu")
 
@@ -69,6 +71,15 @@ def test_a_wait_of_the_host_is_told_by_its_line() -> None:
         values + 1
     assert sum(waits.values()) == 2
     assert all("outside" in place or here in place for place in waits)
+
+
+def test_the_peer_of_the_lift_is_one() -> None:
+    pytest.importorskip("triton", reason="Triton is for Linux")
+    settings = yaml.safe_load((ROOT / "configs" / "tiny.yaml").read_text(encoding="utf-8"))["model"]
+    settings["grid"] = {"x_min_m": -4.8, "x_max_m": 4.8, "y_min_m": -4.8, "y_max_m": 4.8}
+    settings["modalities"]["camera"] |= {"image_height_px": 32, "image_width_px": 64}
+    settings["modalities"]["camera"]["depth_bins"] = {"min_m": 1.0, "max_m": 9.0, "count": 4}
+    assert ops.lift_peer(ModelConfig.model_validate(settings), CPU)["error"] < 1e-5
 
 
 def test_gradients_are_of_every_input() -> None:

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from itertools import combinations
@@ -135,7 +135,7 @@ def training(
 
 def _compared(model: PerceptionModel, batch: TrainingBatch, device: torch.device, precision: str) -> dict[str, Any]:
     """The loss of this device and that of the CPU in float32."""
-    batch = _first(batch, 1) if device.type == "cuda" else batch  # a full-size sample takes the CPU seconds
+    batch = _first(batch, 1)  # a full-size sample takes the CPU seconds
 
     def loss_of(precision: str, where: torch.device) -> float:
         step = TrainingStep(model.to(where), StepConfig.model_validate({"precision": precision}))
@@ -156,6 +156,8 @@ def _first(batch: TrainingBatch, count: int) -> TrainingBatch:
     def cut(value: Any) -> Any:
         if isinstance(value, Tensor | tuple):
             return value[:count]
+        if isinstance(value, Mapping):
+            return {name: cut(part) for name, part in value.items()}
         if hasattr(value, "__dataclass_fields__"):
             changes = {name: cut(getattr(value, name)) for name in value.__dataclass_fields__}
             return replace(value, **changes)
