@@ -5,6 +5,9 @@ Letters: B samples, C channels, X and Y cells.
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -36,5 +39,6 @@ class BEVBackbone(nn.Module):
 
 
 def _resize(x: Tensor, like: Tensor) -> Tensor:
-    # Autocast widens what interpolation returns.
-    return F.interpolate(x, size=like.shape[-2:], mode="bilinear", align_corners=False).to(x.dtype)
+    # Autocast would widen what goes in and what comes out; a GPU's kernel does that by itself, number by number.
+    with torch.autocast("cuda", enabled=False) if x.device.type == "cuda" else nullcontext():
+        return F.interpolate(x, size=like.shape[-2:], mode="bilinear", align_corners=False).to(x.dtype)

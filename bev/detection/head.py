@@ -94,6 +94,8 @@ class DetectionHead(nn.Module):
         if measured is None:
             measured = shared.new_zeros(shared.shape[0], self.motion_channels, *shared.shape[2:])
         measured = measured.to(shared.dtype)
+        if shared.device.type == "cuda":  # where what lies in one order is joined in wide pieces
+            measured = measured.contiguous(memory_format=torch.channels_last)
         learned = self.motion(torch.cat([shared, measured], dim=1))
         every, each = self.motion_of_all, self.motion_of_class
         classes = each.out_channels // every.out_channels

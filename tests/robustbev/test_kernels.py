@@ -25,7 +25,7 @@ kernels = [
     (lift._sum_cell, splat, 1), (lift._sum_pixel, splat, 1),
     (lift._place_points, dict(X=180, Y=180, D=59, ACROSS=2, ALONG=2, BP=1024), 8),
     (pillars._maximum, pillar, 4), (pillars._count_ties, pillar, 2), (pillars._share_out, pillar | dict(BF=16), 2),
-    (suppression._suppress, dict(BT=512), 1), (triton_norm._normalise, norm, 4), (triton_norm._backward, norm, 4),
+    (suppression._suppress, dict(BT=512, ROWS=16), 8), (triton_norm._normalise, norm, 4), (triton_norm._backward, norm, 4),
     (attention._attend, attend, 8), (attention._backward_of_queries, attend, 8), (attention._backward_of_tokens, attend, 8),
 ]
 types = dict.fromkeys(("entry", "cell", "offsets", "kept", "rows", "entries"), "*i32")
