@@ -117,10 +117,15 @@ def normalised_linear(points: Tensor, linear: nn.Linear, norm: nn.LayerNorm) -> 
     `linear` has no bias. LayerNorm subtracts the mean over channels, which is linear and goes into the weight, and divides by
     the root mean square, which is a quadratic form of the F features: one number a point instead of passes over C channels.
     """
-    weight = (linear.weight - linear.weight.mean(0)).float()
-    square = weight.T @ weight / weight.shape[0]  # [F, F]
+    weight, square = _centred(linear)
     scale = torch.rsqrt(((points @ square) * points).sum(-1, keepdim=True).clamp(min=0.0) + norm.eps)
     return points * scale, weight * norm.weight[:, None], norm.bias
+
+
+def _centred(linear: nn.Linear) -> tuple[Tensor, Tensor]:
+    """Of a linear map: its weight [C, F] without its mean over channels, and the mean square of its channels as a form [F, F]."""
+    weight = (linear.weight - linear.weight.mean(0)).float()
+    return weight, weight.T @ weight / weight.shape[0]
 
 
 class PillarEncoder(nn.Module):
@@ -144,11 +149,20 @@ class PillarEncoder(nn.Module):
 
     def forward(self, points: Tensor, count: Tensor, valid: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """-> canvas [B, C, X, Y] float32, occupied [B, X, Y] bool. Points that are not `valid` [B, P] are left out."""
-        samples, _, features = points.shape
-        x_cells, y_cells = self.grid.shape
-        rows = point_cells(points[..., :3], count, self.grid, self.z_range_m, valid)
+        samples, (x_cells, y_cells) = points.shape[0], self.grid.shape
         num_rows = samples * (self.grid.num_cells + 1)
-        flat = points.reshape(-1, features).float()
+        if in_triton(points.device) and not points.requires_grad:
+            canvas, per_row = self._in_triton(points.detach().float(), count, valid, num_rows)
+        else:
+            canvas, per_row = self._in_torch(points, count, valid, num_rows)
+        canvas = canvas.view(samples, -1, canvas.shape[1])[:, :-1].reshape(samples, x_cells, y_cells, -1)
+        occupied = per_row.view(samples, -1)[:, :-1].reshape(samples, x_cells, y_cells) > 0
+        return canvas.permute(0, 3, 1, 2), occupied
+
+    def _in_torch(self, points: Tensor, count: Tensor, valid: Tensor | None, num_rows: int) -> tuple[Tensor, Tensor]:
+        """-> [num_rows, C], and how many points each row has."""
+        rows = point_cells(points[..., :3], count, self.grid, self.z_range_m, valid)
+        flat = points.reshape(-1, points.shape[-1]).float()
         if not torch.compiler.is_exporting():
             # Padding may hold anything, NaN too. It stays in the last row, which nobody reads, but a gradient would carry it on.
             unused = (rows % (self.grid.num_cells + 1)) == self.grid.num_cells
@@ -156,10 +170,23 @@ class PillarEncoder(nn.Module):
         decorated, per_row = self._decorate(flat, rows, num_rows)
         with torch.autocast(points.device.type, enabled=False):
             normalised = normalised_linear(decorated, self.linear, self.norm)
-        canvas = torch.cat([linear_max(*normalised, rows, num_rows), per_row.log1p()[:, None]], dim=1)
-        canvas = canvas.view(samples, -1, canvas.shape[1])[:, :-1].reshape(samples, x_cells, y_cells, -1)
-        occupied = per_row.view(samples, -1)[:, :-1].reshape(samples, x_cells, y_cells) > 0
-        return canvas.permute(0, 3, 1, 2), occupied
+        return torch.cat([linear_max(*normalised, rows, num_rows), per_row.log1p()[:, None]], dim=1), per_row
+
+    def _in_triton(self, points: Tensor, count: Tensor, valid: Tensor | None, num_rows: int) -> tuple[Tensor, Tensor]:
+        """`_in_torch`, where nothing of points [B, P, F] float32 learns."""
+        from .kernels.pillars import TritonLinearMax
+        from .kernels.points import TritonDecorate, sum_rows
+
+        rows, sums = sum_rows(points, count, self.grid, self.z_range_m, valid)
+        with torch.autocast(points.device.type, enabled=False):
+            weight, square = _centred(self.linear)
+            weight = weight * self.norm.weight[:, None]
+        decorated = TritonDecorate.apply(  # type: ignore[no-untyped-call]
+            points.flatten(0, 1), rows, sums, self.scale, square, self.norm.eps, self.grid
+        )
+        bias, per_row = self.norm.bias.float(), sums[:, 0]
+        canvas: Tensor = TritonLinearMax.apply(decorated, weight, bias, rows, num_rows, per_row)  # type: ignore[no-untyped-call]
+        return canvas, per_row
 
     def _decorate(self, flat: Tensor, rows: Tensor, num_rows: int) -> tuple[Tensor, Tensor]:
         xyz_m = flat[:, :3]

@@ -50,7 +50,8 @@ def _maximum(
 
 @triton.jit
 def _count_ties(
-    points, weight, bias, rows, canvas, grad, ties, P, F: tl.constexpr, C: tl.constexpr, BP: tl.constexpr, BC: tl.constexpr
+    points, weight, bias, rows, canvas, grad, ties, P,
+    F: tl.constexpr, C: tl.constexpr, G: tl.constexpr, BP: tl.constexpr, BC: tl.constexpr,
 ):  # fmt: skip
     """How many points reach each maximum that has a gradient, [R, BC]: all that is left out shares the last row, and is alike."""
     p = tl.program_id(0).to(tl.int64) * BP + tl.arange(0, BP)
@@ -62,14 +63,14 @@ def _count_ties(
     use = there[:, None] & (c < C)[None, :]
     best = tl.load(canvas + at, mask=use, other=0.0)
     won = use & (best > 0) & (value == best)
-    won = won & (tl.load(grad + row[:, None] * C + c[None, :], mask=won, other=0.0) != 0)
+    won = won & (tl.load(grad + row[:, None] * G + c[None, :], mask=won, other=0.0) != 0)
     tl.atomic_add(ties + at, tl.full((BP, BC), 1.0, tl.float32), mask=won, sem="relaxed")
 
 
 @triton.jit
 def _share_out(
     points, weight, bias, rows, canvas, grad, ties, of_points, of_weight, of_bias, P, programs,
-    F: tl.constexpr, C: tl.constexpr, BP: tl.constexpr, BC: tl.constexpr, BF: tl.constexpr,
+    F: tl.constexpr, C: tl.constexpr, G: tl.constexpr, BP: tl.constexpr, BC: tl.constexpr, BF: tl.constexpr,
 ):  # fmt: skip
     """Gradients of the points, and each program's part of those of weight [BF, BC] and bias [BC]."""
     c, f = tl.arange(0, BC), tl.arange(0, BF)
@@ -85,7 +86,7 @@ def _share_out(
         use = there[:, None] & (c < C)[None, :]
         best = tl.load(canvas + at, mask=use, other=0.0)
         won = use & (best > 0) & (value == best)
-        upward = tl.load(grad + row[:, None] * C + c[None, :], mask=won, other=0.0)
+        upward = tl.load(grad + row[:, None] * G + c[None, :], mask=won, other=0.0)
         into = tl.where(upward != 0, upward / tl.load(ties + at, mask=upward != 0, other=1.0), 0.0)  # [BP, BC]
         x = tl.load(points + p[None, :] * F + f[:, None], mask=there[None, :] & (f < F)[:, None], other=0.0)  # [BF, BP]
         of_w += tl.dot(x, into, input_precision="ieee")
@@ -98,22 +99,35 @@ def _share_out(
 
 
 class TritonLinearMax(torch.autograd.Function):
-    """Arguments, result and mathematics of `bev.pillars.linear_max`, all float32."""
+    """Arguments, result and mathematics of `bev.pillars.linear_max`, all float32; with `counts` [R] of the points of each row,
+    one more channel: log(1 + count).
+    """
 
     @staticmethod
-    def forward(ctx: Any, points: Tensor, weight: Tensor, bias: Tensor, rows: Tensor, num_rows: int) -> Tensor:
+    def forward(
+        ctx: Any,
+        points: Tensor,
+        weight: Tensor,
+        bias: Tensor,
+        rows: Tensor,
+        num_rows: int,
+        counts: Tensor | None = None,
+    ) -> Tensor:
         points, weight, bias, rows = points.contiguous(), weight.contiguous(), bias.contiguous(), rows.contiguous()
         count, features = points.shape
         channels = weight.shape[0]
-        block = triton.next_power_of_2(channels)
+        results = channels + (counts is not None)
+        block = triton.next_power_of_2(results)
         canvas = torch.zeros(num_rows, block, device=points.device, dtype=torch.float32)
         launch(
             _maximum, (triton.cdiv(count, FORWARD_POINTS),),
             points, weight, bias, rows, canvas, count, F=features, C=channels, BP=FORWARD_POINTS, BC=block,
             num_warps=FORWARD_WARPS,
         )  # fmt: skip
+        if counts is not None:
+            torch.log1p(counts, out=canvas[:, channels])
         ctx.save_for_backward(points, weight, bias, rows, canvas)
-        return canvas[:, :channels]
+        return canvas[:, :results]
 
     @staticmethod
     @once_differentiable
@@ -125,10 +139,11 @@ class TritonLinearMax(torch.autograd.Function):
         of_points, ties = torch.empty_like(points), torch.zeros_like(canvas)
         of_weight = torch.zeros(programs, width, block, device=points.device, dtype=torch.float32)
         of_bias = torch.zeros(programs, block, device=points.device, dtype=torch.float32)
-        of = {"F": features, "C": channels, "BP": BACKWARD_POINTS, "BC": block, "num_warps": BACKWARD_WARPS}
+        of = {"F": features, "C": channels, "G": grads[0].shape[1], "BP": BACKWARD_POINTS, "BC": block}
+        of["num_warps"] = BACKWARD_WARPS
         given = (points, weight, bias, rows, canvas, grads[0].contiguous(), ties)
         blocks = triton.cdiv(count, BACKWARD_POINTS)
         launch(_count_ties, (blocks,), *given, count, **of)
         results = of_points, of_weight, of_bias
         launch(_share_out, (min(blocks, programs),), *given, *results, count, programs, BF=width, **of)
-        return of_points, of_weight.sum(0)[:features, :channels].T, of_bias.sum(0)[:channels], None, None
+        return of_points, of_weight.sum(0)[:features, :channels].T, of_bias.sum(0)[:channels], None, None, None

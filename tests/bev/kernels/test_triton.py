@@ -10,16 +10,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 import torch
 from torch import Tensor
 
-from bev import pillars
-from bev.detection import suppression
 from bev.detection.suppression import greedy_suppression, greedy_suppression_reference
-from bev.lift import table as lift
 from bev.lift.table import LiftTable, lift_splat, lift_splat_reference
 from bev.pillars import linear_max, linear_max_reference
 from tests.bev.lift.test_table import BINS, GRID, Z_RANGE_M, Rig, assert_same_entries, random_rig, table_of
@@ -30,33 +26,10 @@ pytest.importorskip("triton", reason="Triton is for Linux on x86-64")
 from bev.kernels import launch
 from bev.kernels import lift as lift_kernel
 from bev.kernels import pillars as pillar_kernel
+from bev.kernels import points as point_kernel
 from bev.kernels import suppression as suppression_kernel
 
 ROOT = Path(__file__).resolve().parents[3]
-
-
-@pytest.fixture(autouse=True)
-def _as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Memory that nothing was written to holds NaN, so that a cell left out shows."""
-
-    def poisoned(*size: int, dtype: torch.dtype = torch.float32, **_: object) -> Tensor:
-        return torch.full(size, 7 if dtype == torch.int32 else float("nan"), dtype=dtype)
-
-    def poisoned_like(tensor: Tensor) -> Tensor:
-        return poisoned(*tensor.shape, dtype=tensor.dtype)
-
-    for module in (lift, pillars, suppression):
-        monkeypatch.setattr(module, "in_triton", lambda _: True)
-    for kernel in (lift_kernel, pillar_kernel, suppression_kernel):
-        monkeypatch.setattr(kernel, "torch", _Torch(empty=poisoned, empty_like=poisoned_like))
-
-
-class _Torch(ModuleType):
-    """torch with a few functions of one's own."""
-
-    def __init__(self, **changes: object) -> None:
-        super().__init__("torch")
-        self.__dict__.update(torch.__dict__ | changes)
 
 
 @pytest.fixture(params=[True, False], ids=["compact", "padded"])
@@ -199,7 +172,7 @@ def test_a_kernel_runs_on_the_device_of_what_it_is_given(monkeypatch: pytest.Mon
     launch(Kernel(), (2, 3), given, 5, C=1)
     launch(Kernel(), (2, 0), given)
     assert entered == [given, ((2, 3), given, 5, {"C": 1}), None]
-    for kernel in (lift_kernel, pillar_kernel, suppression_kernel):
+    for kernel in (lift_kernel, pillar_kernel, point_kernel, suppression_kernel):
         assert "[(" not in inspect.getsource(kernel), "launched past `launch`"
 
 
