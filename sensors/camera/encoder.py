@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from bev.grid import BEVGrid
 from bev.layers import ConvBlock, ResidualBlock
 from bev.lift.groups import LiftGroups, lift_splat_groups
-from bev.lift.table import DepthBins, LiftTable, build_lift_table, feature_pixels, inverse, lift_splat
+from bev.lift.table import DepthBins, LiftTable, build_lift_table, lift_splat, pixel_rays
 from sensors.batch import CameraBatch
 from sensors.camera.vit import VisionTransformer
 from sensors.modality import Encoded, SensorFeatures
@@ -111,12 +111,7 @@ class CameraEncoder(nn.Module):
 
     def rays(self, intrinsics: Tensor, reference_T_camera: Tensor) -> Tensor:
         """[B, N, h' * w', 6] unit ray of each token in the reference frame, and the camera's place in 10 m."""
-        pixels = feature_pixels(self.image_size, self.patch_px, intrinsics.device)
-        rays = torch.einsum("bnij,hwj->bnhwi", inverse(intrinsics), pixels)
-        rays = torch.einsum("bnij,bnhwj->bnhwi", reference_T_camera[..., :3, :3], rays)
-        rays = rays / rays.norm(dim=-1, keepdim=True)
-        place = (reference_T_camera[:, :, None, None, :3, 3] / 10).expand_as(rays)
-        return torch.cat([rays, place], dim=-1).flatten(2, 3)
+        return pixel_rays(intrinsics, reference_T_camera, image_size=self.image_size, stride=self.patch_px)
 
     def table(self, intrinsics: Tensor, reference_T_camera: Tensor, present: Tensor) -> LiftTable:
         return build_lift_table(

@@ -24,23 +24,27 @@ norm = dict(C=24, BC=32, BR=16, RELU=True, ADD=True, NARROW=True)
 attend = dict(M=3, P=4, H=8, W=16, SIDE=3, SEEN=True, KEPT=True, ATTENDED=True, SHARE=True, TX=4, TY=4)
 kernels = [
     (lift._sum_cell, splat, 1), (lift._sum_pixel, splat, 1),
-    (lift._place_points, dict(X=180, Y=180, D=59, ACROSS=2, ALONG=2, BP=1024), 8),
+    (lift._place_points, dict(X=180, Y=180, D=59, ACROSS=2, ALONG=2, W=88, STRIDE=8, BP=1024), 8),
+    (lift._see_cells, dict(X=180, Y=180, HEIGHTS_M=(0.0, 1.0, 2.0), BC=256), 4),
+    (lift._look_along, dict(W=44, STRIDE=16, BP=128), 4),
     (pillars._maximum, pillar, 4), (pillars._count_ties, pillar, 2), (pillars._share_out, pillar | dict(BF=16), 2),
     (points._sum_rows, grid | dict(VALID=True), 4), (points._decorate, grid | dict(CELLS=32400, BF=16), 4),
     (suppression._suppress, dict(BT=512, ROWS=16), 8), (triton_norm._normalise, norm, 4), (triton_norm._backward, norm, 4),
     (attention._attend, attend, 8), (attention._backward_of_queries, attend, 8), (attention._backward_of_tokens, attend, 8),
 ]
 types = dict.fromkeys(("entry", "cell", "offsets", "kept", "rows", "entries"), "*i32")
-types |= dict.fromkeys(("close", "present", "seen", "valid"), "*u8")
+types |= dict.fromkeys(("close", "present", "seen", "valid", "visible"), "*u8")
 types |= dict.fromkeys(("query", "key", "value", "of_query", "of_key", "of_value", "delta", "of_delta", "y"), "*bf16")
 types |= dict.fromkeys(("P", "T", "N", "R", "B", "X", "Y", "programs", "cameras"), "i32")
 types |= dict.fromkeys(("x_min_m", "y_min_m", "cell_m", "z_min_m", "z_max_m", "depth_min_m", "depth_step_m"), "fp32")
-types |= dict.fromkeys(("x_max_m", "y_max_m"), "fp32") | dict(eps="fp32", scale="fp32")
+types |= dict.fromkeys(("x_max_m", "y_max_m", "width_px", "height_px"), "fp32") | dict(eps="fp32", scale="fp32")
 for kernel, constants, warps in kernels:
     signature = {name: "constexpr" if name in constants else types.get(name, "*fp32") for name in kernel.arg_names}
     if kernel in (points._sum_rows, points._decorate):
         signature |= dict(rows="*i64", count="*i64", scale="*fp32")
         signature = {name: signature[name] for name in kernel.arg_names}
+    if kernel is lift._look_along:
+        signature["pixels"] = "i32"
     if kernel is lift._place_points:
         signature["points"] = "i32"
     source = ASTSource(fn=kernel, signature=signature, constexprs={n: v for n, v in constants.items() if n in signature})
@@ -56,4 +60,4 @@ def test_every_kernel_compiles_without_a_gpu(tmp_path: Path) -> None:
         [sys.executable, "-c", _COMPILE], cwd=ROOT, env=environment, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    assert len(done.stdout.splitlines()) == 14
+    assert len(done.stdout.splitlines()) == 16

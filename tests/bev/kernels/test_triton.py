@@ -10,15 +10,28 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor
 
 from bev.detection.suppression import greedy_suppression, greedy_suppression_reference
-from bev.lift.table import LiftTable, lift_splat, lift_splat_reference
+from bev.lift.table import LiftTable, lift_splat, lift_splat_reference, pixel_rays, visible_cells
 from bev.pillars import linear_max, linear_max_reference
-from tests.bev.lift.test_table import BINS, GRID, Z_RANGE_M, Rig, assert_same_entries, random_rig, table_of
+from tests.bev.lift.test_table import (
+    BINS,
+    GRID,
+    IMAGE,
+    STRIDE,
+    Z_RANGE_M,
+    Rig,
+    assert_same_entries,
+    random_rig,
+    table_of,
+)
 from tests.bev.test_fast_gradients import gradients
 from tests.tiny_model import camera_pose
 
@@ -69,6 +82,37 @@ def test_an_absent_cameras_calibration_may_hold_anything() -> None:
     alone = table_of(Rig(rig.intrinsics[:, :1], rig.reference_T_camera[:, :1]), by_camera=False)
     assert torch.equal(table.offsets, alone.offsets)
     assert not table.visible[0, 1].any()
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.integers(0, 10_000), st.booleans())
+def test_cells_that_cameras_see_and_rays_along_which_they_look(seed: int, some: bool) -> None:
+    rig = random_rig(seed)
+    present = torch.tensor([[True, False, True], [True, True, False]]) if some else None
+    of: dict[str, Any] = {"image_size": IMAGE, "grid": GRID, "heights_m": (0.0, 1.5)}
+    seen = lift_kernel.see_cells(rig.intrinsics, rig.reference_T_camera, present, **of)
+    close = [visible_cells(rig.intrinsics + shift, rig.reference_T_camera, **of) for shift in _to_all_sides(1e-3)]
+    certain = (torch.stack(close) == close[0]).all(0)  # no rounding at the picture's edge
+    assert certain.float().mean() > 0.99
+    here = torch.ones(2, 3, dtype=torch.bool) if present is None else present
+    assert torch.equal(seen[certain], (close[0] & here[..., None, None])[certain])
+    rays = lift_kernel.look_along(rig.intrinsics, rig.reference_T_camera, image_size=IMAGE, stride=STRIDE)
+    expected = plain_rays(rig)
+    torch.testing.assert_close(rays, expected, rtol=1e-5, atol=1e-6)
+
+
+def _to_all_sides(px: float) -> list[Tensor]:
+    """Shifts [3, 3] of intrinsics: none, and by so many pixels."""
+    shifts = torch.zeros(5, 3, 3)
+    for i, (u, v) in enumerate([(px, px), (px, -px), (-px, px), (-px, -px)]):
+        shifts[i + 1, 0, 2], shifts[i + 1, 1, 2] = u, v
+    return list(shifts)
+
+
+def plain_rays(rig: Rig) -> Tensor:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("bev.lift.table.in_triton", lambda _: False)
+        return pixel_rays(rig.intrinsics, rig.reference_T_camera, image_size=IMAGE, stride=STRIDE)
 
 
 @pytest.mark.parametrize("channels", [5, 16, 40])
