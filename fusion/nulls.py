@@ -14,7 +14,9 @@ from torch import Tensor, nn
 
 from .features import BEVFeatures
 from .kernels.devices import autocasts, widened
+from .kernels.means import mean_by_triton, means_by_triton
 from .kernels.sums import weighted_sum
+from .kernels.tokens import blended_by_triton, blended_tokens, by_triton, sound_coverage
 from .named import NamedModule, NamedModules, NamedParameters
 
 Absent = Literal["null", "zeros", "mask"]
@@ -80,25 +82,29 @@ class ModalityTokens(NamedModule):
             raise ValueError(
                 f"features are on {first.features.device}, the fuser on {device}: move one with .to({str(device)!r})"
             )
-        tokens, coverages = [], []
-        for name, project, stand_in in zip(
-            self.modalities, self.project.values(), self._stand_ins(device), strict=True
-        ):
-            sensed = features.get(name)
-            if sensed is None:
-                tokens.append(stand_in.expand(batch_size, *grid_shape, -1))
-                coverages.append(torch.zeros(batch_size, *grid_shape, device=device))
-                continue
-            coverages.append(sound_coverage(sensed.coverage))
-            # Not by coverage alone: what a blind sensor's encoder says must not pass, not even as 0 x NaN, and neither into
-            # the gradient of the projection.
-            seen = torch.where(coverages[-1][:, None] > 0, sensed.features.to(self._dtype_of(sensed.features)), 0.0)
-            projected = project(seen).permute(0, 2, 3, 1)
-            coverage = coverages[-1][..., None].to(projected.dtype)
-            tokens.append(coverage * projected + (1 - coverage) * stand_in.to(projected.dtype))
-        dtypes = (t.dtype for t, name in zip(tokens, self.modalities, strict=True) if features.get(name) is not None)
-        dtype = next(dtypes, self.anchor.dtype)
-        return torch.stack([t.to(dtype) for t in tokens]), torch.stack(coverages)
+        sensed = [features.get(name) for name in self.modalities]
+        coverages = [None if f is None else f.coverage for f in sensed]
+        given = [self.anchor, *(f.features for f in sensed if f is not None)]
+        kernel = by_triton(device, self.out_channels, given, coverages)
+        if not kernel:
+            coverages = [None if c is None else sound_coverage(c) for c in coverages]
+        grids = [
+            None if f is None or coverage is None else self._projected(f.features, coverage, project, kernel)
+            for f, coverage, project in zip(sensed, coverages, self.project.values(), strict=True)
+        ]
+        dtype = next((grid.dtype for grid in grids if grid is not None), self.anchor.dtype)
+        blended = blended_by_triton if kernel else blended_tokens
+        return blended(grids, coverages, self._stand_ins(device), (batch_size, *grid_shape), dtype)
+
+    def _projected(self, features: Tensor, coverage: Tensor, project: nn.Module, kernel: bool) -> Tensor:
+        """[B, C, X, Y]; `kernel`: what follows reads nothing where nothing is covered."""
+        features = features.to(self._dtype_of(features))
+        if kernel and isinstance(project, nn.Identity):
+            return features
+        # Not by coverage alone: what a blind sensor's encoder says must not pass, not even as 0 x NaN, and neither into
+        # the gradient of the projection.
+        projected: Tensor = project(torch.where(coverage[:, None] > 0, features, 0.0))
+        return projected
 
     def _dtype_of(self, features: Tensor) -> torch.dtype:
         """In which dtype features go on: a whole encoder's half precision is not widened where autocast would narrow it again."""
@@ -112,29 +118,30 @@ class ModalityTokens(NamedModule):
         return [torch.zeros(self.out_channels, device=device)] * len(self.modalities)
 
 
-def present_mean(tokens: Tensor, coverage: Tensor) -> Tensor:
-    """[M, B, X, Y, C], [M, B, X, Y] -> [B, X, Y, C], mean of the modalities that cover the cell; 0 where none does."""
+def present_mean(tokens: Tensor, coverage: Tensor, plus: Tensor | None = None) -> Tensor:
+    """[M, B, X, Y, C], [M, B, X, Y] -> [B, X, Y, C], mean of the modalities that cover the cell; 0 where none does.
+
+    `plus` [B, X, Y, C] or [X, Y, C] is added.
+    """
+    if means_by_triton(tokens):
+        return mean_by_triton(tokens, coverage, None, plus)
     present = (coverage > 0).to(tokens.dtype)
-    return weighted_sum(tokens, present) / present.sum(0).clamp(min=1)[..., None].to(tokens.dtype)
+    mean = weighted_sum(tokens, present) / present.sum(0).clamp(min=1)[..., None].to(tokens.dtype)
+    return mean if plus is None else mean + plus
 
 
-def trusted_mean(tokens: Tensor, coverage: Tensor, share: Tensor) -> Tensor:
+def trusted_mean(tokens: Tensor, coverage: Tensor, share: Tensor, plus: Tensor | None = None) -> Tensor:
     """[M, B, X, Y, C], [M, B, X, Y], [B, M, X, Y] -> [B, X, Y, C]: `present_mean`, each modality weighing its `share`.
 
     So a sensor to which a cell does not listen does not dilute what the others say there. What stands for an absent sensor
-    has a share of the attention and none of the mean.
+    has a share of the attention and none of the mean. `plus` [B, X, Y, C] or [X, Y, C] is added.
     """
+    if means_by_triton(tokens):
+        return mean_by_triton(tokens, coverage, share, plus)
     weight = torch.where(coverage > 0, share.transpose(0, 1).clamp(min=1e-6), 0.0)
     weight = weight / weight.sum(0).clamp(min=1e-6)
-    return weighted_sum(tokens, weight)
-
-
-def sound_coverage(coverage: Tensor) -> Tensor:
-    """[B, X, Y] float32 in 0..1 whatever is given: NaN is 0, what lies outside goes to the nearer bound.
-
-    So the promises of `FusedBEV` hold also where `check_features` does not look at values.
-    """
-    return torch.where(coverage > 0, coverage.float(), 0.0).clamp(max=1.0)
+    mean = weighted_sum(tokens, weight)
+    return mean if plus is None else mean + plus
 
 
 def check_features(features: Mapping[str, BEVFeatures | None], channels: Mapping[str, int]) -> None:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from ..features import BEVFeatures, FusedBEV, Fuser
 from ..kernels import devices
 from ..kernels.cells import cell_attention
+from ..kernels.means import means_by_triton
 from ..kernels.neighbours import by_triton, neighbour_attention
 from ..kernels.norms import SameDtypeNorm
 from ..named import NamedParameters
@@ -35,20 +36,39 @@ def position_embedding(grid_shape: tuple[int, int], channels: int, device: torch
     """[X, Y, channels] float32 sines and cosines of the cell's place in the grid (-1..1), half for each axis."""
     if channels % 4:
         raise ValueError(f"position embedding: channels must be a multiple of 4, got {channels}")
+    x_axis, y_axis = (axis_embedding(cells, channels, device) for cells in grid_shape)
+    return torch.cat(
+        [x_axis[:, None].expand(-1, grid_shape[1], -1), y_axis[None].expand(grid_shape[0], -1, -1)], dim=-1
+    )
+
+
+def axis_embedding(cells: int, channels: int, device: torch.device | None = None) -> Tensor:
+    """[cells, channels / 2] float32 sines and cosines of places along one axis, by which `position_embedding` knows it."""
     frequencies = math.pi * 2.0 ** torch.linspace(-1, 4, channels // 4, device=device)
-    axes = []
-    for cells in grid_shape:
-        place = (torch.arange(cells, device=device, dtype=torch.float32) + 0.5) / cells * 2 - 1
-        angles = place[:, None] * frequencies
-        axes.append(torch.cat([angles.sin(), angles.cos()], dim=-1))
-    x_part = axes[0][:, None].expand(-1, grid_shape[1], -1)
-    y_part = axes[1][None].expand(grid_shape[0], -1, -1)
-    return torch.cat([x_part, y_part], dim=-1)
+    place = (torch.arange(cells, device=device, dtype=torch.float32) + 0.5) / cells * 2 - 1
+    angles = place[:, None] * frequencies
+    return torch.cat([angles.sin(), angles.cos()], dim=-1)
 
 
 def placed(position: nn.Linear, grid_shape: tuple[int, int]) -> Tensor:
     """[X, Y, C]: `position` of each cell's embedding."""
     return devices.projected(position, position_embedding(grid_shape, position.in_features, position.weight.device))
+
+
+def placed_by_axes(position: nn.Linear, query: Tensor, grid_shape: tuple[int, int]) -> Tensor:
+    """[X, Y, C]: `placed` plus `query` [C], on a GPU: the sum of what stands for x and what for y, [X, C] and [Y, C].
+
+    An embedding [X, Y, C] is never formed, nor its product with the weight.
+    """
+    from ..kernels.triton_position import axis_embeddings_by_triton  # Triton is there on machines with a GPU alone
+
+    weight = position.weight
+    embeddings = axis_embeddings_by_triton(grid_shape, position.in_features, weight.device)
+    of_x, of_y = (
+        F.linear(axis.to(weight.dtype), part)
+        for axis, part in zip(embeddings.split(grid_shape), weight.chunk(2, dim=1), strict=True)
+    )
+    return (of_x + query.to(of_x.dtype))[:, None] + of_y
 
 
 class CrossAttentionFusion(Fuser):
@@ -110,12 +130,18 @@ class CrossAttentionFusion(Fuser):
     ) -> FusedBEV:
         """As `Fuser.forward`; `attention` is the weight of a modality's tokens, mean over heads, summed over neighbours."""
         tokens, coverage = self.tokens(features, grid_shape, batch_size)  # [M, B, X, Y, C], [M, B, X, Y]
-        place = placed(self.position, (tokens.shape[2], tokens.shape[3]))
-        asking = self.query_norm(present_mean(tokens, coverage) + self.learned_query + place)
+        asking = self.query_norm(self._asking(tokens, coverage))
         attended, share = self._attend(asking, tokens, coverage > 0 if self.absent == "mask" else None)
-        fused = trusted_mean(tokens, coverage, share) + attended
+        fused = trusted_mean(tokens, coverage, share, plus=attended)
         fused = fused + self.feed_forward(fused)
         return FusedBEV(features=fused.permute(0, 3, 1, 2), attention=share, coverage=coverage.amax(0))
+
+    def _asking(self, tokens: Tensor, coverage: Tensor) -> Tensor:
+        """[M, B, X, Y, C], [M, B, X, Y] -> [B, X, Y, C]: the mean of what is present, the learned query and the place."""
+        grid_shape = (tokens.shape[2], tokens.shape[3])
+        if means_by_triton(tokens):
+            return present_mean(tokens, coverage, plus=placed_by_axes(self.position, self.learned_query, grid_shape))
+        return present_mean(tokens, coverage) + self.learned_query + placed(self.position, grid_shape)
 
     def _attend(self, asking: Tensor, tokens: Tensor, seen: Tensor | None) -> tuple[Tensor, Tensor]:
         """[B, X, Y, C], [M, B, X, Y, C], [M, B, X, Y] -> what each cell draws from tokens [B, X, Y, C], and the shares."""

@@ -27,8 +27,9 @@ def neighbour_attention(
         neighbourhood: 1 or 3, the side of the square of cells around the query's.
 
     Returns:
-        [B, X, Y, H, c] float32 (float64 of float64) and the attention share of each modality [B, M, X, Y], mean over heads.
-        Where nothing may be attended to, both are 0. Cells outside the grid are never attended to.
+        [B, X, Y, H, c] float32 (float64 of float64; of a GPU's kernels in the queries' dtype) and the attention share of each
+        modality [B, M, X, Y], mean over heads. Where nothing may be attended to, both are 0. Cells outside the grid are never
+        attended to.
     """
     if by_triton(query):
         from .triton_neighbours import TritonAttention

@@ -68,7 +68,11 @@ def fits(query: Tensor) -> bool:
 
 
 class TritonAttention(torch.autograd.Function):
-    """Arguments, results and mathematics of `neighbour_attention`, for queries that `fits` says yes to."""
+    """Arguments, results and mathematics of `neighbour_attention`, for queries that `fits` says yes to.
+
+    Sums are in float32; what a cell draws is given, and kept for the gradient, in the queries' dtype, for a projection that wants
+    it so.
+    """
 
     @staticmethod
     def forward(
@@ -82,7 +86,7 @@ class TritonAttention(torch.autograd.Function):
         sizes = {"B": samples, "X": x_cells, "Y": y_cells, "scale": 1 / math.sqrt(width)}
         constants = {"M": modalities, "H": heads, "W": width, "SIDE": neighbourhood, "SEEN": seen is not None}
         kept = any(ctx.needs_input_grad)
-        attended = _empty(query, *query.shape)
+        attended = torch.empty_like(query)
         share = _empty(query, samples, modalities, x_cells, y_cells)
         total = _empty(query, *query.shape[:-1]) if kept else _empty(query, 0)
         head_share = _empty(query, *query.shape[:-1], rounded) if kept else _empty(query, 0)

@@ -56,6 +56,11 @@ def parts(device: torch.device, config: ModelConfig, *, small: bool, compile_mod
     for side in (1, 3):
         for dtype in dtypes:
             add(f"attention_{side}x{side}_{_name(dtype)}", partial(ops.attention_case, config, device, dtype, side))
+    for dtype in dtypes:
+        add(f"tokens_{_name(dtype)}", partial(ops.tokens_case, config, device, dtype))
+        add(f"mean_of_present_{_name(dtype)}", partial(ops.mean_case, config, device, dtype, trusted=False))
+        add(f"mean_of_trusted_{_name(dtype)}", partial(ops.mean_case, config, device, dtype, trusted=True))
+    add("place", partial(ops.place_case, config, device))
     found["suppression"] = partial(ops.suppression, config, device)
     for dtype in dtypes:
         found[f"fuser_{_name(dtype)}"] = partial(ops.fuser_ms, config, device, dtype)

@@ -17,8 +17,12 @@ from bev.detection.suppression import greedy_suppression, greedy_suppression_ref
 from bev.lift.table import LiftTable, lift_splat, lift_splat_reference
 from bev.pillars import linear_max, linear_max_reference
 from fusion import BEVFeatures, CrossAttentionFusion
+from fusion.fusers.cross_attention import placed, placed_by_axes
 from fusion.kernels.cells import cell_attention
 from fusion.kernels.neighbours import neighbour_attention, neighbour_attention_reference
+from fusion.kernels.sums import weighted_sum_reference
+from fusion.kernels.tokens import blended_by_triton, blended_tokens
+from fusion.nulls import present_mean, trusted_mean
 from robustbev import CameraConfig, LidarConfig, ModelConfig
 from robustbev.export.example import random_batch
 from tests.gpu.measure import device_ms, peak_mib, relative_error, shares, with_gradients
@@ -194,7 +198,7 @@ def attention_case(config: ModelConfig, device: torch.device, dtype: torch.dtype
         lambda q, k, v, seen: neighbour_attention(q, k, v, seen > 0.2, neighbourhood),
         lambda q, k, v, seen: neighbour_attention_reference(q, k, v, seen > 0.2, neighbourhood),
         tokens(*config.grid.bev().shape),
-        num_bytes=dtype.itemsize * cells * channels * (1 + 2 * modalities) + 4 * cells * channels,
+        num_bytes=dtype.itemsize * cells * channels * (2 + 2 * modalities),
         operations=4 * cells * channels * modalities * neighbourhood**2,
         equal_on=tokens(12, 10),
     )
@@ -223,6 +227,88 @@ def cell_attention_case(config: ModelConfig, device: torch.device) -> Case:
         num_bytes=4 * cells * channels * (2 + modalities),
         operations=4 * cells * channels * (channels + modalities * heads),
         equal_on=tokens(12, 10),
+    )
+
+
+def tokens_case(config: ModelConfig, device: torch.device, dtype: torch.dtype) -> Case:
+    """Three modalities' grids, as encoders leave them in memory, blended with what stands for their absence."""
+    x, y = config.grid.bev().shape
+    channels, modalities = config.channels, 3
+    draw = torch.Generator(device).manual_seed(0)
+    coverage = torch.rand(modalities, 1, x, y, generator=draw, device=device)
+    coverage = (2 * coverage - 0.5).clamp(0, 1)  # a quarter of each sees nothing
+    grids = [torch.randn(1, channels, x, y, generator=draw, device=device).to(dtype) for _ in range(modalities)]
+    nulls = [torch.randn(channels, generator=draw, device=device) for _ in range(modalities)]
+
+    def fast(*inputs: Tensor) -> Tensor:
+        way = blended_by_triton if device.type == "cuda" else blended_tokens
+        return way(inputs[:modalities], coverage.unbind(), inputs[modalities:], (1, x, y), dtype)[0]
+
+    def plain(*inputs: Tensor) -> Tensor:
+        seen = [
+            torch.where(cover[:, None] > 0, grid, 0.0)
+            for cover, grid in zip(coverage, inputs[:modalities], strict=True)
+        ]
+        return blended_tokens(seen, coverage.unbind(), inputs[modalities:], (1, x, y), dtype)[0]
+
+    last = [grid.to(memory_format=torch.channels_last) for grid in grids]
+    return Case(
+        fast,
+        plain,
+        (*last, *nulls),
+        num_bytes=2 * dtype.itemsize * modalities * x * y * channels,
+        operations=3 * modalities * x * y * channels,
+    )
+
+
+def mean_case(config: ModelConfig, device: torch.device, dtype: torch.dtype, *, trusted: bool) -> Case:
+    """The mean of three modalities' tokens, and something added; trusted: by their shares of the attention."""
+    x, y = config.grid.bev().shape
+    channels, modalities = config.channels, 3
+    draw = torch.Generator(device).manual_seed(0)
+    coverage = (torch.rand(modalities, 1, x, y, generator=draw, device=device) > 0.2).float()
+    share = torch.rand(1, modalities, x, y, generator=draw, device=device).softmax(1)
+    tokens = torch.randn(modalities, 1, x, y, channels, generator=draw, device=device).to(dtype)
+    plus = torch.randn(1, x, y, channels, generator=draw, device=device).to(dtype)
+
+    def fast(tokens: Tensor, plus: Tensor, *share: Tensor) -> Tensor:
+        return trusted_mean(tokens, coverage, share[0], plus) if share else present_mean(tokens, coverage, plus)
+
+    def plain(tokens: Tensor, plus: Tensor, *share: Tensor) -> Tensor:
+        weight = coverage * share[0].transpose(0, 1) if share else coverage
+        weight = weight / weight.sum(0).clamp(min=1e-6)
+        return weighted_sum_reference(tokens, weight) + plus
+
+    return Case(
+        fast,
+        plain,
+        (tokens, plus, *[share] * trusted),
+        num_bytes=dtype.itemsize * (modalities + 2) * x * y * channels,
+        operations=2 * modalities * x * y * channels,
+    )
+
+
+def place_case(config: ModelConfig, device: torch.device) -> Case:
+    """The place of each cell in the grid, projected, plus a query."""
+    shape, channels = config.grid.bev().shape, config.channels
+    position = nn.Linear(channels, channels, bias=False).to(device)
+    weight = position._parameters.pop("weight")  # a plain attribute then, so that its gradient is compared, too
+    assert weight is not None
+
+    def fast(query: Tensor, weight: Tensor) -> Tensor:
+        position.weight = weight
+        return placed_by_axes(position, query, shape) if device.type == "cuda" else query + placed(position, shape)
+
+    def plain(query: Tensor, weight: Tensor) -> Tensor:
+        position.weight = weight
+        return query + placed(position, shape)
+
+    return Case(
+        fast,
+        plain,
+        (torch.randn(channels, device=device), weight.detach()),
+        num_bytes=4 * shape[0] * shape[1] * channels,
+        operations=2 * (shape[0] + shape[1]) * channels**2,
     )
 
 

@@ -105,10 +105,11 @@ def test_half_precision_is_summed_in_float32(side: int, dtype: torch.dtype) -> N
     *inputs, seen = few_tokens(dtype)
     query, key, value = inputs
     got = outcome(TritonAttention.apply, (query, key, value), seen, side)
-    assert [tensor.dtype for tensor in got] == [torch.float32] * 2 + [dtype] * 3
+    assert [tensor.dtype for tensor in got] == [dtype, torch.float32] + [dtype] * 3
     expected = outcome(neighbour_attention_reference, (query.float(), key.float(), value.float()), seen, side)
-    assert_agree(got[:2], expected[:2])
-    assert_agree(got[2:], expected[2:], 1e-3)
+    torch.testing.assert_close(got[0].float(), expected[0], rtol=torch.finfo(dtype).eps, atol=1e-6)  # rounded once
+    assert_agree(got[1:2], expected[1:2])
+    assert_agree(got[2:], expected[2:], 5e-3)  # the gradient that comes in is rounded, too
 
 
 @pytest.mark.parametrize("side", [1, 3])
@@ -164,7 +165,7 @@ def test_what_only_a_gradient_needs_is_not_kept_without_one(monkeypatch: pytest.
     with torch.no_grad():
         got = TritonAttention.apply(query, key, value, seen, 1)  # type: ignore[no-untyped-call]
     assert all(torch.equal(ours, other) for ours, other in zip(got, expected, strict=True))
-    assert [call.args[1:] for call in made.call_args_list if call.args[1:] != (0,)] == [query.shape, got[1].shape]
+    assert [call.args[1:] for call in made.call_args_list if call.args[1:] != (0,)] == [got[1].shape]
 
 
 def test_it_fits_heads_and_channels_that_are_powers_of_two() -> None:
@@ -214,9 +215,9 @@ def test_the_fuser_is_the_same_function_on_a_gpu(
     fuser = CrossAttentionFusion(CHANNELS, 8, heads=2, neighbourhood=side, absent=absent)  # type: ignore[arg-type]
     features = random_features(batch_size=1) | {"camera": None}
 
-    def run() -> list[Tensor]:
+    def run(*, autocast: bool) -> list[Tensor]:
         fuser.zero_grad()
-        with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
             fused = fuser(features)
         (fused.features.float().square().mean() + fused.attention.square().mean()).backward()
         return [
@@ -224,7 +225,7 @@ def test_the_fuser_is_the_same_function_on_a_gpu(
             *(p.grad for p in fuser.parameters() if p.grad is not None),
         ]
 
-    expected = run()
+    expected = run(autocast=False)
     monkeypatch.setattr(devices, "in_triton", lambda device: True)
     monkeypatch.setattr(devices, "in_blocks", lambda device: False)
     other = Mock(side_effect=AssertionError("another way"))
@@ -235,6 +236,5 @@ def test_the_fuser_is_the_same_function_on_a_gpu(
     ]:
         monkeypatch.setattr(module, name, other)
     tolerance = 0.1 if bfloat16 else 1e-4
-    for got, wanted in zip(run(), expected, strict=True):
-        scale = max(1e-3, float(wanted.abs().max()))
-        torch.testing.assert_close(got.float() / scale, wanted.float() / scale, rtol=tolerance, atol=tolerance / 2)
+    for got, wanted in zip(run(autocast=bfloat16), expected, strict=True):
+        assert (got - wanted).norm() <= tolerance * wanted.norm() + 1e-5  # by norms: rounding may turn a ReLU
