@@ -29,7 +29,10 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 def test_every_op_is_compared_with_its_twin_and_timed(report: dict[str, Any]) -> None:
     compared = [name for name, figures in report["parts"].items() if "errors" in figures]
-    for op in ("lift", "pillars", "cell_attention", "attention_1x1", "attention_3x3"):
+    for op in (
+        "lift", "pillars", "cell_attention", "attention_1x1", "attention_3x3", "tokens", "mean_of_present",
+        "mean_of_trusted", "place",
+    ):  # fmt: skip
         assert any(name.startswith(op) for name in compared), op
     for name in compared:
         figures = report["parts"][name]
