@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .grid import BEVGrid
+from .kernels import in_triton
 from .pillars import point_cells
 
 _WINDOWS_M = (2.4, 4.0, 7.2)
@@ -40,6 +41,9 @@ def point_drift(
     `points` [B, P, 3 or more] begin with x, y, z (m), where the motion of the vehicle has been taken out of them; `age_s` [B, P];
     of each sample the first `count` [B] count, without what is not `valid` [B, P], below 0.3 m or outside `z_range_m`.
     """
+    if in_triton(points.device):
+        heights_m = (max(z_range_m[0], _OVER_GROUND_M), z_range_m[1])
+        return _by_kernels(points, age_s, count, grid, heights_m, valid)
     use = (points[..., 2] >= _OVER_GROUND_M) & _inside(points, count, grid, z_range_m, valid)
     x_m, y_m, t_s = points[..., 0], points[..., 1], age_s
     moments = torch.stack([torch.ones_like(t_s), t_s, x_m, y_m, t_s * t_s, t_s * x_m, t_s * y_m], dim=-1)
@@ -51,6 +55,8 @@ def point_velocity(
     points: Tensor, velocity_mps: Tensor, count: Tensor, grid: BEVGrid, z_range_m: tuple[float, float]
 ) -> Tensor:
     """[B, 3 W, X, Y] float32, as `point_drift`, of points whose velocity over ground [B, P, 2] is measured: its mean."""
+    if in_triton(points.device):
+        return _by_kernels(points, velocity_mps, count, grid, z_range_m, None)
     use = _inside(points, count, grid, z_range_m, None)
     measured = torch.cat([torch.ones_like(velocity_mps[..., :1]), velocity_mps], dim=-1)
     means = []
@@ -58,6 +64,28 @@ def point_velocity(
         known = sums[:, :1] > 0.5
         means += [_in_units(sums[:, 1:] / sums[:, :1].clamp(min=1.0)), known.float()]
     return torch.cat(means, dim=1)
+
+
+def _by_kernels(
+    points: Tensor,
+    values: Tensor,
+    count: Tensor,
+    grid: BEVGrid,
+    z_range_m: tuple[float, float],
+    valid: Tensor | None,
+) -> Tensor:
+    """Of ages [B, P] their drift, of velocities [B, P, 2] their mean."""
+    from .kernels.motion import window_motion
+
+    return window_motion(
+        points.float(), values.float(), count, grid, z_range_m, valid, reaches=_reaches(grid), least_points=_LEAST_POINTS,
+        least_variance_s2=_LEAST_VARIANCE_S2, fastest_mps=_FASTEST_MPS, unit_mps=_UNIT_MPS,
+    )  # fmt: skip
+
+
+def _reaches(grid: BEVGrid) -> list[int]:
+    """Cells from the middle of each window to its edge."""
+    return [max(1, round((window_m / grid.cell_m - 1) / 2)) for window_m in _WINDOWS_M]
 
 
 def _inside(
@@ -78,8 +106,7 @@ def _windows(points: Tensor, values: Tensor, use: Tensor, grid: BEVGrid) -> list
     used = torch.where(use[..., None], values, 0.0).flatten(0, 1).float()  # padding may be NaN
     sums = torch.zeros(samples * grid.num_cells, used.shape[1], device=used.device).index_add(0, rows, used)
     maps = sums.view(samples, *grid.shape, -1).permute(0, 3, 1, 2)
-    reaches = [max(1, round((window_m / grid.cell_m - 1) / 2)) for window_m in _WINDOWS_M]
-    return [F.avg_pool2d(maps, 2 * r + 1, stride=1, padding=r) * (2 * r + 1) ** 2 for r in reaches]
+    return [F.avg_pool2d(maps, 2 * r + 1, stride=1, padding=r) * (2 * r + 1) ** 2 for r in _reaches(grid)]
 
 
 def _fit(sums: Tensor) -> Tensor:

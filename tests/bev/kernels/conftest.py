@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from bev import pillars
+from bev import motion, pillars
 from bev.detection import suppression
 from bev.lift import table
 
@@ -25,9 +25,9 @@ def _as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
         return poisoned(*tensor.shape, dtype=tensor.dtype)
 
     pytest.importorskip("triton", reason="Triton is for Linux on x86-64")
-    for module in (table, pillars, suppression):
+    for module in (motion, table, pillars, suppression):
         monkeypatch.setattr(module, "in_triton", lambda _: True)
-    for kernel in ("lift", "pillars", "points", "suppression"):
+    for kernel in ("lift", "motion", "pillars", "points", "suppression"):
         module = import_module(f"bev.kernels.{kernel}")
         monkeypatch.setattr(module, "torch", _Torch(empty=poisoned, empty_like=poisoned_like))
 
