@@ -11,10 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from bev.grid import BEVGrid
+from bev.kernels import in_triton
 from bev.layers import ConvBlock, ResidualBlock
 from bev.motion import point_drift
 from bev.pillars import PillarEncoder
 from sensors.batch import LidarBatch
+from sensors.frames import SECTORS
 from sensors.modality import MovingFeatures
 
 # x and y in 50 m, z in 2 m, intensity 0..1 as it is, age in 0.2 s
@@ -27,6 +29,8 @@ class LidarEncoder(nn.Module):
     Pillars stand on cells of half the grid's length. `stages` (optional) are sparse stages on that canvas, see
     `sensors.lidar.sparse_pillars`; then a stride of two leads to the grid.
     """
+
+    sector: Tensor
 
     def __init__(
         self,
@@ -43,6 +47,7 @@ class LidarEncoder(nn.Module):
         fine = BEVGrid(grid.x_min_m, grid.x_max_m, grid.y_min_m, grid.y_max_m, grid.cell_m / 2)
         self.pillars = PillarEncoder(_SCALE, pillar_channels, fine, z_range_m)
         self.stages = stages
+        self.register_buffer("sector", azimuth_sectors(grid, SECTORS), persistent=False)
         self.bev = nn.Sequential(
             ConvBlock(pillar_channels, channels, stride=2),
             *(ResidualBlock(channels) for _ in range(blocks)),
@@ -58,7 +63,12 @@ class LidarEncoder(nn.Module):
         canvas, occupied = self.pillars(batch.points, count, valid)
         if self.stages is not None:
             canvas = self.stages(canvas, occupied)
-        sector = azimuth_sectors(self.grid, covered.shape[1], covered.device)
+        if (
+            in_triton(covered.device) and covered.shape[1] == SECTORS
+        ):  # a constant, which takes a dozen launches to make
+            sector = self.sector
+        else:
+            sector = azimuth_sectors(self.grid, covered.shape[1], covered.device)
         return MovingFeatures(
             self.bev(canvas.contiguous(memory_format=torch.channels_last)),
             covered[:, sector],
@@ -69,6 +79,10 @@ class LidarEncoder(nn.Module):
 
 def _in_sectors(points: Tensor, covered: Tensor) -> Tensor:
     """[B, P, 5], [B, S] -> [B, P] bool, which points lie in sectors that are covered at all."""
+    if in_triton(points.device):
+        from bev.kernels.sectors import in_sectors
+
+        return in_sectors(points.float(), covered)
     return covered.gather(1, _sector(points[..., 0], points[..., 1], covered.shape[1])) > 0
 
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from bev.grid import BEVGrid
+from bev.kernels import in_triton
 from bev.layers import ConvBlock, ResidualBlock
 from bev.motion import point_velocity
 from bev.pillars import PillarEncoder
@@ -49,15 +50,23 @@ class RadarEncoder(nn.Module):
             raise ValueError(f"radar.points: expected [B, P, {len(_SCALE)}], got {list(batch.points.shape)}")
         count = torch.where(batch.present.any(1), batch.count, 0)
         canvas, _ = self.pillars(batch.points, count)
-        matrix = batch.present[:, :, None, None]
-        mount = torch.where(matrix, batch.reference_T_radar, torch.eye(4, device=canvas.device)).float()
-        coverage = radar_view(mount, self.grid, self.half_view_rad) & matrix
+        coverage = self._coverage(batch)
         return MovingFeatures(
             self.bev(canvas.contiguous(memory_format=torch.channels_last)),
             coverage.any(1).float(),
             coverage.float().mean((2, 3)),
             point_velocity(batch.points, batch.points[..., 4:6], count, self.grid, self.pillars.z_range_m),
         )
+
+    def _coverage(self, batch: RadarBatch) -> Tensor:
+        """[B, R, X, Y] bool."""
+        if in_triton(batch.present.device):
+            from bev.kernels.sectors import cells_in_view
+
+            return cells_in_view(batch.reference_T_radar, batch.present, self.grid, self.half_view_rad)
+        matrix = batch.present[:, :, None, None]
+        mount = torch.where(matrix, batch.reference_T_radar, torch.eye(4, device=matrix.device)).float()
+        return radar_view(mount, self.grid, self.half_view_rad) & matrix
 
 
 def radar_view(reference_T_radar: Tensor, grid: BEVGrid, half_view_rad: float) -> Tensor:

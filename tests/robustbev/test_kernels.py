@@ -14,7 +14,7 @@ _COMPILE = """
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
-from bev.kernels import lift, motion, pillars, points, suppression
+from bev.kernels import lift, motion, pillars, points, sectors, suppression
 from fusion.kernels import triton_neighbours as attention, triton_norm
 
 pillar = dict(F=11, C=63, G=64, BP=16, BC=64)
@@ -34,15 +34,17 @@ kernels = [
     (motion._sum_moments, grid | dict(S=8, DRIFT=True, VALID=True), 4),
     (motion._sum_moments, grid | dict(S=4, DRIFT=False, VALID=False), 4),
     (motion._fit_windows, window | dict(S=8, DRIFT=True), 2), (motion._fit_windows, window | dict(S=4, DRIFT=False), 2),
+    (sectors._find_sectors, dict(F=5, S=36, BP=256), 4), (sectors._view_cells, dict(X=180, Y=180, BC=256), 4),
     (suppression._suppress, dict(BT=512, ROWS=16), 8), (triton_norm._normalise, norm, 4), (triton_norm._backward, norm, 4),
     (attention._attend, attend, 8), (attention._backward_of_queries, attend, 8), (attention._backward_of_tokens, attend, 8),
 ]
 types = dict.fromkeys(("entry", "cell", "offsets", "kept", "rows", "entries"), "*i32")
-types |= dict.fromkeys(("close", "present", "seen", "valid", "visible"), "*u8")
+types |= dict.fromkeys(("close", "present", "seen", "valid", "visible", "view"), "*u8")
 types |= dict.fromkeys(("query", "key", "value", "of_query", "of_key", "of_value", "delta", "of_delta", "y"), "*bf16")
 types |= dict.fromkeys(("P", "T", "N", "R", "B", "X", "Y", "programs", "cameras", "stride_b", "stride_p"), "i32")
 types |= dict.fromkeys(("x_min_m", "y_min_m", "cell_m", "z_min_m", "z_max_m", "depth_min_m", "depth_step_m"), "fp32")
-types |= dict.fromkeys(("x_max_m", "y_max_m", "width_px", "height_px"), "fp32") | dict(eps="fp32", scale="fp32")
+types |= dict.fromkeys(("x_max_m", "y_max_m", "width_px", "height_px", "HALF", "least_cosine"), "fp32")
+types |= dict(eps="fp32", scale="fp32")
 for kernel, constants, warps in kernels:
     signature = {name: "constexpr" if name in constants else types.get(name, "*fp32") for name in kernel.arg_names}
     if kernel in (points._sum_rows, points._decorate, motion._sum_moments):
@@ -65,4 +67,4 @@ def test_every_kernel_compiles_without_a_gpu(tmp_path: Path) -> None:
         [sys.executable, "-c", _COMPILE], cwd=ROOT, env=environment, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    assert len(done.stdout.splitlines()) == 20
+    assert len(done.stdout.splitlines()) == 22

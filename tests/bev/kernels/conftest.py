@@ -27,7 +27,7 @@ def _as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("triton", reason="Triton is for Linux on x86-64")
     for module in (motion, table, pillars, suppression):
         monkeypatch.setattr(module, "in_triton", lambda _: True)
-    for kernel in ("lift", "motion", "pillars", "points", "suppression"):
+    for kernel in ("lift", "motion", "pillars", "points", "sectors", "suppression"):
         module = import_module(f"bev.kernels.{kernel}")
         monkeypatch.setattr(module, "torch", _Torch(empty=poisoned, empty_like=poisoned_like))
 

@@ -41,6 +41,7 @@ from bev.kernels import lift as lift_kernel
 from bev.kernels import motion as motion_kernel
 from bev.kernels import pillars as pillar_kernel
 from bev.kernels import points as point_kernel
+from bev.kernels import sectors as sector_kernel
 from bev.kernels import suppression as suppression_kernel
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -217,7 +218,7 @@ def test_a_kernel_runs_on_the_device_of_what_it_is_given(monkeypatch: pytest.Mon
     launch(Kernel(), (2, 3), given, 5, C=1)
     launch(Kernel(), (2, 0), given)
     assert entered == [given, ((2, 3), given, 5, {"C": 1}), None]
-    for kernel in (lift_kernel, motion_kernel, pillar_kernel, point_kernel, suppression_kernel):
+    for kernel in (lift_kernel, motion_kernel, pillar_kernel, point_kernel, sector_kernel, suppression_kernel):
         assert "[(" not in inspect.getsource(kernel), "launched past `launch`"
 
 
