@@ -52,6 +52,8 @@ def parts(device: torch.device, config: ModelConfig, *, small: bool, compile_mod
     for crowded in (False, True):
         name = "pillars_crowded" if crowded else "pillars"
         add(name, partial(ops.pillars_case, config, device, points, crowded=crowded))
+    found["points"] = partial(ops.points, config, device, points)
+    found["geometry"] = partial(ops.geometry, config, device)
     add("cell_attention", partial(ops.cell_attention_case, config, device))
     for side in (1, 3):
         for dtype in dtypes:

@@ -5,17 +5,22 @@ Letters: N cameras, h and w feature pixels, D depth bins, C channels.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch import Tensor, nn
 
 import robustbev
+from bev import motion, pillars
 from bev.detection.suppression import greedy_suppression, greedy_suppression_reference
+from bev.lift import table as lift_tables
 from bev.lift.table import LiftTable, lift_splat, lift_splat_reference
-from bev.pillars import linear_max, linear_max_reference
+from bev.motion import point_drift, point_velocity
+from bev.pillars import PillarEncoder, linear_max, linear_max_reference
 from fusion import BEVFeatures, CrossAttentionFusion
 from fusion.fusers.cross_attention import placed, placed_by_axes
 from fusion.kernels.cells import cell_attention
@@ -151,6 +156,83 @@ def suppression(config: ModelConfig, device: torch.device) -> dict[str, Any]:
         "forward_ms": device_ms(lambda: greedy_suppression(close), device),
         "plain_forward_ms": device_ms(lambda: greedy_suppression_reference(close), device),
     }
+
+
+@contextmanager
+def in_plain_torch() -> Iterator[None]:
+    """The plain twins of what places points and cameras, on whichever device."""
+    with ExitStack() as stack:
+        for module in (motion, pillars, lift_tables):
+            stack.enter_context(patch.object(module, "in_triton", lambda _: False))
+        yield
+
+
+def _both(op: Callable[[], Tensor], device: torch.device) -> tuple[Tensor, Tensor, dict[str, float]]:
+    """What an op gives, what its twin gives, and milliseconds of both."""
+    got, times = op(), {"forward_ms": device_ms(op, device)}
+    with in_plain_torch():
+        return got, op(), times | {"plain_forward_ms": device_ms(op, device)}
+
+
+@torch.no_grad()
+def points(config: ModelConfig, device: torch.device, count: int) -> dict[str, Any]:
+    """Pillars and drift of a LiDAR's points, a tenth of them padding, against plain torch.
+
+    Raises:
+        ValueError: they differ by more than rounding, or in more than one cell of 10,000.
+    """
+    grid, lidar = config.grid.bev(), config.of_kind(LidarConfig)["lidar"]
+    encoder = PillarEncoder((0.02, 0.02, 0.5, 1.0, 5.0), lidar.pillar_channels, grid, (-3.0, 5.0)).to(device)
+    draw = torch.Generator().manual_seed(0)
+    given = torch.randn(1, count, 5, generator=draw) * torch.tensor(
+        [0.4 * grid.x_max_m, 0.4 * grid.y_max_m, 1.0, 1.0, 0.0]
+    )
+    given[..., 4] = (
+        torch.randint(0, 10, (1, count), generator=draw) / 16
+    )  # ages of ten sweeps, of which no variance lies at the least
+    given = given.to(device)
+    used = torch.full((1,), count * 9 // 10, device=device)
+    figures: dict[str, Any] = {}
+    for name, op in (
+        ("pillars", lambda: encoder(given, used)[0]),
+        ("drift", lambda: point_drift(given, given[..., 4], used, grid, (-3.0, 5.0))),
+        ("velocity", lambda: point_velocity(given, given[..., 3:5], used, grid, (-3.0, 5.0))),
+    ):
+        got, expected, times = _both(op, device)
+        apart = 1 - float(((got - expected).abs() <= 1e-3).float().mean())
+        if not apart <= 1e-4:
+            raise ValueError(
+                f"{name}: expected what plain torch gives, got another number in {apart:.2%} of all places"
+            )
+        figures |= {f"{name}_{key}": value for key, value in (times | {"apart": apart}).items()}
+    return figures
+
+
+@torch.no_grad()
+def geometry(config: ModelConfig, device: torch.device) -> dict[str, Any]:
+    """The cells that six cameras see, in the table of the lift, and rays of their tokens, against plain torch.
+
+    Raises:
+        ValueError: they differ by more than rounding at the edges of pictures.
+    """
+    model = robustbev.build(config)
+    cameras = random_batch(model, {"camera": 6, "lidar": 1, "radar": 1}, batch_size=1).to(device).part("camera")
+    encoder = model.to(device).encoder("camera")
+    assert cameras is not None
+    rig = cameras.intrinsics, cameras.reference_T_camera
+    figures: dict[str, Any] = {}
+    for name, op in (
+        ("table", lambda: encoder.table(*rig, cameras.present).visible.float()),
+        ("rays", lambda: encoder.rays(*rig)),
+    ):
+        got, expected, times = _both(op, device)
+        apart = 1 - float(((got - expected).abs() <= 1e-5).float().mean())
+        if not apart <= 1e-4:
+            raise ValueError(
+                f"{name}: expected what plain torch gives, got another number in {apart:.2%} of all places"
+            )
+        figures |= {f"{name}_{key}": value for key, value in (times | {"apart": apart}).items()}
+    return figures
 
 
 def pillars_case(config: ModelConfig, device: torch.device, points: int, *, crowded: bool) -> Case:

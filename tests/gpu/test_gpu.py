@@ -19,6 +19,11 @@ from tests.gpu.measure import ROOT, host_waits, with_gradients
 CPU = torch.device("cpu")
 
 
+def small_config() -> ModelConfig:
+    text = (ROOT / "configs" / "tiny.yaml").read_text(encoding="utf-8")
+    return ModelConfig.model_validate(yaml.safe_load(text)["model"])
+
+
 @pytest.fixture(scope="module")
 def report(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     out = tmp_path_factory.mktemp("gpu") / "gpu.json"
@@ -39,6 +44,22 @@ def test_every_op_is_compared_with_its_twin_and_timed(report: dict[str, Any]) ->
         assert len(figures["errors"]) >= 3, "output and gradients"
         assert figures["forward_ms"] > 0
         assert figures["of_bandwidth"] > 0
+
+
+def test_points_and_geometry_are_compared_with_plain_torch_and_timed(report: dict[str, Any]) -> None:
+    for part, names in {"points": ("pillars", "drift", "velocity"), "geometry": ("table", "rays")}.items():
+        for name in names:
+            figures = report["parts"][part]
+            assert figures[f"{name}_apart"] <= 1e-4
+            assert figures[f"{name}_forward_ms"] > 0
+            assert figures[f"{name}_plain_forward_ms"] > 0
+
+
+def test_points_that_differ_from_plain_torch_are_a_failure(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ops, "device_ms", lambda op, device: 1.0)
+    monkeypatch.setattr(ops, "point_drift", lambda *given: torch.rand(1, 9, 4, 4))
+    with pytest.raises(ValueError, match="drift: expected what plain torch gives"):
+        ops.points(small_config(), CPU, 50)
 
 
 def test_a_training_step_and_perceive_are_equal_to_the_cpus_and_taken_apart(report: dict[str, Any]) -> None:
