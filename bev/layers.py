@@ -21,6 +21,12 @@ class ConvBlock(nn.Sequential):
             nn.ReLU(inplace=True),
         )
 
+    def forward(self, x: Tensor) -> Tensor:
+        """Said here, for torch.compile passes over `forward` of torch's own containers."""
+        for layer in self:
+            x = layer(x)
+        return x
+
 
 class ResidualBlock(nn.Module):
     """Two 3 x 3 convolutions around a shortcut (He et al., CVPR 2016)."""

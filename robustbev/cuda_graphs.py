@@ -145,13 +145,14 @@ class CudaGraphs:
             self._folded = folded(model)
         model = self._folded
         device = model.device
+        encoders = [encoder for encoder in model.encoders.values() if isinstance(encoder, CameraEncoder)]
         if device not in self._streams:
-            self._streams[device] = [torch.cuda.Stream(device) for _ in (*model.config.modalities, "lift tables")]
-        *streams, of_tables = self._streams[device]
-        for encoder in model.encoders.values():
-            if isinstance(encoder, CameraEncoder):
-                encoder.beside = of_tables
-        stream, *others = streams
+            self._streams[device] = [torch.cuda.Stream(device) for _ in (*model.config.modalities, *encoders)]
+        stream, *others = self._streams[device]
+        for (
+            encoder
+        ) in encoders:  # one each: memory of one stream would go from a table to the next while the first is read
+            encoder.beside = others.pop()
         beside = dict(zip(tuple(model.config.modalities)[1:], others, strict=True))
         here = torch.cuda.current_stream(device)
         stream.wait_stream(here)

@@ -72,6 +72,7 @@ def parts(device: torch.device, config: ModelConfig, *, small: bool, compile_mod
             whole.training, config, device, precision, batch_size=batch_size, points=points
         )
     found["perceive"] = partial(whole.perceive, config, device, points=points)
+    found["perceive_stages"] = partial(whole.stages, config, device, points=points)
     for more, compiled in () if device.type == "cpu" else ((16, False), (16, True), (32, True)):
         if compile_model or not compiled:
             found[f"training_step_bfloat16_batch_{more}" + "_compiled" * compiled] = partial(

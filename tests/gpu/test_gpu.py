@@ -72,6 +72,7 @@ def test_a_training_step_and_perceive_are_equal_to_the_cpus_and_taken_apart(repo
             figures["parts_ms"]
         )
         assert figures["host_waits"] == sum(figures["host_waits_by_line"].values())
+    assert {"camera", "lidar", "radar", "fuser", "decode"} < set(report["parts"]["perceive_stages"])
 
 
 def test_an_op_that_differs_from_its_twin_is_a_failure_that_the_exit_code_tells(

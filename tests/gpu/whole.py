@@ -9,9 +9,10 @@ import subprocess
 import sys
 import time
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -22,9 +23,9 @@ from torch import Tensor, nn
 import robustbev
 from bev.detection.boxes import Boxes
 from robustbev import CameraConfig, ModelConfig, PerceptionModel, choose_precision
-from robustbev.cuda_graphs import CudaGraphs, GraphWarning
+from robustbev.cuda_graphs import CudaGraphs, GraphWarning, folded
 from robustbev.export.example import random_batch
-from sensors.batch import SensorBatch
+from sensors.batch import SensorBatch, map_tensors
 from sensors.frames import KINDS
 from sensors.points import DroppedPoints
 from tests.gpu.measure import ROOT, host_waits, milliseconds, peak_mib, relative_error, synchronise
@@ -207,9 +208,11 @@ def _kernels(work: Any, device: torch.device) -> dict[str, Any]:
         return (row.self_device_time_total if cuda else row.self_cpu_time_total) / 1e3
 
     longest = sorted(rows, key=own_ms, reverse=True)[:15]
+    ran = [event for event in profiler.events() if event.device_type.name == "CUDA"]
     return {
         "kernels_ms": {row.key[:80]: round(own_ms(row), 3) for row in longest},
         "launches": sum(row.count for row in rows if row.key.startswith("cudaLaunchKernel")),
+        "kernels": len(ran),  # of a graph, too, that is one launch
     }
 
 
@@ -287,6 +290,51 @@ def _replayed(model: PerceptionModel, batch: SensorBatch, device: torch.device) 
     recorded = next(iter(graphs._recorded.values()))
     figures["replay_alone_ms"] = milliseconds(recorded.play, device)
     return figures | {f"replayed_{name}": value for name, value in _kernels(recorded.play, device).items()}
+
+
+def stages(config: ModelConfig, device: torch.device, *, points: int) -> dict[str, Any]:
+    """What `perceive` consists of, each part as a graph of its own where there are graphs: milliseconds, and kernels of each."""
+    torch.manual_seed(0)
+    built = robustbev.build(config).eval().to(device)
+    if device.type == "cuda":
+        built.precision = choose_precision("bfloat16", device)
+    model, batch = folded(built), sensors(built, 1, points).to(device)
+    cameras, camera = batch.part("camera"), model.encoder("camera")
+    pictures = torch.randn(6, 3, *camera.image_size, device=device)
+    embedding = camera.calibration(camera.rays(cameras.intrinsics, cameras.reference_T_camera).flatten(0, 1))
+    with torch.inference_mode(), model.precision.autocast(device.type):
+        features = model.encode(batch)
+        fused = model.fuser(features, grid_shape=model.grid.shape, batch_size=1)
+        motion, seen = model._measured(features, 1), model.backbone(fused.features)
+        logits = map_tensors(model.detection(seen, motion), lambda tensor: tensor.float())
+        work: dict[str, Any] = {name: partial(model.encode, batch.only((name,))) for name in KINDS}
+        work |= {
+            "camera: table": partial(camera.table, cameras.intrinsics, cameras.reference_T_camera, cameras.present),
+            "camera: network": partial(camera.vit, pictures, embedding),
+            "fuser": partial(model.fuser, features, grid_shape=model.grid.shape, batch_size=1),
+            "measured motion": partial(model._measured, features, 1),
+            "backbone": partial(model.backbone, fused.features),
+            "head": partial(model.detection, seen, motion),
+            "decode": partial(model.detection.decode, logits, fused.coverage),
+        }
+        return {name: _stage(part, device) for name, part in work.items()}
+
+
+def _stage(work: Callable[[], object], device: torch.device) -> dict[str, Any]:
+    if device.type != "cuda":
+        return {"ms": milliseconds(work, device)}
+    here, stream = torch.cuda.current_stream(device), torch.cuda.Stream(device)
+    stream.wait_stream(here)
+    with torch.cuda.stream(stream):
+        for _ in range(3):
+            work()
+    here.wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        kept = work()  # whose memory the graph writes
+    figures = {"ms": milliseconds(graph.replay, device), **_kernels(graph.replay, device)}
+    del kept
+    return figures
 
 
 def real_training(root: Path, version: str, split: str, config: Path, out: Path, seconds: float) -> dict[str, Any]:

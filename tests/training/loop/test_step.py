@@ -17,7 +17,15 @@ from sensors.batch import SensorBatch
 from sensors.frames import KINDS
 from tests.tiny_model import random_sensors, random_training_batch, tiny_model
 from training.data.batch import TrainingBatch
-from training.loop.step import DropoutConfig, LossWeights, StepConfig, StepOutput, TrainingStep, modality_present
+from training.loop.step import (
+    DropoutConfig,
+    LossWeights,
+    StepConfig,
+    StepOutput,
+    TrainingStep,
+    _compile_blocks,
+    modality_present,
+)
 
 NO_DROPOUT = DropoutConfig(others=0, single_camera=0)
 PARTS = {
@@ -302,6 +310,25 @@ def test_presence_is_told_by_sample_and_modality() -> None:
     present = modality_present(batch.having(radar=None), ("camera", "lidar", "radar"))
     assert present.tolist() == [[False, True, False], [True, True, False], [True, False, False]]
     assert not modality_present(SensorBatch({}, 2), ("camera", "lidar")).any()
+
+
+def test_every_block_of_convolutions_is_compiled_whatever_its_width(monkeypatch: pytest.MonkeyPatch) -> None:
+    graphs: list[object] = []
+
+    def counted(graph: torch.fx.GraphModule, _: object) -> Any:
+        graphs.append(graph)
+        return graph.forward
+
+    torch_compile = torch.nn.Module.compile
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda block: torch_compile(block, backend=counted))
+    monkeypatch.setattr("torch._dynamo.config.recompile_limit", 8)  # as torch has it
+    torch._dynamo.reset()
+    model, batch = tiny_model(), random_sensors(2)
+    _compile_blocks(model)
+    model.train().training_outputs(batch)
+    # Blocks of one size share a graph, and those of more than eight sizes would not be compiled any more.
+    assert len(graphs) > 12
+    torch._dynamo.reset()
 
 
 def test_one_batch_can_be_learned_by_heart() -> None:
