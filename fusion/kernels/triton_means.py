@@ -47,10 +47,10 @@ def _mean(
     total = tl.zeros((BR,), tl.float32)
     for m in tl.static_range(M):
         total += _weight(coverage, share, m, row, sample, there, N, cells, M, SHARE)
-    scale = 1.0 / tl.where(total > 0, total, 1.0)
+    total = tl.where(total > 0, total, 1.0)
     result = tl.zeros((BR, BC), tl.float32)
     for m in tl.static_range(M):
-        weight = _weight(coverage, share, m, row, sample, there, N, cells, M, SHARE) * scale
+        weight = tl.div_rn(_weight(coverage, share, m, row, sample, there, N, cells, M, SHARE), total)
         at = (row + m * N)[:, None] * C + c[None, :]
         result += tl.load(tokens + at, mask=(weight > 0)[:, None] & used, other=0.0).to(tl.float32) * weight[:, None]
     if PLUS:
@@ -69,7 +69,8 @@ def _backward(
 ):  # fmt: skip
     """Without OF_SHARE the tokens are not read.
 
-    The gradient of a weight is (gradient's product with the token - its product with the mean) / sum of the weights.
+    The gradient of a weight is (gradient's product with the token - its product with the mean) / sum of the weights. Of one that
+    stands alone it is 0, for then the exact division gives 1.
     """
     c = tl.arange(0, BC)
     used = (c < C)[None, :]
@@ -80,14 +81,14 @@ def _backward(
     total = tl.zeros((BR,), tl.float32)
     for m in tl.static_range(M):
         total += _weight(coverage, share, m, row, sample, there, N, cells, M, SHARE)
-    scale = 1.0 / tl.where(total > 0, total, 1.0)
+    total = tl.where(total > 0, total, 1.0)
     inside = there[:, None] & used
     upward = tl.load(grad + row[:, None] * C + c[None, :], mask=inside, other=0.0).to(tl.float32)
     modality = tl.arange(0, P)
     products = tl.zeros((BR, P), tl.float32)
     with_mean = tl.zeros((BR,), tl.float32)
     for m in tl.static_range(M):
-        weight = _weight(coverage, share, m, row, sample, there, N, cells, M, SHARE) * scale
+        weight = tl.div_rn(_weight(coverage, share, m, row, sample, there, N, cells, M, SHARE), total)
         at = (row + m * N)[:, None] * C + c[None, :]
         if OF_SHARE:
             token = tl.load(tokens + at, mask=(weight > 0)[:, None] & used, other=0.0).to(tl.float32)
@@ -100,7 +101,7 @@ def _backward(
         at = row[:, None] + (sample[:, None] * (M - 1) + modality[None, :]) * cells
         seen = tl.load(coverage + (row[:, None] + modality[None, :] * N), mask=each, other=0.0) > 0
         learns = seen & (tl.load(share + at, mask=each, other=0.0).to(tl.float32) >= 1e-6)
-        slope = (products - with_mean[:, None]) * scale[:, None]
+        slope = (products - with_mean[:, None]) / total[:, None]
         tl.store(of_share + at, tl.where(learns, slope, 0.0), mask=each)
 
 
