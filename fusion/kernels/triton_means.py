@@ -69,8 +69,8 @@ def _backward(
 ):  # fmt: skip
     """Without OF_SHARE the tokens are not read.
 
-    The gradient of a weight is (gradient's product with the token - its product with the mean) / sum of the weights. Of one that
-    stands alone it is 0, for then the exact division gives 1.
+    The gradient of a weight is (gradient's product with the token - its product with the mean) / sum of the weights, as a sum of
+    differences between tokens: where one weighs nearly all, its own difference is exactly 0.
     """
     c = tl.arange(0, BC)
     used = (c < C)[None, :]
@@ -86,14 +86,12 @@ def _backward(
     upward = tl.load(grad + row[:, None] * C + c[None, :], mask=inside, other=0.0).to(tl.float32)
     modality = tl.arange(0, P)
     products = tl.zeros((BR, P), tl.float32)
-    with_mean = tl.zeros((BR,), tl.float32)
     for m in tl.static_range(M):
         weight = tl.div_rn(_weight(coverage, share, m, row, sample, there, N, cells, M, SHARE), total)
         at = (row + m * N)[:, None] * C + c[None, :]
         if OF_SHARE:
             token = tl.load(tokens + at, mask=(weight > 0)[:, None] & used, other=0.0).to(tl.float32)
             product = tl.sum(token * upward, 1)
-            with_mean += product * weight
             products = tl.where(modality[None, :] == m, product[:, None], products)
         tl.store(of_tokens + at, tl.where((weight > 0)[:, None], upward * weight[:, None], 0.0), mask=inside)
     if OF_SHARE:
@@ -101,7 +99,12 @@ def _backward(
         at = row[:, None] + (sample[:, None] * (M - 1) + modality[None, :]) * cells
         seen = tl.load(coverage + (row[:, None] + modality[None, :] * N), mask=each, other=0.0) > 0
         learns = seen & (tl.load(share + at, mask=each, other=0.0).to(tl.float32) >= 1e-6)
-        slope = (products - with_mean[:, None]) / total[:, None]
+        slope = tl.zeros((BR, P), tl.float32)
+        for m in tl.static_range(M):
+            weight = tl.div_rn(_weight(coverage, share, m, row, sample, there, N, cells, M, SHARE), total)
+            of_m = tl.sum(tl.where(modality[None, :] == m, products, 0.0), 1)
+            slope += weight[:, None] * (products - of_m[:, None])
+        slope = slope / total[:, None]
         tl.store(of_share + at, tl.where(learns, slope, 0.0), mask=each)
 
 
