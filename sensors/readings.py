@@ -75,7 +75,8 @@ def frame_at(
 
     Args:
         time_us: of the frame, whole microseconds of the clock that all times are of. Best that of the newest LiDAR sweep.
-        readings: of any sensors in any order; of a LiDAR or radar several sweeps, where the model takes several.
+        readings: of any sensors in any order; of a LiDAR or radar several sweeps, where the model takes several. What comes
+            twice with one time counts once.
         ego_T_sensor: [4, 4] by channel, where each sensor is mounted: its points to the ego frame. No motion is in it.
         trajectory: where the vehicle was. None: it is not known. Then, as in a replay without poses, the newest reading of each
             sensor is taken as if the vehicle stood still, and older sweeps are left out.
@@ -166,10 +167,11 @@ def _of_sensor(
 
 
 def _fresh(readings: Sequence[Reading], time_us: int, max_age_us: int) -> list[Reading] | Absence:
-    """Newest first, up to the first that is too old; or why that is none."""
+    """Newest first, up to the first that is too old; or why that is none. Of those of one time it is the last, as in a replay."""
     fresh: list[Reading] = []
     newer_us = time_us
-    for reading in sorted(readings, key=lambda one: one.time_us, reverse=True):
+    at_time = {(type(one), one.time_us): one for one in readings}
+    for reading in sorted(at_time.values(), key=lambda one: one.time_us, reverse=True):
         if newer_us - reading.time_us > max_age_us:
             break
         if reading.time_us - time_us <= max_age_us:

@@ -105,6 +105,17 @@ def test_older_sweeps_come_along_newest_first_up_to_a_gap() -> None:
     np.testing.assert_allclose([s.reference_T_lidar[0, 3] - mount_x for s in frame.lidar], [0, -0.75, -1.5], atol=1e-9)
 
 
+def test_what_comes_twice_with_one_time_counts_once_the_last_of_them() -> None:
+    """A driver that sends again: as replays have it, no point is there twice, and no camera has too many pictures."""
+    other, picture = replace(LIDAR, points=2 * POINTS), CameraReading("CAM_FRONT", PICTURE, np.eye(3), TIME_US)
+    older = replace(LIDAR, time_us=TIME_US - 50_000)
+    frame = frame_of(LIDAR, older, other, picture, picture)
+    assert frame.cameras is not None
+    assert frame.lidar is not None
+    assert len(frame.cameras) == 1
+    assert [sweep.points is one.points for sweep, one in zip(frame.lidar, (other, older), strict=True)] == [True, True]
+
+
 def test_a_reading_of_a_time_without_a_pose_is_absent_and_named() -> None:
     late = Trajectory([TIME_US], [np.eye(4)], max_gap_s=0.05)
     for reading in (
