@@ -18,6 +18,10 @@ from sensors.errors import SensorDataWarning
 from sensors.frames import CameraImage, LidarSweep, RadarSweep, SensorFrame
 from sensors.motion.poses import LINK_T_OPTICAL, pose
 from sensors.simulation.sensing.rig import CAMERAS, LIDAR, RADARS, SENSORS
+from tests.robustbev.robot import RIG as ROBOTS_RIG
+from tests.robustbev.robot import Robot
+from tests.sensors.replay.drive import START_NS, drive
+from tests.sensors.replay.test_calibration_checks import FAULTS as REPLAYS_FAULTS
 from tests.tiny_model import tiny_model
 
 RIG = RigConfig(
@@ -139,3 +143,57 @@ def test_perceive_tells_it_once_of_each_sensor_when_that_first_gives_something()
     assert re.search(r"^LIDAR_TOP: .*got 206\d.* m \(millimetres\?\): taken as it is, and told once$", line)
     assert told(model, bad) == []
     assert len(told(tiny_model(rig=RIG.model_dump()), bad)) == 1
+
+
+# Faults of what a robot does not hand to `frame_at` and `perceive`, which take a mount [4, 4], intrinsics [3, 3] and a picture.
+NOT_HANDED_OVER = {
+    *(
+        "two trees",
+        "two parents",
+        "loop of two",
+        "loop of three",
+        "transform to itself",
+        "empty frame id",
+    ),  # tf2 has them
+    *("the mapping's frame is unknown", "the mapping's ego frame is unknown"),  # there is no mapping
+    *("pictures swapped", "calibrations swapped", "pictures of an unknown frame"),  # frame ids
+    *("no size", "another size", "width and height exchanged"),  # the size that a CameraInfo names
+    *("infinity in P", "baseline in millimetres"),  # P's fourth column
+    *("P of another focal length", "P a little off K"),  # one of two matrices that disagree
+    *(
+        "mounting that changes",
+        "calibration that changes",
+    ),  # a pose holds motion, and only first calibrations are looked at
+}
+
+
+@pytest.mark.parametrize("name", REPLAYS_FAULTS)
+def test_what_a_replay_tells_of_a_calibration_is_told_by_name_here_too(name: str) -> None:
+    channel, change, *_ = REPLAYS_FAULTS[name]
+    robot = Robot().take(change(drive(0.3)), START_NS + 310_000_000)
+    model = tiny_model(rig=ROBOTS_RIG.model_dump())
+    told = [text for of, text in robot.refused.items() if of == channel]
+    try:
+        frame = robot.frame(START_NS // 1000 + 300_000)
+    except ValueError as error:  # a sensor that has no mount
+        told.append(str(error))
+    else:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            model.perceive(frame, on_bad_sensor="absent")
+        told += [str(one.message) for one in caught if str(one.message).startswith(channel)]
+    assert bool(told) == (name not in NOT_HANDED_OVER), told
+    assert all(channel in text for text in told)
+
+
+def test_48_of_the_68_faults_that_a_replay_tells_can_be_handed_over() -> None:
+    assert set(REPLAYS_FAULTS) >= NOT_HANDED_OVER
+    assert (len(REPLAYS_FAULTS), len(REPLAYS_FAULTS) - len(NOT_HANDED_OVER)) == (68, 48)
+
+
+def test_the_robots_own_calibrations_are_sound() -> None:
+    robot = Robot().take(drive(0.3), START_NS + 310_000_000)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        tiny_model(rig=ROBOTS_RIG.model_dump()).perceive(robot.frame(START_NS // 1000 + 300_000))
+    assert not robot.refused
