@@ -151,8 +151,10 @@ class NuScenesReader:
             row = int(rows[np.abs(arrays.data_time_us[rows] - arrays.sample_time_us[sample]).argmin()])
         return row
 
-    def frame(self, i: int) -> SensorFrame:
+    def frame(self, i: int, *, motion: bool = True) -> SensorFrame:
         """Everything the configured sensors saw at sample `i`. A channel without a keyframe here counts as absent.
+
+        Without `motion` poses are the mounts alone, `ego_T_sensor`, as a calibration is looked at.
 
         Raises:
             SensorDataError: a file is missing, truncated or damaged, and `on_bad_file` is "error".
@@ -161,7 +163,8 @@ class NuScenesReader:
         chains = {channel: self._chain(i, channel, 1) for channel in config.camera_channels}
         chains |= {channel: self._chain(i, channel, config.lidar_sweeps) for channel in config.lidar_channels}
         chains |= {channel: self._chain(i, channel, config.radar_sweeps) for channel in config.radar_channels}
-        poses = self._reference_T_sensor([row for rows in chains.values() for row in rows], global_T_reference)
+        rows = [row for rows in chains.values() for row in rows]
+        poses = self._reference_T_sensor(rows, global_T_reference if motion else None)
         cameras = tuple(
             next(iter(self._readings(chains[channel], channel, poses, self._camera)), None)
             for channel in config.camera_channels
@@ -311,12 +314,15 @@ class NuScenesReader:
                 )
         return lines
 
-    def _reference_T_sensor(self, rows: list[int], global_T_reference: Float64) -> dict[int, Float64]:  # noqa: N802
-        """Row of sample_data -> [4, 4], all at once: a sample has dozens."""
+    def _reference_T_sensor(  # noqa: N802
+        self, rows: list[int], global_T_reference: Float64 | None
+    ) -> dict[int, Float64]:
+        """Row of sample_data -> [4, 4], all at once: a sample has dozens. None: `ego_T_sensor`."""
         arrays = self.index.arrays
-        global_T_ego = transforms(arrays.data_ego_pose[rows])
-        ego_T_sensor = transforms(arrays.calibration_pose[arrays.data_calibration[rows]])
-        return dict(zip(rows, inverse_rigid(global_T_reference) @ global_T_ego @ ego_T_sensor, strict=True))
+        poses = transforms(arrays.calibration_pose[arrays.data_calibration[rows]])
+        if global_T_reference is not None:
+            poses = inverse_rigid(global_T_reference) @ transforms(arrays.data_ego_pose[rows]) @ poses
+        return dict(zip(rows, poses, strict=True))
 
     def _camera(self, channel: str, row: int, pose: Float64, source: Source) -> CameraImage:
         arrays, calibration = self.index.arrays, int(self.index.arrays.data_calibration[row])

@@ -75,10 +75,13 @@ def doctor(
     config: Annotated[
         Path | None, typer.Option("--config", help="Say too whether this machine can run this configuration.")
     ] = None,
+    rig: Annotated[
+        Path | None, typer.Option("--rig", help="Draw here (.png) where the configuration's sensors stand and look.")
+    ] = None,
 ) -> None:
     """Say what is installed, from where our packages come, and what this machine can run."""
     from training.doctor.examine import examine
 
-    if config is None and settings:
-        raise typer.BadParameter("settings are of a configuration: say with --config which")
-    raise typer.Exit(examine(config, settings or []))
+    if config is None and (settings or rig):
+        raise typer.BadParameter("say with --config which configuration the settings and --rig are of")
+    raise typer.Exit(examine(config, settings or [], rig))

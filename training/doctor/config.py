@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from training.runs.config import RunConfig
 
 
-def check_config(path: Path, settings: Sequence[str]) -> list[Answer]:
-    """What speaks for and against running a configuration here.
+def check_config(path: Path, settings: Sequence[str], rig: Path | None = None) -> list[Answer]:
+    """What speaks for and against running a configuration here; draws its sensors into `rig`, a PNG, where that is given.
 
     Raises:
         FileNotFoundError, ConfigError: there is no such configuration, or it is none.
@@ -30,7 +30,8 @@ def check_config(path: Path, settings: Sequence[str]) -> list[Answer]:
     from training.runs.config import load_run_config
 
     run = load_run_config(path, settings)
-    return [_libraries(run), *_data(run), _model(run), _device(run), _workers(run)]
+    drawn = [] if rig is None else _rig(run, rig)
+    return [_libraries(run), *_data(run), _model(run), _device(run), _workers(run), *drawn]
 
 
 def _libraries(run: RunConfig) -> Answer:
@@ -73,6 +74,31 @@ def _data(run: RunConfig) -> list[Answer]:
     notes = [Answer("tables", True, line) for line in index.meta.notes]
     index_answer = Answer("index", True, f"{keyframes}; {index_path}")
     return [data, index_answer, *notes, truth, *(Answer("sweeps", True, line) for line in old)]
+
+
+def _rig(run: RunConfig, path: Path) -> list[Answer]:
+    """Where the sensors of the first keyframe of training stand and look: as a picture, and what is odd about it."""
+    require("robustbev doctor --rig", "train", "matplotlib")
+    require("robustbev doctor --rig", "data", "cv2", "simplejpeg")
+    from sensors.checks.calibration import check_frame_calibration
+    from sensors.errors import DataRootError, SensorDataError
+    from sensors.nuscenes.reader import NuScenesReader
+    from training.pictures.scene.canvas import save
+    from training.pictures.scene.rig import draw_rig
+
+    config = run.data.nuscenes
+    try:
+        frame = NuScenesReader(config, config.train_split).frame(0, motion=False)
+        findings = check_frame_calibration(frame, [c for channels in config.channels().values() for c in channels])
+    except (DataRootError, SensorDataError) as error:
+        return [Answer("rig", False, str(error))]
+    answers = [
+        Answer("rig", True, f"{', '.join(findings)} of sample {frame.token}, drawn in {save(path, draw_rig(frame))}")
+    ]
+    for found in findings.values():
+        answers += [Answer("rig", False, text) for text in found.refused]
+        answers += [Answer("rig", True, text) for text in found.flagged]
+    return answers
 
 
 def _model(run: RunConfig) -> Answer:

@@ -30,8 +30,10 @@ _VERSIONS = (
 _GIB = 2**30
 
 
-def examine(config: Path | None = None, settings: Sequence[str] = ()) -> int:
+def examine(config: Path | None = None, settings: Sequence[str] = (), rig: Path | None = None) -> int:
     """Print the report, and whether this machine can run a configuration; 1 where something is wrong or it cannot.
+
+    `rig`: a PNG to draw the configuration's sensors into.
 
     Raises:
         FileNotFoundError, ConfigError: there is no such configuration, or it is none.
@@ -51,7 +53,7 @@ def examine(config: Path | None = None, settings: Sequence[str] = ()) -> int:
     if config is not None:
         from training.doctor.config import check_config
 
-        answers = check_config(config, settings)
+        answers = check_config(config, settings, rig)
         can = all(answer.able for answer in answers)
         parts[f"{config}: {'can' if can else 'cannot'} run here"] = _lines(answers)
     for title, lines in parts.items():

@@ -16,7 +16,7 @@ from nuscenes.utils.data_classes import LidarPointCloud, RadarPointCloud
 from pyquaternion import Quaternion
 
 from bev.grid import BEVGrid
-from sensors.calibration import apply, inverse_rigid
+from sensors.calibration import apply, inverse_rigid, transforms
 from sensors.camera.images import DecodeSize
 from sensors.errors import DataRootError, SensorDataError, SensorDataWarning
 from sensors.nuscenes.config import NuScenesConfig, RadarFilter
@@ -68,6 +68,17 @@ def test_every_sweep_of_a_still_world_coincides_in_the_reference_frame(
         np.testing.assert_allclose(apply(sweep.reference_T_lidar, sweep.points[:, :3]), expected, atol=2e-4)
     for radar in frame.radar:
         np.testing.assert_allclose(apply(radar.reference_T_radar, radar.points[:, :3]), expected, atol=2e-4)
+
+
+def test_without_motion_poses_are_the_mounts(reader: NuScenesReader, small_nuscenes: SmallNuScenes) -> None:
+    moved, mounted = reader.frame(1), reader.frame(1, motion=False)
+    assert moved.lidar is not None
+    assert mounted.lidar is not None
+    mount = transforms(small_nuscenes.channels["LIDAR_TOP"][1])
+    for then, sweep in zip(moved.lidar, mounted.lidar, strict=True):
+        np.testing.assert_allclose(sweep.reference_T_lidar, mount, atol=1e-9)
+        np.testing.assert_array_equal(sweep.points, then.points)
+    assert not np.allclose(moved.lidar[-1].reference_T_lidar, mount)
 
 
 def test_sweeps_come_newest_first_and_no_more_than_there_are(reader: NuScenesReader) -> None:

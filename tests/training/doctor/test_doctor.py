@@ -182,6 +182,27 @@ def test_a_configuration_that_can_run(config: Path, data: SmallNuScenes, capsys:
     assert f"{config}: can run here" in capsys.readouterr().out
 
 
+def test_a_rig_is_drawn_and_what_is_odd_about_it_told(config: Path, data: SmallNuScenes, tmp_path: Path) -> None:
+    """The small data set's vehicle drives, which moves no mount."""
+    png, path = tmp_path / "rig.png", data.root / data.config.version / "calibrated_sensor.json"
+    asked = ["doctor", "--config", str(config), "--rig", str(png)]
+    sound = CliRunner().invoke(app, asked)
+    assert sound.exit_code == 0
+    assert "yes  CAM_FRONT, LIDAR_TOP, RADAR_FRONT of sample" in sound.stdout
+    assert sound.stdout.count("  rig ") == 1
+    before = png.read_bytes()
+    assert before.startswith(b"\x89PNG")
+    rows = json.loads(path.read_text())
+    (camera,) = [row for row in rows if row["camera_intrinsic"]]
+    camera["rotation"] = [0.5, -0.5, -0.5, 0.5]
+    path.write_text(json.dumps(rows))
+    odd = CliRunner().invoke(app, asked)
+    assert odd.exit_code == 1
+    assert "no   CAM_FRONT: looks to azimuth" in odd.stdout
+    assert png.read_bytes() != before
+    assert "say with --config which" in CliRunner().invoke(app, ["doctor", "--rig", str(png)]).stderr
+
+
 def test_what_is_odd_in_the_tables_is_told_and_no_obstacle(config: Path, data: SmallNuScenes) -> None:
     path = data.root / data.config.version / "sample_annotation.json"
     rows = json.loads(path.read_text())

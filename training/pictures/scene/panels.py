@@ -35,7 +35,7 @@ ARROW_S = 0.5  # an arrow is as long as the way in this time
 CELL_COLOURS = "cividis"
 _DEPTH_M = (3.0, 50.0)
 _LARGE_PX = 500  # pictures as wide as this have room for thicker lines and points
-_VEHICLE_M = np.array([[3.7, 0.0], [2.7, 0.9], [-1.0, 0.9], [-1.0, -0.9], [2.7, -0.9]])  # nuScenes' car, rear axle at 0
+VEHICLE_M = np.array([[3.7, 0.0], [2.7, 0.9], [-1.0, 0.9], [-1.0, -0.9], [2.7, -0.9]])  # nuScenes' car, rear axle at 0
 _TRUTH_ON_PICTURE: RGB = (235, 235, 235)
 
 
@@ -170,7 +170,7 @@ def _aspect(grid: BEVGrid) -> float:
     return (grid.y_max_m - grid.y_min_m) / (grid.x_max_m - grid.x_min_m)
 
 
-def _pixels(view: Pixels, grid: BEVGrid, xy_m: NDArray[Any]) -> NDArray[np.float64]:
+def pixels_at(view: Pixels, grid: BEVGrid, xy_m: NDArray[Any]) -> NDArray[np.float64]:
     """[..., 2] metres (x forward, y left) -> [..., 2] pixels (right, down) from the top left of a view of the whole grid."""
     left_top = np.array([grid.y_max_m, grid.x_max_m])
     size_m = np.array([grid.y_max_m - grid.y_min_m, grid.x_max_m - grid.x_min_m])
@@ -178,9 +178,9 @@ def _pixels(view: Pixels, grid: BEVGrid, xy_m: NDArray[Any]) -> NDArray[np.float
 
 
 def _draw_above(view: Pixels, scene: Scene) -> None:
-    pixels = partial(_pixels, view, scene.grid)
+    pixels = partial(pixels_at, view, scene.grid)
     view[:] = 250
-    _draw_rings(view, scene.grid)
+    draw_rings(view, scene.grid)
     frame = scene.frame
     for name, sweep in newest(frame.lidar).items():
         if scene.gives(name):
@@ -202,20 +202,20 @@ def _draw_above(view: Pixels, scene: Scene) -> None:
         _draw_boxes(view, scene, scene.truth, None if scene.found is None else INK, filled=False)
     if scene.found is not None:
         _draw_boxes(view, scene, scene.found, None, filled=True)
-    draw.shape(view, pixels(_VEHICLE_M), INK)
+    draw.shape(view, pixels(VEHICLE_M), INK)
     if not scene.perceived:
         _draw_alarm(view)
     draw.border(view, draw.FAINT)
 
 
-def _draw_rings(view: Pixels, grid: BEVGrid) -> None:
+def draw_rings(view: Pixels, grid: BEVGrid) -> None:
     """Rings of 10 m, named at the left, behind or where the grid reaches further."""
-    origin, aside = _pixels(view, grid, np.array([[0.0, 0.0], [0.0, -1.0]]))
+    origin, aside = pixels_at(view, grid, np.array([[0.0, 0.0], [0.0, -1.0]]))
     far_m = max(abs(v) for v in (grid.x_min_m, grid.x_max_m, grid.y_min_m, grid.y_max_m))
     along = 0.7071 if grid.x_max_m > -grid.x_min_m else -0.7071
     for radius_m in range(10, int(1.5 * far_m) + 1, 10):
         draw.circle(view, origin, radius_m * (aside - origin)[0], (214, 220, 224))
-        x, y = _pixels(view, grid, np.array([along * radius_m, 0.7071 * radius_m])).astype(int).tolist()
+        x, y = pixels_at(view, grid, np.array([along * radius_m, 0.7071 * radius_m])).astype(int).tolist()
         draw.write(view, f"{radius_m} m", (x + 4, y - 8), size_px=12, colour=(110, 125, 135))
 
 
@@ -224,7 +224,7 @@ def _draw_boxes(view: Pixels, scene: Scene, boxes: Boxes, colour: RGB | None, *,
     corners_m = boxes.corners_m()[:, :4, :2].double().numpy()  # front-left, front-right, rear-right, rear-left
     way_m = corners_m.mean(axis=1) + ARROW_S * boxes.velocity_mps.double().numpy()
     moving = np.linalg.norm(boxes.velocity_mps.numpy(), axis=1) > MOVING_MPS  # False where it is not known, NaN
-    rings, ends = _pixels(view, scene.grid, corners_m), _pixels(view, scene.grid, way_m)
+    rings, ends = pixels_at(view, scene.grid, corners_m), pixels_at(view, scene.grid, way_m)
     colours = [colour or class_rgb(scene.classes[label], label) for label in boxes.label.tolist()]
     if filled:
         layer = view.copy()
@@ -293,6 +293,6 @@ def _draw_cells(view: Pixels, cells: Pixels, grid: BEVGrid, crossed: bool = Fals
     height, width = view.shape[:2]
     if crossed:
         draw.lines(view, np.array([[[0, 0], [width, height]], [[0, height], [width, 0]]]), draw.WHITE)
-    triangle = _pixels(view, grid, np.zeros(2)) + np.array([[0, -6], [5, 5], [-5, 5]])
+    triangle = pixels_at(view, grid, np.zeros(2)) + np.array([[0, -6], [5, 5], [-5, 5]])
     draw.shape(view, triangle, draw.WHITE)
     draw.lines(view, [triangle], (0, 0, 0), closed=True)
