@@ -25,6 +25,7 @@ _OFF_CENTRE = (
 )
 _OFF_EACH = 0.04
 _SIDEWAYS = 0.2  # sine of the 11.5 degrees by which a camera may look past what its name says
+_STEEP = 0.7  # sine of 44 degrees up or down: the z axis of a camera's link, not its optical one
 _STRAIGHT_RAD = math.radians(45)
 
 
@@ -107,7 +108,8 @@ def check_mount(channel: str, modality: str, ego_T_sensor: FloatArray) -> Findin
     findings = _mount(channel, modality, ego_T_sensor)
     if findings and not _mount(channel, modality, inverse_rigid(ego_T_sensor)):
         return findings.hinting("(the inverse would be sound: is it sensor_T_ego?)")
-    if findings and modality == "camera" and not _mount(channel, modality, ego_T_sensor @ LINK_T_OPTICAL):
+    steep = abs(ego_T_sensor[2, 2]) > _STEEP
+    if findings and modality == "camera" and steep and not _mount(channel, modality, ego_T_sensor @ LINK_T_OPTICAL):
         return findings.hinting("(with optical axes it would be sound: sensors.motion.poses.LINK_T_OPTICAL)")
     return findings
 
@@ -148,7 +150,7 @@ def _look(channel: str, ego_T_camera: FloatArray) -> Findings:
     front, back = "FRONT" in words, bool(words & {"BACK", "REAR"})
     azimuth_deg = math.degrees(math.atan2(left, forward))
     looks = f"{channel}: looks to azimuth {azimuth_deg:.0f} deg (0 ahead, 90 left)"
-    if abs(up) > 0.7:
+    if abs(up) > _STEEP:
         angle_deg = math.degrees(math.asin(min(abs(up), 1.0)))
         where = f"{'up' if up > 0 else 'down'} by {angle_deg:.0f} deg"
         return Findings(flagged=(f"{channel}: looks {where}: is its frame optical, z forward?",))

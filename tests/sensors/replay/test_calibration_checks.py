@@ -215,7 +215,9 @@ FAULTS: dict[str, tuple[Any, ...]] = {
     "back camera looks ahead": ("CAM_BACK", mount("CAM_BACK", None, FRONT), REFUSED, "forwards, against its name"),
     "mountings swapped": (
         "CAM_FRONT", both(mount("CAM_FRONT", None, BACK), mount("CAM_BACK", None, FRONT)), REFUSED, "cameras swapped"),
-    "front camera looks aside": ("CAM_FRONT", mount("CAM_FRONT", None, (2**-0.5, -(2**-0.5), 0, 0)), FLAGGED, "azimuth 90"),
+    "front camera looks aside": (
+        "CAM_FRONT", mount("CAM_FRONT", None, (2**-0.5, -(2**-0.5), 0, 0)),
+        FLAGGED, "azimuth 90 .*straight ahead$"),
     "camera upside down": ("CAM_FRONT", mount("CAM_FRONT", None, UPSIDE_DOWN), FLAGGED, "its y axis points up"),
     "frame that is not optical": (
         "CAM_FRONT", mount("CAM_FRONT", None, UNIT),
