@@ -1,5 +1,7 @@
 """How long `model.perceive` takes, and how much faster an absent sensor makes it: `python -m tests.benchmarks.bench_perceive`.
 
+With `--subsets` it prints the table of docs/deployment.md: p50 and p99 of every subset of the sensors, on one and on two threads.
+
 The model is configs/tiny.yaml's with fresh weights, on one thread. Frames are those of the simulated drives in data/sim, or with
 `--noise` (and where there are none) noise of nuScenes' sizes: 6 pictures of 900 x 1600 px, 35,000 points, 5 radars. Files are
 read and pictures decoded beforehand. What a sensor costs is measured apart from `perceive`: preparing and collating its own
@@ -23,13 +25,15 @@ import torch
 import robustbev
 from robustbev import PerceptionModel, preparation
 from robustbev.checks import check_batch
+from robustbev.inference import subsets_of
 from sensors.batch import SensorBatch
-from sensors.calibration import Float64
 from sensors.checks.frame import check_frame
 from sensors.frames import KINDS, CameraImage, LidarSweep, RadarSweep, SensorFrame
 from sensors.modality import Preparation
+from sensors.motion.poses import pose
 from sensors.nuscenes.reader import NuScenesReader
 from sensors.prepare import collate, prepare
+from sensors.simulation.sensing.rig import SENSORS
 from tests.benchmarks.conftest import Compare
 from tests.robustbev.test_bad_input import BATCH, FRAME, MODEL
 from training.data.dataset import rig_of
@@ -60,14 +64,15 @@ def drive_frames(config: RunConfig, count: int) -> list[SensorFrame]:
 def noise_frame(config: RunConfig) -> SensorFrame:
     """Every sensor of the config's rig, at nuScenes' sizes."""
     random, data = np.random.default_rng(0), config.data.nuscenes
+    mounted = {mount.channel: pose(mount.translation_m, wxyz=mount.rotation_wxyz) for mount in SENSORS}
     focal_px = 1266.0
     intrinsics = np.array([[focal_px, 0, IMAGE_PX[1] / 2], [0, focal_px, IMAGE_PX[0] / 2], [0, 0, 1.0]])
     cameras = tuple(
         CameraImage(
             channel, random.integers(0, 256, (*IMAGE_PX, 3), dtype=np.uint8), intrinsics,
-            _mount(i * 2 * np.pi / 6) @ _CAMERA_AXES, 0,
+            mounted[channel], 0,
         )
-        for i, channel in enumerate(data.camera_channels)
+        for channel in data.camera_channels
     )  # fmt: skip
     xyz_m, intensity = random.normal((0, 0, 0.5), (20, 20, 1), (LIDAR_POINTS, 3)), np.full((LIDAR_POINTS, 2), 30.0)
     cloud = np.hstack([xyz_m, intensity]).astype(np.float32)
@@ -75,25 +80,15 @@ def noise_frame(config: RunConfig) -> SensorFrame:
         RadarSweep(
             channel,
             random.uniform((1, -30, 0, -5, -9, -9), (60, 30, 1, 30, 9, 9), (RADAR_POINTS, 6)).astype(np.float32),
-            _mount(i * 2 * np.pi / 5),
+            mounted[channel],
             -age * 77_000,
         )
-        for i, channel in enumerate(data.radar_channels)
+        for channel in data.radar_channels
         for age in range(data.radar_sweeps)
     )
     return SensorFrame(
-        "noise", 0, cameras, (LidarSweep(data.lidar_channels[0], cloud, np.eye(4), 0),), radars, np.eye(4)
+        "noise", 0, cameras, (LidarSweep("LIDAR_TOP", cloud, mounted["LIDAR_TOP"], 0),), radars, np.eye(4)
     )
-
-
-_CAMERA_AXES = np.array([[0.0, 0, 1, 0], [-1, 0, 0, 0], [0, -1, 0, 0], [0, 0, 0, 1]])  # x right, y down, z forward
-
-
-def _mount(yaw_rad: float) -> Float64:
-    pose = np.eye(4)
-    pose[:2, :2] = [[np.cos(yaw_rad), -np.sin(yaw_rad)], [np.sin(yaw_rad), np.cos(yaw_rad)]]
-    pose[2, 3] = 1.5
-    return pose
 
 
 @dataclass(frozen=True)
@@ -140,9 +135,13 @@ class Ways:
 
 @torch.inference_mode()
 def measure(model: PerceptionModel, frames: Sequence[SensorFrame], rounds: int) -> dict[str, list[float]]:
-    """Wall-clock milliseconds of each way, one a round; rounds go through the frames."""
+    """Wall-clock milliseconds of each way, one a round."""
     model.warm_up()
-    ways = [Ways(model, frame, preparation(model.config)).timed() for frame in frames]
+    return wall_clock_ms([Ways(model, frame, preparation(model.config)).timed() for frame in frames], rounds)
+
+
+def wall_clock_ms(ways: Sequence[dict[str, Callable[[], object]]], rounds: int) -> dict[str, list[float]]:
+    """Of the ways of one frame after the other, one time each a round."""
     times: dict[str, list[float]] = {name: [] for name in ways[0]}
     for i in range(-2, rounds):  # two rounds to warm up
         for name, work in ways[i % len(ways)].items():
@@ -176,6 +175,26 @@ def table(times: dict[str, list[float]]) -> list[str]:
     more = ["perceive all, new table", *(f"perceive {name} alone" for name in KINDS), "perceive nothing"]
     kept = np.median(np.divide(times["perceive all, new table"], times["perceive all"]))
     return [*lines, *(_row(name, times) for name in more), f"with the table kept {kept:.2f}x as fast as with a new one"]
+
+
+@torch.inference_mode()
+def subsets_table(model: PerceptionModel, frames: Sequence[SensorFrame], rounds: int) -> list[str]:
+    """In Markdown: p50 and p99 of `perceive` at batch 1 with each subset, after `warm_up`, on one thread and on two."""
+    of_threads = []
+    for threads in (1, 2):
+        torch.set_num_threads(threads)
+        model.warm_up()
+        ways: list[dict[str, Callable[[], object]]] = []
+        for frame in frames:
+            of = Ways(model, frame, preparation(model.config))
+            subsets = {" + ".join(names): partial(model.perceive, of.only(*names)) for names in subsets_of(KINDS)}
+            ways.append(subsets | {"all, cameras moved since": of.another_calibration})
+        of_threads.append(wall_clock_ms(ways, rounds))
+    lines = ["| sensors | 1 thread: p50 | p99 | 2 threads: p50 | p99 |", "|---|---:|---:|---:|---:|"]
+    for name in of_threads[0]:
+        figures = [f"{p:.1f} ms" for times in of_threads for p in np.percentile(times[name], [50, 99])]
+        lines.append(f"| {name} | {' | '.join(figures)} |")
+    return lines
 
 
 def _row(name: str, times: dict[str, list[float]]) -> str:
@@ -219,14 +238,23 @@ def main() -> None:
     parser.add_argument("--noise", action="store_true", help="noise of nuScenes' sizes, not the simulated drives")
     parser.add_argument("--rounds", type=int, default=100)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument(
+        "--subsets", action="store_true", help="p50 and p99 of each subset, on one and two threads, in Markdown"
+    )
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     model, config = tiny_model()
     frames = [] if arguments.noise else drive_frames(config, 8)
     kind = f"{len(frames)} frames of {config.data.nuscenes.root}" if frames else "noise of nuScenes' sizes"
     frames = frames or [noise_frame(config)]
-    print(f"{CONFIG}, {kind}, {arguments.rounds} rounds, {arguments.threads} thread(s); torch {torch.__version__}")
-    print(*table(measure(model, frames, arguments.rounds)), sep="\n")
+    threads = "1 and 2 threads" if arguments.subsets else f"{arguments.threads} thread(s)"
+    print(f"{CONFIG}, {kind}, {arguments.rounds} rounds, {threads}; torch {torch.__version__}\n")
+    lines = (
+        subsets_table(model, frames, arguments.rounds)
+        if arguments.subsets
+        else table(measure(model, frames, arguments.rounds))
+    )
+    print(*lines, sep="\n")
 
 
 if __name__ == "__main__":
