@@ -42,12 +42,12 @@ def check_frame(frame: SensorFrame) -> None:
     for reading in readings:
         with naming(reading.channel):
             _check_reading(reading, f"{where}, {reading.channel}", frame.time_us)
-    if are_rigid([*(_pose(reading) for reading in readings), frame.global_T_reference]):
+    if are_rigid([*(pose_of(reading) for reading in readings), frame.global_T_reference]):
         return
     check_rigid(frame.global_T_reference, f"{where}, global_T_reference")
     for reading in readings:
         with naming(reading.channel):
-            check_rigid(_pose(reading), f"{where}, {reading.channel}")
+            check_rigid(pose_of(reading), f"{where}, {reading.channel}")
 
 
 def readings_of(frame: SensorFrame) -> list[_Reading]:
@@ -89,7 +89,8 @@ def readings_of(frame: SensorFrame) -> list[_Reading]:
     return found
 
 
-def _pose(reading: _Reading) -> Any:
+def pose_of(reading: _Reading) -> Any:
+    """reference_T_sensor of a reading of any kind."""
     if isinstance(reading, CameraImage):
         return reading.reference_T_camera
     return reading.reference_T_lidar if isinstance(reading, LidarSweep) else reading.reference_T_radar
@@ -112,7 +113,7 @@ def _check_reading(reading: _Reading, where: str, now_us: int) -> None:
         check_points(reading.points, where, LIDAR_COLUMNS)
     else:
         check_points(reading.points, where, _RADAR_COLUMNS)
-    check_matrix(_pose(reading), where, "a 4 x 4 pose")
+    check_matrix(pose_of(reading), where, "a 4 x 4 pose")
 
 
 def _check_image(image: Any, where: str) -> None:

@@ -127,7 +127,7 @@ class SceneRows:
             "width": 0,
             "filename": f"{'samples' if keyframe else 'sweeps'}/{channel}/{self.name}__{channel}__{time_us}.{suffix}",
         }
-        self._chains[channel].append(row)
+        self._chains.setdefault(channel, []).append(row)
         return row
 
     def annotation(self, order: Any, track: str, category: str, sample: int, **row: Any) -> None:

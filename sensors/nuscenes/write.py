@@ -13,8 +13,8 @@ from pathlib import Path
 
 import numpy as np
 
-from sensors.calibration import Float64, FloatArray, apply
-from sensors.checks.frame import check_frame, readings_of
+from sensors.calibration import Float64, FloatArray, apply, inverse_rigid
+from sensors.checks.frame import check_frame, pose_of, readings_of
 from sensors.errors import SensorDataError, naming
 from sensors.extras import require
 from sensors.files import whole_folder
@@ -90,7 +90,7 @@ class NuScenesWriter:
         self._scenes: dict[str, SceneRows] = {}
         self._written: set[tuple[str, str, int]] = set()  # scene, channel, time
         self._sensors: dict[str, str] = {}  # channel -> kind
-        self._calibrations: dict[tuple[str, bytes], str] = {}
+        self._calibrations: set[str] = set()
         self._categories: dict[tuple[str, str], str] = {}  # scene, track -> category
         self._attributes: dict[str, None] = {}
         self._rows = Rows()
@@ -127,8 +127,14 @@ class NuScenesWriter:
         for channel, absence in frame.absent.items():
             with naming(channel):
                 raise SensorDataError(f"{scene}: {absence.reason}. Leave it out where a sensor gave nothing of use")
+        self.frame(scene, frame, boxes, self._mounts)
+
+    def frame(
+        self, scene: str, frame: SensorFrame, boxes: Iterable[Annotation], ego_T_sensor: Mapping[str, FloatArray]
+    ) -> None:
+        """As `keyframe`, of a frame that holds the motion: that of a replay's tick, with the mounts that hold there."""
+        time_us, boxes = frame.time_us, list(boxes)
         check_frame(frame)
-        boxes = list(boxes)
         self._check_boxes(scene, boxes)
         rows = self._scenes.setdefault(scene, SceneRows(scene, _SEED, self._mounts))
         if rows.samples and time_us <= rows.samples[-1]["timestamp"]:
@@ -140,10 +146,10 @@ class NuScenesWriter:
             self._check_kind(reading)
             is_key = reading.channel not in newest
             newest.add(reading.channel)
-            self._reading(rows, reading, frame, trajectory, keyframe=is_key)
+            self._reading(rows, reading, frame, ego_T_sensor[reading.channel], keyframe=is_key)
             if is_key and not isinstance(reading, CameraImage):
                 kind = _KIND[type(reading)][0]
-                points[kind].append(apply(_pose(reading), reading.points[:, :3].astype(np.float64)))
+                points[kind].append(apply(pose_of(reading), reading.points[:, :3].astype(np.float64)))
         self._annotate(rows, boxes, frame, {kind: np.concatenate(of) for kind, of in points.items() if of})
 
     def _check_kind(self, reading: _Placed) -> None:
@@ -170,7 +176,7 @@ class NuScenesWriter:
         rows: SceneRows,
         reading: _Placed,
         frame: SensorFrame,
-        trajectory: Trajectory | None,
+        ego_T_sensor: FloatArray,
         *,
         keyframe: bool,
     ) -> None:
@@ -179,9 +185,8 @@ class NuScenesWriter:
         if key in self._written:
             return
         self._written.add(key)
-        global_T_ego = None if trajectory is None else trajectory.pose(reading.time_us)
-        row7 = pose_row(frame.global_T_reference if global_T_ego is None else global_T_ego).tolist()
-        calibration, suffix = self._calibration(reading), _KIND[type(reading)][1]
+        row7 = pose_row(frame.global_T_reference @ pose_of(reading) @ inverse_rigid(ego_T_sensor)).tolist()
+        calibration, suffix = self._calibration(reading, ego_T_sensor), _KIND[type(reading)][1]
         sample = len(rows.samples) - 1
         row = rows.reading(
             reading.channel, int(reading.time_us), (row7[3:], row7[:3]), calibration, suffix, sample, keyframe=keyframe
@@ -207,24 +212,23 @@ class NuScenesWriter:
         records["ambig_state"], records["is_quality_valid"] = 3, 1  # unambiguous, valid
         write_radar(path, records)
 
-    def _calibration(self, reading: _Placed) -> str:
+    def _calibration(self, reading: _Placed, ego_T_sensor: FloatArray) -> str:
         """The token of its row, which is added where there is none yet; and the sensor's."""
         channel = reading.channel
         intrinsics = (
             np.asarray(reading.intrinsics, np.float64) if isinstance(reading, CameraImage) else np.zeros((0, 0))
         )
-        known = self._calibrations.get((channel, intrinsics.tobytes()))
-        if known is not None:
-            return known
-        row7 = pose_row(self._mounts[channel]).tolist()
-        key = token(_SEED, "calibrated_sensor", channel, *intrinsics.ravel().tolist())
-        self._calibrations[channel, intrinsics.tobytes()] = key
+        numbers = [*pose_row(ego_T_sensor).tolist(), *intrinsics.ravel().tolist()]
+        key = token(_SEED, "calibrated_sensor", channel, *numbers)
+        if key in self._calibrations:
+            return key
+        self._calibrations.add(key)
         self._rows.add(
             "calibrated_sensor",
             token=key,
             sensor_token=token(_SEED, "sensor", channel),
-            translation=row7[:3],
-            rotation=row7[3:],
+            translation=numbers[:3],
+            rotation=numbers[3:7],
             camera_intrinsic=intrinsics.tolist(),
         )
         return key
@@ -273,7 +277,3 @@ class NuScenesWriter:
         write_mask(self._folder / _MAP, np.zeros((1, 1), np.uint8))
         (self._folder / version).mkdir()
         self._rows.write(self._folder / version, splits)
-
-
-def _pose(reading: LidarSweep | RadarSweep) -> FloatArray:
-    return reading.reference_T_lidar if isinstance(reading, LidarSweep) else reading.reference_T_radar

@@ -98,6 +98,7 @@ class Assembler:
             sensors={channel: statuses[channel] for channel in self.channels.modalities()},
             ego_pose_known=motion.global_T_reference is not None,
             reset=reset,
+            ego_T_sensor={c: item.mounting.ego_T_sensor for c, item in taken.items() if statuses[c].given},
         )
 
     def _take(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 
 import numpy as np
@@ -71,3 +71,6 @@ class Tick:
     sensors: Mapping[str, SensorStatus]  # channel -> status, every configured channel
     ego_pose_known: bool  # False: the log says nothing of ego motion at this time, none was compensated
     reset: bool = False  # the clock jumped before this tick, and everything older was forgotten
+    ego_T_sensor: Mapping[str, Float64] = field(
+        default_factory=dict
+    )  # channel -> mount of what was given, without motion

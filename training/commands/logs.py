@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -19,6 +19,7 @@ class LogFormat(StrEnum):
 
     FOXGLOVE = "foxglove"
     ROS2 = "ros2"
+    NUSCENES = "nuscenes"
 
 
 @tells_errors
@@ -55,14 +56,19 @@ def inspect(
 @tells_errors
 def convert(
     log: LogPath,
-    out: Annotated[Path, typer.Option("--out", help="The file to write.")],
+    out: Annotated[Path, typer.Option("--out", help="The file to write; the folder, of a data set.")],
     scene: Scene = None,
     format: Annotated[
-        LogFormat, typer.Option("--format", help="foxglove: MCAP that opens in Foxglove.")
+        LogFormat,
+        typer.Option("--format", help="foxglove: MCAP that opens in Foxglove; nuscenes: a data set to train on."),
     ] = LogFormat.FOXGLOVE,
+    mapping: Annotated[
+        Path | None,
+        typer.Option("--mapping", help="Which topic is which sensor, for a data set; default: as they look."),
+    ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what is there.")] = False,
 ) -> None:
-    """Write a drive log, or a scene of a data set in nuScenes format, as MCAP for Foxglove or as a ROS 2 bag."""
+    """Write a drive log, or a scene of a data set, as MCAP for Foxglove, as a ROS 2 bag or as a data set in nuScenes format."""
     from sensors.extras import require
 
     require("robustbev convert", "replay")
@@ -71,9 +77,19 @@ def convert(
     from training.replay.log_source import open_source
 
     source = open_source(log, scene)
+    if format is LogFormat.NUSCENES:
+        from training.replay.data_set import write_data_set
+
+        if overwrite:
+            raise typer.BadParameter("a data set is not written over: name a folder that is not there")
+        write_data_set(source, mapping, out, print)
+        raise typer.Exit(DAMAGED_LOG if source.log.damage else 0)
+    if mapping is not None:
+        raise typer.BadParameter("--mapping is for --format nuscenes alone")
     with Bars() as bars:
+        kind: Literal["foxglove", "ros2"] = "ros2" if format is LogFormat.ROS2 else "foxglove"
         count = write_log(
-            source.log, out, format.value, overwrite=overwrite, progress=lambda done, of: bars("messages", done, of)
+            source.log, out, kind, overwrite=overwrite, progress=lambda done, of: bars("messages", done, of)
         )
     print(f"{count} messages in {out}")
     if source.log.damage:

@@ -148,7 +148,7 @@ def prepare_replay(request: ReplayRequest, say: Callable[[str], None]) -> Replay
     files = run_of(checkpoint)
     data = _data_of(model.config.rig) if files is None else load_run_config(files.config).data
     source = open_source(request.log, request.scene, data.nuscenes)
-    mapping = _mapping(request, source, say)
+    mapping = mapping_of(request.mapping, source, say)
     monitor = None if request.health is HealthChoice.OFF else HealthMonitor.load(request.monitor)
     config = load_config(ReplayConfig, request.config, request.settings or [])
     sweeps = {"lidar_sweeps": data.nuscenes.lidar_sweeps, "radar_sweeps": data.nuscenes.radar_sweeps}
@@ -170,9 +170,10 @@ def _data_of(rig: RigConfig | None) -> DataConfig:
     return DataConfig(nuscenes=nuscenes, lidar_min_range_m=rig.lidar_min_range_m)
 
 
-def _mapping(request: ReplayRequest, source: LogSource, say: Callable[[str], None]) -> LogMapping:
-    if request.mapping is not None:
-        mapping = load_mapping(request.mapping)
+def mapping_of(file: Path | None, source: LogSource, say: Callable[[str], None]) -> LogMapping:
+    """The file's, that of a data set, or what the log's topics look like; LogError where it does not fit, or nothing does."""
+    if file is not None:
+        mapping = load_mapping(file)
     elif source.nuscenes is not None:
         mapping = mapping_of_nuscenes(source.nuscenes)
     else:

@@ -67,6 +67,47 @@ def _turned(a: Float64, b: Float64, share: float) -> Float64:
     return np.cos(share * angle) * a + np.sin(share * angle) * side / length
 
 
+class AnnotatedTracks:
+    """The annotated boxes of a log, at any time between two annotated instants.
+
+    Args:
+        messages: all of one frame, in any order; of equal times the later holds.
+
+    Raises:
+        ValueError: boxes of several frames, or one that cannot be a box.
+    """
+
+    def __init__(self, messages: Iterable[SceneBoxes], gap_s: float = GAP_S) -> None:
+        self._gap_us = round(gap_s * 1e6)
+        instants = {(message.stamp_ns + 500) // 1000: message for message in messages}
+        frames = sorted({message.frame_id for message in instants.values()})
+        if len(frames) > 1:
+            raise ValueError(f"truth: expected boxes of one frame, got {' and '.join(frames)}; map one topic of them")
+        self._instants_us = sorted(instants)
+        self._tracks = _tracks((time_us, instants[time_us]) for time_us in self._instants_us)
+
+    def __len__(self) -> int:
+        """The number of annotated instants."""
+        return len(self._instants_us)
+
+    def at(self, time_us: int) -> list[tuple[TruthBox, Float64, Float64]] | None:
+        """Of each object its nearer annotation, centre [3] and heading [3] in the boxes' frame; None where truth is not known.
+
+        An object that is annotated on one side of the time only is not among them.
+        """
+        if not self._known(time_us):
+            return None
+        places = (track.at(time_us, self._gap_us) for track in self._tracks)
+        return [(box, center_m, heading) for center_m, heading, box in filter(None, places)]
+
+    def _known(self, time_us: int) -> bool:
+        after = bisect.bisect_left(self._instants_us, time_us)
+        if after < len(self._instants_us) and self._instants_us[after] == time_us:
+            return True
+        inner = 0 < after < len(self._instants_us)
+        return inner and self._instants_us[after] - self._instants_us[after - 1] < self._gap_us
+
+
 class ReplayTruth:
     """The annotated boxes of a log, at any time between two annotated instants.
 
@@ -93,34 +134,27 @@ class ReplayTruth:
     ) -> None:
         self.classes = tuple(classes)
         self._grid = grid
-        self._gap_us = round(gap_s * 1e6)
+        self._annotated = AnnotatedTracks(messages, gap_s)
         self._radius_m = np.array([(radius_m or {}).get(name, np.inf) for name in classes])
         self._label_of = {name: n for n, name in enumerate(classes)}
         self._label_of |= {c: self._label_of[name] for c, name in class_map.items() if name in self._label_of}
-        instants = {(message.stamp_ns + 500) // 1000: message for message in messages}
-        frames = sorted({message.frame_id for message in instants.values()})
-        if len(frames) > 1:
-            raise ValueError(f"truth: expected boxes of one frame, got {' and '.join(frames)}; map one topic of them")
-        self._instants_us = sorted(instants)
-        self._tracks = _tracks((time_us, instants[time_us]) for time_us in self._instants_us)
 
     def __len__(self) -> int:
         """The number of annotated instants."""
-        return len(self._instants_us)
+        return len(self._annotated)
 
     def at(self, time_us: int, global_T_reference: NDArray[np.floating[Any]]) -> Boxes | None:
         """T boxes in the reference frame, those with points in them where the log says; None where truth is not known.
 
         An object that is annotated on one side of the time only is not among them.
         """
-        if not self._known(time_us):
+        known = self._annotated.at(time_us)
+        if known is None:
             return None
         reference_T_global = inverse_rigid(np.asarray(global_T_reference, float))
         annotated = [
             (box, center_m, heading, label)
-            for track in self._tracks
-            if (place := track.at(time_us, self._gap_us)) is not None
-            for center_m, heading, box in [place]
+            for box, center_m, heading in known
             if (label := self._label_of.get(box.category)) is not None
             and (box.num_points is None or box.num_points > 0)
         ]
@@ -145,13 +179,6 @@ class ReplayTruth:
         xy_m = boxes.center_m[:, :2]
         inside = self._grid.flat_index(xy_m) < self._grid.num_cells
         return boxes[inside & (xy_m.double().norm(dim=1) < torch.from_numpy(self._radius_m)[boxes.label])]
-
-    def _known(self, time_us: int) -> bool:
-        after = bisect.bisect_left(self._instants_us, time_us)
-        if after < len(self._instants_us) and self._instants_us[after] == time_us:
-            return True
-        inner = 0 < after < len(self._instants_us)
-        return inner and self._instants_us[after] - self._instants_us[after - 1] < self._gap_us
 
 
 def _tracks(instants: Iterable[tuple[int, SceneBoxes]]) -> list[_Track]:

@@ -81,6 +81,8 @@ def same(a: Any, b: Any) -> bool:
         return all(same(getattr(a, part.name), getattr(b, part.name)) for part in fields(a))
     if isinstance(a, tuple):
         return len(a) == len(b) and all(map(same, a, b))
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
     return bool(a == b)
 
 
