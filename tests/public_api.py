@@ -35,6 +35,7 @@ PUBLIC: dict[str, tuple[str, ...] | None] = {
     "bev.detection.merge": ("merge_boxes",),
     "sensors.batch": ("CameraBatch", "LidarBatch", "RadarBatch", "SensorBatch"),
     "sensors.calibration": ("CalibrationError",),
+    "sensors.camera.rectification": ("Lens",),
     "sensors.errors": ("SensorDataError", "SensorDataWarning"),
     "sensors.frames": ("Absence", "CameraImage", "Lack", "LidarSweep", "RadarSweep", "SensorFrame"),
     "sensors.motion.trajectory": ("Trajectory",),
