@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from robustbev.results.result import ResultWriter, TickResult
+from sensors.logs.log import LogWarning
 from sensors.nuscenes.config import NuScenesConfig
 from sensors.nuscenes.index import open_index
 from training.files.atomic import write_json
@@ -33,7 +35,7 @@ class SubmissionWriter(ResultWriter):
     """A `ResultWriter`: every sample gets the boxes of the tick nearest to it, if that is within 50 ms.
 
     A sample without such a tick, and one at which nothing was perceived, has no boxes: the format has no word for "not
-    known". `unanswered` and `no_perception` name them.
+    known". How many there are is a LogWarning at `close`.
 
     Args:
         path: the JSON file, which appears whole at `close`.
@@ -66,16 +68,6 @@ class SubmissionWriter(ResultWriter):
         self._blind: set[str] = set()
         self._used: set[str] = set()  # kinds of sensors of which the model was given anything
 
-    @property
-    def unanswered(self) -> tuple[str, ...]:
-        """The samples with which no tick coincides."""
-        return tuple(token for token in self._rows if token not in self._gap_us)
-
-    @property
-    def no_perception(self) -> tuple[str, ...]:
-        """The samples at whose tick no sensor covered any cell."""
-        return tuple(token for token in self._rows if token in self._blind)
-
     def write(self, result: TickResult) -> None:
         self._used |= {status.modality for status in result.tick.sensors.values() if status.given}
         gaps_us = np.abs(self._times_us - result.tick.time_us)
@@ -100,3 +92,8 @@ class SubmissionWriter(ResultWriter):
 
     def close(self) -> None:
         write_json(self._path, submission(self._rows, sorted(self._used)), indent=None)
+        unanswered = self._rows.keys() - self._gap_us.keys()
+        for samples, why in ((unanswered, "no tick is near them"), (self._blind, "nothing was perceived there")):
+            if samples:
+                text = f"{self._path}: {len(samples)} of {len(self._rows)} samples have no box because {why}, as {min(samples)}"
+                warnings.warn(f"{text}: the format has no word for not known", LogWarning, stacklevel=2)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from bev.detection.boxes import Boxes
 from robustbev.results.result import TickResult
 from sensors.calibration import transforms
 from sensors.frames import SensorFrame
+from sensors.logs.log import LogWarning
 from sensors.replay.tick import SensorState, SensorStatus, Tick
 from tests.small_nuscenes import SmallNuScenes
 from training.replay.submission import SubmissionWriter, scene_samples
@@ -52,12 +54,15 @@ def result(offset_us: int, score: float = 0.5, *, perceived: bool = True, camera
 
 def written(
     path: Path, *results: TickResult, samples: dict[str, int]
-) -> tuple[dict[str, list[dict[str, object]]], SubmissionWriter]:
+) -> tuple[dict[str, list[dict[str, object]]], list[str]]:
+    """The samples' boxes, and what was told of those without."""
     writer = SubmissionWriter(path, {token: BEGIN_US + t for token, t in samples.items()})
     for each in results:
         writer.write(each)
-    writer.close()
-    return json.loads(path.read_text())["results"], writer
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", LogWarning)
+        writer.close()
+    return json.loads(path.read_text())["results"], [str(one.message).partition(": ")[2] for one in caught]
 
 
 def test_boxes_are_in_the_global_frame(tmp_path: Path) -> None:
@@ -71,23 +76,25 @@ def test_boxes_are_in_the_global_frame(tmp_path: Path) -> None:
 
 def test_a_sample_takes_the_nearest_tick_within_50_ms(tmp_path: Path) -> None:
     ticks = [result(t, score) for t, score in ((-30_000, 0.1), (20_000, 0.2), (450_000, 0.3), (949_999, 0.4))]
-    rows, writer = written(tmp_path / "r.json", *ticks, samples={"a": 0, "b": 500_000, "c": 1_000_000})
+    rows, told = written(tmp_path / "r.json", *ticks, samples={"a": 0, "b": 500_000, "c": 1_000_000})
     assert [[row["detection_score"] for row in rows[token]] for token in "abc"] == [
         [pytest.approx(0.2)], [pytest.approx(0.3)], [],
     ]  # fmt: skip
-    assert writer.unanswered == ("c",)
+    (line,) = told
+    assert line.startswith("1 of 3 samples have no box because no tick is near them, as c: the format has no word")
 
 
 def test_a_tick_without_perception_answers_with_no_box_and_is_told(tmp_path: Path) -> None:
-    rows, writer = written(
+    rows, told = written(
         tmp_path / "r.json", result(0, perceived=False), result(500_000), samples={"a": 0, "b": 500_000}
     )
     assert rows["a"] == []
-    assert writer.no_perception == ("a",)
-    assert writer.unanswered == ()
+    assert [line.partition(":")[0] for line in told] == [
+        "1 of 2 samples have no box because nothing was perceived there, as a"
+    ]
     # A nearer tick that sees takes back what was said.
-    _, writer = written(tmp_path / "r.json", result(-10_000, perceived=False), result(5_000), samples={"a": 0})
-    assert writer.no_perception == ()
+    _, told = written(tmp_path / "r.json", result(-10_000, perceived=False), result(5_000), samples={"a": 0})
+    assert not told
 
 
 def test_the_meta_says_which_modalities_the_model_was_given(tmp_path: Path) -> None:
