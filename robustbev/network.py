@@ -213,7 +213,7 @@ class PerceptionNetwork(nn.Module):
             if features[name] is not None
         }
         logits = {} if views is None else self._logits(features, views, batch.batch_size)
-        return TrainingOutputs(logits, features, auxiliary, depth_logits, image)
+        return TrainingOutputs(logits, auxiliary, depth_logits, image)
 
     def _logits(
         self, features: Mapping[str, BEVFeatures | None], views: Sequence[Tensor], batch_size: int

@@ -112,7 +112,6 @@ class TrainingOutputs:
     """The logits that the losses are made of."""
 
     logits: dict[str, tuple[Any, ...]]  # of each task, one a view of the batch, see `PerceptionModel.training_outputs`
-    features: dict[str, BEVFeatures | None]  # of each modality, before anything was hidden from the fuser
     auxiliary: dict[str, Tensor]  # heatmap logits [B, K, X, Y] by modality
     depth_logits: dict[str, Tensor]  # [B, N, h, w, D] by modality, of cameras
     image: dict[str, Tensor]  # [B, N, K, h, w] heatmap logits of objects in the pictures, by modality

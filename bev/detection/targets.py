@@ -26,12 +26,11 @@ class DetectionTargets:
     """What the losses compare the head's logits with."""
 
     heatmap: Tensor  # [B, K, X, Y] 0..1, 1 at the cell of a centre
-    cell: Tensor  # [B, M] int64 flat cell of each box, 0 where not valid
-    valid: Tensor  # [B, M] bool: a box whose centre lies in the grid
+    cell: Tensor  # [B, M] int64 flat cell of each box, 0 where its centre is not in the grid
     regression: Tensor  # [B, M, 12] in the layout of `bev.detection.head`
-    known: Tensor  # [B, M, 12] float32 0 where a value is not known (velocity NaN)
+    known: Tensor  # [B, M, 12] float32 0 where a value is not known (velocity NaN), all of a box whose centre is not in the grid
     attribute: Tensor  # [B, M] int64, -1 none
-    label: Tensor  # [B, M] int64, 0 where not valid
+    label: Tensor  # [B, M] int64, 0 likewise
 
 
 def gaussian_radius_cells(length_cells: Tensor, width_cells: Tensor, min_overlap: float = 0.1) -> Tensor:
@@ -74,7 +73,6 @@ def make_targets(
     return DetectionTargets(
         heatmap=_heatmap(boxes, corner, valid, grid, num_classes, min_radius_cells),
         cell=cell,
-        valid=valid,
         regression=torch.where(known, values, 0.0),
         known=known.float(),
         attribute=torch.where(valid, boxes.attribute, -1),

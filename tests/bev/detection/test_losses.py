@@ -100,7 +100,6 @@ def two_boxes() -> tuple[DetectionLogits, DetectionTargets]:
         DetectionTargets(
             heatmap=torch.zeros(1, 1, 2, 3),
             cell=torch.tensor([[1, 4, 0]]),
-            valid=torch.tensor([[True, True, False]]),
             regression=target,
             known=known,
             attribute=torch.tensor([[0, 1, -1]]),
@@ -137,7 +136,7 @@ def test_gradients_go_to_the_cells_of_known_values_alone() -> None:
 def test_no_boxes_and_no_attributes_lose_nothing() -> None:
     logits, targets = two_boxes()
     none = DetectionTargets(
-        targets.heatmap, targets.cell[:, :0], targets.valid[:, :0], targets.regression[:, :0], targets.known[:, :0],
+        targets.heatmap, targets.cell[:, :0], targets.regression[:, :0], targets.known[:, :0],
         targets.attribute[:, :0], targets.label[:, :0],
     )  # fmt: skip
     assert all(value == 0 for value in regression_losses(logits, none).values())
