@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -13,8 +12,7 @@ import numpy as np
 from sensors.calibration import apply, inverse_rigid
 from sensors.checks.frame import readings_of
 from sensors.frames import LidarSweep, RadarSweep, SensorFrame
-from sensors.logs.log import LogError, LogWarning
-from sensors.logs.messages import SceneBoxes
+from sensors.logs.log import LogError
 from sensors.nuscenes.config import NuScenesConfig
 from sensors.nuscenes.write import Annotation, write_nuscenes
 from sensors.replay.channels import Channels
@@ -23,7 +21,7 @@ from sensors.replay.tick import Tick
 from sensors.replay.ticks import ticks
 from training.files.names import file_name
 from training.replay.log_source import LogSource
-from training.replay.setup import mapping_of
+from training.replay.setup import boxes_of, mapping_of
 from training.replay.truth import AnnotatedTracks
 
 KEYFRAME_HZ, SCENE_KEYFRAMES = 2.0, 40  # nuScenes': scenes of 20 s
@@ -50,12 +48,8 @@ def write_data_set(source: LogSource, mapping_file: Path | None, out: Path, say:
         )
     sweeps = {"lidar_sweeps": usual.lidar_sweeps, "radar_sweeps": usual.radar_sweeps}
     config = ReplayConfig(tick_hz=KEYFRAME_HZ, **sweeps)
-    truth = None
-    if mapping.truth is not None:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", LogWarning)  # the ticks will say it
-            boxes = [m.payload for m in log.messages(topics=[mapping.truth]) if isinstance(m.payload, SceneBoxes)]
-        truth = AnnotatedTracks(boxes)
+    boxes = boxes_of(log, mapping)
+    truth = AnnotatedTracks(boxes) if boxes else None
     scenes: list[str] = []
     gave: set[str] = set()
     written = keyframes = 0

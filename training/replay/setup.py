@@ -195,13 +195,18 @@ def mapping_of(file: Path | None, source: LogSource, say: Callable[[str], None])
     return mapping
 
 
-def _truth(source: LogSource, mapping: LogMapping, model: PerceptionModel) -> ReplayTruth | None:
-    """None where the log has no annotated boxes."""
+def boxes_of(log: Log, mapping: LogMapping) -> list[SceneBoxes]:
+    """The annotated boxes of a log; none where it has none."""
     if mapping.truth is None:
-        return None
+        return []
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", LogWarning)  # the replay itself will say it
-        boxes = [m.payload for m in source.log.messages(topics=[mapping.truth]) if isinstance(m.payload, SceneBoxes)]
+        return [m.payload for m in log.messages(topics=[mapping.truth]) if isinstance(m.payload, SceneBoxes)]
+
+
+def _truth(source: LogSource, mapping: LogMapping, model: PerceptionModel) -> ReplayTruth | None:
+    """None where the log has no annotated boxes."""
+    boxes = boxes_of(source.log, mapping)
     if not boxes:
         return None
     grid = model.grid
