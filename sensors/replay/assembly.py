@@ -64,30 +64,23 @@ class Assembler:
                 statuses[channel] = got
             else:
                 taken[channel] = got
-        cameras: dict[str, CameraImage] = {}
-        lidar: list[LidarSweep] = []
-        radar: list[RadarSweep] = []
+        measured: list[CameraImage | LidarSweep | RadarSweep] = []
         for channel, item in taken.items():
-            queue, doubts = queues[channel], list(item.mounting.flagged)
+            doubts = list(item.mounting.flagged)
             try:
-                match item.source.modality:
-                    case "camera":
-                        cameras[channel] = self._camera(item, motion, doubts)
-                    case "lidar":
-                        lidar += [LidarSweep(*sweep) for sweep in self._sweeps(item, queue, motion, doubts)]
-                    case _:
-                        radar += [RadarSweep(*sweep) for sweep in self._sweeps(item, queue, motion, doubts)]
+                measured += self._measured(item, queues[channel], motion, doubts)
             except self.endured as error:
                 statuses[channel] = _status(item.source, SensorState.MALFORMED, tick_ns, item.reading, _reason(error))
-                continue
-            statuses[channel] = self._given(item, tick_ns, doubts, slow[channel])
+            else:
+                statuses[channel] = self._given(item, tick_ns, doubts, slow[channel])
+        cameras = {one.channel: one for one in measured if isinstance(one, CameraImage)}
         images = tuple(cameras.get(channel) for channel in self.channels.cameras)
         frame = SensorFrame(
             token=f"tick-{index:06d}",
             time_us=tick_ns // 1000,
             cameras=images if cameras else None,
-            lidar=tuple(lidar) or None,
-            radar=tuple(radar) or None,
+            lidar=tuple(one for one in measured if isinstance(one, LidarSweep)) or None,
+            radar=tuple(one for one in measured if isinstance(one, RadarSweep)) or None,
             global_T_reference=np.eye(4) if motion.global_T_reference is None else motion.global_T_reference,
         )
         return Tick(
@@ -127,6 +120,15 @@ class Assembler:
         state = SensorState.FLAGGED if reasons else SensorState.RATE_LOW if slow else SensorState.OK
         detail = "; ".join(filter(None, [*reasons, slow, item.mounting.note]))
         return _status(item.source, state, tick_ns, item.reading, detail)
+
+    def _measured(
+        self, item: _Taken, queue: SensorQueue, motion: EgoMotion, doubts: list[str]
+    ) -> Sequence[CameraImage | LidarSweep | RadarSweep]:
+        """Its picture, or its sweeps, newest first, brought to the tick; adds to the doubts."""
+        if item.source.modality == "camera":
+            return [self._camera(item, motion, doubts)]
+        sweep = LidarSweep if item.source.modality == "lidar" else RadarSweep
+        return [sweep(*one) for one in self._sweeps(item, queue, motion, doubts)]
 
     def _camera(self, item: _Taken, motion: EgoMotion, doubts: list[str]) -> CameraImage:
         picture, intrinsics = self._picture(item), item.mounting.intrinsics
