@@ -89,6 +89,7 @@ class RerunResults:
         if not self._started:
             self._started = True
             self._lay_out(result)
+            self._describe(result)
         self._write_pose(result)
         self._write_boxes(result)
         now: set[str] = set()
@@ -155,6 +156,9 @@ class RerunResults:
         large = [rrb.Grid(*pictures, grid_columns=min(_IN_A_ROW, len(pictures)))] if pictures else []
         right = rrb.Vertical(*large, rrb.Horizontal(*curves), row_shares=[*[3] * len(large), 1])
         self._stream.send_blueprint(rrb.Blueprint(rrb.Horizontal(left, right), collapse_panels=True))
+
+    def _describe(self, result: TickResult) -> None:
+        """What holds at every tick: the curves' colours, the classes' names, the vehicle's axes."""
         series = [(f"shares/{name}", modality_rgb(name, k), name) for k, name in enumerate(result.modalities)]
         series += [("shares/nulls", _GREY, "nulls"), ("boxes", _GREY, "boxes")]
         for modality in dict.fromkeys(status.modality for status in result.tick.sensors.values()):

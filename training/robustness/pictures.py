@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -40,33 +40,9 @@ def heat_map(path: Path, robustness: Robustness) -> Path:
     figure = new_figure(3.7 + len(maps) * (0.95 * columns + 0.5), 1.75 + 0.47 * len(names))
     for k, (title, metric) in enumerate(maps.items()):
         axes = figure.add_subplot(1, len(maps), k + 1)
-        matrix, clean = robustness.matrix(metric), robustness.clean(metric)
-        kept = np.array([[metrics.retention(matrix[n].get(s, math.nan), clean) for s in severities] for n in names])
-        mean = np.array([[metrics.resistance_ability(matrix[n], clean)] for n in names])
-        shown = np.concatenate([kept, mean], axis=1)
-        axes.imshow(shown, cmap="cividis", vmin=0, vmax=1, aspect="auto")
-        for (i, j), value in np.ndenumerate(shown):
-            colour = "white" if not value >= 0.45 else "black"
-            text = "-" if math.isnan(value) else f"{100 * value:.0f}%"
-            axes.text(j, i - 0.12, text, ha="center", va="center", fontsize=9.5, color=colour)
-            if j < len(severities):
-                axes.text(
-                    j,
-                    i + 0.27,
-                    f"{matrix[names[i]].get(severities[j], math.nan):.3f}",
-                    ha="center",
-                    va="center",
-                    fontsize=6.5,
-                    color=colour,
-                )
-        axes.axvline(len(severities) - 0.5, color="white", linewidth=4)
+        _draw_map(axes, robustness, title, metric)
         axes.set_xticks(range(columns), [*(f"severity {s}" for s in severities), "RA"], fontsize=8.5)
         axes.set_yticks(range(len(names)), [n.replace("_", " ") for n in names] if k == 0 else [], fontsize=9.5)
-        axes.tick_params(length=0, colors=INK)
-        for spine in axes.spines.values():
-            spine.set_visible(False)
-        mra = metrics.mean_resistance_ability(matrix, clean)
-        axes.set_title(f"{title}: clean {clean:.3f}, mRA {mra:.3f}", fontsize=10.5, loc="left", color=INK)
     figure.suptitle(
         "What corruptions leave of the clean figure, all sensors",
         x=0.012,
@@ -80,6 +56,26 @@ def heat_map(path: Path, robustness: Robustness) -> Path:
         left=1.95 / width, right=1 - 0.15 / width, top=1 - 0.85 / height, bottom=0.35 / height, wspace=0.05
     )
     return save_figure(figure, path)
+
+
+def _draw_map(axes: Axes, robustness: Robustness, title: str, metric: str) -> None:
+    """One figure's corruptions x severities, and their means at the right."""
+    severities, matrix, clean = robustness.config.severities, robustness.matrix(metric), robustness.clean(metric)
+    kept = [[metrics.retention(row.get(s, math.nan), clean) for s in severities] for row in matrix.values()]
+    mean = [[metrics.resistance_ability(row, clean)] for row in matrix.values()]
+    shown, figures = np.concatenate([kept, mean], axis=1), list(matrix.values())
+    axes.imshow(shown, cmap="cividis", vmin=0, vmax=1, aspect="auto")
+    for (i, j), value in np.ndenumerate(shown):
+        style: dict[str, Any] = {"ha": "center", "va": "center", "color": "black" if value >= 0.45 else "white"}
+        axes.text(j, i - 0.12, "-" if math.isnan(value) else f"{100 * value:.0f}%", fontsize=9.5, **style)
+        if j < len(severities):
+            axes.text(j, i + 0.27, f"{figures[i].get(severities[j], math.nan):.3f}", fontsize=6.5, **style)
+    axes.axvline(len(severities) - 0.5, color="white", linewidth=4)
+    axes.tick_params(length=0, colors=INK)
+    for spine in axes.spines.values():
+        spine.set_visible(False)
+    mra = metrics.mean_resistance_ability(matrix, clean)
+    axes.set_title(f"{title}: clean {clean:.3f}, mRA {mra:.3f}", fontsize=10.5, loc="left", color=INK)
 
 
 def severity_curves(path: Path, robustness: Robustness) -> Path:
