@@ -128,7 +128,7 @@ def _place(frames: Sequence[traceback.FrameSummary]) -> str:
         file = Path(frame.filename)
         if ROOT in file.parents and here not in file.parents and "site-packages" not in file.parts:
             return f"{file.relative_to(ROOT)}:{frame.lineno}"
-    return "outside of the repository"
+    return f"outside of the repository: {frames[-1].filename}:{frames[-1].lineno}"
 
 
 class _Recorder(TorchDispatchMode):
