@@ -15,6 +15,7 @@ from bev.detection.boxes import Boxes
 from bev.detection.head import HeatmapHead
 from bev.motion import MOTION_CHANNELS
 from fusion import BEVFeatures, FusedBEV, Fuser, LateFusion, hide
+from fusion.kernels.tokens import sound_coverage
 from robustbev.checks import check_batch, check_views, check_weights
 from robustbev.config import DETECTION, ModelConfig
 from robustbev.perception import Perception, TrainingOutputs, trust_in
@@ -132,23 +133,32 @@ class PerceptionNetwork(nn.Module):
         """Fuse, and answer every task: `features` as `encode` gives them, any of them None. One encoding serves every subset."""
         with self._autocast():
             fused = self.fuser(features, grid_shape=self.grid.shape, batch_size=batch_size)
+        sensed = self._sensed(features, fused.coverage)
         if isinstance(self.fuser, LateFusion):
             outputs = {DETECTION: self._merged_boxes(self.fuser, features, batch_size)}
         else:
-            outputs = self._answer(
-                fused.features, self._measured(features, batch_size), fused.coverage, self.config.tasks
-            )
+            outputs = self._answer(fused.features, self._measured(features, batch_size), sensed, self.config.tasks)
         if self.precision.name != "float32":
             fused = FusedBEV(fused.features.float(), fused.attention.float(), fused.coverage.float())
         return Perception(
             outputs,
             fused,
             tuple(self.config.modalities),
-            perceived=fused.coverage.flatten(1).amax(1) > 0,
+            perceived=sensed.flatten(1).amax(1) > 0,
             trust=trust_in(features, fused, tuple(self.config.modalities)),
             sensor_coverage={n: f.sensor_coverage for n, f in features.items() if isinstance(f, SensorFeatures)},
             cross_class_iou=self.config.detection.cross_class_iou,
         )
+
+    def _senses(self, name: str) -> bool:
+        return self.config.modalities[name].senses
+
+    def _sensed(self, features: Mapping[str, BEVFeatures | None], coverage: Tensor) -> Tensor:
+        """[B, X, Y] the part of the fused grid's `coverage` that comes from modalities that sense."""
+        if all(map(self._senses, features)):
+            return coverage
+        parts = [f.coverage for name, f in features.items() if f is not None and self._senses(name)]
+        return torch.stack([torch.zeros_like(coverage), *map(sound_coverage, parts)]).amax(0)
 
     def _autocast(self) -> AbstractContextManager[object]:
         return self.precision.autocast(self.device.type)
@@ -180,7 +190,11 @@ class PerceptionNetwork(nn.Module):
         """Late fusion: the boxes of each sensor that is there, from its own grid alone, merged."""
         with self._autocast():
             grids = fuser.separate(features, grid_shape=self.grid.shape, batch_size=batch_size)
-        present = [(name, g) for g, name in zip(grids, fuser.modalities, strict=True) if features.get(name) is not None]
+        present = [
+            (name, g)
+            for g, name in zip(grids, fuser.modalities, strict=True)
+            if features.get(name) is not None and self._senses(name)
+        ]
         # One after the other: in one batch a convolution's last bits could depend on how many sensors there are.
         boxes = [
             self._answer(g.features, self._measured({name: features[name]}, batch_size), g.coverage, [DETECTION])[

@@ -24,3 +24,5 @@ class ModalityConfig(StrictModel):
 
     channels: Channels | None = None
     """Of the rig's sensors of this kind, those that are this modality's; null: all that no other modality names."""
+    senses: bool = True
+    """False of what knows the place and not the moment, as a map: what it says alone is no perception."""

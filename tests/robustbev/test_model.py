@@ -296,6 +296,23 @@ def test_no_sensor_at_all_is_no_perception_and_not_all_clear(model: PerceptionMo
     assert mixed.boxes.score[1].any()
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("changes", [{}, {"fuser": {"kind": "late"}}])
+def test_what_does_not_sense_is_listened_to_and_is_no_perception(changes: dict[str, Any]) -> None:
+    """As of a map: it helps those who see, and when all of them are gone, nothing is known."""
+    plain, model = tiny_model(**changes), tiny_model(lidar={"pillar_channels": 8, "senses": False}, **changes)
+    batch = random_sensors(2)
+    for names in (("lidar",), ()):
+        seen = model(batch.only(names))
+        assert not seen.perceived.any()
+        assert not seen.boxes.score.any()
+        assert torch.equal(seen.fused.features, plain(batch.only(names)).fused.features)
+    seen, expected = model(batch), plain(batch)
+    assert seen.perceived.all()
+    if not changes:  # late fusion takes the boxes of those alone who see
+        assert_same(seen, expected)
+
+
 def test_a_model_without_a_modality_tells_of_those_that_it_has() -> None:
     model = tiny_model(lidar=None)
     assert tuple(model.config.modalities) == ("camera", "radar")
