@@ -53,13 +53,13 @@ def options_of(request: type[Request]) -> Callable[[Callable[[Request], None]], 
 def config_of(checkpoint: Path, config: Path | None, settings: list[str]) -> RunConfig | None:
     """The configuration to look at a checkpoint with: the file given, else its run's; None where there is neither."""
     from robustbev.checkpoints import find_checkpoint
-    from training.runs.config import load_run_config
+    from training.runs.config import load_config_of_run, load_run_config
     from training.runs.files import run_of
 
     if config is not None:
         return load_run_config(config, settings)
     files = run_of(find_checkpoint(checkpoint))
-    return None if files is None else load_run_config(files.config, settings)
+    return None if files is None else load_config_of_run(files.config, settings)
 
 
 def print_figures(results: Results) -> None:

@@ -30,7 +30,7 @@ def train(config: ConfigFile, settings: Settings = None, fresh: Fresh = False) -
     files = RunFiles(run.run_dir)
     if not fresh and files.is_complete(run):
         if run.tracking.enabled:
-            send_rest(files.mlflow)
+            send_rest(files.mlflow, run.tracker)
         print(f"{run.run_dir} is complete: nothing to do. To train again: --fresh, or another name=...")
         return
     with Bars() as bars:

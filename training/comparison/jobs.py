@@ -82,7 +82,7 @@ def _train_and_measure(job: Job, bars: Bars, stop: Stop) -> JobResult:
 def _result(job: Job, measured: _Figures) -> JobResult:
     files = job.files
     history = [float(row["seconds"]) for row in read_history(files.history)]
-    tracked = MLflowRun.open(files.mlflow)
+    tracked = MLflowRun.open(files.mlflow, job.config.tracker)
     return JobResult(
         job.entry,
         job.seed,
@@ -136,7 +136,7 @@ def _measure(job: Job, checkpoint: Path, bars: Bars, stop: Stop) -> _Figures:
                 for case, result in results_by_case.items()
                 for name, key in main_figures([result]).items()
             }
-            log_report(job.files.mlflow, checkpoint, figures, {})
+            log_report(job.files.mlflow, config.tracker, checkpoint, figures, {})
     return measured
 
 
@@ -180,7 +180,7 @@ def _adopt(job: Job) -> None:
     """Put a run that was there before below this comparison's MLflow run."""
     if job.parent is None or not job.config.tracking.enabled:
         return
-    run = MLflowRun.open(job.files.mlflow)
+    run = MLflowRun.open(job.files.mlflow, job.config.tracker)
     if run is not None:
         run.outbox.tag(PARENT_TAG, job.parent)
         send_now(run)

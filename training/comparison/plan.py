@@ -15,7 +15,6 @@ from training.files.settings import differences, flat
 from training.runs.config import RunConfig, load_run_config
 from training.runs.files import RunError, RunFiles
 from training.tasks.detection.result import SubsetResult
-from training.tracking.run import absolute_uri, default_uri
 
 # Figures of models that saw or were judged on different samples, or on different classes, cannot stand in one column.
 SAME_DATA = (
@@ -205,13 +204,12 @@ def plan_jobs(entries: Sequence[Entry], seeds: Sequence[int], name: str, cases: 
     for seed in seeds:
         for entry in entries:
             config = entry.config
-            uri = default_uri(config.runs_dir) if config.tracking.uri is None else absolute_uri(config.tracking.uri)
             update: Mapping[str, Any] = {
                 "name": f"{entry.name}-seed{seed}",
                 "seed": seed,
                 "runs_dir": config.runs_dir / name,
                 "runner": config.runner.model_copy(update={"workers": 0}),
-                "tracking": config.tracking.model_copy(update={"uri": uri}),
+                "tracking": config.tracking.model_copy(update={"uri": config.tracker}),
             }
             jobs.append(Job(entry.name, seed, config.model_copy(update=update), tuple(cases)))
     return jobs

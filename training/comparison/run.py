@@ -39,7 +39,7 @@ from training.evaluation.subsets import possible_subsets
 from training.files.table import print_tables
 from training.robustness.cases import parse_case
 from training.tracking.outbox import Status
-from training.tracking.run import MLflowRun, default_uri
+from training.tracking.run import MLflowRun
 from training.tracking.sending import send_now
 
 
@@ -197,11 +197,9 @@ def _start_tracking(entries: Sequence[Entry], seeds: Sequence[int], name: str, o
     first = entries[0].config
     if not first.tracking.enabled:
         return None
-    (job, *_) = plan_jobs(entries[:1], seeds[:1], name)
-    uri = job.config.tracking.uri or default_uri(first.runs_dir)
     parent = MLflowRun.start(
         out / "mlflow_run.json",
-        uri=uri,
+        uri=first.tracker,
         experiment=first.tracking.experiment,
         name=name,
         artifacts=first.runs_dir / "mlartifacts",

@@ -55,7 +55,7 @@ class RobustnessConfig(StrictModel):
     max_retries: Annotated[int, Field(ge=0)] = 3  # how often a task whose process or machine died is run again
     device: Literal["auto", "cpu", "cuda"] = "auto"  # auto: CUDA where this machine has it
     tasks_per_gpu: Annotated[int, Field(ge=1)] = 4  # that share one GPU, and the CPUs that load for it
-    tracking: bool = True  # figures and report go into the MLflow of the checkpoint's run
+    tracking: bool = True  # figures and report go into the MLflow of the checkpoint's run, if that is tracked
 
     @field_validator("corruptions")
     @classmethod

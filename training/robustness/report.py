@@ -85,7 +85,7 @@ def provenance(robustness: Robustness) -> dict[str, str]:
     """What was run, for a reader who wants to run it again."""
     config, model = robustness.config, robustness.model
     facts = {"checkpoint": _place(model.checkpoint), "weights and settings": f"fingerprint {model.fingerprint[:16]}"}
-    tracked = MLflowRun.open(model.files.mlflow)
+    tracked = MLflowRun.open(model.files.mlflow, model.config.tracker)
     if tracked is not None:
         facts["MLflow run"] = tracked.run_id
     if robustness.baseline is not None:
@@ -113,7 +113,8 @@ def provenance(robustness: Robustness) -> dict[str, str]:
 def track_robustness(robustness: Robustness, files: Sequence[Path]) -> None:
     """Hand figures and files to the MLflow of the checkpoint's run, if it has one."""
     figures = {name: value for name, value in summary(robustness).items() if value is not None}
-    log_report(robustness.model.files.mlflow, robustness.model.checkpoint, figures, {"robustness": files})
+    model = robustness.model
+    log_report(model.files.mlflow, model.config.tracker, model.checkpoint, figures, {"robustness": files})
 
 
 def _cases(robustness: Robustness) -> dict[str, dict[str, object]]:

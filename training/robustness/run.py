@@ -23,7 +23,7 @@ from training.robustness.config import RobustnessConfig
 from training.robustness.report import track_robustness, write_robustness
 from training.robustness.results import Figures, Robustness, Subject
 from training.robustness.tasks import RobustnessError, Store, Task, fingerprint, run_tasks
-from training.runs.config import RunConfig, load_run_config
+from training.runs.config import RunConfig, load_config_of_run, load_run_config
 from training.runs.files import run_of
 from training.runs.run import absolute_paths
 from training.tasks.detection.result import SubsetResult
@@ -82,7 +82,7 @@ def run_robustness(checkpoint: Path, config: RobustnessConfig, bars: Bars) -> Ro
     )
     write_text(out / "config.yaml", to_yaml(config))
     files = write_robustness(out, robustness)
-    if config.tracking:
+    if config.tracking and model.config.tracking.enabled:
         track_robustness(robustness, files)
     return robustness
 
@@ -185,7 +185,7 @@ def _subject(name: str, path: Path, config: RobustnessConfig, model: Subject | N
             f"{path}: lies in no run's folder, whose config.yaml says on which data it was trained; expected runs/<name>, or a "
             "checkpoint in it"
         )
-    trained = absolute_paths(load_run_config(files.config))
+    trained = absolute_paths(load_config_of_run(files.config))
     choice = {k: v for k, v in config.data.nuscenes.model_dump().items() if v is not None}
     if model is None:
         limit = trained.evaluation.limit if config.limit is None else config.limit

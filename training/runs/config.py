@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal
@@ -16,6 +17,7 @@ from training.evaluation.config import EvaluationConfig, subset_name
 from training.files.config_file import load_config
 from training.loop.optim import OptimConfig
 from training.loop.step import StepConfig
+from training.tracking.run import absolute_uri, default_uri, own_uri
 
 Count = Annotated[int, Field(ge=1)]
 
@@ -125,6 +127,11 @@ class RunConfig(StrictModel):
     def run_dir(self) -> Path:
         return self.runs_dir / self.name
 
+    @property
+    def tracker(self) -> str:
+        """The address of the MLflow that is to hear of the run."""
+        return default_uri(self.runs_dir) if self.tracking.uri is None else absolute_uri(self.tracking.uri)
+
 
 # What may change when a run goes on: it decides where and how a run is worked on, not what comes out.
 FREE_TO_CHANGE: tuple[str, ...] = (
@@ -136,3 +143,9 @@ FREE_TO_CHANGE: tuple[str, ...] = (
 def load_run_config(path: Path | None, overrides: Sequence[str] = ()) -> RunConfig:
     """The configuration in a YAML file with `key=value` overrides; see `config_file.load_config` for what it raises."""
     return load_config(RunConfig, path, overrides)
+
+
+def load_config_of_run(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
+    """The configuration that a run left in its folder, but for its tracker: see `own_uri`. `overrides` are the user's."""
+    named = load_run_config(path).tracking.uri
+    return load_run_config(path, [f"tracking.uri={json.dumps(own_uri(path.parent, named))}", *overrides])

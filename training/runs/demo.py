@@ -20,7 +20,6 @@ from training.runs.evaluate import evaluate_checkpoint
 from training.runs.files import RunFiles
 from training.runs.run import run_training
 from training.runs.show import show_run
-from training.tracking.run import MLflowRun
 
 
 @dataclass(frozen=True)
@@ -71,7 +70,7 @@ def run_demo(config: RunConfig, scenes: Mapping[str, int], *, fresh: bool = Fals
         if evaluated and drawn:
             print("complete already")
         else:
-            show_run(files.root)
+            show_run(files.root, config)
     return DemoResults(read_subsets(files.subsets), _places(config, files))
 
 
@@ -123,10 +122,6 @@ def _evaluation_then(files: RunFiles) -> object:
 
 
 def _places(config: RunConfig, files: RunFiles) -> list[str]:
-    uri = f"sqlite:///{config.runs_dir / 'mlflow.db'}" if config.tracking.uri is None else config.tracking.uri
-    tracked = MLflowRun.open(files.mlflow)
-    if tracked is not None:
-        uri = tracked.uri
     places = {
         "drives": config.data.nuscenes.root,
         "model": f"{files.checkpoints} (robustbev.load)",
@@ -134,5 +129,5 @@ def _places(config: RunConfig, files: RunFiles) -> list[str]:
         "pictures": files.pictures,
     }
     if config.tracking.enabled:
-        places["MLflow"] = f"mlflow ui --backend-store-uri {uri}"
+        places["MLflow"] = f"mlflow ui --backend-store-uri {config.tracker}"
     return [f"{what:<9} {where}" for what, where in places.items()]

@@ -69,7 +69,8 @@ def evaluate_checkpoint(
             kept[f"evaluation/{subset}"] = [out_dir / subset / name for name in names]
         table = (out_dir / "table.md").read_text(encoding="utf-8")
         tags = {"evaluation.precision": str(model.precision), DESCRIPTION_TAG: table}
-        log_report(files.mlflow, checkpoint, figures_of(results), kept, tags)
+        if config.tracking.enabled:
+            log_report(files.mlflow, config.tracker, checkpoint, figures_of(results), kept, tags)
     return results
 
 

@@ -19,7 +19,7 @@ from training.files.atomic import held, write_json, write_text
 from training.files.config_file import ConfigError, parse_yaml, to_yaml
 from training.files.settings import differences
 from training.loop.callbacks import Callback
-from training.runs.config import FREE_TO_CHANGE, RunConfig, load_run_config
+from training.runs.config import FREE_TO_CHANGE, RunConfig, load_config_of_run
 from training.tracking.run import outbox_of, sent_of
 
 
@@ -216,7 +216,7 @@ def resolve(
     checkpoint = find_checkpoint(checkpoint)
     files = run_of(checkpoint)
     if files is not None:
-        return checkpoint, files, config or load_run_config(files.config), out_dir or files.root / folder
+        return checkpoint, files, config or load_config_of_run(files.config), out_dir or files.root / folder
     if config is None or out_dir is None:
         raise ValueError(
             f"{checkpoint}: lies in no run's folder (with its config.yaml); say with --config what to evaluate on, and with "

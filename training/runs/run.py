@@ -26,7 +26,7 @@ from training.runs.config import RunConfig
 from training.runs.files import RunFiles
 from training.runs.precision import report_precision
 from training.runs.worker import Post, work
-from training.tracking.run import MLflowRun, absolute_uri, default_uri, git_commit
+from training.tracking.run import MLflowRun, git_commit
 from training.tracking.sending import Sending
 
 Config = TypeVar("Config", bound=BaseModel)
@@ -109,7 +109,6 @@ def _train(
 
 
 def _start_tracking(config: RunConfig, files: RunFiles, more: Mapping[str, str]) -> MLflowRun:
-    uri = default_uri(config.runs_dir) if config.tracking.uri is None else absolute_uri(config.tracking.uri)
     data = describe(config.data.nuscenes)
     tags = {"data.id": str(data["data_id"]), "data.version": str(data["version"]), "run_dir": str(files.root.resolve())}
     tags |= more
@@ -118,7 +117,7 @@ def _start_tracking(config: RunConfig, files: RunFiles, more: Mapping[str, str])
         tags["mlflow.source.git.commit"] = commit
     tracker = MLflowRun.start(
         files.mlflow,
-        uri=uri,
+        uri=config.tracker,
         experiment=config.tracking.experiment,
         name=config.name,
         artifacts=config.runs_dir / "mlartifacts",

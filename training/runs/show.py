@@ -27,7 +27,7 @@ from training.pictures.charts import training_curves
 from training.pictures.scene.canvas import save
 from training.pictures.scene.page import page, sheet
 from training.pictures.scene.panels import Scene, above, cameras, channels_there, legend, maps
-from training.runs.config import RunConfig, load_run_config
+from training.runs.config import RunConfig, load_config_of_run
 from training.runs.evaluate import load_model
 from training.runs.files import RunFiles
 from training.tasks.assembly import training_tasks
@@ -79,13 +79,16 @@ def show(
     return show_found(scene, perceptions, wanted, out_dir, corruption, score, truth_maps)
 
 
-def show_run(run_dir: Path, *, sample: str | int | None = None, score: float = SHOWN_SCORE) -> list[Path]:
+def show_run(
+    run_dir: Path, config: RunConfig | None = None, *, sample: str | int | None = None, score: float = SHOWN_SCORE
+) -> list[Path]:
     """Training curves, and pictures of one validation sample under every subset, into the run's folder; -> their paths.
 
-    The run's MLflow gets them too. Without a sample the liveliest one is shown: most classes, then most boxes.
+    The run's MLflow gets them too. `config` is the run's, None: as it left it. Without a sample the liveliest one is shown: most
+    classes, then most boxes.
     """
     files = RunFiles(run_dir)
-    config = load_run_config(files.config)
+    config = config or load_config_of_run(files.config)
     checkpoint = find_checkpoint(run_dir)
     if sample is None:
         counts = open_reader(config.data, config.model, config.data.nuscenes.val_split).class_counts()
@@ -95,7 +98,7 @@ def show_run(run_dir: Path, *, sample: str | int | None = None, score: float = S
     history = read_history(files.history)
     if history:
         paths.append(training_curves(files.pictures / "training.png", history, f"Training of {config.name}"))
-    tracked = MLflowRun.open(files.mlflow)
+    tracked = MLflowRun.open(files.mlflow, config.tracker) if config.tracking.enabled else None
     if tracked is not None:
         tracked.outbox.files(paths, "pictures")
         send_now(tracked)

@@ -12,9 +12,10 @@ import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote, urlsplit
 
 from sensors.extras import require
-from training.tracking.outbox import Row
+from training.tracking.outbox import Outbox, Row
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -93,8 +94,8 @@ def is_gone(client: MlflowClient, run_id: str) -> bool:
         raise
 
 
-def send_rows(client: MlflowClient, run_id: str, rows: Sequence[Row], folder: Path) -> None:
-    """Hand rows of an outbox that lies in `folder` to a run. Handing the same over again changes nothing."""
+def send_rows(client: MlflowClient, run_id: str, rows: Sequence[Row], outbox: Outbox) -> None:
+    """Hand rows of an outbox to a run. Handing the same over again changes nothing."""
     from mlflow.entities import Metric
 
     metrics = [
@@ -108,25 +109,45 @@ def send_rows(client: MlflowClient, run_id: str, rows: Sequence[Row], folder: Pa
         if "tag" in row:
             client.set_tag(run_id, row["tag"], row["value"])
         elif "file" in row:
-            _send_file(client, run_id, folder / row["file"], row["folder"])
+            _send_file(client, run_id, outbox, row)
         elif row.get("status") == "RUNNING":
             client.update_run(run_id, status="RUNNING")
         elif "status" in row:
             client.set_terminated(run_id, status=row["status"], end_time=row["time_ms"])
 
 
-def _send_file(client: MlflowClient, run_id: str, path: Path, folder: str | None) -> None:
+def _send_file(client: MlflowClient, run_id: str, outbox: Outbox, row: Row) -> None:
     """What stands in the way of a file alone (it is gone, or its store wants a library or credentials) is a warning."""
-    fault = "it is not there any more"
-    if path.is_file():
+    path = outbox.path.parent / row["file"]
+    if not path.is_file():
+        fault = "it is not there any more"
+    elif not outbox.vouches_for(path):
+        fault = "it lies outside the run's folder, and was not recorded just now"
+    elif not _stays_beside(client, run_id, outbox.path):
+        fault = "the database beside the run would have it kept elsewhere than in the database's folder"
+    else:
         try:
-            client.log_artifact(run_id, str(path), folder)
+            client.log_artifact(run_id, str(path), row["folder"])
             return
         except store_errors():
             raise
         except Exception as error:  # of boto3 and its like, which speak to an artifact store of its own
             fault = f"{type(error).__name__}: {' '.join(str(error).split())}"
     warnings.warn(f"MLflow does not get {path}: {fault}", TrackingWarning, stacklevel=2)
+
+
+def _stays_beside(client: MlflowClient, run_id: str, file: Path) -> bool:
+    """Whether files go where they may: a database in a folder that the run lies in, which may have come with it, has no say."""
+    database = database_of(client.tracking_uri)
+    if database is None or database.parent not in file.resolve().parents:
+        return True
+    place = urlsplit(str(client.get_run(run_id).info.artifact_uri))
+    return place.scheme in ("", "file") and Path(unquote(place.path)).resolve().is_relative_to(database.parent)
+
+
+def database_of(uri: str) -> Path | None:
+    """The file of a SQLite store, None for any other."""
+    return Path(uri.removeprefix("sqlite:///")).resolve() if uri.startswith("sqlite:///") else None
 
 
 def is_refused(error: Exception) -> bool:

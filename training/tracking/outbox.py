@@ -14,7 +14,7 @@ import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO, Literal
+from typing import Any, BinaryIO, Literal, get_args
 
 from sensors.files import no_links
 from training.files.atomic import names_file
@@ -31,6 +31,7 @@ class Outbox:
         self._read_to = 0  # bytes
         self._metrics: dict[tuple[int, str], float] = {}
         self._tags: dict[str, str] = {}
+        self._recorded: set[Path] = set()
 
     def metrics(self, values: Mapping[str, float], step: int, *, renew: bool = False) -> None:
         """Record figures at one step.
@@ -54,8 +55,13 @@ class Outbox:
         root = self.path.parent.absolute()
         with self._locked() as file:
             for path in map(Path.absolute, paths):
+                self._recorded.add(path)
                 place = path.relative_to(root) if path.is_relative_to(root) else path  # the run's folder may be moved
                 self._append(file, {"file": str(place), "folder": folder})
+
+    def vouches_for(self, path: Path) -> bool:
+        """Whether a file may be sent: it lies in the run's folder, or this process recorded it."""
+        return path.absolute() in self._recorded or path.resolve().is_relative_to(self.path.parent.resolve())
 
     def status(self, status: Status) -> None:
         """Say how the run stands."""
@@ -73,9 +79,11 @@ class Outbox:
                 if not line.endswith(b"\n"):
                     return
                 try:
-                    yield start, json.loads(line)
-                except ValueError:
+                    row = json.loads(line)
+                except (ValueError, RecursionError):
                     continue
+                if _is_row(row):
+                    yield start, row
 
     def _is_new(self, step: int, name: str, value: float, renew: bool) -> bool:
         known = self._metrics.get((step, name))
@@ -111,6 +119,18 @@ class Outbox:
                 self._metrics[row["step"], name] = value
             if "tag" in row:
                 self._tags[row["tag"]] = row["value"]
+
+
+def _is_row(row: object) -> bool:
+    """Whether a line is one of ours; a run's folder, and this file in it, may come from anywhere."""
+    match row:
+        case {"metrics": dict(figures), "step": int(), "time_ms": int()}:
+            return all(type(value) is float for value in figures.values())
+        case {"tag": str(), "value": str()} | {"file": str(), "folder": str() | None}:
+            return True
+        case {"status": str(status), "time_ms": int()}:
+            return status in get_args(Status)
+    return False
 
 
 def _last_byte(file: BinaryIO, end: int) -> bytes:

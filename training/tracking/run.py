@@ -6,7 +6,7 @@ waited for.
 
 from __future__ import annotations
 
-import json
+import os
 import re
 import subprocess
 import threading
@@ -15,6 +15,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, TypeVar
 
+from sensors.documents import DocumentError, read_json
 from training.files.atomic import held, write_json
 from training.files.settings import flat
 from training.loop.callbacks import Callback, StepRecord
@@ -33,6 +34,22 @@ _DATABASE_SECONDS = 180.0  # to make a SQLite database, on a slow disk or a busy
 def default_uri(runs_dir: Path) -> str:
     """SQLite beside the runs; absolute, because MLflow takes a relative one for the working directory's."""
     return f"sqlite:///{(runs_dir / 'mlflow.db').resolve()}"
+
+
+def own_uri(run_dir: Path, named: str | None) -> str:
+    """The tracker of a run of which nobody but the run itself says which it is: it may be somebody else's run.
+
+    What it names counts where the user's MLFLOW_TRACKING_URI says the same, or where it is a database that is there, in a folder
+    that the run lies in. Otherwise it is the database beside the run.
+    """
+    if named is not None and (named == os.environ.get("MLFLOW_TRACKING_URI") or _is_above(run_dir, named)):
+        return named
+    return default_uri(run_dir.resolve().parent)
+
+
+def _is_above(run_dir: Path, uri: str) -> bool:
+    database = store.database_of(uri)
+    return database is not None and database.is_file() and database.parent in run_dir.resolve().parents
 
 
 def absolute_uri(uri: str) -> str:
@@ -67,11 +84,16 @@ def git_commit(folder: Path) -> str | None:
 class MLflowRun:
     """One run in an MLflow store: `start` makes or continues it, `open` finds it again from the file that `start` left.
 
-    Beside that file lie the run's outbox and the note of how much of it was sent.
+    Beside that file lie the run's outbox and the note of how much of it was sent. Where the store is says the user, never the
+    file: a run may be of somebody else.
+
+    Args:
+        file: what `start` left.
+        uri: of the store, as the user's configuration has it.
     """
 
-    def __init__(self, file: Path) -> None:
-        self.file = file
+    def __init__(self, file: Path, uri: str) -> None:
+        self.file, self.uri = file, uri
         self._sent = sent_of(file)
         self.outbox = Outbox(outbox_of(file))
 
@@ -101,10 +123,9 @@ class MLflowRun:
             MissingExtraError: MLflow is not installed.
             TrackingError: the store of a new run cannot be reached, or its experiment was deleted there.
         """
-        run = MLflowRun(file)
-        known = _read(file)
+        run = MLflowRun(file, uri)
         store.load_mlflow()
-        if known is None or known["uri"] != uri:
+        if not file.is_file() or run._known["uri"] != uri:
             location = artifacts.resolve().as_uri() if uri.startswith("sqlite:") else None
             about: Mapping[str, Any] = {"artifacts": location, "parameters": flat(parameters), "tags": tags}
             try:
@@ -121,22 +142,27 @@ class MLflowRun:
         return run
 
     @staticmethod
-    def open(file: Path) -> MLflowRun | None:
+    def open(file: Path, uri: str) -> MLflowRun | None:
         """The run named in `file`, None where there is no such file."""
-        return MLflowRun(file) if file.is_file() else None
-
-    @property
-    def uri(self) -> str:
-        return str(self._known["uri"])
+        return MLflowRun(file, uri) if file.is_file() else None
 
     @property
     def run_id(self) -> str:
-        return str(self._known["run_id"])
+        return self._known["run_id"]
+
+    def check_store(self) -> None:
+        """TrackingError where the run was begun in another store than the user's configuration names."""
+        begun = self._known["uri"]
+        if begun != self.uri:
+            raise TrackingError(
+                f"{self.file} names a run in the MLflow at {begun}, which is not yours: if you know it, say so with "
+                f"tracking.uri={begun} or MLFLOW_TRACKING_URI"
+            )
 
     def left(self) -> list[tuple[int, Row]]:
         """The rows of the outbox that the run in MLflow does not have yet, each with the byte at which it ends."""
-        sent = _read(self._sent) or {}
-        return list(self.outbox.rows(sent["bytes"] if sent.get("run_id") == self.run_id else 0))
+        sent = _read(self._sent, {"run_id": str, "bytes": int}) if self._sent.is_file() else {}
+        return list(self.outbox.rows(max(0, sent["bytes"]) if sent.get("run_id") == self.run_id else 0))
 
     def note_sent(self, run_id: str, end: int) -> None:
         """Note that a run in MLflow has the outbox up to a byte."""
@@ -148,12 +174,7 @@ class MLflowRun:
 
     @property
     def _known(self) -> dict[str, Any]:
-        known = _read(self.file)
-        if known is None:
-            raise TrackingError(
-                f"{self.file}: expected the run in MLflow that this file names, and it is not there any more"
-            )
-        return known
+        return _read(self.file, {"uri": str, "run_id": str})
 
 
 def outbox_of(run_file: Path) -> Path:
@@ -247,5 +268,11 @@ def _within(seconds: float, call: Callable[[], Result]) -> Result:
     return results[0]
 
 
-def _read(file: Path) -> dict[str, Any] | None:
-    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
+def _read(file: Path, entries: Mapping[str, type]) -> dict[str, Any]:
+    try:
+        content = read_json(file)
+    except (DocumentError, OSError) as error:
+        raise TrackingError(f"{file}: {error}; remove the file to begin anew in MLflow") from None
+    if not isinstance(content, dict) or any(type(content.get(name)) is not kind for name, kind in entries.items()):
+        raise TrackingError(f"{file}: expected {' and '.join(entries)}; remove the file to begin anew in MLflow")
+    return content

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from robustbev.checkpoints import step_of
 from sensors.errors import MissingExtraError
 from training.tracking import mlflow_store as store
-from training.tracking.outbox import Row
+from training.tracking.outbox import Outbox, Row
 from training.tracking.run import MLflowRun, short
 
 if TYPE_CHECKING:
@@ -105,15 +105,16 @@ def send_now(run: MLflowRun, patience_s: float = 10.0) -> None:
         _warn_of_left(run, str(error))
 
 
-def send_rest(run_file: Path) -> None:
-    """Send what MLflow has not taken of a run that `MLflowRun.start` noted in a file; nothing where there is none."""
-    run = MLflowRun.open(run_file)
+def send_rest(run_file: Path, uri: str) -> None:
+    """Send what the MLflow at `uri` has not taken of a run that `MLflowRun.start` noted, if it noted one."""
+    run = MLflowRun.open(run_file, uri)
     if run is not None:
         send_now(run)
 
 
 def log_report(
     run_file: Path,
+    uri: str,
     checkpoint: Path,
     figures: Mapping[str, float],
     files: Mapping[str, Iterable[Path]],
@@ -123,12 +124,13 @@ def log_report(
 
     Args:
         run_file: what `MLflowRun.start` left.
+        uri: of the user's MLflow.
         checkpoint: the figures are logged at its step.
         figures: by metric name; all finite.
         files: artifact folder -> files.
         tags: of the run.
     """
-    run = MLflowRun.open(run_file)
+    run = MLflowRun.open(run_file, uri)
     if run is None:
         return
     step = step_of(checkpoint if checkpoint.is_dir() else checkpoint.parent)
@@ -156,19 +158,20 @@ def deliver(run: MLflowRun, allow: Allow = lambda seconds: None) -> bool:
 
     Raises:
         mlflow_store.store_errors(): the store cannot be reached.
-        TrackingError: the run was deleted there.
+        TrackingError: the run was deleted there, or is one of another store.
     """
     if not run.left():
         return True
+    run.check_store()
     with run.sends_alone() as alone:
         if not alone:
             return False
         allow(_OPENING_SECONDS if run.uri.startswith("sqlite:") else 0.0)
-        client, run_id, folder = store.open_store(run.uri), run.run_id, run.outbox.path.parent
+        client, run_id, outbox = store.open_store(run.uri), run.run_id, run.outbox
         for end, rows in batches(run.left()):
-            allow(sum(_size(row, folder) for row in rows) / _BYTES_PER_SECOND)
+            allow(sum(_size(row, outbox.path.parent) for row in rows) / _BYTES_PER_SECOND)
             try:
-                store.send_rows(client, run_id, rows, folder)
+                store.send_rows(client, run_id, rows, outbox)
             except store.store_errors() as error:
                 if not store.is_refused(error):
                     raise
@@ -177,17 +180,17 @@ def deliver(run: MLflowRun, allow: Allow = lambda seconds: None) -> bool:
                         f"the run {run_id} was deleted in MLflow: restore it there (mlflow runs restore), or remove {run.file}, "
                         "so that training goes on with a new one, which gets everything"
                     ) from error
-                _send_each(client, run_id, rows, folder)
+                _send_each(client, run_id, rows, outbox)
             run.note_sent(run_id, end)
         allow(0.0)
     return True
 
 
-def _send_each(client: MlflowClient, run_id: str, rows: Sequence[Row], folder: Path) -> None:
+def _send_each(client: MlflowClient, run_id: str, rows: Sequence[Row], outbox: Outbox) -> None:
     """Send rows of which the store refused some; those are left out, so that the others are not held up by them."""
     for row in rows:
         try:
-            store.send_rows(client, run_id, [row], folder)
+            store.send_rows(client, run_id, [row], outbox)
         except store.store_errors() as error:
             if not store.is_refused(error):
                 raise

@@ -53,7 +53,7 @@ class Recorded:
         self.calls.append("evaluate")
         write_subsets(RunFiles(run_dir).subsets, {"camera": SubsetResult("camera", 0.5, 0.4, {}, {}, "official", 3)})
 
-    def show_run(self, run_dir: Path) -> None:
+    def show_run(self, run_dir: Path, config: RunConfig) -> None:
         self.calls.append("show")
         RunFiles(run_dir).pictures.mkdir(parents=True)
         (RunFiles(run_dir).pictures / "a.png").write_bytes(b"")

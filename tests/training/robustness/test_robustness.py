@@ -27,7 +27,7 @@ from training.robustness.results import Robustness
 from training.robustness.run import run_robustness
 from training.robustness.tables import case_table
 from training.robustness.tasks import RobustnessError
-from training.runs.config import RunConfig
+from training.runs.config import RunConfig, load_run_config
 from training.runs.files import RunFiles
 from training.tasks.detection.result import SubsetResult
 
@@ -97,7 +97,10 @@ def test_one_command_leaves_a_whole_report_and_measures_nothing_twice(
     assert "robustness/clean_NDS" in logged
     assert all(math.isfinite(value) for value in logged.values())
     assert names - {"config.yaml"} <= set(copied["robustness"])
-    again = measure(run, baseline=other.root, specialists={"lidar": other.root})
+    run.config.write_text(to_yaml(load_run_config(run.config, ["tracking.enabled=false"])))
+    with tracked(run) as outbox:
+        again = measure(run, baseline=other.root, specialists={"lidar": other.root}, tracking=True)
+        assert list(outbox.rows()) == []
     assert again.measured == 0
     assert plain(again.figures) == plain(found.figures)
 

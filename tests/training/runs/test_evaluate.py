@@ -16,7 +16,7 @@ from sensors.corruptions import Corruption, CorruptionError
 from sensors.frames import KINDS
 from sensors.nuscenes.index import data_id
 from tests.small_nuscenes import SmallNuScenes
-from tests.tracked import figures, kept, steps, tracked
+from tests.tracked import AWAY, figures, kept, steps, tracked
 from training.data.dataset import DataConfig
 from training.evaluation.config import every_subset
 from training.files.config_file import to_yaml
@@ -92,7 +92,9 @@ def test_the_card_of_a_checkpoint_gets_the_figures_and_goes_with_the_model(run: 
         release(out, run.checkpoints / "step-00000001")
 
 
-def test_an_mlflow_that_is_away_gets_figures_and_tables_later(run: RunFiles) -> None:
+def test_an_mlflow_that_is_away_gets_figures_and_tables_later(run: RunFiles, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", AWAY)
+    run.config.write_text(to_yaml(load_run_config(run.config, [f"tracking.uri={AWAY}"])))
     with tracked(run) as outbox:
         with pytest.warns(
             UserWarning, match=r"MLflow \(http.*has not taken .*are kept in .*the next command on this run"
@@ -105,6 +107,14 @@ def test_an_mlflow_that_is_away_gets_figures_and_tables_later(run: RunFiles) -> 
         assert all(math.isfinite(value) for value in figures(outbox).values())
         assert kept(outbox)["evaluation"] == ["subsets.json", "table.md", "table.csv", "subsets.png"]
         assert kept(outbox)["evaluation/lidar+radar"] == ["metrics_summary.json"]
+
+
+def test_a_run_that_is_not_tracked_tells_mlflow_nothing(run: RunFiles) -> None:
+    with tracked(run) as outbox:
+        config = load_run_config(run.config, ["tracking.enabled=false", "evaluation.subsets=[radar]"])
+        evaluate_checkpoint(run.root, config)
+        show_run(run.root, config)
+        assert list(outbox.rows()) == []
 
 
 def test_submissions_go_to_mlflow_where_asked_for(run: RunFiles, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -285,8 +285,9 @@ def test_paths_become_absolute_everywhere(monkeypatch: pytest.MonkeyPatch, tmp_p
 
 def test_train_on_a_complete_run_sends_what_mlflow_has_not_taken(whole: RunConfig) -> None:
     files = RunFiles(whole.run_dir)
+    words = ["tracking.enabled=true", f"tracking.uri={AWAY}"]
     with tracked(files) as outbox:
         outbox.metrics({"loss": 1.0}, 1)
         with pytest.warns(TrackingWarning, match=r"has not taken 1 rows .*refused"):
-            done = CliRunner().invoke(app, ["train", "--config", str(files.config), "tracking.enabled=true"])
+            done = CliRunner().invoke(app, ["train", "--config", str(files.config), *words])
     assert "is complete" in done.output

@@ -198,7 +198,7 @@ def test_a_run_that_cannot_begin_says_so_within_the_time(tmp_path: Path, server:
             TrackingError, match=rf"tracking\.uri: {server.uri} cannot be used: .*{why}.*tracking\.enabled"
         ):
             start(tmp_path / mode, server.uri, patience_s=0.2)
-        assert MLflowRun.open(tmp_path / mode / "mlflow_run.json") is None
+        assert not (tmp_path / mode / "mlflow_run.json").exists()
     with pytest.raises(TrackingError, match=r"http://127\.0\.0\.1:9 cannot be used: .*refused"):
         start(tmp_path / "refused", "http://127.0.0.1:9")
     with pytest.raises(TrackingError, match=r"tracking\.uri: nowhere://a cannot be used"):
@@ -305,11 +305,11 @@ def test_what_mlflow_refuses_is_named_and_holds_up_nothing_behind_it(store: Path
 
 
 def test_an_artifact_store_that_cannot_be_used_here_holds_up_no_figure(
-    store: Path, monkeypatch: pytest.MonkeyPatch
+    store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "boto3", None)  # as where it is not installed
     mlflow_store.open_store(uri(store)).create_experiment("s3", artifact_location="s3://bucket/folder")
-    run = start(store / "s3", uri(store), experiment="s3")
+    run = start(tmp_path / "s3", uri(store), experiment="s3")  # beside its database nothing may lie elsewhere
     run.outbox.files([run.outbox.path])
     run.outbox.metrics({"loss": 1.0}, 1)
     with pytest.warns(UserWarning, match=r"MLflow does not get .*mlflow_outbox\.jsonl: ModuleNotFoundError: .*boto3"):
@@ -403,7 +403,7 @@ def test_each_figure_is_there_once_whatever_was_killed_when(store: Path, monkeyp
             continue
         break
     assert 20 < life < 200
-    run = (MLflowRun(folder / "mlflow_run.json").run_id,)
+    run = (MLflowRun(folder / "mlflow_run.json", uri(store)).run_id,)
     found = rows(store, "select key, step, value from metrics where run_uuid = ? order by step", *run)
     assert set(Counter((key, step) for key, step, _ in found).values()) == {1}
     losses = [(step, value) for key, step, value in found if key == "train/loss"]

@@ -57,7 +57,7 @@ def test_a_run_is_begun_fed_and_continued(store: Path, tmp_path: Path) -> None:
 
     again = start(store)
     assert again.run_id == run.run_id
-    reopened = MLflowRun.open(store / "a" / "mlflow_run.json")
+    reopened = MLflowRun.open(store / "a" / "mlflow_run.json", default_uri(store))
     assert reopened is not None
     assert reopened.run_id == run.run_id
     again.outbox.status("FINISHED")
