@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Mapping
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -19,6 +20,8 @@ from sensors.radar.config import RadarConfig
 from sensors.settings import Channels, Layers, Positive, StrictModel
 
 MAX_CELLS = 4096  # along each axis of the grid
+_MOST_VALUES = 2**26  # of one map of features: 1024 x 1024 cells of 64 channels, 256 MiB
+_LEAST_CHANNELS = 64  # what a cell costs at least, however few channels there are
 DETECTION = "detection"  # the name of the task that every model has
 
 
@@ -150,6 +153,12 @@ class ModelConfig(StrictModel):
             raise ValueError("modalities: there is none, or every one is null: a model needs at least one")
         self._check_names()
         self._check_channels()
+        cells, width = math.prod(self.grid.bev().shape), max(_LEAST_CHANNELS, self.channels, *self.backbone.widths)
+        if cells * width > _MOST_VALUES:
+            raise ValueError(
+                f"expected at most {_MOST_VALUES} cells x channels (the most of channels and backbone.widths, or "
+                f"{_LEAST_CHANNELS}), got {cells} x {width}: choose a longer grid.cell_m, a smaller range or fewer channels"
+            )
         if self.channels % self.fuser.heads or self.channels % 4:
             raise ValueError(
                 f"channels must be a multiple of 4 and of fuser.heads ({self.fuser.heads}), got {self.channels}"

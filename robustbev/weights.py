@@ -7,7 +7,6 @@ import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import safetensors
 import safetensors.torch
 import torch
 from pydantic import ValidationError
@@ -20,10 +19,12 @@ from robustbev.config import Modality, ModelConfig, RigConfig
 from robustbev.model import PerceptionModel
 from robustbev.network import is_under
 from robustbev.precision import PrecisionSetting, PrecisionWarning, choose_precision, usable_device
+from sensors.documents import DocumentError
 from sensors.frames import KINDS
+from sensors.tensor_files import read_tensors
 
 FORMAT_VERSION = 1
-_LARGEST_TEXT_BYTES = 2**20  # of a header or a configuration; ours have some 50,000
+_LARGEST_TEXT_BYTES = 2**20  # of a configuration; ours have some 50,000
 
 
 def gated_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -94,7 +95,7 @@ def load(
     config_file = directory / "config.json"
     if not config_file.is_file():
         raise CheckpointError(f"{config_file}: not found; expected a directory with model.safetensors and config.json")
-    _check_header(weights)
+    state = read_state(weights)
     try:
         if config_file.stat().st_size > _LARGEST_TEXT_BYTES:
             raise CheckpointError(
@@ -113,10 +114,6 @@ def load(
         elif first["type"] in ("literal_error", "union_tag_invalid") and key.startswith("tasks."):
             hint = "; this version has no such task: use the one that it was trained with"
         raise CheckpointError(f"{config_file}: no valid model configuration: {key}: {first['msg']}{hint}") from error
-    try:
-        state = safetensors.torch.load_file(weights)
-    except (safetensors.SafetensorError, OSError, MemoryError) as error:
-        raise CheckpointError(f"{weights}: no readable safetensors file ({error}); was it copied whole?") from error
     try:
         with torch.device("meta"):
             outline = build(config)  # a config that is not of these weights must not fill the memory first
@@ -180,15 +177,12 @@ def with_sensor(
     return new.to(model.device).train(model.training)
 
 
-def _check_header(weights: Path) -> None:
-    """CheckpointError where the list of tensors is longer than any model's: safetensors would read up to 100 MB of it."""
-    with weights.open("rb") as file:
-        stated = int.from_bytes(file.read(8), "little")
-    if stated > _LARGEST_TEXT_BYTES:
-        raise CheckpointError(
-            f"{weights}: no readable safetensors file (a header of {stated} bytes, expected at most {_LARGEST_TEXT_BYTES}); "
-            "was it copied whole?"
-        )
+def read_state(weights: Path) -> dict[str, Tensor]:
+    """The weights in a safetensors file by name; CheckpointError where it is none."""
+    try:
+        return read_tensors(weights)
+    except DocumentError as error:
+        raise CheckpointError(f"{weights}: {error}") from error
 
 
 def load_weights(model: nn.Module, state: Mapping[str, Tensor], *, source: str, may_lack: Sequence[str] = ()) -> None:
@@ -208,7 +202,7 @@ def _check_fit(
         n: t for n, t in own.items() if n not in state and any(is_under(n, part) for part in may_lack)
     }
     faults = [f"missing {name} {list(own[name].shape)}" for name in own if name not in state]
-    faults += [f"unexpected {name} {list(state[name].shape)}" for name in state if name not in own]
+    faults += [f"unexpected {name[:100]} {list(state[name].shape)}" for name in state if name not in own]
     faults += [
         f"{name}: expected {list(own[name].shape)}, got {list(state[name].shape)}"
         for name in own

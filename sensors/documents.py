@@ -14,7 +14,9 @@ from typing import TYPE_CHECKING, Any, NoReturn
 if TYPE_CHECKING:
     import yaml
 
-MAX_JSON_BYTES = 8 * 2**20  # empty lists take thirty times their bytes in memory
+MAX_JSON_BYTES = 8 * 2**20  # of settings
+_MOST_MEMORY = 128 * 2**20  # of JSON's lists and objects; and what is larger than this may take eight times its bytes
+_LIST_MEMORY, _OBJECT_MEMORY = 80, 200  # of an empty list with its place in another one, of an object with one key
 MAX_YAML_BYTES = 2**20
 _MAX_DEPTH = 50
 _MAX_EVENTS = 20_000  # begins, ends and values: PyYAML takes about a second for so many
@@ -48,6 +50,7 @@ def read_json(path: Path) -> Any:
 
 def parse_json(text: str | bytes) -> Any:
     """The content of a JSON text; errors as `read_json`."""
+    check_memory(text)
     try:
         return json.loads(text, parse_constant=_refuse_constant, parse_float=_finite, parse_int=_whole)
     except RecursionError:
@@ -56,6 +59,22 @@ def parse_json(text: str | bytes) -> Any:
         raise
     except ValueError as error:  # no JSON, or bytes that are no UTF-8
         raise DocumentError(f"expected JSON, got what is none: {error}") from None
+
+
+def check_memory(text: str | bytes) -> None:
+    """DocumentError for JSON that is small and holds much: a file of [[],[],[], ...] takes thirty times its bytes in memory.
+
+    What else it holds takes no more than some ten times its bytes, so that lists and objects alone are counted.
+    """
+    lists, objects = (
+        (text.count("["), text.count("{")) if isinstance(text, str) else (text.count(b"["), text.count(b"{"))
+    )
+    memory = lists * _LIST_MEMORY + objects * _OBJECT_MEMORY
+    if memory > max(_MOST_MEMORY, 8 * len(text)):
+        raise DocumentError(
+            f"expected JSON that takes at most {max(_MOST_MEMORY, 8 * len(text)) >> 20} MiB in memory, got {lists} lists and "
+            f"{objects} objects in {len(text)} bytes, which would take {memory >> 20}"
+        )
 
 
 def read_yaml(path: Path, most_values: int = _MAX_EVENTS) -> Any:
@@ -126,6 +145,8 @@ def _line(event: yaml.Event) -> int | str:
 
 
 def _read(path: Path, most_bytes: int) -> str:
+    if path.exists() and not path.is_file() and Path("/dev") not in path.parents:  # where a shell's own pipes are
+        raise DocumentError("expected a file, got a folder, a pipe or a device")
     with path.open("rb") as file:
         data = file.read(most_bytes + 1)
     if len(data) > most_bytes:

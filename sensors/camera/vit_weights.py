@@ -11,21 +11,27 @@ from __future__ import annotations
 import math
 import pickle
 import re
+import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
 
-import safetensors
-import safetensors.torch
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from sensors.tensor_files import read_tensors
 
 from .vit import Block, VisionTransformer
 
 _NESTS = ("model", "state_dict")  # where DeiT's, MAE's and other files keep their weights
 _REGISTERS = ("register_tokens", "reg_token")
+_MAX_PATCH_PX = 64  # published ones have 8 to 32
+_FAULTS = (
+    pickle.UnpicklingError, zipfile.BadZipFile, ArithmeticError, AttributeError, EOFError, LookupError, MemoryError,
+    NotImplementedError, OSError, RuntimeError, TypeError, ValueError,
+)  # fmt: skip  # of whatever torch makes of a damaged file
 _EXAMPLE = "blocks.0.attn.qkv.weight"
 
 
@@ -113,10 +119,11 @@ def _read(path: Path) -> dict[str, Tensor]:
         )
     try:
         if path.suffix == ".safetensors":
-            content: object = safetensors.torch.load_file(path)
+            content: object = read_tensors(path)
         else:
+            _check_unpacked(path)
             content = torch.load(path, map_location="cpu", weights_only=True)
-    except (safetensors.SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, OSError, KeyError) as error:
+    except _FAULTS as error:
         reason = str(error).strip().partition("\n")[0]
         raise ValueError(
             f"{path}: not readable as weights ({reason}). Expected a whole .safetensors file, or a torch file that holds "
@@ -126,19 +133,33 @@ def _read(path: Path) -> dict[str, Tensor]:
         if isinstance(content, Mapping) and isinstance(content.get(nest), Mapping):
             content = content[nest]
     tensors = content.items() if isinstance(content, Mapping) else ()
-    state = {str(name): value for name, value in tensors if isinstance(value, Tensor)}
-    if not any(name.startswith("blocks.") for name in state):
-        found = ", ".join(list(state)[:3]) or "no tensors"
+    state = {name: value for name, value in tensors if isinstance(name, str) and isinstance(value, Tensor)}
+    for name, value in state.items():
+        if value.layout is not torch.strided or value.is_quantized or value.nbytes > value.untyped_storage().nbytes():
+            raise ValueError(
+                f"{path}: {name}: expected a tensor whose numbers are all there, got one that repeats or packs them"
+            )
+    if not any(re.match(r"blocks\.\d{1,3}\.", name) for name in state):
+        found = ", ".join(name[:100] for name in list(state)[:3]) or "no tensors"
         raise ValueError(f"{path}: no ViT named as by timm or DINOv2: expected names like {_EXAMPLE}, got {found}")
     return state
+
+
+def _check_unpacked(path: Path) -> None:
+    """ValueError for an archive that holds more than its file has bytes; torch packs nothing."""
+    if not zipfile.is_zipfile(path):
+        return
+    with zipfile.ZipFile(path) as archive:
+        if sum(member.file_size for member in archive.infolist()) > path.stat().st_size:
+            raise ValueError("its members are compressed, or lie in each other")
 
 
 def _check_size(vit: VisionTransformer, state: Mapping[str, Tensor], path: Path) -> None:
     """ValueError where the file's ViT has another width or depth than `vit`."""
     dim, depth = vit.pos_embed.shape[-1], len(vit.blocks)
-    got_depth = 1 + max(int(match[1]) for name in state if (match := re.match(r"blocks\.(\d+)\.", name)))
+    got_depth = 1 + max(int(match[1]) for name in state if (match := re.match(r"blocks\.(\d{1,3})\.", name)))
     norm = next((state[name] for name in state if re.match(r"blocks\.\d+\.norm1\.weight", name)), None)
-    got_dim = dim if norm is None else norm.shape[0]
+    got_dim = dim if norm is None or norm.ndim != 1 else norm.shape[0]
     if (got_dim, got_depth) != (dim, depth):
         raise ValueError(
             f"{path}: expected a ViT of width {dim} and depth {depth}, got width {got_dim} and depth {got_depth}. "
@@ -149,7 +170,8 @@ def _check_size(vit: VisionTransformer, state: Mapping[str, Tensor], path: Path)
 def _fit_patch(kernel: Tensor, own: Mapping[str, Tensor], resized: list[str], path: Path) -> Tensor:
     """The patch kernel [d, 3, p, p] at the network's patch side."""
     expected = own["patch_embed.proj.weight"].shape
-    if kernel.ndim != 4 or kernel.shape[:2] != expected[:2] or kernel.shape[2] != kernel.shape[3]:
+    side = kernel.shape[-1] if kernel.ndim == 4 and kernel.shape[2] == kernel.shape[3] else 0
+    if kernel.ndim != 4 or kernel.shape[:2] != expected[:2] or not 0 < side <= _MAX_PATCH_PX:
         raise ValueError(
             f"{path}: patch_embed.proj.weight: expected {list(expected)} (or another patch side), got {list(kernel.shape)}: "
             "choose weights of a ViT on RGB pictures"
@@ -181,7 +203,11 @@ def _fit_positions(state: Mapping[str, Tensor], grid: tuple[int, int], resized: 
             f"{path}: pos_embed: expected [1, T, d], got {list(positions.shape)}: choose weights of a plain ViT"
         )
     total = positions.shape[1]
-    extra = 1 + next((state[name].shape[1] for name in _REGISTERS if name in state), 0) + ("dist_token" in state)
+    extra = (
+        1
+        + next((state[name].shape[1] for name in _REGISTERS if name in state and state[name].ndim == 3), 0)
+        + ("dist_token" in state)
+    )
     old = next((p for leading in (1, 0, extra) if (p := _grid_of(total - leading, grid)) is not None), None)
     if old is None:
         raise ValueError(

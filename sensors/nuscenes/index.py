@@ -27,13 +27,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sensors.camera.rectification import trimmed
+from sensors.documents import read_json
 from sensors.errors import DataRootError, sensor_fault
 from sensors.files import is_below, no_links
 from sensors.nuscenes.arrays import OPTIONAL_TABLES, TABLES, IndexArrays, IndexMeta, check_root
 from sensors.nuscenes.config import NuScenesConfig
 from sensors.nuscenes.tables import columns
 
-FORMAT = 4
+FORMAT = 5
 # With the format: two versions of this library that share a data set must not remove each other's index in turns.
 _PREFIX = f".robustbev-index-{FORMAT}-"
 _BUILDING_SECONDS = 900.0  # the longest that another process is waited for; nuScenes trainval takes about 40 s
@@ -112,7 +113,8 @@ def open_index(config: NuScenesConfig) -> NuScenesIndex:
     arrays = IndexArrays(
         **{f.name: np.asarray(np.load(path / f"{f.name}.npy", mmap_mode="r")) for f in fields(IndexArrays)}
     )
-    meta = json.loads((path / "meta.json").read_text("utf-8"))
+    meta = read_json(path / "meta.json")
+    del meta["arrays"]
     tuples = {name: tuple(value) for name, value in meta.items() if isinstance(value, list)}
     return NuScenesIndex(path, arrays, IndexMeta(**{**meta, **tuples}))
 
@@ -136,7 +138,8 @@ def build_index(config: NuScenesConfig) -> Path:
     place = next((p for p in places if _writable(p)), places[-1])
     place.mkdir(parents=True, exist_ok=True)
     with _lock(place / ".robustbev-index.lock"):
-        if not (place / name / "meta.json").exists():
+        if not _is_whole(place / name):
+            shutil.rmtree(place / name, ignore_errors=True)
             _write(config, place, name)
     return place / name
 
@@ -145,7 +148,7 @@ def find_index(config: NuScenesConfig) -> Path | None:
     """The directory of the index of the tables as they are now, None where it is not built yet; DataRootError without tables."""
     tables = check_root(config)
     name = _PREFIX + _fingerprint(tables)
-    return next((p / name for p in _places(config, tables) if (p / name / "meta.json").exists()), None)
+    return next((p / name for p in _places(config, tables) if _is_whole(p / name)), None)
 
 
 def data_id(config: NuScenesConfig) -> str | None:
@@ -154,7 +157,21 @@ def data_id(config: NuScenesConfig) -> str | None:
         path = find_index(config)
     except DataRootError:
         return None
-    return None if path is None else str(json.loads((path / "meta.json").read_text("utf-8"))["data_id"])
+    return None if path is None else str(read_json(path / "meta.json")["data_id"])
+
+
+def _is_whole(index: Path) -> bool:
+    """Whether an index is there, with every array as it was written: its data_id would not tell of one that was changed since."""
+    try:
+        return bool(read_json(index / "meta.json")["arrays"] == _stamps(index))
+    except (OSError, ValueError, LookupError, TypeError):
+        return False
+
+
+def _stamps(index: Path) -> dict[str, list[int]]:
+    """Array -> size and time of its file; both stay when a data set is copied with its index, or the index is made anew."""
+    stats = {f.name: (index / f"{f.name}.npy").stat() for f in fields(IndexArrays)}
+    return {name: [stat.st_size, stat.st_mtime_ns] for name, stat in stats.items()}
 
 
 def _fingerprint(tables: Path) -> str:
@@ -213,7 +230,9 @@ def _write(config: NuScenesConfig, place: Path, name: str) -> None:
                 digest.update(f"{f.name} {array.dtype} {array.shape}".encode())
                 digest.update(array.tobytes())
         # The last file written marks a whole index.
-        (building / "meta.json").write_text(json.dumps({**meta, "data_id": digest.hexdigest()}), "utf-8")
+        (building / "meta.json").write_text(
+            json.dumps({**meta, "data_id": digest.hexdigest(), "arrays": _stamps(building)}), "utf-8"
+        )
         building.chmod(0o755)
         building.rename(place / name)
     except BaseException:

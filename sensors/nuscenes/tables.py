@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from sensors.calibration import QUATERNION_TOLERANCE, CalibrationError, intrinsics_fault, pose_fault
 from sensors.camera.rectification import MOST_COEFFICIENTS, Lens, distortion_doubt, distortion_fault, model_of
+from sensors.documents import check_memory, read_json
 from sensors.errors import DataRootError, SensorDataError
 from sensors.extras import require
 from sensors.nuscenes.arrays import OPTIONAL_TABLES, IndexArrays, check_root
@@ -124,8 +125,12 @@ def open_devkit(root: Path, version: str) -> Any:
 
 def _read(path: Path) -> Any:
     try:
-        return json.loads(path.read_bytes())
-    except (ValueError, OSError, RecursionError) as error:
+        if not path.is_file():
+            raise OSError("a folder, a pipe or a device")
+        data = path.read_bytes()
+        check_memory(data)
+        return json.loads(data)
+    except (ValueError, OSError, RecursionError, MemoryError) as error:
         raise DataRootError(
             f"cannot load {path}: {type(error).__name__}: {error}. Unpack the metadata archive into the data root again"
         ) from error
@@ -382,13 +387,13 @@ def _custom_split_names(config: NuScenesConfig) -> list[str]:
     if not path.exists():
         return []
     try:
-        splits = json.loads(path.read_text("utf-8"))
+        splits = read_json(path)
         if isinstance(splits, dict) and all(
             isinstance(scenes, list) and all(isinstance(scene, str) for scene in scenes) for scenes in splits.values()
         ):
             return list(splits)
         got = "another structure"
-    except (ValueError, OSError, RecursionError) as error:
+    except (ValueError, OSError) as error:
         got = str(error)
     raise DataRootError(
         f'{path}: expected {{"split name": ["scene name", ...]}}, got {got}. Correct or remove the file'

@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from sensors.documents import read_json
 from sensors.files import whole_folder
 from sensors.nuscenes.rows import Rows
 from sensors.processes import run_each
@@ -55,7 +56,7 @@ def _already_there(config: SimulationConfig, out: Path) -> bool:
         raise FileExistsError(
             f"{out} holds something other than a simulated data set; name another folder or empty this one"
         )
-    if json.loads(marker.read_text()).get("digest") == _digest(config):
+    if read_json(marker).get("digest") == _digest(config):
         return True
     raise FileExistsError(
         f"{out} holds a simulated data set of another config or code version; "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,6 +37,7 @@ from training.files.config_file import ConfigError, load_config
 from training.loop.checkpoint import Place
 from training.loop.random_state import random_state
 from training.runs.config import RunConfig
+from training.runs.worker import _load_initial_weights
 
 PLACE = Place(steps_per_epoch=6, world_size=1)
 Content = bytes | str | Callable[[Path], None] | Mapping[str, Any]
@@ -56,6 +58,10 @@ def restore(folder: Path) -> None:
     toy_store(folder).restore(folder / "step-00000006", toy_state(toy_plan()), PLACE)
 
 
+def initial_weights(folder: Path) -> None:
+    _load_initial_weights(tiny_model(), RunConfig(init_from=folder), say=False)
+
+
 def small_vit(folder: Path) -> None:
     vit = VisionTransformer(
         image_size=(32, 32), stem="patch", patch_px=16, dim=8, depth=1, heads=2, layer_scale=False,
@@ -66,6 +72,7 @@ def small_vit(folder: Path) -> None:
 
 READERS = {
     "weights": Reader(load, CheckpointError, "model.safetensors"),
+    "start": Reader(initial_weights, CheckpointError, "model.safetensors"),
     "config": Reader(load, CheckpointError, "config.json"),
     "vit": Reader(small_vit, ValueError, "vit.pth"),
     "state": Reader(restore, CheckpointError, "step-00000006/training_state.json"),
@@ -106,7 +113,7 @@ SOUND_YAML = {
 def write_sound(kind: str, folder: Path) -> None:
     """The files that the reader of this kind reads without complaint."""
     match kind:
-        case "weights" | "config":
+        case "weights" | "start" | "config":
             save(tiny_model(), folder)
         case "vit":
             torch.save({"blocks.0.norm1.weight": torch.ones(8)}, folder / "vit.pth")
@@ -173,6 +180,28 @@ def sparse(path: Path) -> None:
     os.truncate(path, path.stat().st_size + 2**35)
 
 
+def in_itself() -> dict[str, Any]:
+    content: dict[str, Any] = {}
+    content["model"] = content["state_dict"] = content
+    return content
+
+
+def repeated() -> dict[str, torch.Tensor]:
+    """A patch kernel of a million pixels a side that is one number."""
+    kernel = torch.zeros(1).expand(8, 3, 10**6, 10**6)
+    return {"blocks.0.norm1.weight": torch.ones(8), "patch_embed.proj.weight": kernel}
+
+
+def packed(path: Path) -> None:
+    """A torch file of zeros, its members compressed."""
+    torch.save({"blocks.0.norm1.weight": torch.zeros(2**22)}, path)
+    with zipfile.ZipFile(path) as archive:
+        members = {member.filename: archive.read(member) for member in archive.infolist()}
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in members.items():
+            archive.writestr(name, content)
+
+
 def laughing_list(levels: int = 24) -> str:
     """`laughs` as a list at the top."""
     lines = ["- &a0 [ha]"]
@@ -205,6 +234,14 @@ CASES: dict[str, tuple[str, Content]] = {
     "ViT weights with code": ("vit", torch_pickled),
     "ViT weights that are a bare pickle": ("vit", pickled()),
     "ViT weights that are a zip archive": ("vit", zipped),
+    "ViT weights that contain themselves": ("vit", lambda path: torch.save(in_itself(), path)),
+    "ViT weights that repeat one number 10^12 times": ("vit", lambda path: torch.save(repeated(), path)),
+    "ViT weights that unpack to 300 times their bytes": ("vit", packed),
+    "ViT weights whose names are numbers": ("vit", lambda path: torch.save({5: torch.ones(8)}, path)),
+    "ViT weights of a block of 5,000 digits": ("vit", lambda path: torch.save({f"blocks.{'9' * 5000}.a": torch.ones(8)}, path)),
+    "weights to start from that are a pickle": ("start", pickled()),
+    "weights to start from with a header of 90 MB": ("start", safetensors_file(b"{}" + b" " * 90_000_000)),
+    "weights to start from that are a pipe": ("start", as_pipe),
     # Configurations
     "a config that names a class": ("config", {"_target_": "os.system"}),
     "a config whose fuser is a function": ("config", {"fuser": {"kind": "os.system"}}),
@@ -225,6 +262,9 @@ CASES: dict[str, tuple[str, Content]] = {
     "LiDAR blocks by the billion": ("config", {"modalities": {"lidar": {"blocks": HUGE}}}),
     "pictures of a billion pixels a side": (
         "config", {"modalities": {"camera": {"image_height_px": 16 * HUGE, "image_width_px": 16 * HUGE}}},
+    ),
+    "a grid of 4096 cells a side": (
+        "config", {"grid": {"x_min_m": -512, "x_max_m": 512, "y_min_m": -512, "y_max_m": 512, "cell_m": 0.25}},
     ),
     "a grid of 10^12 cells a side": ("config", {"grid": {"x_min_m": -1e9, "x_max_m": 1e9, "cell_m": 2e-3}}),
     "10^18 points a pixel": ("config", {"modalities": {"camera": {"lift_samples": [HUGE, HUGE]}}}),

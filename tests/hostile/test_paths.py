@@ -62,8 +62,12 @@ def test_files_that_are_not_below_the_data_root_are_refused_by_name(config: NuSc
 
 def test_an_index_that_leads_out_of_the_data_root_is_refused_by_name(config: NuScenesConfig) -> None:
     """One that came with the data, of tables that lead nowhere."""
-    file = build_index(config) / "data_file.npy"
+    index = build_index(config)
+    file, note = index / "data_file.npy", index / "meta.json"
     np.save(file, np.full_like(np.load(file), b"../secret.bin"))
+    meta = json.loads(note.read_text())
+    meta["arrays"]["data_file"] = [file.stat().st_size, file.stat().st_mtime_ns]
+    note.write_text(json.dumps(meta))
     with pytest.raises(SensorDataError, match=f"expected a file below {config.root}, got one elsewhere. Remove "):
         NuScenesReader(config, "small_val").frame(0)
     messages = list(NuScenesLog(config, "scene-1").messages(topics=[f"/{LIDAR.lower()}"]))

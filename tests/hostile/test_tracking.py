@@ -13,8 +13,9 @@ import pytest
 
 pytest.importorskip("mlflow")
 
+from training.files.atomic import NoteError
 from training.runs.config import RunConfig, load_config_of_run
-from training.tracking.mlflow_store import TrackingError, TrackingWarning
+from training.tracking.mlflow_store import TrackingWarning
 from training.tracking.outbox import Outbox
 from training.tracking.run import MLflowRun, default_uri
 from training.tracking.sending import log_report, send_now
@@ -97,7 +98,7 @@ def test_a_database_of_a_run_is_taken_where_the_run_lies_below_it(tmp_path: Path
 def test_notes_that_are_none_are_one_line(content: str, tmp_path: Path) -> None:
     file = tmp_path / "mlflow_run.json"
     file.write_text(content)
-    with pytest.raises(TrackingError, match=r"mlflow_run\.json: expected .*; remove the file to begin anew in MLflow"):
+    with pytest.raises(NoteError, match=r"mlflow_run\.json: expected .*; remove the file to have it made anew"):
         log_report(file, default_uri(tmp_path), tmp_path, {"a": 1.0}, {})
 
 

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
 
-from training.files.atomic import write_json, write_text
+from training.files.atomic import NoteError, read_note, write_json, write_text
 from training.files.table import Cell, Column, Table, show
 from training.tasks.detection.result import TP_ERRORS, SubsetResult, figure_of, main_figures, task_figures
 
@@ -34,11 +33,11 @@ def read_subsets(path: Path) -> dict[str, SubsetResult]:
         ValueError: the file is missing or is not one of ours; the message names it.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = read_note(path)
         return {subset: SubsetResult.from_json(subset, entry) for subset, entry in content.items()}
     except FileNotFoundError:
         raise ValueError(f"{path}: no such file; `robustbev evaluate --checkpoint DIR` writes it") from None
-    except (json.JSONDecodeError, AttributeError, KeyError, TypeError) as error:
+    except (NoteError, AttributeError, KeyError, TypeError) as error:
         raise ValueError(f'{path}: expected {{"camera+lidar": {{"mAP": ...}}, ...}}, got {error!r}') from None
 
 

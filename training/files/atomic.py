@@ -5,11 +5,13 @@ from __future__ import annotations
 import fcntl
 import json
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
+from sensors.documents import DocumentError, read_json, short
 from sensors.files import no_links
 
 
@@ -57,6 +59,33 @@ def held(lock: Path) -> Iterator[bool]:
             yield True
         finally:
             fcntl.flock(file, fcntl.LOCK_UN)  # closing is not enough where a forked process holds the file too
+
+
+class NoteError(ValueError):
+    """A file of notes in a run's folder is none of ours."""
+
+
+def read_note(path: Path, entries: Mapping[str, Any] = MappingProxyType({})) -> dict[str, Any]:
+    """The JSON object that `write_json` wrote, in a folder that may be somebody else's.
+
+    Args:
+        path: of the file.
+        entries: keys that it has, with the types of their values, as `isinstance` takes them.
+
+    Raises:
+        NoteError: it is none, or another one.
+        OSError: it cannot be read.
+    """
+    try:
+        content = read_json(path)
+    except DocumentError as error:
+        raise NoteError(f"{path}: {error}; remove the file to have it made anew") from None
+    if not isinstance(content, dict) or any(not isinstance(content.get(name), of) for name, of in entries.items()):
+        names = f" with {' and '.join(entries)}" if entries else ""
+        raise NoteError(
+            f"{path}: expected a JSON object{names}, got {short(content)}; remove the file to have it made anew"
+        )
+    return content
 
 
 def write_text(path: Path, text: str) -> None:

@@ -6,14 +6,13 @@ was measured. Training goes on from the newest checkpoint, not from this one, so
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from robustbev.checkpoints import BEST_PREFIX
-from training.files.atomic import write_json
+from training.files.atomic import read_note, write_json
 from training.loop.checkpoint import sync_folder
 
 _LINK, _NOTE = BEST_PREFIX.rstrip("-"), "best.json"
@@ -45,7 +44,7 @@ def best_of(checkpoints: Path) -> tuple[Path, Measured] | None:
     """The best checkpoint among a run's, None where none was kept."""
     link = checkpoints / _LINK
     try:
-        content = json.loads((link / _NOTE).read_text(encoding="utf-8"))
+        content = read_note(link / _NOTE)
         return link, Measured(**{**content, "subsets": tuple(content["subsets"])})
     except (OSError, ValueError, TypeError, LookupError):
         return None

@@ -22,12 +22,13 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from robustbev.checkpoints import STEP_PREFIX, CheckpointError, complete_checkpoints, latest_checkpoint
 from robustbev.weights import load_weights
 from sensors.documents import read_json
+from sensors.tensor_files import read_tensors
 from training.files.atomic import write_text
 from training.loop.optim import AveragedWeights, named_parameters
 from training.loop.random_state import restore_random_state
@@ -139,8 +140,8 @@ class CheckpointStore:
         """
         try:
             document = read_json(path / "training_state.json")
-            tensors = load_file(path / "training_state.safetensors")
-        except (OSError, ValueError, SafetensorError) as error:
+            tensors = read_tensors(path / "training_state.safetensors")
+        except (OSError, ValueError) as error:
             raise CheckpointError(
                 f"{path}: no complete checkpoint ({error}); remove this folder to go on from the one before it"
             ) from error

@@ -49,6 +49,6 @@ def read_history(path: Path) -> list[dict[str, Any]]:
     for text in path.read_text(encoding="utf-8").splitlines():
         try:
             lines.append(json.loads(text))
-        except json.JSONDecodeError:
+        except (ValueError, RecursionError):
             break
     return lines

@@ -19,10 +19,12 @@ from typing import Any
 import robustbev
 from robustbev import PerceptionModel
 from robustbev.precision import PrecisionSetting
+from sensors.documents import parse_json
 from sensors.extras import require
 from sensors.health.monitor import HealthMode
 from sensors.processes import use_one_thread
-from training.files.atomic import write_json
+from sensors.tensor_files import read_header
+from training.files.atomic import read_note, write_json
 from training.files.code_digest import code_digest
 from training.loop.memory import keep_freed_memory
 from training.robustness.cases import Case, evaluate_cases, parse_case
@@ -114,9 +116,11 @@ def _digest(path: Path) -> str:
 
 def _weights_digest(path: Path) -> str:
     """Of names, shapes and values. Not of the whole file: safetensors writes its metadata in an order that varies."""
+    stored = read_header(path)
+    header = parse_json(stored)
+    header.pop("__metadata__", None)
     with path.open("rb") as file:
-        header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
-        header.pop("__metadata__", None)
+        file.seek(8 + len(stored))
         digest = hashlib.sha256(json.dumps(header, sort_keys=True).encode())
         while block := file.read(2**20):
             digest.update(block)
@@ -147,7 +151,7 @@ class Store:
 
     def _content(self, folder: Path, print_: str, condition: str) -> dict[str, Any]:
         path = self._path(folder, print_, condition)
-        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        return read_note(path) if path.is_file() else {}
 
     @staticmethod
     def _path(folder: Path, print_: str, condition: str) -> Path:

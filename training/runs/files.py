@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,7 +14,7 @@ from pydantic import ValidationError
 
 from robustbev.checkpoints import find_checkpoint
 from sensors.nuscenes.index import data_id
-from training.files.atomic import held, write_json, write_text
+from training.files.atomic import held, read_note, write_json, write_text
 from training.files.config_file import ConfigError, parse_yaml, to_yaml
 from training.files.settings import differences
 from training.loop.callbacks import Callback
@@ -129,11 +128,11 @@ class RunFiles:
 
     def progress(self) -> dict[str, Any]:
         """What `Status` wrote last; {} before anything began."""
-        return json.loads(self.status.read_text(encoding="utf-8")) if self.status.is_file() else {}
+        return read_note(self.status) if self.status.is_file() else {}
 
     def data_id(self) -> str | None:
         """The id of the data set that the run is trained on; None of a run that noted none."""
-        return json.loads(self.data.read_text(encoding="utf-8"))["data_id"] if self.data.is_file() else None
+        return read_note(self.data, {"data_id": str | None})["data_id"] if self.data.is_file() else None
 
     def is_complete(self, config: RunConfig) -> bool:
         """Whether a run of just this configuration has ended here."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import warnings
 from dataclasses import asdict
 from pathlib import Path
@@ -12,7 +11,7 @@ import torch
 
 from robustbev import Precision, PrecisionWarning, choose_precision
 from robustbev.precision import PrecisionSetting
-from training.files.atomic import write_json
+from training.files.atomic import read_note, write_json
 from training.loop.peers import Peers
 
 
@@ -49,4 +48,4 @@ def report_precision(file: Path) -> str:
 
 
 def _read(file: Path) -> dict[str, Any]:
-    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    return read_note(file) if file.is_file() else {}

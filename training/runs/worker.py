@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-import safetensors.torch
 import torch
 from torch import Tensor, nn
 
 import robustbev
 from robustbev.checkpoints import find_checkpoint
+from robustbev.weights import read_state
 from sensors.camera.vit_weights import load_vit_weights
 from training.console.progress import Bars
 from training.data.dataset import with_rig
@@ -147,6 +147,6 @@ def _load_initial_weights(model: robustbev.PerceptionModel, config: RunConfig, *
 
 def _initial_state(model: robustbev.PerceptionModel, weights: Path) -> dict[str, Tensor]:
     """The weights in a file under the names of `model`: a gated model keeps the fuser that it adds to as `fuser.base`."""
-    state = safetensors.torch.load_file(weights)
+    state = read_state(weights)
     gated = model.config.fuser.kind == "gated" and not any(name.startswith("fuser.base.") for name in state)
     return robustbev.gated_state(state) if gated else state

@@ -15,8 +15,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, TypeVar
 
-from sensors.documents import DocumentError, read_json
-from training.files.atomic import held, write_json
+from training.files.atomic import held, read_note, write_json
 from training.files.settings import flat
 from training.loop.callbacks import Callback, StepRecord
 from training.loop.history import read_history
@@ -161,7 +160,7 @@ class MLflowRun:
 
     def left(self) -> list[tuple[int, Row]]:
         """The rows of the outbox that the run in MLflow does not have yet, each with the byte at which it ends."""
-        sent = _read(self._sent, {"run_id": str, "bytes": int}) if self._sent.is_file() else {}
+        sent = read_note(self._sent, {"run_id": str, "bytes": int}) if self._sent.is_file() else {}
         return list(self.outbox.rows(max(0, sent["bytes"]) if sent.get("run_id") == self.run_id else 0))
 
     def note_sent(self, run_id: str, end: int) -> None:
@@ -174,7 +173,7 @@ class MLflowRun:
 
     @property
     def _known(self) -> dict[str, Any]:
-        return _read(self.file, {"uri": str, "run_id": str})
+        return read_note(self.file, {"uri": str, "run_id": str})
 
 
 def outbox_of(run_file: Path) -> Path:
@@ -266,13 +265,3 @@ def _within(seconds: float, call: Callable[[], Result]) -> Result:
     if not results:
         raise TimeoutError(f"no answer within {seconds:g} s")
     return results[0]
-
-
-def _read(file: Path, entries: Mapping[str, type]) -> dict[str, Any]:
-    try:
-        content = read_json(file)
-    except (DocumentError, OSError) as error:
-        raise TrackingError(f"{file}: {error}; remove the file to begin anew in MLflow") from None
-    if not isinstance(content, dict) or any(type(content.get(name)) is not kind for name, kind in entries.items()):
-        raise TrackingError(f"{file}: expected {' and '.join(entries)}; remove the file to begin anew in MLflow")
-    return content

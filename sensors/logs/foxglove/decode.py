@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from sensors.calibration import transforms
+from sensors.documents import check_memory
 from sensors.logs.decode import (
     ChannelInfo,
     DecodeError,
@@ -78,9 +79,12 @@ def _parser(info: ChannelInfo) -> Callable[[bytes], Any]:
     assert parse is not None  # both encodings are protobuf
     if info.encoding != "json":
         return parse
-    return lambda data: ParseDict(
-        json.loads(data, object_hook=_with_text_times), parse(b""), ignore_unknown_fields=True
-    )
+
+    def parse_text(data: bytes) -> Any:
+        check_memory(data)
+        return ParseDict(json.loads(data, object_hook=_with_text_times), parse(b""), ignore_unknown_fields=True)
+
+    return parse_text
 
 
 def _with_text_times(members: dict[str, Any]) -> dict[str, Any]:

@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from sensors.errors import DataRootError, SensorDataError
@@ -46,6 +47,27 @@ def test_it_is_built_once_and_opens_without_the_devkit(copied: NuScenesConfig, m
     index = open_index(copied)
     assert time.perf_counter() - start < 0.5  # measured: 0.005 s; a loaded machine is allowed much more
     assert len(index.arrays.sample_token) == 6
+
+
+def test_it_is_made_anew_when_one_of_its_arrays_was_changed(copied: NuScenesConfig) -> None:
+    before = open_index(copied)
+    file = before.path / "data_file.npy"
+    names = np.load(file)
+    np.save(file, np.roll(names, 1))  # other files, the same size
+    after = open_index(copied)
+    assert (after.path, after.meta.data_id) == (before.path, before.meta.data_id)
+    np.testing.assert_array_equal(after.arrays.data_file, names)
+    (before.path / "meta.json").write_text("[]")
+    assert open_index(copied).meta == before.meta
+
+
+def test_a_copy_with_its_times_keeps_its_index(
+    copied: NuScenesConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    build_index(copied)
+    shutil.copytree(copied.root, tmp_path / "again")
+    monkeypatch.setattr(nuscenes_tables, "columns", lambda *_: pytest.fail("made anew"))
+    assert build_index(copied.model_copy(update={"root": tmp_path / "again"})).is_relative_to(tmp_path / "again")
 
 
 def test_it_is_rebuilt_when_a_table_changes_and_the_old_one_goes(copied: NuScenesConfig) -> None:
