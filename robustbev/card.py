@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from robustbev.config import ModelConfig
 from sensors.camera.config import CameraConfig
 from sensors.lidar.config import LidarConfig
+from sensors.text import markdown
 
 NOT_CERTIFIED = (
     "Research software, not safety-certified: no functional-safety standard (ISO 26262, ISO 21448, UL 4600) was applied. It "
@@ -44,22 +45,22 @@ class ModelCard:
         """The card of a model with this configuration."""
         grid = config.grid
         sections = [
-            f"# {_line(self.name)}",
-            f"Finds objects in bird's-eye view with any subset of {', '.join(config.modalities)}.",
+            f"# {markdown(self.name)}",
+            f"Finds objects in bird's-eye view with any subset of {markdown(', '.join(config.modalities))}.",
             f"**{NOT_CERTIFIED}**",
             "## Use",
             '```python\nimport robustbev\n\nmodel = robustbev.load("this-folder")  # runs nothing that is in the files\n'
             "detections = model.perceive(frame)  # a sensors.frames.SensorFrame of numpy arrays\n```",
             "## What goes in and what comes out",
             "\n".join(_rig(config)),
-            f"Boxes of {', '.join(config.classes)}, for x {grid.x_min_m:g} to {grid.x_max_m:g} m (forward) and y "
+            f"Boxes of {markdown(', '.join(config.classes))}, for x {grid.x_min_m:g} to {grid.x_max_m:g} m (forward) and y "
             f"{grid.y_min_m:g} to {grid.y_max_m:g} m (left), in cells of {grid.cell_m:g} m.",
             "## Training data",
-            self.trained_on or "Not stated.",
+            markdown(self.trained_on) or "Not stated.",
             "## What it reaches with which sensors",
             self._table(),
             "## Limits",
-            "\n".join(f"- {limit}" for limit in (*_LIMITS, *self.limits)),
+            "\n".join(f"- {limit}" for limit in (*_LIMITS, *map(markdown, self.limits))),
         ]
         return "\n\n".join(sections) + "\n"
 
@@ -68,11 +69,11 @@ class ModelCard:
             return "Not evaluated. `robustbev evaluate --checkpoint ...` measures every subset and writes the figures here."
         scored = all(f.nds is not None for f in self.figures)
         rows = [
-            f"| {f.subset.replace('+', ' + ')} | {f.mean_ap:.3f} |" + (f" {f.nds:.3f} |" if scored else "")
+            f"| {markdown(f.subset).replace('+', ' + ')} | {f.mean_ap:.3f} |" + (f" {f.nds:.3f} |" if scored else "")
             for f in self.figures
         ]
         who = "the official nuScenes evaluation" if scored else "nuScenes' formulas"
-        caption = f"Measured on {self.evaluated_on}, by {who}." if self.evaluated_on else ""
+        caption = f"Measured on {markdown(self.evaluated_on)}, by {who}." if self.evaluated_on else ""
         head = ["| sensors | mAP | NDS |", "|---|---:|---:|"] if scored else ["| sensors | mAP |", "|---|---:|"]
         return "\n".join([*head, *rows, "", caption]).rstrip()
 
@@ -90,13 +91,9 @@ def _rig(config: ModelConfig) -> list[str]:
                 how = _sweeps(rig.lidar_sweeps)
             case _:
                 how = _sweeps(rig.radar_sweeps)
-        lines.append(f"- {name} ({how}): {', '.join(config.channels_of(name, rig)) or 'none'}")
+        lines.append(f"- {name} ({how}): {markdown(', '.join(config.channels_of(name, rig))) or 'none'}")
     return lines
 
 
 def _sweeps(count: int) -> str:
     return "one sweep" if count == 1 else f"up to {count} sweeps each"
-
-
-def _line(text: str) -> str:
-    return " ".join(text.split())

@@ -15,10 +15,10 @@ from typer.testing import CliRunner
 
 from sensors.health.fault_model import HealthModelError
 from sensors.health.monitor import HealthMonitor
+from sensors.text import plain
 from tests.hostile.files import MAX_MIB, MAX_SECONDS, measured
 from training.commands.app import app
 from training.files.table import Column, Table
-from training.files.text import plain
 
 NAMES = [
     "\x1b[31mred\x1b[2J", "\x1b]0;title\x07", "\x9b31m", "\u202eevil", "/lidar_top[/red]", "[link=https://x.invalid]y", "\r\b\b",

@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from sensors.text import tell
 from training.console.errors import INTERRUPTED, tells_errors
 
 
@@ -46,7 +47,7 @@ def compare(
     ended = run(Request(entries, chosen, tuple(case or ()), name, out, jobs, address, fresh))
     print_comparison(ended)
     if ended.interrupted:
-        print("stopped; the same command goes on from there", file=sys.stderr)
+        tell("stopped; the same command goes on from there", file=sys.stderr)
         raise typer.Exit(INTERRUPTED)
     if ended.failed:
         raise typer.Exit(1)

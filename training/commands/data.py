@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from sensors.text import tell
 from training.commands.options import ConfigFile, Settings
 from training.console.errors import tells_errors
 
@@ -50,10 +51,10 @@ def index(config: ConfigFile, settings: Settings = None) -> None:
     width = max(len(key) for key in summary)
     for key, value in summary.items():
         shown = ", ".join(f"{k} {v}" for k, v in value.items()) if isinstance(value, dict) else value
-        print(f"{key:<{width}}  {', '.join(shown) if isinstance(shown, list) else shown}")
+        tell(f"{key:<{width}}  {', '.join(shown) if isinstance(shown, list) else shown}")
     for note in open_index(data).meta.notes:
-        print(note)
-    print(f"training sees {check_trainable(data, run.data.min_points, run.model.grid.bev())}")
+        tell(note)
+    tell(f"training sees {check_trainable(data, run.data.min_points, run.model.grid.bev())}")
 
 
 @tells_errors
@@ -62,4 +63,4 @@ def print_config(config: ConfigFile, settings: Settings = None) -> None:
     from training.files.config_file import to_yaml
     from training.runs.config import load_run_config
 
-    print(to_yaml(load_run_config(config, settings or [])), end="")
+    tell(to_yaml(load_run_config(config, settings or [])), end="")

@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from sensors.text import tell
 from training.console.errors import tells_errors
 
 export_app = typer.Typer()
@@ -71,10 +72,10 @@ def export(
     if format is ExportFormat.SAFETENSORS:
         if part is not ExportPart.MODEL or name is not None:
             raise typer.BadParameter("--format safetensors writes the whole model: leave out --part and --name")
-        print(release(checkpoint, out))
+        tell(release(checkpoint, out))
         return
     model = load(checkpoint)
-    print("computing in float32: the file runs on machines that are not known here")
+    tell("computing in float32: the file runs on machines that are not known here")
     kind: Kind = format.value  # type: ignore[assignment]  # the one that is none was handled above
     written = write(model, out, kind=kind, part=part.value, name=name, cameras=cameras, lidars=lidars, radars=radars)
     stem, ending = written.name.split(".", 1)
@@ -84,4 +85,4 @@ def export(
     ]
     for file in (written, *rigs) if part is ExportPart.MODEL else (written,):
         manifest = json.loads(file.with_name(f"{file.name}.json").read_text(encoding="utf-8"))
-        print(f"{file}  {manifest['bytes'] / 1e6:.1f} MB, SHA-256 {manifest['sha256']}")
+        tell(f"{file}  {manifest['bytes'] / 1e6:.1f} MB, SHA-256 {manifest['sha256']}")

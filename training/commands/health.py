@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from sensors.text import tell
 from training.commands.options import ConfigFile, Settings
 from training.console.errors import tells_errors
 
@@ -54,4 +55,4 @@ def health(
             progress=bars,
         )
     print_tables(health_table(done.figures))
-    print("\n".join(map(str, done.paths)))
+    tell("\n".join(map(str, done.paths)))

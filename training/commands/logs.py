@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 
 import typer
 
+from sensors.text import tell
 from training.console.errors import tells_errors
 from training.replay.request import LogPath, Scene
 
@@ -48,7 +49,7 @@ def inspect(
         if summary.proposal.mapping is None:
             raise LogError(f"{log}: nothing in it looks like a sensor, so there is no mapping to write")
         write_text(write_mapping, dump_mapping(summary.proposal.mapping))
-        print(f"mapping: {write_mapping}")
+        tell(f"mapping: {write_mapping}")
     if summary.damage:
         raise typer.Exit(DAMAGED_LOG)
 
@@ -91,6 +92,6 @@ def convert(
         count = write_log(
             source.log, out, kind, overwrite=overwrite, progress=lambda done, of: bars("messages", done, of)
         )
-    print(f"{count} messages in {out}")
+    tell(f"{count} messages in {out}")
     if source.log.damage:
         raise typer.Exit(DAMAGED_LOG)

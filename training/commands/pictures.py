@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from sensors.text import tell
 from training.commands.options import ConfigFile, Settings, config_of, print_figures
 from training.console.errors import INTERRUPTED, tells_errors
 
@@ -55,7 +56,7 @@ def show(
         score=score,
         corruption=suffered,
     ):
-        print(path)
+        tell(path)
 
 
 @tells_errors
@@ -82,4 +83,4 @@ def demo(
     if results is None:
         raise typer.Exit(INTERRUPTED)
     print_figures(results.subsets)
-    print("\n".join(results.places))
+    tell("\n".join(results.places))

@@ -6,6 +6,7 @@ import sys
 
 import typer
 
+from sensors.text import tell
 from training.commands.logs import DAMAGED_LOG
 from training.commands.options import options_of
 from training.console.errors import tells_errors
@@ -28,7 +29,7 @@ def replay(request: ReplayRequest) -> None:
         ended = run_replay(request, bars)
     print_end(ended)
     if ended.difference is not None:
-        print(f"differs from {request.golden}: {ended.difference}", file=sys.stderr)
+        tell(f"differs from {request.golden}: {ended.difference}", file=sys.stderr)
         raise typer.Exit(DIFFERS)
     if ended.damaged:
         raise typer.Exit(DAMAGED_LOG)

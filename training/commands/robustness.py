@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from sensors.text import tell
 from training.commands.options import Settings
 from training.console.errors import INTERRUPTED, tells_errors
 
@@ -41,7 +42,7 @@ def robustness(
         with Bars() as bars:
             result = run_robustness(checkpoint, loaded, bars)
     except KeyboardInterrupt:
-        print("interrupted; what is measured is kept, the same command goes on from there", file=sys.stderr)
+        tell("interrupted; what is measured is kept, the same command goes on from there", file=sys.stderr)
         raise typer.Exit(INTERRUPTED) from None
     print_tables(*tables(result))
-    print(f"report: {result.out / 'report.html'}")
+    tell(f"report: {result.out / 'report.html'}")

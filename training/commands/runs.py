@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from sensors.text import tell
 from training.commands.options import ConfigFile, Fresh, Settings, config_of, print_figures
 from training.console.errors import INTERRUPTED, tells_errors
 
@@ -31,23 +32,23 @@ def train(config: ConfigFile, settings: Settings = None, fresh: Fresh = False) -
     if not fresh and files.is_complete(run):
         if run.tracking.enabled:
             send_rest(files.mlflow, run.tracker)
-        print(f"{run.run_dir} is complete: nothing to do. To train again: --fresh, or another name=...")
+        tell(f"{run.run_dir} is complete: nothing to do. To train again: --fresh, or another name=...")
         return
     with Bars() as bars:
         outcome = run_training(run, bars, fresh=fresh)
     if outcome.interrupted:
-        print(
+        tell(
             f"stopped at step {outcome.step} of {outcome.total_steps}, saved in {outcome.checkpoint}; "
             "the same command goes on from there",
             file=sys.stderr,
         )
         raise typer.Exit(INTERRUPTED)
-    print(f"trained {outcome.step} steps; the model is in {outcome.checkpoint}")
+    tell(f"trained {outcome.step} steps; the model is in {outcome.checkpoint}")
     best = best_of(files.checkpoints)
     if best is not None:
         link, measured = best
-        print(f"the best one, {measured} ({', '.join(measured.subsets)}), is {link}")
-    print(f"evaluate it: robustbev evaluate --checkpoint {run.run_dir}")
+        tell(f"the best one, {measured} ({', '.join(measured.subsets)}), is {link}")
+    tell(f"evaluate it: robustbev evaluate --checkpoint {run.run_dir}")
 
 
 @tells_errors

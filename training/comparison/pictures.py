@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from training.comparison.report import Comparison, Row, caption
-from training.pictures.drawing import FAINT, INK, new_figure, save_figure, tidy
+from training.pictures.drawing import FAINT, INK, literal, new_figure, save_figure, tidy
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -53,10 +53,17 @@ def comparison_dots(path: Path, comparison: Comparison) -> Path:
     axes.tick_params(axis="x", length=0)
     left = 0.75 / width
     figure.suptitle(
-        comparison.name, x=left, y=1 - 0.12 / height, ha="left", va="top", fontsize=14, fontweight="bold", color=INK
+        literal(comparison.name),
+        x=left,
+        y=1 - 0.12 / height,
+        ha="left",
+        va="top",
+        fontsize=14,
+        fontweight="bold",
+        color=INK,
     )
     axes.legend(loc="lower left", bbox_to_anchor=(-0.01, 1.01), ncols=legend_columns, frameon=False, fontsize=9)
-    figure.text(left, 0.08 / height, "\n".join(notes), fontsize=8, color="#555555", ha="left", va="bottom")
+    figure.text(left, 0.08 / height, literal("\n".join(notes)), fontsize=8, color="#555555", ha="left", va="bottom")
     return save_figure(figure, path)
 
 
@@ -81,7 +88,7 @@ def _dots(axes: Axes, comparison: Comparison, row: Row, number: int) -> None:
         markerfacecolor=colour if number < len(_COLOURS) else "white",
         capsize=2.5,
         linewidth=1.1,
-        label=row.name if known else f"{row.name} (no result)",
+        label=literal(row.name if known else f"{row.name} (no result)"),
         zorder=3,
     )
 
@@ -92,4 +99,4 @@ def _label(column: str) -> str:
     if not dot and "-" not in column:  # a subset: names have no hyphen, corruptions have one before their severity
         subset, corruption = column, ""
     parts = subset.replace("+", "\n+ ").split("\n") + textwrap.wrap(corruption.replace("_", " "), 14)
-    return "\n".join(part for part in parts if part)
+    return literal("\n".join(part for part in parts if part))

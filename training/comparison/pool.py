@@ -15,6 +15,7 @@ from typing import Protocol
 import torch
 
 from sensors.extras import require
+from sensors.text import tell
 from training.comparison.plan import Job, JobResult, Stop
 from training.console.progress import Bars
 from training.loop.history import read_history
@@ -38,7 +39,7 @@ def run_here(work: Work, jobs: Sequence[Job], stop: Stop, done: Done) -> None:
     for number, job in enumerate(jobs, 1):
         if stop():
             return
-        print(f"[{number}/{len(jobs)}] {job.name}", flush=True)
+        tell(f"[{number}/{len(jobs)}] {job.name}")
         with Bars() as bars:
             result = work(job, bars, stop)
         done(result)

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sensors.nuscenes.index import build_index
+from sensors.text import tell
 from training.comparison.jobs import finished, run_job
 from training.comparison.pictures import comparison_dots
 from training.comparison.plan import (
@@ -108,10 +109,10 @@ def print_comparison(ended: Ended) -> None:
     """The table on the terminal, and where everything lies."""
     if ended.failed or any(row.done for row in ended.comparison.rows):
         print_tables(comparison_table(ended.comparison))
-    print(f"tables and chart: {ended.out}/comparison.{{md,csv,json,png}}")
+    tell(f"tables and chart: {ended.out}/comparison.{{md,csv,json,png}}")
     if ended.comparison.mlflow is not None:
         uri, run_id = ended.comparison.mlflow["uri"], ended.comparison.mlflow["run_id"]
-        print(f"MLflow: run {run_id}; mlflow ui --backend-store-uri {uri}")
+        tell(f"MLflow: run {run_id}; mlflow ui --backend-store-uri {uri}")
 
 
 class _Table:
@@ -131,7 +132,7 @@ class _Table:
     def add(self, result: JobResult) -> None:
         self._results[result.entry, result.seed] = result
         comparison = self.comparison()
-        print(job_line(result, comparison.columns), flush=True)
+        tell(job_line(result, comparison.columns))
         write_tables(self.out, comparison)
 
     def comparison(self) -> Comparison:

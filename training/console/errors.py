@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import ParamSpec, TypeVar
 
 from sensors.errors import MissingExtraError
+from sensors.text import plain
 from training.console.interrupt import sigterm_as_ctrl_c
-from training.files.text import plain
 
 Parameters = ParamSpec("Parameters")
 

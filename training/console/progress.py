@@ -7,7 +7,7 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Any
 
-from training.files.text import plain
+from sensors.text import plain
 from training.loop.callbacks import Callback, StepRecord
 
 _LINE_SECONDS = 10.0  # at most one plain line in so long

@@ -19,6 +19,7 @@ import torch
 
 from robustbev.precision import choose_precision
 from sensors.extras import EXTRAS, installed_version, missing, remedy, unavailable
+from sensors.text import tell
 from training.data.handover import shared_memory_bytes, shared_memory_fault
 from training.doctor.answer import Answer, without
 
@@ -57,11 +58,11 @@ def examine(config: Path | None = None, settings: Sequence[str] = (), rig: Path 
         can = all(answer.able for answer in answers)
         parts[f"{config}: {'can' if can else 'cannot'} run here"] = _lines(answers)
     for title, lines in parts.items():
-        print("\n  ".join([title, *lines]), end="\n\n")
+        tell("\n  ".join([title, *lines]), end="\n\n")
     for warning in warnings:
-        print(f"warning: {warning}", file=sys.stderr)
+        tell(f"warning: {warning}", file=sys.stderr)
     if not warnings:
-        print("All packages share one root.")
+        tell("All packages share one root.")
     return 0 if can and not warnings else 1
 
 

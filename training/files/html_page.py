@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import html
+from sensors.text import html_text
 
 # A table that is wider than the page scrolls by itself; a shadow at its side says that there is more.
 _STYLE = """
@@ -22,7 +22,7 @@ img, video { display: block; width: 100%; min-width: 620px; height: auto; }
 
 def html_page(title: str, body: str) -> str:
     """A whole page of a title, which is escaped here, and what stands below it, which is HTML already."""
-    name = html.escape(title)
+    name = html_text(title)
     return (
         '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import csv
-import html
 import io
 import math
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
-from training.files.text import plain
+from sensors.text import html_text, markdown, plain
 
 if TYPE_CHECKING:
     import rich.table
@@ -45,13 +44,13 @@ class Table:
     def markdown(self) -> str:
         """The table and its caption, without the title."""
         cells = [
-            [f"**{_markdown(text)}**" if (i, j) in self.bold else _markdown(text) for j, text in enumerate(row)]
+            [f"**{markdown(text)}**" if (i, j) in self.bold else markdown(text) for j, text in enumerate(row)]
             for i, row in enumerate(self.text())
         ]
-        lines = ["| " + " | ".join(row) + " |" for row in ([_markdown(column.name) for column in self.columns], *cells)]
+        lines = ["| " + " | ".join(row) + " |" for row in ([markdown(column.name) for column in self.columns], *cells)]
         lines.insert(1, "|" + "|".join("---:" if column.spec else "---" for column in self.columns) + "|")
         if self.caption:
-            lines += ["", html.escape(plain(self.caption), quote=False).replace("\n", "  \n")]
+            lines += ["", "  \n".join(map(markdown, self.caption.split("\n")))]
         return "\n".join(lines) + "\n"
 
     def csv(self) -> str:
@@ -68,12 +67,12 @@ class Table:
         kinds = [" class=number" if column.spec else "" for column in self.columns]
 
         def row(tag: str, texts: Sequence[str]) -> str:
-            cells = (f"<{tag}{kind}>{html.escape(text)}</{tag}>" for kind, text in zip(kinds, texts, strict=True))
+            cells = (f"<{tag}{kind}>{html_text(text)}</{tag}>" for kind, text in zip(kinds, texts, strict=True))
             return f"<tr>{''.join(cells)}</tr>"
 
         head = row("th", [column.name for column in self.columns])
         body = "".join(row("td", texts) + "\n" for texts in self.text())
-        caption = f"<p class=note>{html.escape(self.caption)}</p>" if self.caption else ""
+        caption = f"<p class=note>{html_text(self.caption)}</p>" if self.caption else ""
         return f"<table><thead>{head}</thead>\n<tbody>{body}</tbody></table>\n{caption}"
 
     def rich(self) -> rich.table.Table:
@@ -102,11 +101,6 @@ class Table:
             cells = map(escape, row)
             table.add_row(*(f"[bold green]{text}[/]" if (i, j) in self.bold else text for j, text in enumerate(cells)))
         return table
-
-
-def _markdown(text: str) -> str:
-    """A cell whose text is neither HTML, nor another cell or row."""
-    return html.escape(plain(text), quote=False).replace("|", "\\|").replace("\n", " ")
 
 
 def _csv(value: Cell) -> Cell:

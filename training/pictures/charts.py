@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from training.evaluation.tables import Results, caption, retention
-from training.pictures.drawing import INK, OTHER_COLOURS, new_figure, save_figure, tidy
+from training.pictures.drawing import INK, OTHER_COLOURS, literal, new_figure, save_figure, tidy
 from training.tasks.detection.result import figure_of, main_figures
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ MAP_BLUE, SCORE_ORANGE = "#0072B2", "#E69F00"
 
 
 def _label(subset: str) -> str:
-    return subset.replace("+", "\n+ ")
+    return literal(subset).replace("+", "\n+ ")
 
 
 def subset_chart(path: Path, results: Results, title: str = "Every subset of the sensors") -> Path:
@@ -49,8 +49,8 @@ def subset_chart(path: Path, results: Results, title: str = "Every subset of the
     above.set_title(what, fontsize=10, loc="left", color=INK)
     heat = figure.add_subplot(layout[1])
     _heat(heat, np.array([[results[n].class_ap[c] for n in names] for c in classes]), classes, names)
-    figure.suptitle(title, x=0.15, ha="left", fontsize=14, fontweight="bold", color=INK)
-    figure.text(0.15, 0.935, caption(results), fontsize=8.5, color="#555555")
+    figure.suptitle(literal(title), x=0.15, ha="left", fontsize=14, fontweight="bold", color=INK)
+    figure.text(0.15, 0.935, literal(caption(results)), fontsize=8.5, color="#555555")
     return save_figure(figure, path)
 
 
@@ -75,7 +75,7 @@ def bars(axes: Axes, series: Sequence[tuple[str, str, Sequence[float]]], names: 
 def _heat(axes: Axes, values: NDArray[np.float64], rows: Sequence[str], columns: Sequence[str]) -> None:
     shown = axes.imshow(values, cmap="cividis", vmin=0, vmax=1, aspect="auto")
     axes.set_xticks(range(len(columns)), [_label(c) for c in columns], fontsize=9)
-    axes.set_yticks(range(len(rows)), [r.replace("_", " ") for r in rows], fontsize=9)
+    axes.set_yticks(range(len(rows)), [literal(r.replace("_", " ")) for r in rows], fontsize=9)
     for (i, j), value in np.ndenumerate(values):
         colour = "white" if value < 0.55 else "black"
         axes.text(j, i, f"{value:.2f}", ha="center", va="center", fontsize=8.5, color=colour)
@@ -106,7 +106,13 @@ def training_curves(path: Path, history: Sequence[Mapping[str, Any]], title: str
     colours = [MAP_BLUE, "#D55E00", "#009E73", "#CC79A7", SCORE_ORANGE, "#56B4E9", *OTHER_COLOURS]
     for k, name in enumerate(parts):
         values = np.array([row.get("parts", {}).get(name, math.nan) for row in history])
-        left.plot(steps, _smooth(values), color=colours[k % len(colours)], linewidth=1.3, label=name.replace("_", " "))
+        left.plot(
+            steps,
+            _smooth(values),
+            color=colours[k % len(colours)],
+            linewidth=1.3,
+            label=literal(name.replace("_", " ")),
+        )
     total = np.array([row["loss"] for row in history])
     left.plot(steps, total, color="#CCCCCC", linewidth=0.6, zorder=1)
     left.plot(steps, _smooth(total), color=INK, linewidth=2.0, label="total")
@@ -119,7 +125,7 @@ def training_curves(path: Path, history: Sequence[Mapping[str, Any]], title: str
     for axes in (left, right):
         axes.set_xlabel("optimiser step", fontsize=9, color=INK)
         tidy(axes, "both")
-    figure.suptitle(title, x=0.06, ha="left", fontsize=13, fontweight="bold", color=INK)
+    figure.suptitle(literal(title), x=0.06, ha="left", fontsize=13, fontweight="bold", color=INK)
     figure.subplots_adjust(left=0.06, right=0.98, top=0.85, bottom=0.11, wspace=0.18)
     return save_figure(figure, path)
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from sensors import palette
 from sensors.palette import RGB
+from sensors.text import plain
 from training.files.atomic import replacing
 
 if TYPE_CHECKING:
@@ -25,6 +26,12 @@ MODALITY_COLOURS = {name: _hex(colour) for name, colour in palette.MODALITY_COLO
 OTHER_COLOURS = tuple(map(_hex, palette.OTHER_COLOURS))
 INK = "#222222"
 FAINT = "#B5B5B5"
+
+
+def literal(text: str) -> str:
+    """A name as a figure shows it: no formula, and hidden in no legend."""
+    shown = plain(text).replace("$", r"\$")
+    return f" {shown}" if shown.startswith("_") else shown
 
 
 def new_figure(width_in: float, height_in: float, dpi: int = 110) -> Figure:

@@ -14,7 +14,7 @@ from sensors.palette import RGB, modality_rgb
 from sensors.replay.tick import SensorState
 from training.files.atomic import write_text
 from training.files.table import Cell, Column, Table
-from training.pictures.drawing import FAINT, INK, new_figure, save_figure, tidy
+from training.pictures.drawing import FAINT, INK, literal, new_figure, save_figure, tidy
 from training.replay.series import ReplaySeries, check_comparable
 from training.replay.truth import FOUND_M
 
@@ -125,7 +125,7 @@ def draw_comparison(path: Path, series: Sequence[ReplaySeries], *, title: str = 
         axes.set_xlim(0.0, end_s)
         axes.tick_params(axis="x", labelbottom=axes is panels[-1])
     panels[-1].set_xlabel("time since the first tick (s)", color=INK, fontsize=9)
-    figure.text(0.02, 1 - 0.4 / height, title, fontsize=14, fontweight="bold", color=INK)
+    figure.text(0.02, 1 - 0.4 / height, literal(title), fontsize=14, fontweight="bold", color=INK)
     panels[0].legend(
         loc="lower left",
         bbox_to_anchor=(0, 1.02),
@@ -143,7 +143,7 @@ def _explain(figure: Any, series: Sequence[ReplaySeries], height: float) -> None
     from matplotlib.patches import Patch
 
     handles = [
-        Patch(color=_hex(modality_rgb(name, k)), label=f"attention: {name}")
+        Patch(color=_hex(modality_rgb(name, k)), label=literal(f"attention: {name}"))
         for k, name in enumerate(series[0].modalities)
     ]
     occur = {state for one in series for states in one.states.values() for state in states}
@@ -171,7 +171,7 @@ def _draw_found(axes: Axes, series: Sequence[ReplaySeries]) -> None:
             *_steps(tallest, tallest.there), color="#E8E8E8", step="post", label="there (truth)", zorder=0
         )
     for k, one in enumerate(series):
-        axes.plot(*_steps(one, one.found), label=one.name, **_look(k))
+        axes.plot(*_steps(one, one.found), label=literal(one.name), **_look(k))
     _finish(axes, "found boxes")
 
 
@@ -198,7 +198,7 @@ def _draw_shares(axes: Axes, one: ReplaySeries) -> None:
             time_s, bottom, bottom + share, step="post", color=_hex(modality_rgb(name, k)), alpha=0.75, linewidth=0
         )
         bottom = bottom + share
-    axes.set_title(one.name, fontsize=10, color=INK, loc="left", fontweight="bold", pad=3)
+    axes.set_title(literal(one.name), fontsize=10, color=INK, loc="left", fontweight="bold", pad=3)
     _finish(axes, "attention", top=1.0)
     _mark_no_perception(axes, one)
 
@@ -218,7 +218,7 @@ def _draw_states(axes: Axes, one: ReplaySeries) -> None:
         for lane in range(1, len(channels)):
             axes.axhline(lane, color="white", linewidth=1.2)
     axes.set_ylim(len(channels), 0)
-    axes.set_yticks(np.arange(len(channels)) + 0.5, [name.replace("_", " ").lower() for name in channels])
+    axes.set_yticks(np.arange(len(channels)) + 0.5, [literal(name.replace("_", " ").lower()) for name in channels])
     tidy(axes, grid=None)
     axes.tick_params(axis="y", labelsize=7.5, length=0)
 

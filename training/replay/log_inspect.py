@@ -12,7 +12,7 @@ from rich.tree import Tree
 
 from sensors.logs.mapping.file import dump_mapping
 from sensors.logs.mapping.inspect import LogSummary
-from training.files.text import plain
+from sensors.text import plain
 
 _WIDEST = 400  # characters
 

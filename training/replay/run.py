@@ -19,6 +19,7 @@ from sensors.replay.faults.messages import Fault, alter_messages, check_faults, 
 from sensors.replay.faults.script import parse_faults, read_fault_scripts
 from sensors.replay.tick import SensorState
 from sensors.replay.ticks import MissingPoses
+from sensors.text import tell
 from training.console.progress import Bars
 from training.data.dataset import preparation
 from training.files.atomic import write_json
@@ -86,13 +87,13 @@ def print_end(ended: ReplayEnd) -> None:
     """Tables and lines for a terminal."""
     for summary in ended.summaries:
         print_tables(*summary.tables())
-        print(summary.headline())
+        tell(summary.headline())
         for line in (*summary.notes, *summary.trouble()):
-            print(f"  {line}")
+            tell(f"  {line}")
         for path in summary.outputs:
-            print(f"  {path}")
+            tell(f"  {path}")
     for path in ended.pictures:
-        print(path)
+        tell(path)
 
 
 @dataclass(frozen=True)

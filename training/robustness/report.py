@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import base64
-import html
 import math
 from collections.abc import Sequence
 from pathlib import Path
 
 import robustbev
 from sensors.extras import installed_version
+from sensors.text import html_text, markdown
 from training.files.atomic import write_json, write_text
 from training.files.html_page import html_page, wide
 from training.robustness import metrics as metrics
@@ -45,7 +45,7 @@ def write_robustness(out_dir: Path, robustness: Robustness) -> list[Path]:
         write_text(path, table.csv())
     facts = provenance(robustness)
     drawn = pictures(out_dir, robustness)
-    text = ["# Robustness", "", *(f"- {name}: {value}" for name, value in facts.items()), ""]
+    text = ["# Robustness", "", *(f"- {name}: {markdown(value)}" for name, value in facts.items()), ""]
     write_text(
         out_dir / "report.md",
         "\n".join(text) + "\n" + "\n".join(f"### {table.title}\n\n{table.markdown()}" for table in shown),
@@ -132,17 +132,15 @@ def _html(robustness: Robustness, facts: dict[str, str], drawn: Sequence[Path]) 
     first = f"corruptions_{next(iter(robustness.metrics)).lower()}"
     place = {"subsets": ["subsets.png"], first: ["retention.png", "severity.png"]}
     who = "official nuScenes evaluation" if "NDS" in robustness.metrics else "nuScenes' formulas"
-    samples = html.escape(robustness.data.get("samples", "?"))
+    samples = html_text(robustness.data.get("samples", "?"))
     parts = [f"<p class=note>One checkpoint, {who} on {samples} samples.</p>"]
     for table in tables(robustness):
-        parts.append(f"<h2>{html.escape(table.title)}</h2>\n{wide(table.html())}")
+        parts.append(f"<h2>{html_text(table.title)}</h2>\n{wide(table.html())}")
         for name in place.get(table.name, []):
             if name in pictures_by_name:
                 parts.append(wide(f'<img alt="{name}" src="data:image/png;base64,{pictures_by_name[name]}">'))
-    rows = "".join(
-        f"<tr><td>{html.escape(k)}</td><td><code>{html.escape(v)}</code></td></tr>\n" for k, v in facts.items()
-    )
-    meanings = "".join(f"<tr><td>{k}</td><td>{html.escape(v)}</td></tr>\n" for k, v in _FORMULAS)
+    rows = "".join(f"<tr><td>{html_text(k)}</td><td><code>{html_text(v)}</code></td></tr>\n" for k, v in facts.items())
+    meanings = "".join(f"<tr><td>{k}</td><td>{html_text(v)}</td></tr>\n" for k, v in _FORMULAS)
     every = case_table(robustness)
     parts += [
         f"<h2>Measures</h2>\n{wide(f'<table><tbody>{meanings}</tbody></table>')}",

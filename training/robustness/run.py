@@ -13,6 +13,7 @@ from robustbev.precision import usable_device
 from sensors.corruptions import CORRUPTIONS
 from sensors.errors import DataRootError
 from sensors.nuscenes.index import open_index
+from sensors.text import tell
 from training.console.progress import Bars
 from training.evaluation.config import every_subset, subset_name
 from training.evaluation.subsets import possible_subsets
@@ -53,7 +54,7 @@ def run_robustness(checkpoint: Path, config: RobustnessConfig, bars: Bars) -> Ro
     specialised = {subset_name(name.split("+"), model.modalities): path for name, path in config.specialists.items()}
     others = {subset: _subject(subset, path, config, model) for subset, path in specialised.items()}
     baseline = None if config.baseline is None else _subject("baseline", config.baseline, config, model)
-    print(f"computing in {_precision(config, model.config)}", flush=True)
+    tell(f"computing in {_precision(config, model.config)}")
     out = (config.out or model.files.root / "robustness").absolute()
     figures, measured, tasks = _measure(model, baseline, others, config, out, bars)
     specialists = {}

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from sensors.simulation import SimulationConfig, simulate
 from sensors.simulation.generate import MARKER
+from sensors.text import tell
 from training.console.progress import Bars
 from training.evaluation.tables import Results, read_subsets
 from training.files.config_file import parse_yaml
@@ -52,23 +53,23 @@ def run_demo(config: RunConfig, scenes: Mapping[str, int], *, fresh: bool = Fals
     trained = not fresh and files.is_complete(config)
     with _step("2/4 training", str(files.root)):
         if trained:
-            print("complete already")
+            tell("complete already")
         else:
             with Bars() as bars:
                 outcome = run_training(config, bars, fresh=fresh)
             if outcome.interrupted:
-                print(f"stopped at step {outcome.step} of {outcome.total_steps}; `robustbev demo` goes on from there")
+                tell(f"stopped at step {outcome.step} of {outcome.total_steps}; `robustbev demo` goes on from there")
                 return None
     evaluated, drawn = evaluated and trained, trained and any(files.pictures.glob("*.png"))
     with _step("3/4 evaluation", str(files.evaluation)):
         if evaluated:
-            print("complete already")
+            tell("complete already")
         else:
             with Bars() as bars:
                 evaluate_checkpoint(files.root, config, progress=bars)
     with _step("4/4 pictures", str(files.pictures)):
         if evaluated and drawn:
-            print("complete already")
+            tell("complete already")
         else:
             show_run(files.root, config)
     return DemoResults(read_subsets(files.subsets), _places(config, files))
@@ -100,19 +101,19 @@ def write_drives(config: SimulationConfig, out: Path, workers: int | None = None
         except FileExistsError:
             if not (replace and (out / MARKER).is_file()):
                 raise
-            print(f"{out} holds drives of other settings; they are written anew")
+            tell(f"{out} holds drives of other settings; they are written anew")
             shutil.rmtree(out)
             simulate(config, out, workers=workers, progress=progress)
-    print(f"written to {out}" if begun else f"{out} is complete already")
+    tell(f"written to {out}" if begun else f"{out} is complete already")
     return begun
 
 
 @contextmanager
 def _step(title: str, where: str) -> Iterator[None]:
-    print(f"[{title}] {where}", flush=True)
+    tell(f"[{title}] {where}")
     started = time.monotonic()
     yield
-    print(f"[{title}] {time.monotonic() - started:.0f} s\n", flush=True)
+    tell(f"[{title}] {time.monotonic() - started:.0f} s\n")
 
 
 def _evaluation_then(files: RunFiles) -> object:

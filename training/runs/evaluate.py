@@ -9,6 +9,7 @@ import robustbev
 from robustbev import PerceptionModel
 from robustbev.checkpoints import step_of
 from sensors.nuscenes.index import data_id
+from sensors.text import tell
 from training.data.dataset import with_rig
 from training.data.loader import build_loader
 from training.evaluation.subsets import evaluate_subsets
@@ -78,7 +79,7 @@ def load_model(checkpoint: Path, config: RunConfig) -> PerceptionModel:
     """A saved model where and in what precision `config` wants it; prints which. For what it raises see `robustbev.load`."""
     device = "cuda" if config.runner.use_cuda else "cpu"
     model = robustbev.load(checkpoint, device, precision=config.evaluation.precision)
-    print(f"computing in {model.precision}", flush=True)
+    tell(f"computing in {model.precision}")
     return model
 
 

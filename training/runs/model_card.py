@@ -21,11 +21,11 @@ def card_of(config: RunConfig, results: Results | None = None, step: int | None 
     nuscenes = config.data.nuscenes
     figures = tuple(SubsetFigures(r.subset, r.mean_ap, r.nds) for r in (results or {}).values())
     steps = "" if step is None else f"{step} optimiser steps, "
-    started = "" if config.init_from is None else f", from the weights of `{config.init_from.name}`"
+    started = "" if config.init_from is None else f", from the weights of {config.init_from.name}"
     how = f"{steps}batches of {config.batch_size}, seed {config.seed}{started}"
     return ModelCard(
         name=f"RobustBEV {config.name}",
-        trained_on=f"`{nuscenes.version}`, split `{nuscenes.train_split}` ({how}).",
+        trained_on=f"{nuscenes.version}, split {nuscenes.train_split} ({how}).",
         evaluated_on=_evaluated_on(nuscenes, results) if results else "",
         figures=figures,
         limits=(_SIMULATED,) if _is_simulated(nuscenes) else (),
@@ -34,7 +34,7 @@ def card_of(config: RunConfig, results: Results | None = None, step: int | None 
 
 def _evaluated_on(nuscenes: NuScenesConfig, results: Results) -> str:
     first = next(iter(results.values()))
-    return f"{first.samples} keyframes of `{nuscenes.version}`, split `{nuscenes.val_split}` ({first.ranges})"
+    return f"{first.samples} keyframes of {nuscenes.version}, split {nuscenes.val_split} ({first.ranges})"
 
 
 def _is_simulated(nuscenes: NuScenesConfig) -> bool:

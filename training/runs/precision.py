@@ -11,6 +11,7 @@ import torch
 
 from robustbev import Precision, PrecisionWarning, choose_precision
 from robustbev.precision import PrecisionSetting
+from sensors.text import tell
 from training.files.atomic import read_note, write_json
 from training.loop.peers import Peers
 
@@ -41,7 +42,7 @@ def report_precision(file: Path) -> str:
     known = _read(file)
     before = f"; until now it was {known['before']}" if known["before"] else ""
     line = f"{known['name']}: {known['reason']}{before}"
-    print(f"computing in {line}", flush=True)
+    tell(f"computing in {line}")
     if known["warning"]:
         warnings.warn(f"step.precision: {known['warning']}", PrecisionWarning, stacklevel=2)
     return line

@@ -15,6 +15,7 @@ import robustbev
 from robustbev.precision import usable_device
 from sensors.nuscenes.index import build_index
 from sensors.nuscenes.summary import check_truth, describe
+from sensors.text import tell
 from training.console.interrupt import StopOnSignal
 from training.console.progress import Bars, TrainingProgress
 from training.data.dataset import open_reader
@@ -63,7 +64,7 @@ def run_training(
         reader = open_reader(config.data, config.model, config.data.nuscenes.train_split)
         check_truth(reader, config.data.min_points, config.model.grid.bev())
         for line in (*reader.index.meta.notes, *reader.left_out_sweeps()):
-            print(line, flush=True)
+            tell(line)
         files.begin(config)
         store = CheckpointStore(files.checkpoints, robustbev.save, config.runner.checkpoint.keep)
         store.prune()

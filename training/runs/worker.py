@@ -14,6 +14,7 @@ import robustbev
 from robustbev.checkpoints import find_checkpoint
 from robustbev.weights import read_state
 from sensors.camera.vit_weights import load_vit_weights
+from sensors.text import tell
 from training.console.progress import Bars
 from training.data.dataset import with_rig
 from training.data.loader import build_loader
@@ -138,7 +139,7 @@ def _load_initial_weights(model: robustbev.PerceptionModel, config: RunConfig, *
         for name in model.config.of_kind(robustbev.CameraConfig):
             report = load_vit_weights(model.encoder(name).vit, config.camera_weights)
             if say:
-                print(report, flush=True)
+                tell(report)
     if config.init_from is not None:
         checkpoint = find_checkpoint(config.init_from)
         weights = checkpoint / "model.safetensors" if checkpoint.is_dir() else checkpoint

@@ -120,7 +120,7 @@ def test_what_failed_is_missing_in_the_table_and_named_below(comparison: Compari
     stopped = JobResult("zeros", 0, Path("runs/zeros-seed0"), "stopped")
     partly = replace(comparison, rows=(null, replace(zeros, results=(zeros.results[0], failed))))
     assert "| 0.610 | 0.200 | 0.400 | 1,200,000 | 500 | 60 | 1 of 2 |" in markdown(partly)
-    assert "failed: zeros-seed1: step 3: the loss is [not] finite" in markdown(partly)
+    assert "failed: zeros-seed1: step 3: the loss is \\[not] finite" in markdown(partly)
     gone = replace(comparison, rows=(null, replace(zeros, results=(stopped, failed))))
     assert "| zeros | - | - | - | - | - | - | 0 of 2 |" in markdown(gone)
     assert "not complete: 1 of 4 jobs are still to be done" in caption(gone)

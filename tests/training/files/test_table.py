@@ -31,10 +31,10 @@ def test_markdown_aligns_figures_and_keeps_the_lines_of_the_caption() -> None:
         "| sensors | mean average precision | kept | boxes | ms |",
         "|---|---:|---:|---:|---:|",
         "| camera + lidar | **0.643** | +50.0% | 1234567 | 505 ± 7 |",
-        "| [red] &lt;i&gt; a\\|b | - | - | 0 | - |",
+        "| \\[red] &lt;i&gt; a\\|b | - | - | 0 | - |",
         "",
         "One line.  ",
-        "Another [line].",
+        "Another \\[line].",
     ]
 
 

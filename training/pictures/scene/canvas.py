@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from sensors.palette import RGB
+from sensors.text import plain
 from training.files.atomic import replacing
 
 Pixels = NDArray[np.uint8]
@@ -26,6 +27,7 @@ INK: RGB = (34, 34, 34)
 GREY: RGB = (105, 105, 105)
 FAINT: RGB = (205, 205, 205)
 WHITE: RGB = (255, 255, 255)
+_LONGEST = 500  # characters of a line, more than any picture is wide
 _SHIFT = 4  # bits after the point in the coordinates that OpenCV is given
 _FAR_PX = 1e5  # lines that end further away are cut there, so that their coordinates stay whole numbers of 32 bits
 
@@ -75,6 +77,7 @@ def write(
 @lru_cache(maxsize=4096)
 def fitting(words: str, size_px: int, bold: bool, room_px: int) -> str:
     """The words, or as much of their beginning as fits with an ellipsis."""
+    words = _one_line(words)
     if width_px(words, size_px, bold) <= room_px:
         return words
     kept = words
@@ -97,7 +100,12 @@ def wrapped(words: str, size_px: int, room_px: int, rows: int) -> list[str]:
 
 def width_px(words: str, size_px: int, bold: bool = False) -> int:
     """How wide a line is."""
-    return round(_font(size_px, bold).getlength(words))
+    return round(_font(size_px, bold).getlength(_one_line(words)))
+
+
+def _one_line(words: str) -> str:
+    """What can be drawn of words that may be of a log or a data set."""
+    return plain(words[:_LONGEST]).replace("\n", " ")
 
 
 @lru_cache(maxsize=2048)
@@ -105,7 +113,7 @@ def _letters(words: str, size_px: int, bold: bool) -> NDArray[np.float32]:
     """[H, W] in 0..1: how much of each pixel the letters cover. The height depends on the size alone."""
     font = _font(size_px, bold)
     picture = Image.new("L", (width_px(words, size_px, bold) + 1, sum(font.getmetrics())))
-    ImageDraw.Draw(picture).text((0, 0), words, fill=255, font=font)
+    ImageDraw.Draw(picture).text((0, 0), _one_line(words), fill=255, font=font)
     return np.asarray(picture, np.float32) / 255
 
 
