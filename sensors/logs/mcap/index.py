@@ -19,6 +19,7 @@ from sensors.logs.mcap.records import COMPRESSIONS, LARGEST_BYTES, Content, Exac
 from sensors.logs.mcap.summary import DATA_END_BYTES, Source, Summary, read_chunk, read_summary
 
 _RUN_BYTES = 1 << 20  # messages outside chunks are read so many bytes at a time
+_LEAST_CHUNK_BYTES = HEAD_BYTES + 40  # two times, two sizes, a checksum and the length of a word
 _PRIVATE = 0x80  # opcodes from here on are the writer's own, and no damage
 
 
@@ -132,6 +133,8 @@ class _Walk:
                 kind: type[Schema | Channel] = Schema if opcode == Opcode.SCHEMA else Channel
                 content = Exactly(self.file.at(at + HEAD_BYTES), end - at - HEAD_BYTES)
                 self._define([content.parse(kind, whole=True)])
+                return
+            if opcode != Opcode.CHUNK and end - at < _LEAST_CHUNK_BYTES:
                 return
             chunk = read_chunk(self.file, at, end - at)
             if opcode != Opcode.CHUNK:
