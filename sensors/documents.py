@@ -11,6 +11,8 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
+import numpy as np
+
 if TYPE_CHECKING:
     import yaml
 
@@ -66,14 +68,17 @@ def check_memory(text: str | bytes) -> None:
 
     What else it holds takes no more than some ten times its bytes, so that lists and objects alone are counted.
     """
-    lists, objects = (
-        (text.count("["), text.count("{")) if isinstance(text, str) else (text.count(b"["), text.count(b"{"))
-    )
-    memory = lists * _LIST_MEMORY + objects * _OBJECT_MEMORY
-    if memory > max(_MOST_MEMORY, 8 * len(text)):
+    if len(text) * _LIST_MEMORY <= _MOST_MEMORY:
+        return
+    data = text.encode() if isinstance(text, str) else text
+    blocks = (np.frombuffer(data[at : at + 2**20], np.uint8) for at in range(0, len(data), 2**20))
+    counts = [(np.count_nonzero(block == ord("[")), np.count_nonzero(block == ord("{"))) for block in blocks]
+    lists, objects = map(sum, zip(*counts, strict=True))
+    memory, most = lists * _LIST_MEMORY + objects * _OBJECT_MEMORY, max(_MOST_MEMORY, 8 * len(data))
+    if memory > most:
         raise DocumentError(
-            f"expected JSON that takes at most {max(_MOST_MEMORY, 8 * len(text)) >> 20} MiB in memory, got {lists} lists and "
-            f"{objects} objects in {len(text)} bytes, which would take {memory >> 20}"
+            f"expected JSON that takes at most {most >> 20} MiB in memory, got {lists} lists and {objects} objects in "
+            f"{len(data)} bytes, which would take {memory >> 20}"
         )
 
 
