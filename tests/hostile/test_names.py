@@ -176,6 +176,7 @@ def test_every_command_shows_the_names_of_a_data_set_and_does_nothing_else(
     pytest.importorskip("ray")
     monkeypatch.chdir(tmp_path)
     place, config = run.root.parent.parent, run.root.parent.parent / "run.yaml"
+    shutil.copy(config, tmp_path / "other.yaml")
     before = sorted(path.name for path in place.parent.iterdir())
     told = invoke("index", "--config", config)
     assert told.exit_code == 0, told.output
@@ -186,6 +187,8 @@ def test_every_command_shows_the_names_of_a_data_set_and_does_nothing_else(
         ("show", "--config", config, "--sample", f"{ALL}sample-1-1", "--out", tmp_path / "truth"),
         ("robustness", "--checkpoint", run.root, "jobs=0", "corruptions=[fog]", "severities=[1]", "limit=1"),
         ("export", "--checkpoint", run.root, "--format", "safetensors", "--out", tmp_path / "released"),
+        ("compare", config, tmp_path / "other.yaml", "--jobs", "0", "--name", "both"),
+        ("health", "--config", config, "--fit", "--scenes", "1", "--limit", "1", "--out", tmp_path / "health.json"),
         ("convert", place / "data", "--scene", f"{ALL}1", "--out", tmp_path / "drive.mcap"),
         ("inspect", tmp_path / "drive.mcap"),
         ("replay", tmp_path / "drive.mcap", "--checkpoint", tmp_path / "released", "--out", tmp_path / "seen.html",
@@ -194,7 +197,7 @@ def test_every_command_shows_the_names_of_a_data_set_and_does_nothing_else(
         ended = invoke(*words)
         assert ended.exit_code == 0, (words, ended.output)
     assert sorted(path.name for path in place.parent.iterdir()) == before
-    written(run.root)
+    written(run.root.parent)
     written(tmp_path)
     assert robustbev.load(tmp_path / "released").config.classes == (CLASS,)
     for wrong in (
