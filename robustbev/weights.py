@@ -117,7 +117,7 @@ def load(
     try:
         with torch.device("meta"):
             outline = build(config)  # a config that is not of these weights must not fill the memory first
-    except (RuntimeError, TypeError, OverflowError) as error:  # sizes beyond what torch can count
+    except (RuntimeError, TypeError, ValueError, OverflowError) as error:  # sizes beyond what torch can count
         reason = str(error).partition("\n")[0]
         raise CheckpointError(f"{config_file}: describes no network that can be built: {reason}") from error
     _check_fit(outline, state, source=str(weights))

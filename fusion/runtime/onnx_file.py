@@ -39,20 +39,23 @@ def open_onnx(
         ("inputs", parsed.inputs, session.get_inputs()),
         ("outputs", parsed.outputs, session.get_outputs()),
     ):
-        graph = {tensor.name: tensor for tensor in found}
+        try:
+            graph = {tensor.name: (tensor.type, list(tensor.shape or ())) for tensor in found}
+        except UnicodeDecodeError as error:
+            raise ArtifactError(f"{path}: expected {key} and sizes named in UTF-8, got other bytes: {error}") from error
         if set(graph) != {spec.name for spec in specs}:
             raise ArtifactError(
                 f"{path}.json: {key}: expected those of the graph, {', '.join(graph)}, got {names_of(specs)}"
             )
         for spec in specs:
-            tensor, shape = graph[spec.name], list(graph[spec.name].shape or ())
+            type_, shape = graph[spec.name]
             fits = len(shape) == len(spec.shape) and all(
                 not (isinstance(a, int) and isinstance(b, int)) or a == b
                 for a, b in zip(shape, spec.shape, strict=True)
             )
-            if tensor.type != f"tensor({_ONNX_TYPES.get(spec.dtype, spec.dtype)})" or not fits:
+            if type_ != f"tensor({_ONNX_TYPES.get(spec.dtype, spec.dtype)})" or not fits:
                 raise ArtifactError(
-                    f"{path}.json: {key}: {spec.name}: expected {tensor.type} {shape} as in the graph, got {spec}"
+                    f"{path}.json: {key}: {spec.name}: expected {type_} {shape} as in the graph, got {spec}"
                 )
     names, ins = [spec.name for spec in parsed.outputs], [spec.name for spec in parsed.inputs]
 

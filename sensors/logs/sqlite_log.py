@@ -22,7 +22,8 @@ from sensors.logs.recorded_file import Notices, Query, RawMessage
 
 MAGIC = b"SQLite format 3\x00"
 _CHANGES = ("-wal", "-journal")  # logs of changes that were not merged, or not completed
-_UNREADABLE = (sqlite3.Error, UnicodeDecodeError)  # Python's, where a fault names a table by what is no UTF-8
+# Python's own, where a fault names a table by what is no UTF-8, or a page claims more than any memory has.
+_UNREADABLE = (sqlite3.Error, UnicodeDecodeError, MemoryError)
 _STEPS_A_LOOK = 10_000  # of SQLite's machine; it takes some ten for a row
 _MOST_VALUE_BYTES = 2**30
 _DATA = "CASE typeof(data) WHEN 'blob' THEN data END"  # a text's length is not known before it is read
@@ -132,7 +133,8 @@ class SqliteFile:
         )
         if (size := self.path.stat().st_size) < page_bytes * pages:  # SQLite takes the rest of a torn page to be zeros
             raise sqlite3.DatabaseError(f"{page_bytes * pages} bytes as it says itself, cut off at {size}")
-        tables = {name for (name,) in database.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+        named = database.execute("SELECT name FROM sqlite_master WHERE type = 'table' AND typeof(name) = 'text'")
+        tables = {name for (name,) in named}
         if not {"topics", "messages"} <= tables:
             got = f"a database with the tables {', '.join(sorted(tables)) or '(none)'}, and not topics and messages"
             raise LogError(f"{self.path}: expected a ROS 2 bag in SQLite, got {got}")

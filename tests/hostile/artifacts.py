@@ -124,6 +124,7 @@ ARTIFACT_CASES: dict[str, tuple[str, Any]] = {
     "weights elsewhere by keys of five bytes": ("onnx", model(weights_beside(1 << 32))),
     "operators of somebody's library": ("onnx", model(onnx_model(domain="com.somebody"))),
     "a function with somebody's operators": ("onnx", model(onnx_model(more=field(25, field(7, field(7, "com.somebody")))))),
+    "a size whose name is no text": ("onnx", model(onnx_model().replace(field(2, "B"), field(2, b"\xc2")))),
     "branches in branches": ("onnx", model(onnx_model(extra=in_branches(b"", 2000)))),
     "onnxruntime's own format": ("onnx", model(b"\x20\0\0\0ORTM" + bytes(100))),
     "a graph longer than its file": ("onnx", model(varint(7 << 3 | 2) + varint(2**62))),

@@ -266,6 +266,7 @@ CASES: dict[str, tuple[str, Content]] = {
     "a grid of 4096 cells a side": (
         "config", {"grid": {"x_min_m": -512, "x_max_m": 512, "y_min_m": -512, "y_max_m": 512, "cell_m": 0.25}},
     ),
+    "a grid of not quite whole cells": ("config", {"grid": {"x_min_m": 1e-6}}),
     "a grid of 10^12 cells a side": ("config", {"grid": {"x_min_m": -1e9, "x_max_m": 1e9, "cell_m": 2e-3}}),
     "10^18 points a pixel": ("config", {"modalities": {"camera": {"lift_samples": [HUGE, HUGE]}}}),
     "a billion boxes": ("config", {"tasks": {"detection": {"max_boxes": HUGE}}}),

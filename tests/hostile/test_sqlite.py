@@ -12,7 +12,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from sensors.logs.log import LogError
@@ -99,6 +99,8 @@ def test_a_database_that_computes_what_it_holds_is_refused_by_name(name: str, tm
     edits=st.lists(st.tuples(st.integers(0, 10**6), st.binary(min_size=1, max_size=4)), max_size=8),
     cut=st.integers(0, 2000),
 )
+@example(edits=[(304, b"\xff" * 4), (308, b"\xff\xff\xff\x7f")], cut=0)  # a page that claims more than any memory has
+@example(edits=[(412, b"\x18")], cut=0)  # a table whose name is no text
 def test_an_altered_database_is_read_in_part_or_refused(
     edits: list[tuple[int, bytes]], cut: int, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
