@@ -13,10 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from .features import BEVFeatures
-from .kernels.devices import autocasts, widened
+from .kernels.devices import autocasts, in_blocks, widened
 from .kernels.means import mean_by_triton, means_by_triton
 from .kernels.sums import weighted_sum
-from .kernels.tokens import blended_by_triton, blended_tokens, by_triton, sound_coverage
+from .kernels.tokens import blended_by_triton, blended_on_cpu, blended_tokens, by_triton, sound_coverage
 from .named import NamedModule, NamedModules, NamedParameters
 
 Absent = Literal["null", "zeros", "mask"]
@@ -88,18 +88,19 @@ class ModalityTokens(NamedModule):
         kernel = by_triton(device, self.out_channels, given, coverages)
         if not kernel:
             coverages = [None if c is None else sound_coverage(c) for c in coverages]
+        blended = blended_by_triton if kernel else blended_on_cpu if in_blocks(device) else blended_tokens
+        reads_all = blended is blended_tokens
         grids = [
-            None if f is None or coverage is None else self._projected(f.features, coverage, project, kernel)
+            None if f is None or coverage is None else self._projected(f.features, coverage, project, reads_all)
             for f, coverage, project in zip(sensed, coverages, self.project.values(), strict=True)
         ]
         dtype = next((grid.dtype for grid in grids if grid is not None), self.anchor.dtype)
-        blended = blended_by_triton if kernel else blended_tokens
         return blended(grids, coverages, self._stand_ins(device), (batch_size, *grid_shape), dtype)
 
-    def _projected(self, features: Tensor, coverage: Tensor, project: nn.Module, kernel: bool) -> Tensor:
-        """[B, C, X, Y]; `kernel`: what follows reads nothing where nothing is covered."""
+    def _projected(self, features: Tensor, coverage: Tensor, project: nn.Module, reads_all: bool) -> Tensor:
+        """[B, C, X, Y]; `reads_all`: what follows also reads where nothing is covered."""
         features = features.to(self._dtype_of(features))
-        if kernel and isinstance(project, nn.Identity):
+        if not reads_all and isinstance(project, nn.Identity):
             return features
         # Not by coverage alone: what a blind sensor's encoder says must not pass, not even as 0 x NaN, and neither into
         # the gradient of the projection.

@@ -12,6 +12,8 @@ from torch import Tensor
 
 from . import devices
 
+_PIECE = 4096  # cells; a modality's part of so many stays in a core's cache
+
 
 def weighted_sum(tokens: Tensor, weight: Tensor) -> Tensor:
     """[M, B, X, Y, C], [M, B, X, Y] -> [B, X, Y, C] in the tokens' dtype.
@@ -45,9 +47,19 @@ class _WeightedSum(torch.autograd.Function):
     def backward(ctx: Any, *grads: Any) -> Any:
         tokens, weight = ctx.saved_tensors
         (grad,) = grads
-        of_tokens = of_weight = None
-        if ctx.needs_input_grad[0]:
-            of_tokens = weight[..., None].to(tokens.dtype) * grad
-        if ctx.needs_input_grad[1]:
-            of_weight = torch.stack([(grad * token).sum(-1) for token in tokens]).to(weight.dtype)
-        return of_tokens, of_weight
+        # By pieces, so that the gradient of the sum is read from memory once and not for each modality and input.
+        cells = tokens.flatten(1, -2), weight.flatten(1)[..., None].to(tokens.dtype)
+        of_tokens = torch.empty_like(cells[0]) if ctx.needs_input_grad[0] else None
+        of_weight = torch.empty_like(cells[1][..., 0]) if ctx.needs_input_grad[1] else None
+        start = 0
+        for piece in grad.flatten(0, -2).split(_PIECE):
+            part = slice(start, start := start + len(piece))
+            if of_tokens is not None:
+                torch.mul(cells[1][:, part], piece, out=of_tokens[:, part])
+            if of_weight is not None:
+                for dot, token in zip(of_weight, cells[0], strict=True):
+                    dot[part] = (piece * token[part]).sum(-1)
+        return (
+            None if of_tokens is None else of_tokens.view(tokens.shape),
+            None if of_weight is None else of_weight.view(weight.shape).to(weight.dtype),
+        )

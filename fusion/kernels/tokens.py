@@ -6,6 +6,7 @@ Letters: B samples, C channels, M modalities, X and Y cells.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -60,6 +61,59 @@ def blended_by_triton(
     tokens: Tensor
     tokens, coverage = TritonTokens.apply(shape, dtype, len(grids), *grids, *coverages, *stand_ins)  # type: ignore[no-untyped-call]
     return tokens, coverage
+
+
+def blended_on_cpu(
+    grids: Sequence[Tensor | None],
+    coverages: Sequence[Tensor | None],
+    stand_ins: Sequence[Tensor],
+    shape: tuple[int, int, int],
+    dtype: torch.dtype,
+) -> tuple[Tensor, Tensor]:
+    """`blended_tokens` in one pass over memory in each direction, where that writes and reads each product and then all again.
+
+    Where coverage is 0, what a grid holds there, NaN too, enters neither tokens nor gradients.
+    """
+    nowhere = torch.zeros(shape, device=stand_ins[0].device)
+    coverage = torch.stack([nowhere if c is None else c for c in coverages])
+    features = (None if grid is None else grid.permute(0, 2, 3, 1).to(dtype) for grid in grids)
+    tokens: Tensor = _OnePass.apply(coverage, torch.stack(list(stand_ins)).to(dtype), *features)  # type: ignore[no-untyped-call]
+    return tokens, coverage
+
+
+class _OnePass(torch.autograd.Function):
+    """Coverage [M, B, X, Y], stand-ins [M, C], M of features [B, X, Y, C] or None -> tokens [M, B, X, Y, C]."""
+
+    @staticmethod
+    def forward(ctx: Any, coverage: Tensor, stand_in: Tensor, *features: Tensor | None) -> Tensor:
+        ctx.save_for_backward(coverage, stand_in, *features)
+        tokens = stand_in.new_empty(*coverage.shape, stand_in.shape[1])
+        for token, sensed, covered, instead in zip(tokens, features, coverage, stand_in, strict=True):
+            if sensed is None:
+                token.copy_(instead)
+                continue
+            blind = covered <= 0
+            if blind.any():
+                sensed = sensed.masked_fill(blind[..., None], 0.0)
+            torch.lerp(instead, sensed, covered[..., None].to(instead.dtype), out=token)
+        return tokens
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> Any:
+        coverage, stand_in, *features = ctx.saved_tensors
+        (grad,) = grads
+        shares = coverage.to(grad.dtype)
+        of_coverage = torch.zeros_like(coverage) if ctx.needs_input_grad[0] else None
+        of_stand_in = torch.zeros_like(stand_in) if ctx.needs_input_grad[1] else None
+        of_features: list[Tensor | None] = []
+        for i, sensed in enumerate(features):
+            if of_stand_in is not None:
+                of_stand_in[i] = (1 - shares[i]).flatten() @ grad[i].flatten(0, -2)
+            if of_coverage is not None and sensed is not None:
+                seen = torch.where(coverage[i, ..., None] > 0, sensed, 0.0)
+                of_coverage[i] = (grad[i] * (seen - stand_in[i])).sum(-1)
+            of_features.append(shares[i][..., None] * grad[i] if ctx.needs_input_grad[2 + i] else None)
+        return of_coverage, of_stand_in, *of_features
 
 
 def by_triton(device: torch.device, channels: int, given: Sequence[Tensor], coverages: Sequence[Tensor | None]) -> bool:
