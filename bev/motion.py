@@ -9,6 +9,8 @@ Letters: B samples, P points (padded), S sums, W windows, X and Y cells.
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -21,6 +23,8 @@ _WINDOWS_M = (2.4, 4.0, 7.2)
 _OVER_GROUND_M = 0.3  # rings on the ground keep their distance from the vehicle, and seem to go with it
 _LEAST_POINTS = 4
 _LEAST_VARIANCE_S2 = 1e-3  # of ages: of two sweeps 0.063 s apart; what moves in less is less than a LiDAR is exact
+_STANDS_MPS = 0.5  # slower returns are of what stands, or noise, and so is their line of sight
+_STILL_RETURNS = 0.05  # in every direction, which say that nothing moves: lines that are nearly one tell little across
 _FASTEST_MPS, _UNIT_MPS = 15.0, 5.0
 
 MOTION_CHANNELS = 3 * len(_WINDOWS_M)
@@ -54,16 +58,21 @@ def point_drift(
 def point_velocity(
     points: Tensor, velocity_mps: Tensor, count: Tensor, grid: BEVGrid, z_range_m: tuple[float, float]
 ) -> Tensor:
-    """[B, 3 W, X, Y] float32, as `point_drift`, of points whose velocity over ground [B, P, 2] is measured: its mean."""
+    """[B, 3 W, X, Y] float32, as `point_drift`, of points whose velocity over ground is measured along their lines of sight.
+
+    `velocity_mps` [B, P, 2] lies along the line, as Doppler tells it. Radars in several places see an object along several
+    lines, and so is seen what is long and near: the velocity is the one that fits all returns in the window that move best
+    (after Kellner et al., "Instantaneous lateral velocity estimation of a vehicle using Doppler radar", FUSION 2013), and 0
+    across where all lines are one. Where all returns stand, it is known to be 0. What is not finite is no return.
+    """
     if in_triton(points.device):
         return _by_kernels(points, velocity_mps, count, grid, z_range_m, None)
-    use = _inside(points, count, grid, z_range_m, None)
-    measured = torch.cat([torch.ones_like(velocity_mps[..., :1]), velocity_mps], dim=-1)
-    means = []
-    for sums in _windows(points, measured, use, grid):
-        known = sums[:, :1] > 0.5
-        means += [_in_units(sums[:, 1:] / sums[:, :1].clamp(min=1.0)), known.float()]
-    return torch.cat(means, dim=1)
+    speed = velocity_mps.norm(dim=-1, keepdim=True)
+    use = _inside(points, count, grid, z_range_m, None) & (speed < math.inf)[..., 0]
+    moving = torch.where(speed > _STANDS_MPS, velocity_mps, 0.0)
+    x, y = (moving / speed.clamp(min=_STANDS_MPS)).unbind(-1)
+    measured = torch.stack([torch.ones_like(x), x * x, x * y, y * y, *moving.unbind(-1)], dim=-1)
+    return torch.cat([_solve(sums) for sums in _windows(points, measured, use, grid)], dim=1)
 
 
 def _by_kernels(
@@ -74,12 +83,13 @@ def _by_kernels(
     z_range_m: tuple[float, float],
     valid: Tensor | None,
 ) -> Tensor:
-    """Of ages [B, P] their drift, of velocities [B, P, 2] their mean."""
+    """Of ages [B, P] their drift, of velocities [B, P, 2] the one that fits them."""
     from .kernels.motion import window_motion
 
     return window_motion(
         points.float(), values.float(), count, grid, z_range_m, valid, reaches=_reaches(grid), least_points=_LEAST_POINTS,
-        least_variance_s2=_LEAST_VARIANCE_S2, fastest_mps=_FASTEST_MPS, unit_mps=_UNIT_MPS,
+        least_variance_s2=_LEAST_VARIANCE_S2, stands_mps=_STANDS_MPS, still_returns=_STILL_RETURNS,
+        fastest_mps=_FASTEST_MPS, unit_mps=_UNIT_MPS,
     )  # fmt: skip
 
 
@@ -118,6 +128,15 @@ def _fit(sums: Tensor) -> Tensor:
     # Older points lie where it was: place falls with age as fast as it moves.
     velocity = torch.stack([t * x - tx, t * y - ty], dim=1) / torch.where(known, variance, 1.0)[:, None]
     return torch.cat([torch.where(known[:, None], _in_units(velocity), 0.0), known[:, None].float()], dim=1)
+
+
+def _solve(sums: Tensor) -> Tensor:
+    """[B, 6, X, Y] sums of a window's lines of sight and velocities -> [B, 3, X, Y]."""
+    points, xx, xy, yy, x, y = sums.unbind(1)
+    xx, yy = xx + _STILL_RETURNS, yy + _STILL_RETURNS
+    velocity = torch.stack([yy * x - xy * y, xx * y - xy * x], dim=1) / (xx * yy - xy * xy)[:, None]
+    known = (points > 0.5)[:, None]
+    return torch.cat([torch.where(known, _in_units(velocity), 0.0), known.float()], dim=1)
 
 
 def _in_units(velocity_mps: Tensor) -> Tensor:

@@ -17,15 +17,18 @@ from . import launch
 from .points import cell_of
 
 _POINTS, _CELLS = 128, 32  # that a program takes on
+_SUMS = 8  # columns of a cell, of which drift has seven and velocity six
 
 
 @triton.jit
 def _sum_moments(
     points, values, valid, count, sums, x_min_m, x_max_m, y_min_m, y_max_m, cell_m, z_min_m, z_max_m, P, stride_b, stride_p,
     F: tl.constexpr, S: tl.constexpr, DRIFT: tl.constexpr, X: tl.constexpr, Y: tl.constexpr, VALID: tl.constexpr,
-    BP: tl.constexpr,
+    STANDS_MPS: tl.constexpr, BP: tl.constexpr,
 ):  # fmt: skip
-    """Into `sums` [B * X * Y, S], which starts at zero: of the points of each cell 1, t, x, y, tt, tx, ty, or 1, vx, vy."""
+    """Into `sums` [B * X * Y, S], which starts at zero: of the points of each cell 1, t, x, y, tt, tx, ty; of returns 1, products
+    xx, xy, yy of the line of sight of what moves, vx, vy.
+    """
     b = tl.program_id(1).to(tl.int64)
     p = tl.program_id(0) * BP + tl.arange(0, BP)
     there = p < P
@@ -47,8 +50,14 @@ def _sum_moments(
         moment = moment * tl.where(c == 4, t, tl.where(c == 5, x, tl.where(c == 6, y, 1.0)))
         keep = c < 7
     else:
-        moment = tl.load(value[:, None] + c - 1, mask=use[:, None] & (c > 0) & (c < 3), other=1.0)
-        keep = c < 3
+        vx, vy = tl.load(value, mask=use, other=0.0), tl.load(value + 1, mask=use, other=0.0)
+        speed = tl.sqrt_rn(vx * vx + vy * vy)
+        use, moves = use & (speed < float("inf")), speed > STANDS_MPS
+        vx, vy, least = tl.where(moves, vx, 0.0), tl.where(moves, vy, 0.0), tl.where(moves, speed, 1.0)
+        x, y = tl.div_rn(vx, least)[:, None], tl.div_rn(vy, least)[:, None]
+        line = tl.where(c == 1, x * x, tl.where(c == 2, x * y, y * y))
+        moment = tl.where(c == 0, 1.0, tl.where(c == 4, vx[:, None], tl.where(c == 5, vy[:, None], line)))
+        keep = c < 6
     row = b * (X * Y) + cell
     tl.atomic_add(sums + row[:, None] * S + c, moment, mask=use[:, None] & keep, sem="relaxed")
 
@@ -70,12 +79,12 @@ def _in_units(velocity_mps, FASTEST_MPS: tl.constexpr, UNIT_MPS: tl.constexpr):
 @triton.jit
 def _store_fit(
     sums, c, out, here, DRIFT: tl.constexpr, LEAST_POINTS: tl.constexpr, LEAST_VARIANCE: tl.constexpr,
-    FASTEST_MPS: tl.constexpr, UNIT_MPS: tl.constexpr, CELLS: tl.constexpr,
+    STILL: tl.constexpr, FASTEST_MPS: tl.constexpr, UNIT_MPS: tl.constexpr, CELLS: tl.constexpr,
 ):  # fmt: skip
     """Velocity x and y, and whether they are known, of one window's sums [BY, S] into three planes of the cells."""
     number = _column(sums, c, 0)
-    least = tl.maximum(number, 1.0)
     if DRIFT:
+        least = tl.maximum(number, 1.0)
         t, x, y = _column(sums, c, 1), _column(sums, c, 2), _column(sums, c, 3)
         t, x, y = tl.div_rn(t, least), tl.div_rn(x, least), tl.div_rn(y, least)
         variance = tl.div_rn(_column(sums, c, 4), least) - t * t
@@ -87,8 +96,11 @@ def _store_fit(
         vx, vy = tl.where(known, vx, 0.0), tl.where(known, vy, 0.0)
     else:
         known = number > 0.5
-        vx = _in_units(tl.div_rn(_column(sums, c, 1), least), FASTEST_MPS, UNIT_MPS)
-        vy = _in_units(tl.div_rn(_column(sums, c, 2), least), FASTEST_MPS, UNIT_MPS)
+        xx, xy, yy = _column(sums, c, 1) + STILL, _column(sums, c, 2), _column(sums, c, 3) + STILL
+        x, y, area = _column(sums, c, 4), _column(sums, c, 5), xx * yy - xy * xy
+        vx = _in_units(tl.div_rn(yy * x - xy * y, area), FASTEST_MPS, UNIT_MPS)
+        vy = _in_units(tl.div_rn(xx * y - xy * x, area), FASTEST_MPS, UNIT_MPS)
+        vx, vy = tl.where(known, vx, 0.0), tl.where(known, vy, 0.0)
     tl.store(out, vx, mask=here)
     tl.store(out + CELLS, vy, mask=here)
     tl.store(out + 2 * CELLS, known.to(tl.float32), mask=here)
@@ -97,8 +109,8 @@ def _store_fit(
 @triton.jit
 def _fit_windows(
     sums, out, R1: tl.constexpr, R2: tl.constexpr, R3: tl.constexpr, S: tl.constexpr, DRIFT: tl.constexpr,
-    LEAST_POINTS: tl.constexpr, LEAST_VARIANCE: tl.constexpr, FASTEST_MPS: tl.constexpr, UNIT_MPS: tl.constexpr,
-    X: tl.constexpr, Y: tl.constexpr, BY: tl.constexpr,
+    LEAST_POINTS: tl.constexpr, LEAST_VARIANCE: tl.constexpr, STILL: tl.constexpr, FASTEST_MPS: tl.constexpr,
+    UNIT_MPS: tl.constexpr, X: tl.constexpr, Y: tl.constexpr, BY: tl.constexpr,
 ):  # fmt: skip
     """The fits of the windows of R1 <= R2 <= R3 cells to each side, of BY cells."""
     x, b = tl.program_id(1), tl.program_id(2).to(tl.int64)
@@ -125,9 +137,13 @@ def _fit_windows(
     CELLS: tl.constexpr = X * Y
     here = y < Y
     at = out + b * (9 * CELLS) + x * Y + y
-    _store_fit(total_1, c, at, here, DRIFT, LEAST_POINTS, LEAST_VARIANCE, FASTEST_MPS, UNIT_MPS, CELLS)
-    _store_fit(total_2, c, at + 3 * CELLS, here, DRIFT, LEAST_POINTS, LEAST_VARIANCE, FASTEST_MPS, UNIT_MPS, CELLS)
-    _store_fit(total_3, c, at + 6 * CELLS, here, DRIFT, LEAST_POINTS, LEAST_VARIANCE, FASTEST_MPS, UNIT_MPS, CELLS)
+    _store_fit(total_1, c, at, here, DRIFT, LEAST_POINTS, LEAST_VARIANCE, STILL, FASTEST_MPS, UNIT_MPS, CELLS)
+    _store_fit(
+        total_2, c, at + 3 * CELLS, here, DRIFT, LEAST_POINTS, LEAST_VARIANCE, STILL, FASTEST_MPS, UNIT_MPS, CELLS
+    )
+    _store_fit(
+        total_3, c, at + 6 * CELLS, here, DRIFT, LEAST_POINTS, LEAST_VARIANCE, STILL, FASTEST_MPS, UNIT_MPS, CELLS
+    )
 
 
 def window_motion(
@@ -141,6 +157,8 @@ def window_motion(
     reaches: Sequence[int],
     least_points: float,
     least_variance_s2: float,
+    stands_mps: float,
+    still_returns: float,
     fastest_mps: float,
     unit_mps: float,
 ) -> Tensor:
@@ -152,22 +170,21 @@ def window_motion(
     samples, padded, features = points.shape
     x_cells, y_cells = grid.shape
     drift = values.ndim == 2
-    columns = 8 if drift else 4
     if values.ndim == 3 and values.stride(2) != 1:
         values = values.contiguous()
-    sums = torch.zeros(samples * grid.num_cells, columns, dtype=torch.float32, device=points.device)
+    sums = torch.zeros(samples * grid.num_cells, _SUMS, dtype=torch.float32, device=points.device)
     out = torch.empty(samples, 9, x_cells, y_cells, dtype=torch.float32, device=points.device)
     edges = (grid.x_min_m, grid.x_max_m, grid.y_min_m, grid.y_max_m, grid.cell_m, *z_range_m)
-    of = {"S": columns, "DRIFT": drift, "X": x_cells, "Y": y_cells}
+    of = {"S": _SUMS, "DRIFT": drift, "X": x_cells, "Y": y_cells}
     launch(
         _sum_moments, (triton.cdiv(padded, _POINTS), samples),
         points.contiguous(), values, points if valid is None else valid.contiguous().view(torch.uint8), count.contiguous(),
         sums, *map(float, edges), padded, values.stride(0), values.stride(1), F=features, VALID=valid is not None,
-        BP=_POINTS, num_warps=4, **of,
+        STANDS_MPS=stands_mps, BP=_POINTS, num_warps=4, **of,
     )  # fmt: skip
     launch(
         _fit_windows, (triton.cdiv(y_cells, _CELLS), x_cells, samples), sums, out,
         R1=reaches[0], R2=reaches[1], R3=reaches[2], LEAST_POINTS=float(least_points), LEAST_VARIANCE=least_variance_s2,
-        FASTEST_MPS=fastest_mps, UNIT_MPS=unit_mps, BY=_CELLS, num_warps=2, **of,
+        STILL=still_returns, FASTEST_MPS=fastest_mps, UNIT_MPS=unit_mps, BY=_CELLS, num_warps=2, **of,
     )  # fmt: skip
     return out

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -83,20 +85,62 @@ def test_samples_keep_to_themselves_and_speeds_are_bounded() -> None:
     assert found.abs().max() <= 3.0
 
 
+def returns(velocity_mps: tuple[float, float], lines_rad: list[float]) -> Tensor:
+    """[P, 2] the part of a velocity along each line of sight, as Doppler tells it."""
+    lines = torch.tensor(lines_rad, dtype=torch.float64)
+    sight = torch.stack([lines.cos(), lines.sin()], dim=1)
+    return ((sight @ torch.tensor(velocity_mps, dtype=torch.float64))[:, None] * sight).float()
+
+
+def velocity_at(x_m: float, y_m: float, velocity_mps: Tensor) -> Tensor:
+    """[3 W, X, Y] of returns [P, 2] from one place, beside which there is padding."""
+    count = len(velocity_mps)
+    points = torch.tensor([x_m, y_m, 0.5]).expand(1, count + 1, 3).clone()
+    points[0, count] = torch.nan
+    padded = torch.cat([velocity_mps, torch.full((1, 2), torch.nan)])[None]
+    return point_velocity(points, padded, torch.tensor([count]), GRID, Z_RANGE_M)[0]
+
+
 @settings(deadline=None)
-@given(places, places, st.lists(st.tuples(speeds, speeds), min_size=1, max_size=5))
-def test_measured_velocities_are_averaged_in_the_window(
-    x_m: float, y_m: float, velocities_mps: list[tuple[float, float]]
+@given(places, places, st.floats(1.0, 10.0), st.floats(-3.1, 3.1), st.floats(-3.1, 3.1), st.integers(1, 9))
+def test_along_one_line_nothing_is_known_across_it(
+    x_m: float, y_m: float, speed_mps: float, line_rad: float, way_rad: float, count: int
 ) -> None:
-    count = len(velocities_mps)
-    points = torch.tensor([[x_m, y_m, 0.5]]).expand(1, count + 1, 3).clone()
-    points[0, count] = torch.nan  # padding
-    velocity_mps = torch.tensor([[*velocities_mps, (torch.nan, torch.nan)]])
-    found = point_velocity(points, velocity_mps, torch.tensor([count]), GRID, Z_RANGE_M)[0]
-    mean = torch.tensor(velocities_mps).mean(0) / UNIT_MPS
-    cell = GRID.flat_index(points[0, :1, :2])[0]
+    measured = returns((speed_mps * math.cos(way_rad), speed_mps * math.sin(way_rad)), [line_rad] * count)
+    found = velocity_at(x_m, y_m, measured)
+    cell = GRID.flat_index(torch.tensor([[x_m, y_m]]))[0]
+    moving = measured[0] if measured[0].norm() > 0.5 else torch.zeros(2)
     for window in found.flatten(1)[:, cell].split(3):
-        assert window.tolist() == pytest.approx([*mean.tolist(), 1.0], abs=1e-5)
+        # A little slower than measured: the still return.
+        expected = moving * count / (count + 0.05) / UNIT_MPS
+        assert window.tolist() == pytest.approx([*expected.tolist(), 1.0], abs=1e-4)
     cells = found[2].sum().item()
     assert cells <= 9  # of 2.4 m, or less at the border
     assert not found[:3][:, found[2] == 0].any()
+
+
+@settings(deadline=None)
+@given(st.floats(3.0, 10.0), st.floats(-3.1, 3.1), st.floats(-3.1, 3.1), st.floats(0.5, 1.0))
+def test_along_several_lines_the_whole_velocity_is_known(
+    speed_mps: float, way_rad: float, line_rad: float, apart_rad: float
+) -> None:
+    velocity_mps = (speed_mps * math.cos(way_rad), speed_mps * math.sin(way_rad))
+    measured = returns(velocity_mps, [line_rad + k * apart_rad for k in (-1, 0, 1)] * 4)
+    measured = measured[measured.norm(dim=1) > 0.5]
+    cell = GRID.flat_index(torch.tensor([[3.0, 2.0]]))[0]
+    found = velocity_at(3.0, 2.0, measured).flatten(1)[:2, cell] * UNIT_MPS
+    assert found.tolist() == pytest.approx(velocity_mps, abs=0.1 * speed_mps)
+    mean = measured.mean(0)
+    assert (found - torch.tensor(velocity_mps)).norm() <= (mean - torch.tensor(velocity_mps)).norm() + 1e-5
+
+
+def test_what_stands_beside_what_moves_does_not_slow_it() -> None:
+    cell = GRID.flat_index(torch.tensor([[3.0, 2.0]]))[0]
+    moving, standing = returns((4.0, 2.0), [0.1, 0.8]), returns((0.3, 0.1), [0.1, 0.8, 1.5])
+    alone, together = (velocity_at(3.0, 2.0, v).flatten(1)[:, cell] for v in (moving, torch.cat([moving, standing])))
+    assert torch.equal(alone, together)
+    assert velocity_at(3.0, 2.0, standing).flatten(1)[:, cell].tolist() == [0.0, 0.0, 1.0] * 3
+
+
+def test_measured_speeds_are_bounded() -> None:
+    assert velocity_at(3.0, 2.0, returns((90.0, -90.0), [0.1, 0.8])).abs().max() == 3.0

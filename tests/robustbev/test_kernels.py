@@ -20,7 +20,7 @@ from fusion.kernels import triton_neighbours as attention, triton_norm
 pillar = dict(F=11, C=63, G=64, BP=16, BC=64)
 grid = dict(X=180, Y=180, F=5, BP=128)
 window = dict(R1=2, R2=3, R3=6, X=180, Y=180, BY=32)
-window |= dict(LEAST_POINTS=4.0, LEAST_VARIANCE=1e-3, FASTEST_MPS=15.0, UNIT_MPS=5.0)
+window |= dict(LEAST_POINTS=4.0, LEAST_VARIANCE=1e-3, STILL=0.05, FASTEST_MPS=15.0, UNIT_MPS=5.0)
 splat = dict(C=80, D=59, WIDE=True, C1=64, C2=16, BE=16)
 norm = dict(C=24, BC=32, BR=16, RELU=True, ADD=True, NARROW=True)
 attend = dict(M=3, P=4, H=8, W=16, SIDE=3, SEEN=True, KEPT=True, ATTENDED=True, SHARE=True, TX=4, TY=4)
@@ -31,9 +31,9 @@ kernels = [
     (lift._look_along, dict(W=44, STRIDE=16, BP=128), 4),
     (pillars._maximum, pillar, 4), (pillars._count_ties, pillar, 2), (pillars._share_out, pillar | dict(BF=16), 2),
     (points._sum_rows, grid | dict(VALID=True), 4), (points._decorate, grid | dict(CELLS=32400, BF=16), 4),
-    (motion._sum_moments, grid | dict(S=8, DRIFT=True, VALID=True), 4),
-    (motion._sum_moments, grid | dict(S=4, DRIFT=False, VALID=False), 4),
-    (motion._fit_windows, window | dict(S=8, DRIFT=True), 2), (motion._fit_windows, window | dict(S=4, DRIFT=False), 2),
+    (motion._sum_moments, grid | dict(S=8, DRIFT=True, VALID=True, STANDS_MPS=0.5), 4),
+    (motion._sum_moments, grid | dict(S=8, DRIFT=False, VALID=False, STANDS_MPS=0.5), 4),
+    (motion._fit_windows, window | dict(S=8, DRIFT=True), 2), (motion._fit_windows, window | dict(S=8, DRIFT=False), 2),
     (sectors._find_sectors, dict(F=5, S=36, BP=256), 4), (sectors._view_cells, dict(X=180, Y=180, BC=256), 4),
     (suppression._suppress, dict(BT=512, ROWS=16), 8), (triton_norm._normalise, norm, 4), (triton_norm._backward, norm, 4),
     (attention._attend, attend, 8), (attention._backward_of_queries, attend, 8), (attention._backward_of_tokens, attend, 8),
