@@ -116,7 +116,14 @@ def _windows(points: Tensor, values: Tensor, use: Tensor, grid: BEVGrid) -> list
     used = torch.where(use[..., None], values, 0.0).flatten(0, 1).float()  # padding may be NaN
     sums = torch.zeros(samples * grid.num_cells, used.shape[1], device=used.device).index_add(0, rows, used)
     maps = sums.view(samples, *grid.shape, -1).permute(0, 3, 1, 2)
-    return [F.avg_pool2d(maps, 2 * r + 1, stride=1, padding=r) * (2 * r + 1) ** 2 for r in _reaches(grid)]
+    return [_sum_around(maps, reach) for reach in _reaches(grid)]
+
+
+def _sum_around(maps: Tensor, reach: int) -> Tensor:
+    """Of each cell the sum of those at most `reach` away along each axis; one axis first, so that terms are few."""
+    side = 2 * reach + 1
+    along_x = F.avg_pool2d(maps, (side, 1), stride=1, padding=(reach, 0))
+    return F.avg_pool2d(along_x, (1, side), stride=1, padding=(0, reach)) * side**2
 
 
 def _fit(sums: Tensor) -> Tensor:
