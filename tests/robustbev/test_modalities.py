@@ -286,7 +286,7 @@ def test_what_is_frozen_by_a_modality_s_name_alone_is_told_where_it_lies(model: 
         ("{model: {camera: {}}}", "model.camera: unknown key, .*; did you mean model.modalities.camera?"),
         (
             "{model: {modalities: {front: {kind: camera, channels: [A], pillar_channels: 8}}}}",
-            "model.modalities.front.pillar_channels: unknown key, expected one of channels, kind, image_height_px",
+            "model.modalities.front.pillar_channels: unknown key, expected one of channels, senses, kind, image_height_px",
         ),
         ("{evaluation: {subsets: [typo]}}", "evaluation.subsets: expected some of .* camera, lidar, radar .* got 'typo'"),
         ("{model: {modalities: {on: {kind: lidar}}}}", "the key 'on' is a bool in YAML: expected text"),

@@ -32,7 +32,7 @@ NAN = float("nan")
 def _poison(monkeypatch: pytest.MonkeyPatch) -> None:
     """NaN in results until they are written: a cell that is left out shows."""
     monkeypatch.setattr(triton_neighbours, "_empty", lambda query, *shape: torch.full(shape, NAN))
-    monkeypatch.setattr(torch, "empty_like", lambda tensor: torch.full_like(tensor, NAN))
+    monkeypatch.setattr(torch, "empty_like", lambda tensor, **named: torch.full_like(tensor, NAN, **named))
 
 
 @pytest.fixture(autouse=True)
