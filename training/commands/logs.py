@@ -83,7 +83,7 @@ def convert(
 
         if overwrite:
             raise typer.BadParameter("a data set is not written over: name a folder that is not there")
-        write_data_set(source, mapping, out, print)
+        write_data_set(source, mapping, out, tell)
         raise typer.Exit(DAMAGED_LOG if source.log.damage else 0)
     if mapping is not None:
         raise typer.BadParameter("--mapping is for --format nuscenes alone")

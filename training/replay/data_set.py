@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -73,7 +74,7 @@ def write_data_set(source: LogSource, mapping_file: Path | None, out: Path, say:
     settings = {"root": out, "version": "v1.0-own", "train_split": SPLIT, "val_split": SPLIT}
     settings |= {f"{kind}_channels": f"[{','.join(c for c in of if c in gave)}]" for kind, of in of_kind.items()}
     settings["reference_channel"] = next(name for name in names if name in gave)
-    say("to read it: " + " ".join(f"data.nuscenes.{key}={value}" for key, value in settings.items()))
+    say("to read it: " + shlex.join(f"data.nuscenes.{key}={value}" for key, value in settings.items()))
 
 
 def _annotations(truth: AnnotatedTracks | None, tick: Tick) -> list[Annotation] | None:

@@ -49,7 +49,7 @@ class ReplayEnd:
         return any(summary.damage for summary in self.summaries)
 
 
-def run_replay(request: ReplayRequest, bars: Bars | None = None, say: Callable[[str], None] = print) -> ReplayEnd:
+def run_replay(request: ReplayRequest, bars: Bars | None = None, say: Callable[[str], None] = tell) -> ReplayEnd:
     """Replay a log once for every script of faults, one after the other.
 
     Raises:
