@@ -13,7 +13,9 @@ import pytest
 
 pytest.importorskip("mlflow")
 
+from tests.hostile.files import MAX_MIB, measured
 from training.files.atomic import NoteError
+from training.loop.history import read_history
 from training.runs.config import RunConfig, load_config_of_run
 from training.tracking.mlflow_store import TrackingWarning
 from training.tracking.outbox import Outbox
@@ -114,6 +116,21 @@ def test_rows_that_are_none_are_passed_over(tmp_path: Path) -> None:
     outbox.path.write_text("".join(f"{line}\n" for line in LINES))
     outbox.metrics({"loss": 1.0}, 1)
     assert [row["metrics"] for _, row in outbox.rows()] == [{"loss": 1.0}]
+
+
+@pytest.mark.parametrize("line", ["[]", "5", "{}", '{"step": "1"}', "[" * 100_000, "9" * 5000])
+def test_a_history_ends_where_a_line_is_none(line: str, tmp_path: Path) -> None:
+    (tmp_path / "history.jsonl").write_text(f'{{"step": 1}}\n{line}\n{{"step": 3}}\n')
+    assert read_history(tmp_path / "history.jsonl") == [{"step": 1}]
+
+
+def test_a_row_that_is_small_and_holds_much_is_none(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_bytes(b'{"step": 1, "time_ms": 1, "metrics": {}, "a": [' + b"[]," * (16 * 2**20) + b"[]]}\n")
+    for read in (read_history, lambda path: list(Outbox(path).rows())):
+        with measured() as cost:
+            assert read(path) == []
+        assert cost.mib < MAX_MIB
 
 
 @pytest.fixture

@@ -11,6 +11,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from sensors.documents import check_memory
 from sensors.files import no_links
 from training.files.atomic import names_file, write_text
 from training.loop.callbacks import Callback, StepRecord
@@ -42,13 +43,17 @@ def drop_after(path: Path, step: int) -> None:
 
 
 def read_history(path: Path) -> list[dict[str, Any]]:
-    """The steps of a history, oldest first; a last line that a crash cut off is left out."""
+    """The steps of a history, oldest first, up to a line that is none: a crash cut it off, or it is not of ours."""
     if not path.is_file():
         return []
     lines = []
     for text in path.read_text(encoding="utf-8").splitlines():
         try:
-            lines.append(json.loads(text))
+            check_memory(text)
+            row = json.loads(text)
         except (ValueError, RecursionError):
             break
+        if not isinstance(row, dict) or not isinstance(row.get("step"), int):
+            break
+        lines.append(row)
     return lines

@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, get_args
 
+from sensors.documents import check_memory
 from sensors.files import no_links
 from training.files.atomic import names_file
 
@@ -79,6 +80,7 @@ class Outbox:
                 if not line.endswith(b"\n"):
                     return
                 try:
+                    check_memory(line)
                     row = json.loads(line)
                 except (ValueError, RecursionError):
                     continue
