@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sensors.calibration import CalibrationError, Float64, FloatArray, check_rigid
-from sensors.checks.frame import LIDAR_COLUMNS, MAX_AHEAD_S, check_matrix, check_points, check_time
+from sensors.checks.frame import LIDAR_COLUMNS, MAX_AHEAD_S, check_matrix, check_mounts, check_points, check_time
 from sensors.errors import SensorDataError
 from sensors.frames import Absence, CameraImage, Lack, LidarSweep, RadarSweep, SensorFrame
 from sensors.motion.trajectory import EgoMotion, Trajectory, deskewed
@@ -106,11 +106,7 @@ def frame_at(
                 f"readings: expected CameraReading, LidarReading or RadarReading, got {type(reading).__name__}: make one of it"
             )
         of_channel.setdefault(reading.channel, []).append(reading)
-    if strangers := sorted(of_channel.keys() - ego_T_sensor.keys()):
-        raise ValueError(
-            f"ego_T_sensor: expected a mount of every sensor that gave something, got none of {strangers[0]}; there are "
-            f"{', '.join(sorted(ego_T_sensor)) or 'none'}"
-        )
+    check_mounts(of_channel.keys(), ego_T_sensor)
     placed: list[_Placed] = []
     absent: dict[str, Absence] = {}
     for channel, mine in of_channel.items():

@@ -5,17 +5,17 @@ Letters: P points, S azimuth sectors, H and W pixels.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from typing import Any
 
 import numpy as np
 
-from sensors.calibration import CalibrationError, are_rigid, check_intrinsics, check_rigid
+from sensors.calibration import CalibrationError, FloatArray, are_rigid, check_intrinsics, check_rigid
 from sensors.errors import SensorDataError, naming
 from sensors.frames import SECTORS, CameraImage, LidarSweep, RadarSweep, SensorFrame
 
 MAX_AHEAD_S = (
-    1.0  # of a reading before its frame's time: clocks differ a little, and a picture may follow its LiDAR sweep
+    1.0  # of a reading after its frame's time: clocks differ a little, and a picture may follow its LiDAR sweep
 )
 MAX_AGE_S = 60.0  # of a reading; one that is older was stamped by another clock or in another unit
 LIDAR_COLUMNS = "x_m, y_m, z_m, intensity, ring"
@@ -87,6 +87,15 @@ def readings_of(frame: SensorFrame) -> list[_Reading]:
                 )
             found.append(reading)
     return found
+
+
+def check_mounts(channels: Set[str], ego_T_sensor: Mapping[str, FloatArray]) -> None:
+    """ValueError where one of the channels has no mount."""
+    if strangers := sorted(channels - ego_T_sensor.keys()):
+        raise ValueError(
+            f"ego_T_sensor: expected a mount of every sensor that gave something, got none of {strangers[0]}; there are "
+            f"{', '.join(sorted(ego_T_sensor)) or 'none'}"
+        )
 
 
 def pose_of(reading: _Reading) -> Any:

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from sensors.calibration import Float64, FloatArray, apply, inverse_rigid
-from sensors.checks.frame import check_frame, pose_of, readings_of
+from sensors.checks.frame import check_frame, check_mounts, pose_of, readings_of
 from sensors.errors import SensorDataError, naming
 from sensors.extras import require
 from sensors.files import whole_folder
@@ -132,9 +132,20 @@ class NuScenesWriter:
     def frame(
         self, scene: str, frame: SensorFrame, boxes: Iterable[Annotation], ego_T_sensor: Mapping[str, FloatArray]
     ) -> None:
-        """As `keyframe`, of a frame that holds the motion: that of a replay's tick, with the mounts that hold there."""
+        """As `keyframe`, of a frame that is put together already, as that of a replay's tick.
+
+        Args:
+            scene: its name, as the splits name it.
+            frame: its poses hold the motion, and its reference frame is the ego frame.
+            boxes: what is there, in the ego frame at the frame's time.
+            ego_T_sensor: [4, 4] by channel: the mounts of all its sensors, without motion.
+
+        Raises:
+            SensorDataError, ValueError: as `keyframe`.
+        """
         time_us, boxes = frame.time_us, list(boxes)
         check_frame(frame)
+        check_mounts({reading.channel for reading in readings_of(frame)}, ego_T_sensor)
         self._check_boxes(scene, boxes)
         rows = self._scenes.setdefault(scene, SceneRows(scene, _SEED, self._mounts))
         if rows.samples and time_us <= rows.samples[-1]["timestamp"]:

@@ -23,7 +23,7 @@ from sensors.motion.trajectory import Trajectory
 from sensors.nuscenes.config import NuScenesConfig
 from sensors.nuscenes.reader import NuScenesReader
 from sensors.nuscenes.write import Annotation, NuScenesWriter, write_nuscenes
-from sensors.readings import CameraReading, LidarReading, RadarReading, Reading
+from sensors.readings import CameraReading, LidarReading, RadarReading, Reading, frame_at
 from training.commands.app import app
 
 AHEAD = (1, 0, 0, 0)
@@ -207,6 +207,8 @@ BOX = Annotation("a", "own.van", (5, 0, 1), (2, 5, 2), 0.0)
         (lambda w: first(w, [LidarReading("front", sweep(START_US).points, START_US), camera(START_US)]), ValueError,
          "front: expected readings of one kind"),
         (lambda w: first(w, [LidarReading("rear", sweep(START_US).points, START_US)]), ValueError, "mount of every sensor"),
+        (lambda w: w.frame("yard", frame_at(START_US, [sweep(START_US)], MOUNTS, None), [], {}), ValueError,
+         "got none of roof; there are none"),
         (lambda w: first(w, [], [Annotation("a", "own.van", (5, 0, 1), (2, 0, 2), 0.0)]), ValueError, "a size above 0"),
         (lambda w: first(w, [], [BOX, Annotation("a", "own.bus", (5, 0, 1), (2, 5, 2), 0)]), ValueError, "one category"),
         (lambda w: (first(w, []), first(w, [])), ValueError, "expected times that rise"),
