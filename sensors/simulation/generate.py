@@ -56,7 +56,11 @@ def _already_there(config: SimulationConfig, out: Path) -> bool:
         raise FileExistsError(
             f"{out} holds something other than a simulated data set; name another folder or empty this one"
         )
-    if read_json(marker).get("digest") == _digest(config):
+    try:
+        same = read_json(marker)["digest"] == _digest(config)
+    except (ValueError, LookupError, TypeError):  # a marker that is none
+        same = False
+    if same:
         return True
     raise FileExistsError(
         f"{out} holds a simulated data set of another config or code version; "

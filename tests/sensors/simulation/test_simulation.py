@@ -330,6 +330,10 @@ def test_another_config_or_foreign_files_are_not_overwritten(root: Path, tmp_pat
     with pytest.raises(FileExistsError, match="something other"):
         simulate(TINY, tmp_path)
     assert (tmp_path / "thesis.txt").read_text() == "precious"
+    for content in ("[]", "{}", "5", "\0"):
+        (tmp_path / generate.MARKER).write_text(content)
+        with pytest.raises(FileExistsError, match=f"{tmp_path} holds a simulated data set of another config"):
+            simulate(TINY, tmp_path)
 
 
 def test_an_interruption_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
