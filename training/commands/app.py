@@ -84,4 +84,6 @@ def doctor(
 
     if config is None and (settings or rig):
         raise typer.BadParameter("say with --config which configuration the settings and --rig are of")
+    if rig is not None and rig.suffix.lower() != ".png":
+        raise typer.BadParameter(f"--rig: expected a file that ends in .png, got {rig.name}")
     raise typer.Exit(examine(config, settings or [], rig))

@@ -201,6 +201,7 @@ def test_a_rig_is_drawn_and_what_is_odd_about_it_told(config: Path, data: SmallN
     assert "no   CAM_FRONT: looks to azimuth" in odd.stdout
     assert png.read_bytes() != before
     assert "say with --config which" in CliRunner().invoke(app, ["doctor", "--rig", str(png)]).stderr
+    assert "ends in .png, got rig.jpg" in CliRunner().invoke(app, [*asked[:-1], "rig.jpg"]).stderr
 
 
 def test_what_is_odd_in_the_tables_is_told_and_no_obstacle(config: Path, data: SmallNuScenes) -> None:
