@@ -10,9 +10,7 @@ from torch import Tensor
 
 from sensors.documents import DocumentError
 
-_LARGEST_HEADER_BYTES = (
-    4 * 2**20
-)  # ours have some 50,000, states of a training five times that; safetensors would take 100 MB
+_LARGEST_HEADER_BYTES = 4 * 2**20  # ours have some 50,000, a training's state five times that; safetensors takes 100 MB
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:

@@ -28,10 +28,21 @@ from .vit import Block, VisionTransformer
 _NESTS = ("model", "state_dict")  # where DeiT's, MAE's and other files keep their weights
 _REGISTERS = ("register_tokens", "reg_token")
 _MAX_PATCH_PX = 64  # published ones have 8 to 32
+# What torch makes of a damaged file.
 _FAULTS = (
-    pickle.UnpicklingError, zipfile.BadZipFile, ArithmeticError, AttributeError, EOFError, LookupError, MemoryError,
-    NotImplementedError, OSError, RuntimeError, TypeError, ValueError,
-)  # fmt: skip  # of whatever torch makes of a damaged file
+    pickle.UnpicklingError,
+    zipfile.BadZipFile,
+    ArithmeticError,
+    AttributeError,
+    EOFError,
+    LookupError,
+    MemoryError,
+    NotImplementedError,
+    OSError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)
 _EXAMPLE = "blocks.0.attn.qkv.weight"
 
 
@@ -203,11 +214,8 @@ def _fit_positions(state: Mapping[str, Tensor], grid: tuple[int, int], resized: 
             f"{path}: pos_embed: expected [1, T, d], got {list(positions.shape)}: choose weights of a plain ViT"
         )
     total = positions.shape[1]
-    extra = (
-        1
-        + next((state[name].shape[1] for name in _REGISTERS if name in state and state[name].ndim == 3), 0)
-        + ("dist_token" in state)
-    )
+    registers = next((state[name].shape[1] for name in _REGISTERS if name in state and state[name].ndim == 3), 0)
+    extra = 1 + registers + ("dist_token" in state)
     old = next((p for leading in (1, 0, extra) if (p := _grid_of(total - leading, grid)) is not None), None)
     if old is None:
         raise ValueError(

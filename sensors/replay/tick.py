@@ -71,6 +71,4 @@ class Tick:
     sensors: Mapping[str, SensorStatus]  # channel -> status, every configured channel
     ego_pose_known: bool  # False: the log says nothing of ego motion at this time, none was compensated
     reset: bool = False  # the clock jumped before this tick, and everything older was forgotten
-    ego_T_sensor: Mapping[str, Float64] = field(
-        default_factory=dict
-    )  # channel -> mount of what was given, without motion
+    ego_T_sensor: Mapping[str, Float64] = field(default_factory=dict)  # channel -> mount of what was given, no motion

@@ -147,23 +147,17 @@ def test_perceive_tells_it_once_of_each_sensor_when_that_first_gives_something()
 
 # Faults of what a robot does not hand to `frame_at` and `perceive`, which take a mount [4, 4], intrinsics [3, 3] and a picture.
 NOT_HANDED_OVER = {
-    *(
-        "two trees",
-        "two parents",
-        "loop of two",
-        "loop of three",
-        "transform to itself",
-        "empty frame id",
-    ),  # tf2 has them
-    *("the mapping's frame is unknown", "the mapping's ego frame is unknown"),  # there is no mapping
-    *("pictures swapped", "calibrations swapped", "pictures of an unknown frame"),  # frame ids
-    *("no size", "another size", "width and height exchanged"),  # the size that a CameraInfo names
-    *("infinity in P", "baseline in millimetres"),  # P's fourth column
-    *("P of another focal length", "P a little off K"),  # one of two matrices that disagree
-    *(
-        "mounting that changes",
-        "calibration that changes",
-    ),  # a pose holds motion, and only first calibrations are looked at
+    # Trees of frames, which tf2 has.
+    *("two trees", "two parents", "loop of two", "loop of three", "transform to itself", "empty frame id"),
+    # Mappings and frame ids.
+    *("the mapping's frame is unknown", "the mapping's ego frame is unknown"),
+    *("pictures swapped", "calibrations swapped", "pictures of an unknown frame"),
+    # The size that a CameraInfo names, P's fourth column, and one of two matrices that disagree.
+    *("no size", "another size", "width and height exchanged"),
+    *("infinity in P", "baseline in millimetres"),
+    *("P of another focal length", "P a little off K"),
+    # A pose holds motion, and only first calibrations are looked at.
+    *("mounting that changes", "calibration that changes"),
 }
 
 

@@ -30,8 +30,9 @@ def draw_rig(frame: SensorFrame) -> Pixels:
     poses = sensor_poses(frame)
     side_m = _AROUND_M + max((float(np.abs(pose[:2, 3]).max()) for pose in poses.values()), default=0.0)
     view = draw.blank(_SIDE_PX, _SIDE_PX)
-    at = partial(pixels_at, view, BEVGrid(-side_m, side_m, -side_m, side_m, 2 * side_m))
-    draw_rings(view, BEVGrid(-side_m, side_m, -side_m, side_m, 2 * side_m))
+    grid = BEVGrid(-side_m, side_m, -side_m, side_m, cell_m=2 * side_m)
+    at = partial(pixels_at, view, grid)
+    draw_rings(view, grid)
     draw.shape(view, at(VEHICLE_M), (225, 225, 225))
     looks = {camera.channel: _field_of_view_m(camera) for camera in frame.cameras or () if camera is not None}
     layer = view.copy()
