@@ -151,6 +151,11 @@ class ModelConfig(StrictModel):
             raise ValueError("classes: expected at least one")
         if not self.modalities:
             raise ValueError("modalities: there is none, or every one is null: a model needs at least one")
+        if not any(modality.senses for modality in self.modalities.values()):
+            raise ValueError(
+                f"modalities: expected at least one that senses, got senses: false of {', '.join(self.modalities)}: nothing "
+                "would ever be perceived"
+            )
         self._check_names()
         self._check_channels()
         cells, width = math.prod(self.grid.bev().shape), max(_LEAST_CHANNELS, self.channels, *self.backbone.widths)

@@ -367,6 +367,10 @@ def test_the_spconv_backend_computes_what_the_dense_one_does(tmp_path: Path) -> 
     ("changes", "message"),
     [
         ({"modalities": {"camera": None, "lidar": None, "radar": None}}, "a model needs at least one"),
+        (
+            {"modalities": {"camera": None, "lidar": {"senses": False}, "radar": {"senses": False}}},
+            "at least one that senses, got senses: false of lidar, radar",
+        ),
         ({"classes": ()}, "classes: expected at least one"),
         ({"channels": 18}, "channels must be a multiple of 4"),
         ({"grid": {"cell_m": 0.7}}, "whole number of cells"),
