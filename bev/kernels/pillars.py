@@ -18,6 +18,7 @@ from . import launch
 FORWARD_POINTS, FORWARD_WARPS = 32, 4  # points a program takes on at a time
 BACKWARD_POINTS, BACKWARD_WARPS = 16, 2
 _PROGRAMS = 1024  # that each sum the weight's gradient over their share of the points
+_LEAST_PRODUCT = 16  # numbers that a GPU's product of matrices sums, at least
 
 
 @triton.jit
@@ -117,7 +118,7 @@ class TritonLinearMax(torch.autograd.Function):
         count, features = points.shape
         channels = weight.shape[0]
         results = channels + (counts is not None)
-        block = triton.next_power_of_2(results)
+        block = max(triton.next_power_of_2(results), _LEAST_PRODUCT)
         canvas = torch.zeros(num_rows, block, device=points.device, dtype=torch.float32)
         launch(
             _maximum, (triton.cdiv(count, FORWARD_POINTS),),
@@ -134,7 +135,7 @@ class TritonLinearMax(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         points, weight, bias, rows, canvas = ctx.saved_tensors
         (count, features), (channels, block) = points.shape, (weight.shape[0], canvas.shape[1])
-        width = max(triton.next_power_of_2(features), 16)  # the least that a product of matrices takes
+        width = max(triton.next_power_of_2(features), _LEAST_PRODUCT)
         programs = max(1, min(_PROGRAMS, triton.cdiv(count, BACKWARD_POINTS)))
         of_points, ties = torch.empty_like(points), torch.zeros_like(canvas)
         of_weight = torch.zeros(programs, width, block, device=points.device, dtype=torch.float32)
