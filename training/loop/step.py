@@ -196,7 +196,8 @@ class TrainingStep(nn.Module):
 def _compile_blocks(model: nn.Module) -> None:
     """Every convolution with what follows it, for itself."""
     # One function is compiled for each width, stride and size, of which there are more than the eight that torch expects.
-    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 64)
+    # `recompile_limit`, by the only name that torch 2.6 has for it.
+    torch._dynamo.config.cache_size_limit = max(torch._dynamo.config.cache_size_limit, 64)
     residual = [module for module in model.modules() if isinstance(module, ResidualBlock)]
     inside = {id(part) for block in residual for part in block.modules()}
     for block in (*residual, *(m for m in model.modules() if isinstance(m, ConvBlock) and id(m) not in inside)):

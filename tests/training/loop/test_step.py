@@ -323,7 +323,7 @@ def test_every_block_of_convolutions_is_compiled_whatever_its_width(monkeypatch:
 
     torch_compile = torch.nn.Module.compile
     monkeypatch.setattr(torch.nn.Module, "compile", lambda block: torch_compile(block, backend=counted))
-    monkeypatch.setattr("torch._dynamo.config.recompile_limit", 8)  # as torch has it
+    monkeypatch.setattr("torch._dynamo.config.cache_size_limit", 8)  # as torch has it
     torch._dynamo.reset()
     model, batch = tiny_model(), random_sensors(2)
     _compile_blocks(model)
