@@ -296,13 +296,12 @@ def stages(config: ModelConfig, device: torch.device, *, points: int) -> dict[st
     """What `perceive` consists of, each part as a graph of its own where there are graphs: milliseconds, and kernels of each."""
     torch.manual_seed(0)
     built = robustbev.build(config).eval().to(device)
-    if device.type == "cuda":
-        built.precision = choose_precision("bfloat16", device)
+    built.precision = choose_precision("bfloat16", device)
     model, batch = folded(built), sensors(built, 1, points).to(device)
     cameras, camera = batch.part("camera"), model.encoder("camera")
     pictures = torch.randn(6, 3, *camera.image_size, device=device)
-    embedding = camera.calibration(camera.rays(cameras.intrinsics, cameras.reference_T_camera).flatten(0, 1))
     with torch.inference_mode(), model.precision.autocast(device.type):
+        embedding = camera.calibration(camera.rays(cameras.intrinsics, cameras.reference_T_camera).flatten(0, 1))
         features = model.encode(batch)
         fused = model.fuser(features, grid_shape=model.grid.shape, batch_size=1)
         motion, seen = model._measured(features, 1), model.backbone(fused.features)
