@@ -63,11 +63,8 @@ class LidarEncoder(nn.Module):
         canvas, occupied = self.pillars(batch.points, count, valid)
         if self.stages is not None:
             canvas = self.stages(canvas, occupied)
-        if (
-            in_triton(covered.device) and covered.shape[1] == SECTORS
-        ):  # a constant, which takes a dozen launches to make
-            sector = self.sector
-        else:
+        sector = self.sector  # a constant, which takes a dozen launches to make
+        if covered.shape[1] != SECTORS:
             sector = azimuth_sectors(self.grid, covered.shape[1], covered.device)
         return MovingFeatures(
             self.bev(canvas.contiguous(memory_format=torch.channels_last)),

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from bev.lift.table import build_lift_table
 from fusion import BEVFeatures
+from sensors import frames
 from sensors.batch import CameraBatch
 from sensors.camera.encoder import CameraEncoder
 from sensors.camera.vit import VisionTransformer
@@ -222,6 +223,14 @@ def test_sectors_stand_where_they_are_said_to() -> None:
     assert [sector[y, y], sector[x, y], sector[x, x], sector[y, x]] == [0, 1, 2, 3]
     assert azimuth_sectors(grid, 1).eq(0).all()
     assert set(azimuth_sectors(grid, 7).flatten().tolist()) == set(range(7))
+
+
+@pytest.mark.parametrize("count", [frames.SECTORS, 7])
+def test_a_cell_is_covered_as_its_sector_is(lidar: LidarEncoder, count: int) -> None:
+    batch = random_lidar()
+    sectors = torch.linspace(0, 1, count).expand(*batch.present.shape, -1)
+    expected = sectors[0, 0, azimuth_sectors(lidar.grid, count)]
+    assert torch.equal(lidar(replace(batch, sectors=sectors)).coverage[0], expected)
 
 
 @pytest.mark.parametrize("points", [0, 7])
