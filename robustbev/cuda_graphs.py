@@ -84,6 +84,7 @@ class CudaGraphs:
                     # Asked while the device computes; an answer by weights that are no longer the model's is thrown away.
                     state = _state(model)
                     if seen is None or state != self._of:
+                        recorded = seen = None  # what is stale gives its memory back before more is taken
                         recorded = self._find(model, batch, key, state)
                         seen = None if recorded is None else self._replayed(recorded, batch)
                     if seen is not None:
@@ -149,9 +150,8 @@ class CudaGraphs:
         if device not in self._streams:
             self._streams[device] = [torch.cuda.Stream(device) for _ in (*model.config.modalities, *encoders)]
         stream, *others = self._streams[device]
-        for (
-            encoder
-        ) in encoders:  # one each: memory of one stream would go from a table to the next while the first is read
+        for encoder in encoders:
+            # One each: memory of one stream would go from a table to the next while the first is read.
             encoder.beside = others.pop()
         beside = dict(zip(tuple(model.config.modalities)[1:], others, strict=True))
         here = torch.cuda.current_stream(device)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import pickle
 import warnings
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import fields, replace
@@ -107,6 +108,23 @@ def test_other_weights_and_changed_ones_are_recorded_anew() -> None:
     last.bias = torch.nn.Parameter(torch.zeros_like(last.bias))
     assert_same(graphs(model, batch), model(batch))
     assert graphs.count == 3
+
+
+@torch.no_grad()
+def test_stale_graphs_give_their_memory_back_before_others_take_theirs(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, graphs, batch = tiny_model(), Recording(), random_sensors(1)
+    graphs(model, batch)
+    stale, record = weakref.ref(next(iter(graphs._recorded.values()))), graphs._record
+    there: list[object] = []
+
+    def noted(*given: Any) -> _Recorded:
+        there.append(stale())
+        return record(*given)
+
+    monkeypatch.setattr(graphs, "_record", noted)
+    next(model.parameters()).add_(1.0)
+    graphs(model, batch)
+    assert there == [None]
 
 
 @torch.no_grad()
