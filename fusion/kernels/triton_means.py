@@ -166,7 +166,5 @@ class TritonMean(torch.autograd.Function):
 
 def _launch(kernel: Any, like: Tensor, *pointers: Tensor, **named: Any) -> None:
     if named["N"]:
-        with torch.cuda.device_of(
-            like
-        ):  # of itself Triton takes the current device; for a CPU's tensor this does nothing
+        with torch.cuda.device_of(like):  # of itself Triton takes the current one; for a CPU's tensor this does nothing
             kernel[(triton.cdiv(named["N"], named["BR"]),)](*pointers, **named)
