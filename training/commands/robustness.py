@@ -20,10 +20,9 @@ def robustness(
     config: Annotated[
         Path | None, typer.Option("--config", help="What to measure; default: the subsets and MultiCorrupt's ten.")
     ] = None,
-    baseline: Annotated[Path | None, typer.Option("--baseline", help="The run to compare with: mRRA and mCE.")] = None,
     out: Annotated[Path | None, typer.Option("--out", help="Default: `robustness` in the run's folder.")] = None,
 ) -> None:
-    """Measure what is left when sensors fail: corruption x severity, every subset, specialists and a baseline."""
+    """Measure what is left when sensors fail: corruption x severity, and every subset."""
     from sensors.extras import require
 
     require("robustbev robustness", "data", "nuscenes", "simplejpeg")
@@ -35,8 +34,7 @@ def robustness(
     from training.robustness.run import run_robustness
     from training.robustness.tables import tables
 
-    overrides = {"baseline": baseline, "out": out}
-    words = [*(settings or []), *(f"{key}={path}" for key, path in overrides.items() if path is not None)]
+    words = [*(settings or []), *([] if out is None else [f"out={out}"])]
     loaded = load_config(RobustnessConfig, config, words)
     try:
         with Bars() as bars:

@@ -30,7 +30,7 @@ class DataChoice(StrictModel):
 
 
 class RobustnessConfig(StrictModel):
-    """The matrix corruption x severity, the subsets, to what they are compared, and who does the work.
+    """The matrix corruption x severity, the subsets, and who does the work.
 
     Relative paths are relative to the working directory.
     """
@@ -42,10 +42,6 @@ class RobustnessConfig(StrictModel):
     limit: Annotated[int, Field(ge=1)] | None = None  # only the first so many samples of the split
     health: HealthMode = "off"  # act: sensors that look sick are replaced by their null embeddings
     monitor: Path = Path("runs/health.json")  # of act: what `robustbev health --fit` wrote
-    baseline: Path | None = None  # a run or checkpoint for mRRA and mCE
-    specialists: dict[str, Path] = Field(
-        default_factory=dict
-    )  # subset -> the run of a model trained for this subset alone
     data: DataChoice = DataChoice()
 
     out: Path | None = None  # null: `robustness` in the run's folder

@@ -17,7 +17,7 @@ from training.tasks.detection.result import figure_of
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-MODEL, BASELINE, SPECIALIST = "#0072B2", "#D55E00", "#999999"
+MODEL = "#0072B2"
 _COLUMNS = 5  # of the small charts
 
 
@@ -79,22 +79,17 @@ def _draw_map(axes: Axes, robustness: Robustness, title: str, metric: str) -> No
 
 
 def severity_curves(path: Path, robustness: Robustness) -> Path:
-    """One small chart a corruption: mAP over severity, model against baseline; severity 0 is clean."""
-    matrix = robustness.matrix("mean_ap")
-    baseline = {} if robustness.baseline is None else robustness.matrix("mean_ap", baseline=True)
+    """One small chart a corruption: mAP over severity; severity 0 is clean."""
+    matrix, clean = robustness.matrix("mean_ap"), robustness.clean("mean_ap")
     columns = min(_COLUMNS, len(matrix))
     rows = -(-len(matrix) // columns)
     figure = new_figure(max(5.0, 2.5 * columns + 0.6), 2.15 * rows + 1.0)
     width, height = figure.get_size_inches()
-    values = [v for row in [*matrix.values(), *baseline.values()] for v in row.values()] + [robustness.clean("mean_ap")]
-    if robustness.baseline is not None:
-        values.append(robustness.clean("mean_ap", baseline=True))
+    values = [clean, *(value for row in matrix.values() for value in row.values())]
     top = max(0.05, 1.08 * max((v for v in values if not math.isnan(v)), default=1.0))
     for k, (name, row) in enumerate(matrix.items()):
         axes = figure.add_subplot(rows, columns, k + 1)
-        if name in baseline:
-            _curve(axes, baseline[name], robustness.clean("mean_ap", baseline=True), BASELINE, "baseline", "--")
-        _curve(axes, row, robustness.clean("mean_ap"), MODEL, "model", "-")
+        axes.plot([0, *row], [clean, *row.values()], color=MODEL, marker="o", markersize=3.5, linewidth=1.6)
         axes.set_title(name.replace("_", " "), fontsize=9.5, loc="left", color=INK)
         axes.set_ylim(0, top)
         axes.set_xticks([0, *robustness.config.severities])
@@ -102,8 +97,6 @@ def severity_curves(path: Path, robustness: Robustness) -> Path:
         axes.tick_params(labelsize=8)
         if k % columns:
             axes.set_yticklabels([])
-        if k == 0 and baseline:
-            axes.legend(frameon=False, fontsize=8, loc="lower left")
     figure.suptitle(
         "mAP of all sensors over severity (0 is clean)",
         x=0.5 / width,
@@ -118,31 +111,16 @@ def severity_curves(path: Path, robustness: Robustness) -> Path:
     return save_figure(figure, path)
 
 
-def _curve(axes: Axes, row: metrics.Row, clean: float, colour: str, label: str, style: str) -> None:
-    axes.plot(
-        [0, *row], [clean, *row.values()], style, color=colour, marker="o", markersize=3.5, linewidth=1.6, label=label
-    )
-
-
 def subset_bars(path: Path, robustness: Robustness) -> Path:
-    """Bars of mAP, and NDS where it is defined, of every subset on clean data: the model, its specialists, the baseline."""
+    """Bars of mAP, and NDS where it is defined, of every subset on clean data."""
     model = robustness.subsets()
     names = list(model)
-    baseline = {} if robustness.baseline is None else robustness.subsets(baseline=True)
     more = max([0, *(name.count("+") - 2 for name in names)])  # lines of the labels, beyond those of three modalities
     figure = new_figure(max(7.0, 1.4 + 1.45 * len(names)), 6.4 + 0.4 * more)
     charts = list(reversed(robustness.metrics.items()))
     for k, (title, metric) in enumerate(charts):
         axes = figure.add_subplot(len(charts), 1, k + 1)
-        series = [("model", MODEL, [figure_of(model[n], metric) for n in names])]
-        for label, colour, figures in (
-            ("specialist", SPECIALIST, robustness.specialists),
-            ("baseline", BASELINE, baseline),
-        ):
-            if figures:
-                values = [figure_of(figures.get(n), metric) for n in names]
-                series.append((label, colour, values))
-        bars(axes, series, names)
+        bars(axes, [("model", MODEL, [figure_of(model[n], metric) for n in names])], names)
         axes.set_title(title, fontsize=10.5, loc="left", color=INK)
     figure.suptitle(
         "Every subset of the sensors, clean data", x=0.06, ha="left", fontsize=13, fontweight="bold", color=INK

@@ -26,14 +26,7 @@ _FORMULAS = (
         "RA, mRA",
         "resistance ability (MultiCorrupt): mean over severities of figure / clean figure; its mean over corruptions",
     ),
-    ("RRA, mRRA", "relative resistance ability (MultiCorrupt): sum over severities / the baseline's sum - 1; its mean"),
-    ("RR, mRR", "resilience rate (RoboBEV, Robo3D): sum over severities / (number of severities x clean); its mean"),
-    (
-        "CE, mCE",
-        "corruption error (RoboBEV, Robo3D): sum of (1 - figure) / the baseline's sum of (1 - figure); its mean",
-    ),
     ("kept", "share of the figure with all sensors on clean data"),
-    ("gap", "figure / figure of the specialist, which was trained for this subset alone, - 1"),
 )
 
 
@@ -51,9 +44,8 @@ def write_robustness(out_dir: Path, robustness: Robustness) -> list[Path]:
         "\n".join(text) + "\n" + "\n".join(f"### {table.title}\n\n{table.markdown()}" for table in shown),
     )
     write_text(out_dir / "report.html", _html(robustness, facts, drawn))
-    write_json(
-        out_dir / "robustness.json", {"what": facts, "summary": summary(robustness), "cases": _cases(robustness)}
-    )
+    cases = {case.name: result.to_json() for case, result in robustness.figures.items()}
+    write_json(out_dir / "robustness.json", {"what": facts, "summary": summary(robustness), "cases": cases})
     names = ("report.md", "report.html", "robustness.json")
     return [*paths, *drawn, *(out_dir / name for name in names)]
 
@@ -66,18 +58,10 @@ def summary(robustness: Robustness) -> dict[str, float | None]:
         figures |= {
             f"robustness/clean_{name}": clean,
             f"robustness/mRA_{name}": metrics.mean_resistance_ability(matrix, clean),
-            f"robustness/mRR_{name}": metrics.mean_resilience_rate(matrix, clean),
         }
         figures |= {f"robustness/RA_{name}/{c}": metrics.resistance_ability(row, clean) for c, row in matrix.items()}
         for subset, result in robustness.subsets().items():
             figures[f"robustness/kept_{name}/{subset}"] = metrics.retention(figure_of(result, metric), clean)
-            if subset in robustness.specialists:
-                special = figure_of(robustness.specialists[subset], metric)
-                figures[f"robustness/gap_{name}/{subset}"] = metrics.specialist_gap(figure_of(result, metric), special)
-        if robustness.baseline is not None:
-            ours, baseline = robustness.compared(metric)
-            figures[f"robustness/mRRA_{name}"] = metrics.mean_relative_resistance_ability(ours, baseline)
-            figures[f"robustness/mCE_{name}"] = metrics.mean_corruption_error(ours, baseline)
     return {name: None if math.isnan(value) else value for name, value in figures.items()}
 
 
@@ -88,10 +72,6 @@ def provenance(robustness: Robustness) -> dict[str, str]:
     tracked = MLflowRun.open(model.files.mlflow, model.config.tracker)
     if tracked is not None:
         facts["MLflow run"] = tracked.run_id
-    if robustness.baseline is not None:
-        facts["baseline"] = (
-            f"{_place(robustness.baseline.checkpoint)}, fingerprint {robustness.baseline.fingerprint[:16]}"
-        )
     facts |= dict(robustness.data)
     facts |= {
         "seed of the corruptions": str(config.seed),
@@ -115,15 +95,6 @@ def track_robustness(robustness: Robustness, files: Sequence[Path]) -> None:
     figures = {name: value for name, value in summary(robustness).items() if value is not None}
     model = robustness.model
     log_report(model.files.mlflow, model.config.tracker, model.checkpoint, figures, {"robustness": files})
-
-
-def _cases(robustness: Robustness) -> dict[str, dict[str, object]]:
-    groups = {
-        "model": {case.name: result for case, result in robustness.figures.items()},
-        "baseline": {case.name: result for case, result in robustness.baseline_figures.items()},
-        "specialists": dict(robustness.specialists),
-    }
-    return {who: {name: r.to_json() for name, r in results.items()} for who, results in groups.items() if results}
 
 
 def _html(robustness: Robustness, facts: dict[str, str], drawn: Sequence[Path]) -> str:

@@ -1,4 +1,4 @@
-"""What `robustbev robustness` measured, and of which models."""
+"""What `robustbev robustness` measured, and of which model."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from pathlib import Path
 
 from training.robustness.cases import CLEAN, Case
 from training.robustness.config import RobustnessConfig
-from training.robustness.metrics import Matrix
 from training.runs.config import RunConfig
 from training.runs.files import RunFiles
 from training.tasks.detection.result import SubsetResult, figure_of, main_figures
@@ -18,9 +17,8 @@ Figures = Mapping[Case, SubsetResult]
 
 @dataclass(frozen=True)
 class Subject:
-    """A model to be measured."""
+    """The model that is measured."""
 
-    name: str  # "model", "baseline", or the subset of a specialist
     checkpoint: Path  # absolute
     files: RunFiles
     config: RunConfig  # data and evaluation as they are measured, absolute paths
@@ -46,14 +44,7 @@ class Robustness:
     out: Path
     model: Subject
     figures: Figures
-    baseline: Subject | None = None
-    baseline_figures: Figures = field(default_factory=dict)
-    specialists: Mapping[str, SubsetResult] = field(
-        default_factory=dict
-    )  # by subset, of the model trained for it alone
-    data: Mapping[str, str] = field(
-        default_factory=dict
-    )  # what was measured on: data_id, version, split, samples, ranges
+    data: Mapping[str, str] = field(default_factory=dict)  # measured on: data_id, version, split, samples, ranges
     seconds: float = 0.0  # this took, tasks found in the store not counted
     measured: int = 0  # tasks that were run now
     tasks: int = 0
@@ -63,36 +54,21 @@ class Robustness:
         """NDS, which the papers take, where it is defined, then mAP: name -> field of `SubsetResult`."""
         return dict(reversed(main_figures(self.figures.values()).items()))
 
-    def clean(self, metric: str, *, baseline: bool = False) -> float:
+    def clean(self, metric: str) -> float:
         """The figure with all sensors on clean data; NaN where it was not measured. `metric` is one of `metrics`' fields."""
-        subject, figures = self._of(baseline)
-        return figure_of(figures.get(Case(subject.all_sensors)), metric)
+        return figure_of(self.figures.get(Case(self.model.all_sensors)), metric)
 
-    def matrix(self, metric: str, *, baseline: bool = False) -> dict[str, dict[int, float]]:
+    def matrix(self, metric: str) -> dict[str, dict[int, float]]:
         """Corruption -> severity -> figure of all sensors; corruptions that touch none of the model's sensors are left out."""
-        _, figures = self._of(baseline)
         rows: dict[str, dict[int, float]] = {}
         for corruption in self.config.corruptions:
             for severity in self.config.severities:
-                found = figures.get(Case(corruption=corruption, severity=severity))
-                if found is not None:
-                    rows.setdefault(corruption, {})[severity] = figure_of(found, metric)
+                result = self.figures.get(Case(corruption=corruption, severity=severity))
+                if result is not None:
+                    rows.setdefault(corruption, {})[severity] = figure_of(result, metric)
         return rows
 
-    def subsets(self, *, baseline: bool = False) -> dict[str, SubsetResult]:
+    def subsets(self) -> dict[str, SubsetResult]:
         """Subset -> figures on clean data."""
-        _, figures = self._of(baseline)
-        results = {case.subset: result for case, result in figures.items() if case.corruption == CLEAN}
+        results = {case.subset: result for case, result in self.figures.items() if case.corruption == CLEAN}
         return {subset: results[subset] for subset in sorted(results, key=lambda subset: -subset.count("+"))}
-
-    def compared(self, metric: str) -> tuple[Matrix, Matrix]:
-        """The matrices of model and baseline, of the corruptions that both were measured under."""
-        model, baseline = self.matrix(metric), self.matrix(metric, baseline=True)
-        common = [name for name in model if name in baseline]
-        return {name: model[name] for name in common}, {name: baseline[name] for name in common}
-
-    def _of(self, baseline: bool) -> tuple[Subject, Figures]:
-        if not baseline:
-            return self.model, self.figures
-        assert self.baseline is not None
-        return self.baseline, self.baseline_figures

@@ -1,7 +1,7 @@
 """The measurements of a robustness run as tasks: what each one is, where its figures are kept, and who runs it.
 
 A task is one model under one condition ("fog-3", or "clean" with every subset). Its figures go into a file named by a fingerprint
-of all that decides them, so that a run which was stopped goes on, and what was measured for one comparison serves the next.
+of all that decides them, so that a run which was stopped goes on, and what a comparison measured serves here.
 """
 
 from __future__ import annotations
@@ -128,34 +128,28 @@ def _weights_digest(path: Path) -> str:
 
 
 class Store:
-    """Figures by fingerprint and condition: `<folder>/<fingerprint>/<condition>.json`.
+    """Figures by fingerprint and condition: `<folder>/<fingerprint>/<condition>.json`."""
 
-    `others` are stores of earlier runs, which are read and never written.
-    """
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
 
-    def __init__(self, folder: Path, others: Sequence[Path] = ()) -> None:
-        self._folder, self._others = folder, tuple(others)
-
-    def read(self, print_: str, cases: Sequence[Case]) -> dict[Case, SubsetResult] | None:
+    def read(self, key: str, cases: Sequence[Case]) -> dict[Case, SubsetResult] | None:
         """The figures of cases of one condition, None where one of them is not there."""
-        for folder in (self._folder, *self._others):
-            content = self._content(folder, print_, cases[0].condition)
-            if all(case.name in content for case in cases):
-                return {case: SubsetResult.from_json(case.subset, content[case.name]) for case in cases}
-        return None
+        content = self._content(key, cases[0].condition)
+        if not all(case.name in content for case in cases):
+            return None
+        return {case: SubsetResult.from_json(case.subset, content[case.name]) for case in cases}
 
-    def write(self, print_: str, condition: str, figures: Mapping[str, Any]) -> None:
+    def write(self, key: str, condition: str, figures: Mapping[str, Any]) -> None:
         """Keep figures, beside those of other subsets under the same condition."""
-        known = self._content(self._folder, print_, condition)
-        write_json(self._path(self._folder, print_, condition), known | dict(figures))
+        write_json(self._path(key, condition), self._content(key, condition) | dict(figures))
 
-    def _content(self, folder: Path, print_: str, condition: str) -> dict[str, Any]:
-        path = self._path(folder, print_, condition)
+    def _content(self, key: str, condition: str) -> dict[str, Any]:
+        path = self._path(key, condition)
         return read_note(path) if path.is_file() else {}
 
-    @staticmethod
-    def _path(folder: Path, print_: str, condition: str) -> Path:
-        return folder / print_[:16] / f"{condition}.json"
+    def _path(self, key: str, condition: str) -> Path:
+        return self._folder / key[:16] / f"{condition}.json"
 
 
 Measure = Callable[[Task, Progress | None], dict[str, Any]]  # of a module: Ray's workers import it by name

@@ -40,9 +40,9 @@ def figures(case: str) -> dict[str, Any]:
 
 def test_figures_are_found_again_by_fingerprint_and_condition(tmp_path: Path) -> None:
     case, lidar = Case(corruption="fog", severity=3), Case("lidar", "fog", 3)
-    store = Store(tmp_path / "new", [tmp_path / "old"])
+    store = Store(tmp_path)
     assert store.read("abc", [case]) is None
-    Store(tmp_path / "old").write("abc", "fog-3", figures("fog-3"))
+    Store(tmp_path).write("abc", "fog-3", figures("fog-3"))
     found = store.read("abc", [case])
     assert found is not None
     assert found[case].nds == 0.4
