@@ -51,9 +51,9 @@ class ReplayRequest:
     ] = None
     config: Annotated[Path | None, Option("--config", help="YAML file with settings of the replay.")] = None
     faults: Faults = None
-    script: Annotated[
-        Path | None, Option("--script", help="YAML file with scripts of faults; each is replayed and all are compared.")
-    ] = None
+    script: Annotated[Path | None, Option("--script", help="YAML file with scripts of faults; each is replayed.")] = (
+        None
+    )
     rate: Annotated[
         float | None, Option("--rate", min=0.001, help="Times the drive's own speed; default: as fast as it goes.")
     ] = None
@@ -81,6 +81,3 @@ class ReplayRequest:
         Option("--layout", help="JSON file for Foxglove's layout of these sensors; import it beside a .mcap."),
     ] = None
     overwrite: Annotated[bool, Option("--overwrite", help="Replace outputs that are there.")] = False
-    compared: Annotated[
-        Path | None, Option("--compared", help="Folder for the scripts' comparison: picture, CSV, Markdown.")
-    ] = None

@@ -6,7 +6,6 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 
 from robustbev.results.foxglove.layout import foxglove_layout
 from robustbev.results.golden import GoldenComparison, GoldenWriter
@@ -24,11 +23,9 @@ from training.console.progress import Bars
 from training.data.dataset import preparation
 from training.files.atomic import write_json
 from training.files.table import print_tables
-from training.replay.compare import write_comparison
 from training.replay.outputs import check_outputs, open_writers, with_script
 from training.replay.play import HealthWatch, Latencies, Pace, Perceiver, drain, replay
 from training.replay.request import ReplayRequest
-from training.replay.series import ReplaySeries, SeriesRecorder
 from training.replay.setup import STILL, ReplaySetup, prepare_replay
 from training.replay.summary import MessageCount, ReplaySummary, StateCount
 from training.replay.truth import TruthScore
@@ -42,7 +39,6 @@ class ReplayEnd:
 
     summaries: tuple[ReplaySummary, ...]  # one a script
     difference: str | None = None  # the first from the golden outputs
-    pictures: tuple[Path, ...] = ()
 
     @property
     def damaged(self) -> bool:
@@ -72,15 +68,11 @@ def run_replay(request: ReplayRequest, bars: Bars | None = None, say: Callable[[
     for script in scripts:
         check_faults(script.faults, setup.mapping, setup.topics)
     replayed = [_replay_script(setup, script, name, bars) for script, name in zip(scripts, names, strict=True)]
-    summaries = tuple(one.summary for one in replayed)
+    summaries = tuple(summary for summary, _ in replayed)
     if request.summary is not None:
         write_json(request.summary, [summary.to_json() for summary in summaries])
-    pictures: list[Path] = []
-    if request.compared is not None:
-        title = f"{request.log.name} {request.scene or ''} under {len(scripts)} scripts of faults".replace("  ", " ")
-        pictures = write_comparison(request.compared, [one.series for one in replayed], title=title)
-    difference = next((one.golden.difference for one in replayed if one.golden is not None), None)
-    return ReplayEnd(summaries, difference, tuple(pictures))
+    difference = next((golden.difference for _, golden in replayed if golden is not None), None)
+    return ReplayEnd(summaries, difference)
 
 
 def print_end(ended: ReplayEnd) -> None:
@@ -92,17 +84,6 @@ def print_end(ended: ReplayEnd) -> None:
             tell(f"  {line}")
         for path in summary.outputs:
             tell(f"  {path}")
-    for path in ended.pictures:
-        tell(path)
-
-
-@dataclass(frozen=True)
-class _Replayed:
-    """One script, replayed."""
-
-    summary: ReplaySummary
-    golden: GoldenComparison | None
-    series: ReplaySeries
 
 
 def _scripts(request: ReplayRequest) -> tuple[FaultScript, ...]:
@@ -125,13 +106,14 @@ class _Record:
     touched: Counter[Fault] = field(default_factory=Counter)  # how often each fault changed something
 
 
-def _replay_script(setup: ReplaySetup, script: FaultScript, suffix: str | None, bars: Bars | None) -> _Replayed:
+def _replay_script(
+    setup: ReplaySetup, script: FaultScript, suffix: str | None, bars: Bars | None
+) -> tuple[ReplaySummary, GoldenComparison | None]:
     request, record = setup.request, _Record()
     golden = None if request.golden is None else GoldenComparison(request.golden, request.tolerance, request.score)
-    score = None if setup.truth is None else TruthScore(setup.truth, found_score=request.score)
-    series = SeriesRecorder(script.name, score, min_score=request.score)
+    score = None if setup.truth is None else TruthScore(setup.truth)
     opened = open_writers(setup, script, suffix)
-    writers = [*opened.writers, record.counted, series]
+    writers = [*opened.writers, record.counted, *([] if score is None else [score])]
     try:
         if not script.faults:
             writers.insert(0, _Placed(setup.log))  # its close comes before any file gets its name
@@ -161,7 +143,7 @@ def _replay_script(setup: ReplaySetup, script: FaultScript, suffix: str | None, 
         notes=tuple(idle),
         poses=_missing_poses(setup, record),
     )
-    return _Replayed(summary, golden, series.series())
+    return summary, golden
 
 
 def _results(setup: ReplaySetup, script: FaultScript, record: _Record) -> Iterator[TickResult]:

@@ -1,4 +1,4 @@
-"""What a replay found of what was there: average precision, and found objects over time, where a log has annotated boxes.
+"""How much a replay found of what was there, as average precision, where a log has annotated boxes.
 
 Truth comes at the annotations' times, ticks at their own: an object's place at a tick lies between its annotations before and
 after. At a tick that no two annotated instants enclose, truth is not known and nothing is counted.
@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from bev.detection.boxes import Boxes
 from bev.grid import BEVGrid
-from robustbev.results.result import TickResult
+from robustbev.results.result import ResultWriter, TickResult
 from sensors.calibration import apply, inverse_rigid, pose_fault, transforms
 from sensors.logs.messages import SceneBoxes, TruthBox
 from sensors.nuscenes.config import DETECTION_CLASS_OF_CATEGORY
@@ -28,7 +28,6 @@ from training.tasks.detection.matching import match
 from training.tasks.detection.rules import CLASS_RANGE_M, DISTANCES_M, MIN_PRECISION, MIN_RECALL
 
 GAP_S = 0.6  # annotations of nuScenes are 0.5 s apart
-FOUND_M, FOUND_SCORE = 2.0, 0.3
 Float64 = NDArray[np.float64]
 
 
@@ -202,15 +201,6 @@ def _tracks(instants: Iterable[tuple[int, SceneBoxes]]) -> list[_Track]:
 
 
 @dataclass(frozen=True)
-class FoundAt:
-    """The objects of one tick: how many there were, and how many of them the model found."""
-
-    time_us: int
-    there: int
-    found: int
-
-
-@dataclass(frozen=True)
 class ReplayScore:
     """How well a replay saw. Average precision is nuScenes' mean over the distances, of the ticks at which truth is known."""
 
@@ -223,7 +213,6 @@ class ReplayScore:
 class _Row:
     """One tick's found boxes [K] and which of them took a truth box, at each distance."""
 
-    found: FoundAt
     score: NDArray[np.float32]  # [K]
     label: NDArray[np.int16]  # [K]
     hits: NDArray[np.bool_]  # [K, distances]
@@ -231,20 +220,13 @@ class _Row:
 
 
 @dataclass
-class TruthScore:
-    """Takes results in order; `score` tells what they come to.
-
-    A found object has a box of its class, scored `found_score` or more, within `found_m` of its centre on the ground. A tick
-    without perception has found nothing of what was there.
-    """
+class TruthScore(ResultWriter):
+    """Listens to a replay; `score` tells what it comes to. A tick without perception has found nothing of what was there."""
 
     truth: ReplayTruth
-    found_m: float = FOUND_M
-    found_score: float = FOUND_SCORE
     _rows: list[_Row] = field(default_factory=list)
 
-    def add(self, result: TickResult) -> FoundAt | None:
-        """What was found at this tick; None where truth is not known."""
+    def write(self, result: TickResult) -> None:
         if result.classes != self.truth.classes:
             raise ValueError(
                 f"truth is numbered as {', '.join(self.truth.classes)}, the results as {', '.join(result.classes)}: "
@@ -253,23 +235,15 @@ class TruthScore:
         tick = result.tick
         truth = self.truth.at(tick.time_us, tick.frame.global_T_reference)
         if truth is None:
-            return None
+            return
         boxes = self.truth.counted(result.candidates)
         hits = np.stack([_hit(boxes, truth, distance_m) for distance_m in DISTANCES_M], axis=1)
-        scored = boxes[boxes.score >= self.found_score]
-        counts = FoundAt(tick.time_us, len(truth), int(_hit(scored, truth, self.found_m).sum()))
         there = Counter(truth.label.tolist())
-        self._rows.append(_Row(counts, boxes.score.float().numpy(), boxes.label.numpy().astype(np.int16), hits, there))
-        return counts
+        self._rows.append(_Row(boxes.score.float().numpy(), boxes.label.numpy().astype(np.int16), hits, there))
 
-    def score(self, *, since_us: int | None = None, until_us: int | None = None) -> ReplayScore:
-        """The figures of the ticks so far, or of those within [since_us, until_us)."""
-        rows = [
-            row
-            for row in self._rows
-            if (since_us is None or row.found.time_us >= since_us)
-            and (until_us is None or row.found.time_us < until_us)
-        ]
+    def score(self) -> ReplayScore:
+        """The figures of the ticks so far."""
+        rows = self._rows
         there = sum((row.there for row in rows), Counter[int]())
         class_ap: dict[str, float] = {}
         if there:

@@ -24,7 +24,7 @@ from sensors.calibration import transforms
 from sensors.frames import SensorFrame
 from sensors.logs.messages import SceneBoxes, TruthBox
 from sensors.replay.tick import Tick
-from training.replay.truth import FoundAt, ReplayScore, ReplayTruth, TruthScore, average_precision, class_radius_m
+from training.replay.truth import ReplayScore, ReplayTruth, TruthScore, average_precision, class_radius_m
 from training.tasks.detection.rules import CLASS_RANGE_M, DISTANCES_M, ERROR_DISTANCE_M, MIN_PRECISION, MIN_RECALL
 
 CLASSES = ("car", "pedestrian")
@@ -79,7 +79,7 @@ def result(number: float, boxes: Boxes, *, perceived: bool = True) -> TickResult
 def score_replay(results: list[TickResult], truth: ReplayTruth) -> ReplayScore:
     scorer = TruthScore(truth)
     for one in results:
-        scorer.add(one)
+        scorer.write(one)
     return scorer.score()
 
 
@@ -237,26 +237,6 @@ def test_without_truth_there_is_no_figure() -> None:
     score = score_replay([result(9, found((1, 1, "car", 0.9)))], truth_of(instant(0), instant(1)))
     assert math.isnan(score.mean_ap)
     assert (score.class_ap, score.ticks) == ({}, 0)
-
-
-def test_found_objects_are_told_of_each_tick_at_which_truth_is_known() -> None:
-    boxes = truth_box("a", 10), truth_box("b", 20), truth_box("c", 30, category="pedestrian")
-    truth = truth_of(instant(0, *boxes), instant(1, *boxes))
-    scorer = TruthScore(truth)
-    results = [
-        result(-1, found()),
-        result(0, found((10, 1.9, "car", 0.3), (20, 0, "car", 0.29), (30, 0, "car", 0.9))),
-        # Two boxes on one object are one find.
-        result(
-            0.5, found((10, 0, "car", 0.9), (10.5, 0, "car", 0.8), (20, 2.1, "car", 0.9), (30, 0, "pedestrian", 0.5))
-        ),
-    ]
-    assert [scorer.add(one) for one in results] == [
-        None,
-        FoundAt(BEGIN_US, 3, 1),
-        FoundAt(BEGIN_US + HALF_US // 2, 3, 2),
-    ]
-    assert scorer.score().ticks == 2
 
 
 def test_results_numbered_otherwise_than_truth_are_refused() -> None:
