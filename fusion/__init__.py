@@ -5,7 +5,6 @@ from .features import BEVFeatures, FusedBEV, Fuser
 from .fusers.cross_attention import CrossAttentionFusion
 from .fusers.gated import GatedFusion
 from .fusers.joint import JointFusion
-from .fusers.late import LateFusion
 from .fusers.latent import LatentFusion
 from .fusers.simple import ChannelWeightFusion, ConcatFusion, MeanFusion
 from .nulls import Absent, ModalityTokens
@@ -20,7 +19,6 @@ __all__ = [
     "Fuser",
     "GatedFusion",
     "JointFusion",
-    "LateFusion",
     "LatentFusion",
     "MeanFusion",
     "ModalityTokens",

@@ -18,7 +18,6 @@ from fusion import (
     Fuser,
     GatedFusion,
     JointFusion,
-    LateFusion,
     LatentFusion,
     MeanFusion,
 )
@@ -134,8 +133,6 @@ def _build_fuser(config: ModelConfig) -> Fuser:
     inputs = dict.fromkeys(config.modalities, config.channels)
     fuser = config.fuser
     match fuser.kind:
-        case "late":
-            return LateFusion(inputs, config.channels, absent=fuser.absent)
         case "gated":
             added = {name: inputs[name] for name in config.modalities if name in fuser.adds}
             of_base = {name: count for name, count in inputs.items() if name not in added}

@@ -57,7 +57,7 @@ FuserKind = Literal["cross_attention", "concat", "mean", "channel_weights", "lat
 class FuserConfig(StrictModel):
     """How modalities become one, and what stands for an absent one."""
 
-    kind: FuserKind | Literal["gated", "late"] = "cross_attention"
+    kind: FuserKind | Literal["gated"] = "cross_attention"
     absent: Absent = "null"
     neighbourhood: Literal[1, 3] = 1  # of cross_attention and gated
     heads: Positive = 4  # of those that attend
@@ -179,11 +179,6 @@ class ModelConfig(StrictModel):
                 task.check(self.classes, self.attributes)
             except ValueError as error:
                 raise ValueError(f"tasks.{name}.{error}") from None
-        if self.fuser.kind == "late" and len(self.tasks) > 1:
-            others = ", ".join(name for name in self.tasks if name != DETECTION)
-            raise ValueError(
-                f"fuser.kind late merges the boxes of its detectors alone: choose another, or leave out {others}"
-            )
         if self.rig is not None:
             if self.rig.only(self.kinds) != self.rig:
                 raise ValueError(f"rig: expected channels of {', '.join(self.kinds)} alone, which the model has")

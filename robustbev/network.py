@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from functools import partial
 from typing import Any, Self
@@ -11,10 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from bev.backbone import BEVBackbone
-from bev.detection.boxes import Boxes
 from bev.detection.head import HeatmapHead
 from bev.motion import MOTION_CHANNELS
-from fusion import BEVFeatures, FusedBEV, Fuser, LateFusion, hide
+from fusion import BEVFeatures, FusedBEV, Fuser, hide
 from fusion.kernels.tokens import sound_coverage
 from robustbev.checks import check_batch, check_views, check_weights
 from robustbev.config import DETECTION, ModelConfig
@@ -134,10 +133,7 @@ class PerceptionNetwork(nn.Module):
         with self._autocast():
             fused = self.fuser(features, grid_shape=self.grid.shape, batch_size=batch_size)
         sensed = self._sensed(features, fused.coverage)
-        if isinstance(self.fuser, LateFusion):
-            outputs = {DETECTION: self._merged_boxes(self.fuser, features, batch_size)}
-        else:
-            outputs = self._answer(fused.features, self._measured(features, batch_size), sensed, self.config.tasks)
+        outputs = self._answer(fused.features, self._measured(features, batch_size), sensed)
         if self.precision.name != "float32":
             fused = FusedBEV(fused.features.float(), fused.attention.float(), fused.coverage.float())
         return Perception(
@@ -180,29 +176,11 @@ class PerceptionNetwork(nn.Module):
             parts.append(part)
         return torch.cat(parts, dim=1)
 
-    def _answer(self, grids: Tensor, motion: Tensor, coverage: Tensor, tasks: Iterable[str]) -> dict[str, Any]:
+    def _answer(self, grids: Tensor, motion: Tensor, coverage: Tensor) -> dict[str, Any]:
         with self._autocast():
             seen = self.backbone(grids)
-            logits = {name: self.heads[name](seen, motion) for name in tasks}
+            logits = {name: head(seen, motion) for name, head in self.heads.items()}
         return {name: self.task(name).decode(_float32(of_task), coverage) for name, of_task in logits.items()}
-
-    def _merged_boxes(self, fuser: LateFusion, features: Mapping[str, BEVFeatures | None], batch_size: int) -> Boxes:
-        """Late fusion: the boxes of each sensor that is there, from its own grid alone, merged."""
-        with self._autocast():
-            grids = fuser.separate(features, grid_shape=self.grid.shape, batch_size=batch_size)
-        present = [
-            (name, g)
-            for g, name in zip(grids, fuser.modalities, strict=True)
-            if features.get(name) is not None and self._senses(name)
-        ]
-        # One after the other: in one batch a convolution's last bits could depend on how many sensors there are.
-        boxes = [
-            self._answer(g.features, self._measured({name: features[name]}, batch_size), g.coverage, [DETECTION])[
-                DETECTION
-            ]
-            for name, g in present
-        ]
-        return self.detection.merge(boxes, [g.coverage for _, g in present], batch_size)
 
     def training_outputs(self, batch: SensorBatch, views: Sequence[Tensor] | None = ()) -> TrainingOutputs:
         """Logits of every task, of each modality's auxiliary head, of the depth bins and of objects in the pictures.
@@ -233,31 +211,11 @@ class PerceptionNetwork(nn.Module):
         self, features: Mapping[str, BEVFeatures | None], views: Sequence[Tensor], batch_size: int
     ) -> dict[str, tuple[Any, ...]]:
         """Of each task, one a view; all views at once: they share the batch statistics, too."""
-        if isinstance(self.fuser, LateFusion):
-            return self._logits_of_each(self.fuser, features, batch_size)
         seen = [hide(features, kept) for kept in views] or [dict(features)]
         fused = [self.fuser(view, grid_shape=self.grid.shape, batch_size=batch_size).features for view in seen]
         motion = torch.cat([self._measured(view, batch_size) for view in seen])
         grids = self.backbone(torch.cat(fused))
         return {name: _chunk(_float32(head(grids, motion)), len(seen)) for name, head in self.heads.items()}
-
-    def _logits_of_each(
-        self, fuser: LateFusion, features: Mapping[str, BEVFeatures | None], batch_size: int
-    ) -> dict[str, tuple[Any, ...]]:
-        """Late fusion: the logits of each sensor's own detector. It always sees its sensor, and nothing else to lose.
-
-        What a detector says of a sample without its sensor passes no gradient: there it had nothing to see.
-        """
-        grids = fuser.separate(features, grid_shape=self.grid.shape, batch_size=batch_size)
-        motion = torch.cat([self._measured({name: features.get(name)}, batch_size) for name in fuser.modalities])
-        logits = _chunk(
-            self.heads[DETECTION](self.backbone(torch.cat([g.features for g in grids])), motion), len(grids)
-        )
-        each = []
-        for of_one, grid in zip(logits, grids, strict=True):
-            seen = grid.coverage.amax((1, 2))[:, None, None, None] > 0
-            each.append(map_tensors(of_one, partial(_without_gradient, seen)))
-        return {DETECTION: tuple(each)}
 
 
 def _float32(logits: Any) -> Any:
@@ -272,10 +230,6 @@ def _chunk(logits: Any, count: int) -> tuple[Any, ...]:
 
 def _part(count: int, index: int, batch: Tensor) -> Tensor:
     return batch.chunk(count)[index]
-
-
-def _without_gradient(seen: Tensor, logits: Tensor) -> Tensor:
-    return torch.where(seen, logits, logits.detach())
 
 
 def is_under(name: str, prefix: str) -> bool:

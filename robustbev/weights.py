@@ -140,7 +140,7 @@ def with_sensor(
     the answer is that of `model` to the bit while that stays frozen. It is saved, loaded, trained and exported as any model.
 
     Args:
-        model: whose fuser is none of kind `gated` or `late`.
+        model: whose fuser is not of kind `gated`.
         name: of the modality, none that the model has.
         config: of its kind, with its `channels`, where the model knows its sensors.
         rig: whose data it will be given; None: the model's own and `config.channels`.
@@ -150,10 +150,9 @@ def with_sensor(
         ValueError: a name, channels or a fuser that do not fit.
     """
     old = model.config
-    if old.fuser.kind in ("gated", "late"):
+    if old.fuser.kind == "gated":
         raise ValueError(
-            f"with_sensor: expected a model whose fuser is not {old.fuser.kind}, which takes no gates: train one with all its "
-            "sensors"
+            "with_sensor: expected a model whose fuser is not gated, which takes no gates: train one with all its sensors"
         )
     if name in old.modalities:
         raise ValueError(f"with_sensor: the model has a modality {name} already; give this one another name")

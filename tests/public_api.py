@@ -32,7 +32,6 @@ PUBLIC: dict[str, tuple[str, ...] | None] = {
     "bev.detection.boxes": ("Boxes",),
     "bev.grid": ("BEVGrid",),
     "bev.lift.table": ("DepthBins", "LiftTable", "build_lift_table"),
-    "bev.detection.merge": ("merge_boxes",),
     "sensors.batch": ("CameraBatch", "LidarBatch", "RadarBatch", "SensorBatch"),
     "sensors.calibration": ("CalibrationError",),
     "sensors.camera.rectification": ("Lens",),

@@ -17,7 +17,7 @@ def circle_nms(boxes: Boxes, radius_m: Tensor) -> Tensor:
     return greedy_suppression(near(boxes, radius_m))
 
 
-def near(boxes: Boxes, radius_m: Tensor, at_least_m: float = 0.0) -> Tensor:
+def near(boxes: Boxes, radius_m: Tensor) -> Tensor:
     """[B, T, T] bool: who is of one class with whom, and nearer than that class's `radius_m` [K].
 
     A class whose radius is NaN takes it from the boxes themselves: half the side of a square as large as the footprint, the
@@ -26,7 +26,7 @@ def near(boxes: Boxes, radius_m: Tensor, at_least_m: float = 0.0) -> Tensor:
     xy_m = boxes.center_m[..., :2]
     of_class = radius_m.to(xy_m)[boxes.label]
     of_box = boxes.size_m[..., :2].prod(-1).sqrt() / 2
-    radius = torch.where(of_class.isnan(), of_box, of_class).clamp(min=at_least_m)
+    radius = torch.where(of_class.isnan(), of_box, of_class)
     close = distances_m(xy_m) < (radius[:, :, None] + radius[:, None]) / 2
     return close & (boxes.label[:, :, None] == boxes.label[:, None])
 

@@ -6,7 +6,7 @@ Letters: B samples, C channels, K classes, A attributes, T boxes, D detectors, X
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from types import MappingProxyType
 from typing import Annotated, Literal
@@ -17,7 +17,6 @@ from torch import Tensor
 
 from bev.detection.boxes import Boxes
 from bev.detection.head import DetectionHead, DetectionLogits, decode
-from bev.detection.merge import merge_boxes, no_boxes
 from fusion.runtime import TensorSpec
 from robustbev.tasks.task import REFERENCE, Question, Task, TaskConfig
 from sensors.settings import Positive
@@ -108,12 +107,6 @@ class Detection(Task):
         )
         perceived = coverage.flatten(1).amax(1) > 0
         return replace(boxes, score=torch.where(perceived[:, None], boxes.score, 0.0))
-
-    def merge(self, boxes: Sequence[Boxes], coverage: Sequence[Tensor], batch_size: int) -> Boxes:
-        """The boxes of the D detectors of late fusion as one list; none where there is no detector."""
-        if not boxes:
-            return no_boxes(batch_size, self._count(), self.nms_radius_m.device)
-        return merge_boxes(boxes, coverage, self.grid, radius_m=self.nms_radius_m, max_boxes=self.config.max_boxes)
 
     def interface(self) -> tuple[TensorSpec, ...]:
         box = ("B", self._count())

@@ -16,7 +16,6 @@ from fusion import (
     Fuser,
     GatedFusion,
     JointFusion,
-    LateFusion,
     LatentFusion,
     MeanFusion,
 )
@@ -54,8 +53,6 @@ def of_kind(kind: str, absent: Absent) -> Build:
                 return LatentFusion(channels, 8, heads=2, latents=3, pool=2, absent=absent)
             case "joint":
                 return JointFusion(channels, 8, heads=2, pool=4, absent=absent)
-            case "late":
-                return LateFusion(channels, 8, absent=absent)
             case _:
                 return gated(channels, absent, 3 if "3 x 3" in kind else 1)
 
@@ -63,7 +60,7 @@ def of_kind(kind: str, absent: Absent) -> Build:
 
 
 KINDS = (
-    "attention", "attention 3 x 3", "concat", "mean", "channel weights", "latent", "joint", "late", "gated",
+    "attention", "attention 3 x 3", "concat", "mean", "channel weights", "latent", "joint", "gated",
     "gated 3 x 3",
 )  # fmt: skip
 FUSERS: dict[str, Build] = {

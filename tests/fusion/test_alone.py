@@ -79,7 +79,6 @@ BUILD: Mapping[str, Callable[[ModuleType], Any]] = {
     "ChannelWeightFusion": lambda p: p.ChannelWeightFusion(NAMES, 8),
     "LatentFusion": lambda p: p.LatentFusion(NAMES, 8, heads=2, latents=3, pool=2),
     "JointFusion": lambda p: p.JointFusion(NAMES, 8, heads=2, pool=2),
-    "LateFusion": lambda p: p.LateFusion(NAMES, 8),
     "GatedFusion": gated,
 }
 

@@ -70,14 +70,13 @@ def test_what_a_configuration_cannot_say_of_boxes_is_refused(changes: dict[str, 
         tiny_config(tasks={"detection": changes})
 
 
-@pytest.mark.parametrize("kind", ["cross_attention", "late"])
-def test_no_box_has_an_attribute_that_its_class_cannot_have(kind: str) -> None:
-    model = undecided(fuser={"kind": kind, "heads": 2}, tasks={"detection": {"max_boxes": 100}})
+def test_no_box_has_an_attribute_that_its_class_cannot_have() -> None:
+    model = undecided(tasks={"detection": {"max_boxes": 100}})
     boxes = model(random_sensors()).boxes
     assert len(boxes.label[boxes.score > 0].unique()) == 10
     for label, attribute in zip(boxes.label.flatten().tolist(), boxes.attribute.flatten().tolist(), strict=True):
         can = detection_name_to_rel_attributes(NUSCENES_CLASSES[label])
-        assert NUSCENES_ATTRIBUTES[attribute] in can if attribute >= 0 else not can or kind == "late"  # late: a blank
+        assert NUSCENES_ATTRIBUTES[attribute] in can if attribute >= 0 else not can
     for detection in model.perceive(noise_frame(3), min_score=0):
         can = detection_name_to_rel_attributes(detection.name)
         assert detection.attribute in can if can else detection.attribute is None

@@ -188,10 +188,10 @@ def test_it_is_saved_and_loaded_under_its_names(model: PerceptionModel, frame: S
 
 @pytest.mark.slow
 def test_the_whole_model_exports_and_any_of_them_can_be_taken_away(tmp_path: Path) -> None:
-    """Without cameras, with the fuser that makes a model of its own of each sensor."""
+    """Without cameras."""
     torch.manual_seed(0)
     few = {name: {**NAMES[name], "blocks": 0} for name in ("front", "rear")}
-    model = robustbev.build(named(modalities=few, rig=RIG.only(("lidar",)).model_dump(), fuser={"kind": "late"})).eval()
+    model = robustbev.build(named(modalities=few, rig=RIG.only(("lidar",)).model_dump())).eval()
     path = export(model, tmp_path, kind="pt2", name="few")
     batch = random_batch(model, dict.fromkeys(few, 1), seed=3)
     run = runner(path, "pt2", ModelGraph(model))

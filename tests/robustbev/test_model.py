@@ -46,7 +46,6 @@ FUSERS: list[dict[str, Any]] = [
         {"kind": "joint", "heads": 2},
         {"kind": "gated", "heads": 2, "adds": ["radar"]},
         {"kind": "gated", "heads": 2, "adds": ["camera", "lidar"], "base": "concat", "neighbourhood": 3},
-        {"kind": "late"},
     )
 ]
 
@@ -212,27 +211,6 @@ def test_every_fuser_learns_in_bfloat16_and_comes_back_from_a_checkpoint(
     assert_same(load(save(model, tmp_path))(batch), model(batch))
 
 
-def test_late_fusion_merges_what_each_sensor_says_alone() -> None:
-    model, batch = tiny_model(fuser={"kind": "late"}), random_sensors()
-    alone = {name: model(batch.only((name,))) for name in KINDS}
-    best = {name: perception.boxes.score[:, 0] for name, perception in alone.items()}
-    together = model(batch)
-    assert (together.boxes.score[:, 0] <= torch.stack(list(best.values())).amax(0) + 1e-6).all(), "a mean, no boost"
-    outputs = model.training_outputs(batch, [torch.tensor([[True, False, False]] * 2)])
-    assert len(outputs.logits["detection"]) == len(KINDS), "a detector each, whatever modality dropout would hide"
-
-
-def test_a_detector_learns_nothing_from_a_sample_without_its_sensor() -> None:
-    model = tiny_model(fuser={"kind": "late"})
-    batch = without(random_sensors(), "radar", sample=1)
-    with torch.enable_grad():
-        radar = model.training_outputs(batch).logits["detection"][KINDS.index("radar")]
-        radar.heatmap[1].square().sum().backward(retain_graph=True)
-        assert not any(p.grad is not None and p.grad.any() for p in model.detection.head.parameters())
-        radar.heatmap[0].square().sum().backward()
-    assert any(p.grad is not None and p.grad.any() for p in model.detection.head.parameters())
-
-
 def test_a_sensor_added_to_a_trained_model_changes_nothing_until_it_has_learned() -> None:
     """The whole model: camera and LiDAR first, then the radar behind closed gates, with the weights of the first."""
     base = tiny_model(radar=None)
@@ -297,20 +275,15 @@ def test_no_sensor_at_all_is_no_perception_and_not_all_clear(model: PerceptionMo
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("changes", [{}, {"fuser": {"kind": "late"}}])
-def test_what_does_not_sense_is_listened_to_and_is_no_perception(changes: dict[str, Any]) -> None:
+def test_what_does_not_sense_is_listened_to_and_is_no_perception(model: PerceptionModel) -> None:
     """As of a map: it helps those who see, and when all of them are gone, nothing is known."""
-    plain, model = tiny_model(**changes), tiny_model(lidar={"pillar_channels": 8, "senses": False}, **changes)
-    batch = random_sensors(2)
+    with_map, batch = tiny_model(lidar={"pillar_channels": 8, "senses": False}), random_sensors(2)
     for names in (("lidar",), ()):
-        seen = model(batch.only(names))
+        seen = with_map(batch.only(names))
         assert not seen.perceived.any()
         assert not seen.boxes.score.any()
-        assert torch.equal(seen.fused.features, plain(batch.only(names)).fused.features)
-    seen, expected = model(batch), plain(batch)
-    assert seen.perceived.all()
-    if not changes:  # late fusion takes the boxes of those alone who see
-        assert_same(seen, expected)
+        assert torch.equal(seen.fused.features, model(batch.only(names)).fused.features)
+    assert_same(with_map(batch), model(batch))
 
 
 def test_a_model_without_a_modality_tells_of_those_that_it_has() -> None:

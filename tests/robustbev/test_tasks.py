@@ -18,7 +18,7 @@ from robustbev.export.interface import model_interface
 from robustbev.precision import Precision
 from robustbev.results.ticks import tick_result
 from sensors.batch import SensorBatch
-from tests.counting import Counts, CountsTask, asked_for_counts, counting
+from tests.counting import Counts, CountsTask, counting
 from tests.small_replay import CAMERA_CHANNELS, RADAR_CHANNELS, noise_frame, noise_tick
 from tests.tiny_model import random_sensors, tiny_config, tiny_model
 
@@ -73,12 +73,6 @@ def test_logits_come_in_float32_whatever_the_head_computes_in(model: PerceptionM
 
 def test_a_task_that_is_null_is_not_asked_and_detection_always_is() -> None:
     assert list(tiny_config(tasks={"counts": None}).tasks) == ["detection"]
-
-
-def test_late_fusion_takes_no_other_task(monkeypatch: pytest.MonkeyPatch) -> None:
-    config = asked_for_counts(tiny_config(fuser={"kind": "late", "heads": 2}), monkeypatch)
-    with pytest.raises(ValueError, match=r"late merges the boxes .* alone: choose another, or leave out counts"):
-        config._check()  # type: ignore[operator]
 
 
 def test_a_tick_has_its_maps(model: PerceptionModel) -> None:

@@ -18,7 +18,6 @@ from fusion import (
     Fuser,
     GatedFusion,
     JointFusion,
-    LateFusion,
     LatentFusion,
     MeanFusion,
     drop_members,
@@ -48,7 +47,6 @@ def others() -> list[Fuser]:
         ChannelWeightFusion(CHANNELS, 16),
         LatentFusion(CHANNELS, 16, latents=2, pool=2),
         JointFusion(CHANNELS, 16, pool=2),
-        LateFusion(CHANNELS, 16),
         GatedFusion(base, {"ultrasonic": 2}, 16, modalities=tuple(CHANNELS)),
     ]
 

@@ -21,7 +21,6 @@ from fusion import (
     Fuser,
     GatedFusion,
     JointFusion,
-    LateFusion,
     LatentFusion,
     MeanFusion,
 )
@@ -295,21 +294,3 @@ def test_every_fuser_says_what_it_takes_and_gives() -> None:
         assert fuser.in_channels == {"camera": 5, "lidar": 8, "radar": 3}, kind
         assert list(fuser.in_channels) == list(fuser.modalities)
         assert fuser.out_channels == 8
-
-
-# Late fusion
-
-
-def test_each_sensors_grid_is_its_own() -> None:
-    fuser = seeded(LateFusion, CHANNELS, 8)
-    assert isinstance(fuser, LateFusion)
-    features = random_features()
-    grids = fuser.separate(features)
-    assert len(grids) == 3
-    without_camera = fuser.separate(features | {"camera": None})
-    for i in (1, 2):
-        assert torch.equal(without_camera[i].features, grids[i].features)
-    assert not without_camera[0].coverage.any()
-    same = replace(features["lidar"], coverage=torch.ones(2, *SHAPE))  # type: ignore[type-var]
-    camera, lidar, _ = fuser.separate(dict.fromkeys(CHANNELS, same))
-    assert not torch.allclose(camera.features, lidar.features), "its adapter tells whose a grid is"

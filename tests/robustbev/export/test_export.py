@@ -138,8 +138,8 @@ def part(name: str, fuser: dict[str, Any] | None = None) -> Part:
     with torch.no_grad():
         encoded = [model.encode(batch) for batch in batches]
     first, second = (tuple(t for n in modalities for t in flat(e[n])) for e in encoded)
-    # After the fuser all is the same whichever it is, but late fusion decodes in a way of its own.
-    return Part(Fuse(model, modalities, alone=fuser is not None and fuser.get("kind") != "late"), (first, second))
+    # After the fuser all is the same whichever it is.
+    return Part(Fuse(model, modalities, alone=fuser is not None), (first, second))
 
 
 @pytest.mark.parametrize("name", ["lidar", "radar", "camera", "fuse camera+lidar+radar", "fuse lidar"])
@@ -160,7 +160,6 @@ def test_it_exports_as_one_graph_and_serves_other_input(name: str) -> None:
         {"kind": "latent", "heads": 2},
         {"kind": "joint", "heads": 2, "absent": "mask"},
         {"kind": "gated", "heads": 2, "adds": ["radar"]},
-        {"kind": "late"},
     ],
     ids=str,
 )

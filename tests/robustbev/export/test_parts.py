@@ -43,10 +43,9 @@ FUSERS: list[dict[str, Any]] = [  # attention to one cell is exported with the w
     {"kind": "latent", "heads": 2},
     {"kind": "joint", "heads": 2, "absent": "mask"},
     {"kind": "gated", "heads": 2, "adds": ["radar"]},
-    {"kind": "late"},
 ]
 _KINDS: tuple[Kind, ...] = ("onnx", "pt2")
-_FAST = [{"kind": "mean"}, {"kind": "late"}]
+_FAST = [{"kind": "mean"}]
 
 
 @pytest.mark.parametrize(
