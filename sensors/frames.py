@@ -115,6 +115,12 @@ class SensorFrame:
     absent: Mapping[str, Absence] = field(default_factory=dict)
     """By channel, why whoever made the frame left a sensor out; of others of which it holds nothing it is not known why."""
 
+    @property
+    def by_kind(self) -> dict[str, tuple[CameraImage | LidarSweep | RadarSweep, ...]]:
+        """Kind of sensors -> its pictures or sweeps that are there."""
+        cameras = tuple(camera for camera in self.cameras or () if camera is not None)
+        return dict(zip(KINDS, (cameras, self.lidar or (), self.radar or ()), strict=True))
+
 
 # history(n): n keyframes earlier in the same scene, None before its start.
 History = Callable[[int], SensorFrame | None]

@@ -56,8 +56,8 @@ def check_frame_calibration(frame: SensorFrame, channels: Collection[str]) -> di
     """
     findings: dict[str, Findings] = {}
     cameras: dict[str, Float64] = {}
-    for reading in (*(frame.cameras or ()), *(frame.lidar or ()), *(frame.radar or ())):
-        if reading is None or reading.channel not in channels or reading.channel in findings:
+    for reading in itertools.chain(*frame.by_kind.values()):
+        if reading.channel not in channels or reading.channel in findings:
             continue
         if abs(int(frame.time_us) - int(reading.time_us)) > _FRESH_US:
             continue

@@ -26,7 +26,7 @@ from sensors.corruptions import place as place
 from sensors.corruptions import radar as radar
 from sensors.corruptions import time as time
 from sensors.corruptions import weather as weather
-from sensors.frames import KINDS, History, SensorFrame
+from sensors.frames import CameraImage, History, SensorFrame
 
 __all__ = [
     "CORRUPTIONS", "MULTICORRUPT", "SEVERITIES", "Corruption", "CorruptionError", "History", "Operation", "corrupt",
@@ -161,12 +161,11 @@ def corrupt(frame: SensorFrame, corruption: Corruption, history: History) -> Sen
 
 def _delivering(frame: SensorFrame) -> tuple[str, ...]:
     """The modalities with a picture or a point."""
-    there = (
-        any(picture is not None for picture in frame.cameras or ()),
-        any(len(sweep.points) for sweep in frame.lidar or ()),
-        any(len(sweep.points) for sweep in frame.radar or ()),
+    return tuple(
+        kind
+        for kind, readings in frame.by_kind.items()
+        if any(isinstance(one, CameraImage) or len(one.points) for one in readings)
     )
-    return tuple(name for name, delivers in zip(KINDS, there, strict=True) if delivers)
 
 
 def _equal(a: Any, b: Any) -> bool:

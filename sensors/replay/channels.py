@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from sensors.frames import KINDS
 from sensors.logs.log import Log, LogError
-from sensors.logs.mapping.mapping import CameraTopics, LidarTopics, LogMapping, RadarTopics
+from sensors.logs.mapping.mapping import CameraTopics, LidarTopics, LogMapping
 from sensors.replay.config import ReplayConfig
 
 _SECOND_NS = 1_000_000_000
@@ -28,8 +29,8 @@ class Channels:
             raise ValueError(f"channel {twice[0]} is named twice" if twice else "name at least one channel")
 
     def modalities(self) -> dict[str, str]:
-        """Channel -> modality, in the order camera, lidar, radar."""
-        groups = (("camera", self.cameras), ("lidar", self.lidars), ("radar", self.radars))
+        """Channel -> modality, in the order of `KINDS`."""
+        groups = zip(KINDS, (self.cameras, self.lidars, self.radars), strict=True)
         return {channel: modality for modality, channels in groups for channel in channels}
 
 
@@ -58,14 +59,8 @@ def sources(channels: Channels, mapping: LogMapping, config: ReplayConfig) -> di
     Raises:
         LogError: a channel is of another modality in the mapping, or a tolerance is set for one that is not there.
     """
-    topics: dict[str, CameraTopics | LidarTopics | RadarTopics] = {
-        **mapping.cameras,
-        **mapping.lidars,
-        **mapping.radars,
-    }
-    mapped = dict.fromkeys(mapping.cameras, "camera") | dict.fromkeys(mapping.lidars, "lidar")
-    mapped |= dict.fromkeys(mapping.radars, "radar")
-    sweeps = {"camera": 1, "lidar": config.lidar_sweeps, "radar": config.radar_sweeps}
+    topics = mapping.by_channel
+    mapped = {channel: kind for kind, of_kind in mapping.by_kind.items() for channel in of_kind}
     unknown = sorted(set(config.tolerance_of_channel_s) - set(channels.modalities()))
     if unknown:
         known = ", ".join(channels.modalities())
@@ -83,12 +78,12 @@ def sources(channels: Channels, mapping: LogMapping, config: ReplayConfig) -> di
         out[channel] = Source(
             channel=channel,
             modality=modality,
-            topic=where.image if isinstance(where, CameraTopics) else where.points,
+            topic=where.data,
             info_topic=where.info if isinstance(where, CameraTopics) else None,
             frame=where.frame,
             offset_ns=round(where.offset_s * _SECOND_NS),
             tolerance_ns=round(tolerance_s * _SECOND_NS),
-            sweeps=sweeps[modality],
+            sweeps=getattr(config, f"{modality}_sweeps", 1),  # one picture
             fields={} if isinstance(where, CameraTopics) else where.fields,
             intensity_scale=where.intensity_scale if isinstance(where, LidarTopics) else 1.0,
             time_field=where.time_field if isinstance(where, LidarTopics) else None,

@@ -65,7 +65,7 @@ class LivePlayback(Playback):
     ) -> None:
         source_of = sources(channels, mapping, config)
         if not source_of:
-            mapped = ", ".join([*mapping.cameras, *mapping.lidars, *mapping.radars])
+            mapped = ", ".join(mapping.by_channel)
             known = ", ".join(channels.modalities())
             raise LogError(f"mapping: expected at least one of the model's channels {known}, got {mapped}")
         rig = Rig(mapping, gap_ns=round(config.ego_pose_gap_s * SECOND_NS))

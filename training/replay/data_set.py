@@ -40,7 +40,7 @@ def write_data_set(source: LogSource, mapping_file: Path | None, out: Path, say:
         LogError: the mapping does not fit, a channel's name cannot be a folder's, or there is no keyframe.
     """
     log, mapping, usual = source.log, mapping_of(mapping_file, source, say), NuScenesConfig()
-    of_kind = {"camera": tuple(mapping.cameras), "lidar": tuple(mapping.lidars), "radar": tuple(mapping.radars)}
+    of_kind = {kind: tuple(channels) for kind, channels in mapping.by_kind.items()}
     names = [*of_kind["lidar"], *of_kind["camera"], *of_kind["radar"]]
     channels = Channels(of_kind["camera"], of_kind["lidar"], of_kind["radar"], reference=names[0])
     if strange := [name for name in names if file_name(name) != name]:
@@ -60,7 +60,7 @@ def write_data_set(source: LogSource, mapping_file: Path | None, out: Path, say:
                 keyframes = 0
             annotations = _annotations(truth, tick)
             frame = _with_points(tick.frame)
-            if annotations is None or (frame.cameras, frame.lidar, frame.radar) == (None, None, None):
+            if annotations is None or not any(frame.by_kind.values()):
                 continue
             if not keyframes:
                 scenes.append(f"{file_name(log.path.stem)}-{len(scenes):03d}")

@@ -163,11 +163,7 @@ def _with_frame(tick: Tick, frame: SensorFrame) -> Tick:
     """The tick with a changed frame: what the change took away is no longer given."""
     if frame is tick.frame:
         return tick
-    there = {
-        "camera": {camera.channel for camera in frame.cameras or () if camera is not None},
-        "lidar": {sweep.channel for sweep in frame.lidar or ()},
-        "radar": {sweep.channel for sweep in frame.radar or ()},
-    }
+    there = {kind: {reading.channel for reading in readings} for kind, readings in frame.by_kind.items()}
     sensors = {
         channel: status
         if not status.given or channel in there[status.modality]

@@ -66,9 +66,7 @@ class ReplaySetup:
     @property
     def topic_of(self) -> dict[str, str]:
         """Channel -> the topic of its pictures or points."""
-        topics = {name: camera.image for name, camera in self.mapping.cameras.items()}
-        topics |= {name: lidar.points for name, lidar in self.mapping.lidars.items()}
-        return topics | {name: radar.points for name, radar in self.mapping.radars.items()}
+        return {channel: where.data for channel, where in self.mapping.by_channel.items()}
 
     @property
     def begin_ns(self) -> int:
@@ -80,7 +78,7 @@ class ReplaySetup:
 
     @property
     def sensors(self) -> dict[str, str]:
-        """Channel -> "camera", "lidar" or "radar", of those that the model listens to."""
+        """Channel -> kind of sensor, of those that the model listens to."""
         return self._channels().modalities()
 
     def origin(self, script: FaultScript) -> dict[str, str]:
@@ -185,8 +183,8 @@ def mapping_of(file: Path | None, source: LogSource, say: Callable[[str], None])
                 f"shows its topics, --mapping says which of them is which sensor{why}"
             )
         mapping = proposal.mapping
-        names = [*mapping.cameras, *mapping.lidars, *mapping.radars]
-        say(f"mapping: as the topics look ({', '.join(names)}); `robustbev inspect` shows it, --mapping gives another")
+        names = ", ".join(mapping.by_channel)
+        say(f"mapping: as the topics look ({names}); `robustbev inspect` shows it, --mapping gives another")
         for line in proposal.unread:
             say(line)
         if mapping.global_frame is None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -79,10 +80,9 @@ class StateCount(ResultWriter):
         frame = result.tick.frame
         if result.tick.reset:
             self._newest_us.clear()
-        times = {camera.channel: {camera.time_us} for camera in frame.cameras or () if camera is not None}
-        for sweeps in (frame.lidar or (), frame.radar or ()):
-            for sweep in sweeps:
-                times.setdefault(sweep.channel, set()).add(sweep.time_us)
+        times: dict[str, set[int]] = {}
+        for reading in chain(*frame.by_kind.values()):
+            times.setdefault(reading.channel, set()).add(reading.time_us)
         for channel, times_us in times.items():
             if not result.tick.sensors[channel].given:
                 continue

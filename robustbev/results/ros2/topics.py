@@ -10,7 +10,7 @@ from typing import Literal
 from sensors.logs.decode import ChannelInfo
 from sensors.logs.decoder import Decoder
 from sensors.logs.log import LogError
-from sensors.logs.mapping.mapping import CameraTopics, LidarTopics, LogMapping, RadarTopics
+from sensors.logs.mapping.mapping import CameraTopics, LogMapping
 from sensors.logs.messages import LogMessage
 from sensors.logs.ros2.types import typestore
 from sensors.replay.channels import Channels
@@ -49,11 +49,7 @@ def listened_topics(
         LogError: a topic is to be two things at once.
     """
     listened: list[tuple[str, ListenedTopic]] = []
-    of_channel: dict[str, CameraTopics | LidarTopics | RadarTopics] = {
-        **mapping.cameras,
-        **mapping.lidars,
-        **mapping.radars,
-    }
+    of_channel = mapping.by_channel
     for channel in channels.modalities():
         where = of_channel.get(channel)
         if where is None:

@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from sensors.documents import DocumentError, read_yaml, short
 from sensors.logs.decode import BOX_TYPES, CAMERA_INFO_TYPES, IMAGE_TYPES, POINT_TYPES, VIDEO_TYPES, unread
 from sensors.logs.log import Log, LogError
-from sensors.logs.mapping.mapping import CameraTopics, LidarTopics, LogMapping, RadarTopics
+from sensors.logs.mapping.mapping import CameraTopics, LidarTopics, LogMapping, PointTopics, RadarTopics
 from sensors.settings import StrictModel
 
 # What a topic of a mapping may carry: by the log's type, or in a nuScenes log by the payload's name.
@@ -84,10 +84,10 @@ def mapped_topics(mapping: LogMapping) -> Iterator[tuple[str, str, frozenset[str
     for channel, camera in mapping.cameras.items():
         yield f"cameras.{channel}.image", camera.image, IMAGES
         yield f"cameras.{channel}.info", camera.info, INFOS
-    for channel, lidar in mapping.lidars.items():
-        yield f"lidars.{channel}.points", lidar.points, POINTS
-    for channel, radar in mapping.radars.items():
-        yield f"radars.{channel}.points", radar.points, POINTS
+    for kind, of_kind in mapping.by_kind.items():
+        for channel, where in of_kind.items():
+            if isinstance(where, PointTopics):
+                yield f"{kind}s.{channel}.points", where.points, POINTS
     if mapping.truth is not None:
         yield "truth", mapping.truth, BOXES
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from typing import Annotated
 
 from pydantic import Field, model_validator
@@ -50,30 +51,40 @@ class CameraTopics(StrictModel):
     frame: str | None = None  # None: as the messages say
     offset_s: Seconds = 0.0  # added to the messages' stamps: a clock that is slow by 20 ms has 0.02
 
+    @property
+    def data(self) -> str:
+        """The topic of what it measures."""
+        return self.image
 
-class LidarTopics(StrictModel):
-    """A LiDAR. `fields` names the log's fields where they are not x, y, z, intensity, ring.
+
+class PointTopics(StrictModel):
+    """A sensor whose messages are points. `fields` names the log's fields where they have other names than ours."""
+
+    points: str
+    frame: str | None = None
+    offset_s: Seconds = 0.0
+    fields: dict[str, str] = Field(default_factory=dict)  # ours -> the log's
+
+    @property
+    def data(self) -> str:
+        """The topic of what it measures."""
+        return self.points
+
+
+class LidarTopics(PointTopics):
+    """A LiDAR; our fields are x, y, z, intensity, ring.
 
     `time_field`: the log's field that says how long after the message's stamp a point was measured (before: negative), in units
     of `time_scale_s` seconds. Points are then brought to the stamp by the ego motion within the sweep. None: all are of it.
     """
 
-    points: str
-    frame: str | None = None
-    offset_s: Seconds = 0.0
-    fields: dict[str, str] = Field(default_factory=dict)  # ours -> the log's
     intensity_scale: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0  # times the log's intensity is 0..255
     time_field: str | None = None
     time_scale_s: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
 
 
-class RadarTopics(StrictModel):
-    """A radar. `fields` names the log's fields where they are not x, y, z, rcs, vx_comp, vy_comp."""
-
-    points: str
-    frame: str | None = None
-    offset_s: Seconds = 0.0
-    fields: dict[str, str] = Field(default_factory=dict)  # ours -> the log's
+class RadarTopics(PointTopics):
+    """A radar; our fields are x, y, z, rcs, vx_comp, vy_comp."""
 
 
 class LogMapping(StrictModel):
@@ -86,9 +97,19 @@ class LogMapping(StrictModel):
     global_frame: str | None = "map"  # None: the log knows no ego motion, and none is compensated
     truth: str | None = None  # annotated boxes
 
+    @property
+    def by_kind(self) -> dict[str, Mapping[str, CameraTopics | LidarTopics | RadarTopics]]:
+        """Kind of sensors -> channel -> where it is."""
+        return {"camera": self.cameras, "lidar": self.lidars, "radar": self.radars}
+
+    @property
+    def by_channel(self) -> dict[str, CameraTopics | LidarTopics | RadarTopics]:
+        """Channel -> where it is, cameras first."""
+        return {channel: where for of_kind in self.by_kind.values() for channel, where in of_kind.items()}
+
     @model_validator(mode="after")
     def _check(self) -> LogMapping:
-        names = [*self.cameras, *self.lidars, *self.radars]
+        names = [name for of_kind in self.by_kind.values() for name in of_kind]
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
             raise ValueError(f"channel {twice[0]} is named twice")

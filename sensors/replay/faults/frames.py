@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import replace
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from sensors.corruptions import Corruption, CorruptionError, corrupt
 from sensors.frames import History, LidarSweep, RadarSweep, SensorFrame
@@ -111,19 +111,15 @@ def _only(frame: SensorFrame, reach: Reach) -> SensorFrame:
 
     Modalities that are not reached stay: fog takes the depth of pictures from the LiDAR.
     """
-    cameras, lidar, radar = frame.cameras, frame.lidar, frame.radar
-    if cameras is not None and _partly("camera", [c.channel for c in cameras if c is not None], reach):
-        cameras = tuple(c if c is not None and c.channel in reach.channels else None for c in cameras)
-    if lidar is not None and _partly("lidar", [sweep.channel for sweep in lidar], reach):
-        lidar = tuple(sweep for sweep in lidar if sweep.channel in reach.channels)
-    if radar is not None and _partly("radar", [sweep.channel for sweep in radar], reach):
-        radar = tuple(sweep for sweep in radar if sweep.channel in reach.channels)
-    same = cameras is frame.cameras and lidar is frame.lidar and radar is frame.radar
-    return frame if same else replace(frame, cameras=cameras, lidar=lidar, radar=radar)
-
-
-def _partly(modality: str, channels: Sequence[str], reach: Reach) -> bool:
-    return modality not in reach.whole and bool(set(channels) & reach.channels)
+    kept: dict[str, Any] = {}
+    for kind, readings in frame.by_kind.items():
+        if kind not in reach.whole and any(one.channel in reach.channels for one in readings):
+            if kind == "camera":  # each keeps its place
+                places = frame.cameras or ()
+                kept["cameras"] = tuple(c if c is not None and c.channel in reach.channels else None for c in places)
+            else:
+                kept[kind] = tuple(sweep for sweep in readings if sweep.channel in reach.channels)
+    return replace(frame, **kept) if kept else frame
 
 
 def _merged(frame: SensorFrame, changed: SensorFrame, reach: Reach) -> SensorFrame:

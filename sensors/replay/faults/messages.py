@@ -59,7 +59,7 @@ def resolve(fault: Fault, mapping: LogMapping, topics: Collection[str] | None = 
     Raises:
         FaultError: the target is none of these, or the action cannot act on it.
     """
-    sensors = {"camera": list(mapping.cameras), "lidar": list(mapping.lidars), "radar": list(mapping.radars)}
+    sensors = mapping.by_kind
     modality_of = {channel: name for name, channels in sensors.items() for channel in channels}
     wanted = fault.target.casefold()
     if wanted == "all":
@@ -68,7 +68,8 @@ def resolve(fault: Fault, mapping: LogMapping, topics: Collection[str] | None = 
         channels = set(sensors[wanted])
     else:
         channels = {channel for channel in modality_of if channel.casefold() == wanted}
-    data, info = _data_topics(mapping), {camera.info: channel for channel, camera in mapping.cameras.items()}
+    data = {where.data: channel for channel, where in mapping.by_channel.items()}
+    info = {camera.info: channel for channel, camera in mapping.cameras.items()}
     if channels:
         reached = {topic for topic, channel in data.items() if channel in channels}
     else:
@@ -237,14 +238,6 @@ def _moved(payload: Payload, by_ns: int) -> Payload:
 
 
 # --- targets ----------------------------------------------------------------------------------------------------------
-
-
-def _data_topics(mapping: LogMapping) -> dict[str, str]:
-    """Topic of pictures or points -> channel."""
-    topics = {camera.image: channel for channel, camera in mapping.cameras.items()}
-    return topics | {
-        sensor.points: channel for of in (mapping.lidars, mapping.radars) for channel, sensor in of.items()
-    }
 
 
 def _check_action(fault: Fault, channels: Collection[str], modalities: Collection[str]) -> None:

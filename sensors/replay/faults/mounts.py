@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sensors.calibration import pose_fault, transforms
-from sensors.logs.mapping.mapping import LogMapping
+from sensors.logs.mapping.mapping import CameraTopics, LogMapping
 from sensors.logs.messages import FrameTransform, FrameTransforms, LogMessage, Other, SceneBoxes
 from sensors.replay.faults.kinds import Fault, Shift
 
@@ -42,11 +42,12 @@ class ShiftedMounts:
     ) -> None:
         self._shifts = shifts
         self._touched = touched
-        frames = [(c, s.frame) for of in (mapping.cameras, mapping.lidars, mapping.radars) for c, s in of.items()]
-        self._frame_of = {channel: _plain(frame) for channel, frame in frames if frame}
+        sensors = mapping.by_channel.items()
+        self._frame_of = {channel: _plain(where.frame) for channel, where in sensors if where.frame}
         # A camera's axes are those that its calibration names; of the pictures some logs say another frame.
-        self._teachers = {camera.info: channel for channel, camera in mapping.cameras.items()}
-        self._teachers |= {s.points: c for of in (mapping.lidars, mapping.radars) for c, s in of.items()}
+        self._teachers = {
+            where.info if isinstance(where, CameraTopics) else where.data: channel for channel, where in sensors
+        }
         self._sent: dict[str, _Sent] = {}  # child -> its last transform
         self._now: dict[str, tuple[Fault, ...]] = {}  # frame -> what shifts it at the moment
 
