@@ -12,15 +12,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..features import BEVFeatures, FusedBEV, Fuser
 from ..kernels import devices
 from ..kernels.cells import cell_attention
 from ..kernels.means import means_by_triton
 from ..kernels.neighbours import by_triton, neighbour_attention
 from ..kernels.norms import SameDtypeNorm
 from ..named import NamedParameters
-from ..nulls import Absent, ModalityTokens, present_mean, trusted_mean
-from .tokens import check_heads, feed_forward
+from ..nulls import Absent, present_mean, trusted_mean
+from .tokens import TokenFuser, check_heads, feed_forward
 
 
 def _cheap_products(query: Tensor) -> bool:
@@ -71,7 +70,7 @@ def placed_by_axes(position: nn.Linear, query: Tensor, grid_shape: tuple[int, in
     return (of_x + query.to(of_x.dtype))[:, None] + of_y
 
 
-class CrossAttentionFusion(Fuser):
+class CrossAttentionFusion(TokenFuser):
     """At each cell a query attends to the modality tokens of its neighbourhood.
 
     The query is the mean of what is present, plus a learned query, plus a position embedding. Every token carries an embedding
@@ -103,14 +102,11 @@ class CrossAttentionFusion(Fuser):
         neighbourhood: int = 1,
         absent: Absent = "null",
     ) -> None:
-        super().__init__()
         check_heads(out_channels, heads)
         if neighbourhood not in (1, 3):
             raise ValueError(f"neighbourhood: expected 1 or 3, got {neighbourhood}")
-        self.tokens = ModalityTokens(channels, out_channels, absent)
-        self.modalities, self.in_channels = self.tokens.modalities, self.tokens.in_channels
-        self.out_channels = out_channels
-        self.heads, self.neighbourhood, self.absent = heads, neighbourhood, absent
+        super().__init__(channels, out_channels, absent)
+        self.heads, self.neighbourhood = heads, neighbourhood
         self.modality = NamedParameters(self.modalities, torch.randn(len(channels), out_channels) * 0.02)
         self.learned_query = nn.Parameter(torch.zeros(out_channels))
         self.position = nn.Linear(out_channels, out_channels, bias=False)
@@ -121,20 +117,12 @@ class CrossAttentionFusion(Fuser):
         self.out = nn.Linear(out_channels, out_channels)
         self.feed_forward = feed_forward(out_channels)
 
-    def forward(
-        self,
-        features: Mapping[str, BEVFeatures | None],
-        *,
-        grid_shape: tuple[int, int] | None = None,
-        batch_size: int = 1,
-    ) -> FusedBEV:
-        """As `Fuser.forward`; `attention` is the weight of a modality's tokens, mean over heads, summed over neighbours."""
-        tokens, coverage = self.tokens(features, grid_shape, batch_size)  # [M, B, X, Y, C], [M, B, X, Y]
+    def _fuse(self, tokens: Tensor, coverage: Tensor) -> tuple[Tensor, Tensor]:
+        """See `TokenFuser._fuse`; the share is the weight of a modality's tokens, mean over heads, summed over neighbours."""
         asking = self.query_norm(self._asking(tokens, coverage))
         attended, share = self._attend(asking, tokens, coverage > 0 if self.absent == "mask" else None)
         fused = trusted_mean(tokens, coverage, share, plus=attended)
-        fused = fused + self.feed_forward(fused)
-        return FusedBEV(features=fused.permute(0, 3, 1, 2), attention=share, coverage=coverage.amax(0))
+        return fused + self.feed_forward(fused), share
 
     def _asking(self, tokens: Tensor, coverage: Tensor) -> Tensor:
         """[M, B, X, Y, C], [M, B, X, Y] -> [B, X, Y, C]: the mean of what is present, the learned query and the place."""

@@ -11,14 +11,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..features import BEVFeatures, FusedBEV, Fuser
 from ..named import NamedParameters
-from ..nulls import Absent, ModalityTokens, present_mean
+from ..nulls import Absent, present_mean
 from .cross_attention import placed
-from .tokens import check_heads, feed_forward, join_heads, masked_softmax, pooled_tokens, split_heads
+from .tokens import TokenFuser, check_heads, feed_forward, join_heads, masked_softmax, pooled_tokens, split_heads
 
 
-class JointFusion(Fuser):
+class JointFusion(TokenFuser):
     """One sequence of every modality's tokens attends to itself; each coarse cell then weighs its modalities.
 
     Tokens of all modalities in one transformer, as the joint-stream models do (Kim et al., ViLT, ICML 2021), here averaged
@@ -46,14 +45,11 @@ class JointFusion(Fuser):
         pool: int = 4,
         absent: Absent = "null",
     ) -> None:
-        super().__init__()
         check_heads(out_channels, heads)
         if pool < 1:
             raise ValueError(f"pool: expected at least 1, got {pool}")
-        self.tokens = ModalityTokens(channels, out_channels, absent)
-        self.modalities, self.in_channels = self.tokens.modalities, self.tokens.in_channels
-        self.out_channels = out_channels
-        self.heads, self.pool, self.absent = heads, pool, absent
+        super().__init__(channels, out_channels, absent)
+        self.heads, self.pool = heads, pool
         self.modality = NamedParameters(self.modalities, torch.randn(len(channels), out_channels) * 0.02)
         self.position = nn.Linear(out_channels, out_channels, bias=False)
         self.attention_norm = nn.LayerNorm(out_channels)
@@ -64,15 +60,8 @@ class JointFusion(Fuser):
         self.out = nn.Linear(out_channels, out_channels)
         self.feed_forward = feed_forward(out_channels)
 
-    def forward(
-        self,
-        features: Mapping[str, BEVFeatures | None],
-        *,
-        grid_shape: tuple[int, int] | None = None,
-        batch_size: int = 1,
-    ) -> FusedBEV:
-        """As `Fuser.forward`; `attention` is the weight of a modality when its coarse cell is read."""
-        tokens, coverage = self.tokens(features, grid_shape, batch_size)
+    def _fuse(self, tokens: Tensor, coverage: Tensor) -> tuple[Tensor, Tensor]:
+        """See `TokenFuser._fuse`; the share is the weight of a modality when its coarse cell is read."""
         masked = self.absent == "mask"
         coarse, covered = pooled_tokens(tokens, coverage, self.pool, masked=masked)  # [B, M, x, y, C], [B, M, x, y]
         said = self._converse(coarse, covered if masked else None)
@@ -84,7 +73,7 @@ class JointFusion(Fuser):
         fused = mean + fine.permute(0, 2, 3, 1)
         fused = fused + self.feed_forward(fused)
         share = self._enlarge(weight, mean.shape[1:3], "nearest")
-        return FusedBEV(fused.permute(0, 3, 1, 2), share, coverage.amax(0))
+        return fused, share
 
     def _converse(self, coarse: Tensor, covered: Tensor | None) -> Tensor:
         """One transformer block over the tokens [B, M, x, y, C] of a sample."""

@@ -10,14 +10,13 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from ..features import BEVFeatures, FusedBEV, Fuser
 from ..named import NamedParameters
-from ..nulls import Absent, ModalityTokens, present_mean
+from ..nulls import Absent, present_mean
 from .cross_attention import placed
-from .tokens import attend, check_heads, feed_forward, join_heads, pooled_tokens, split_heads
+from .tokens import TokenFuser, attend, check_heads, feed_forward, join_heads, pooled_tokens, split_heads
 
 
-class LatentFusion(Fuser):
+class LatentFusion(TokenFuser):
     """Each sensor's grid is resampled into a fixed number of latents, to which every cell attends beside its own mean.
 
     The resampling is that of the Perceiver (Jaegle et al., ICML 2021) as in Flamingo's resampler (Alayrac et al., NeurIPS
@@ -47,14 +46,11 @@ class LatentFusion(Fuser):
         pool: int = 4,
         absent: Absent = "null",
     ) -> None:
-        super().__init__()
         check_heads(out_channels, heads)
         if latents < 1 or pool < 1:
             raise ValueError(f"latents and pool: expected at least 1, got {latents} and {pool}")
-        self.tokens = ModalityTokens(channels, out_channels, absent)
-        self.modalities, self.in_channels = self.tokens.modalities, self.tokens.in_channels
-        self.out_channels = out_channels
-        self.heads, self.pool, self.absent = heads, pool, absent
+        super().__init__(channels, out_channels, absent)
+        self.heads, self.pool = heads, pool
         self.modality = NamedParameters(self.modalities, torch.randn(len(channels), out_channels) * 0.02)
         start = torch.randn(len(channels), latents, out_channels) * out_channels**-0.5
         self.latents = NamedParameters(self.modalities, start)
@@ -72,15 +68,8 @@ class LatentFusion(Fuser):
         self.out = nn.Linear(out_channels, out_channels)
         self.feed_forward = feed_forward(out_channels)
 
-    def forward(
-        self,
-        features: Mapping[str, BEVFeatures | None],
-        *,
-        grid_shape: tuple[int, int] | None = None,
-        batch_size: int = 1,
-    ) -> FusedBEV:
-        """As `Fuser.forward`; `attention` is the share of a modality's latents, mean over heads."""
-        tokens, coverage = self.tokens(features, grid_shape, batch_size)
+    def _fuse(self, tokens: Tensor, coverage: Tensor) -> tuple[Tensor, Tensor]:
+        """See `TokenFuser._fuse`; the share is that of a modality's latents, mean over heads."""
         modalities, samples, x_cells, y_cells, _ = tokens.shape
         latents, seen = self._summarise(tokens, coverage)  # [B, M, L, C], [B, M] or None
         mean = present_mean(tokens, coverage)
@@ -92,9 +81,7 @@ class LatentFusion(Fuser):
         fused = mean + self.out(join_heads(attended)).view(samples, x_cells, y_cells, -1)
         fused = fused + self.feed_forward(fused)
         share = weight.mean(1).unflatten(-1, (modalities, -1)).sum(-1).transpose(1, 2)
-        return FusedBEV(
-            fused.permute(0, 3, 1, 2), share.reshape(samples, modalities, x_cells, y_cells), coverage.amax(0)
-        )
+        return fused, share.reshape(samples, modalities, x_cells, y_cells)
 
     def _summarise(self, tokens: Tensor, coverage: Tensor) -> tuple[Tensor, Tensor | None]:
         """-> latents [B, M, L, C] and, with a mask, which modalities cover anything [B, M]."""

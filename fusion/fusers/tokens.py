@@ -6,13 +6,42 @@ Letters: B samples, C channels, H heads, c channels of a head, M modalities, N t
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..features import BEVFeatures, FusedBEV, Fuser
 from ..kernels.devices import widened
 from ..kernels.norms import SameDtypeNorm
+from ..nulls import Absent, ModalityTokens
+
+
+class TokenFuser(Fuser):
+    """A fuser of the modalities' tokens at every cell; how, `_fuse` says."""
+
+    def __init__(self, channels: Mapping[str, int], out_channels: int, absent: Absent) -> None:
+        super().__init__()
+        self.tokens = ModalityTokens(channels, out_channels, absent)
+        self.modalities, self.in_channels = self.tokens.modalities, self.tokens.in_channels
+        self.out_channels, self.absent = out_channels, absent
+
+    def forward(
+        self,
+        features: Mapping[str, BEVFeatures | None],
+        *,
+        grid_shape: tuple[int, int] | None = None,
+        batch_size: int = 1,
+    ) -> FusedBEV:
+        """As `Fuser.forward`; `attention` is the share that `_fuse` tells of."""
+        tokens, coverage = self.tokens(features, grid_shape, batch_size)
+        fused, share = self._fuse(tokens, coverage)
+        return FusedBEV(features=fused.permute(0, 3, 1, 2), attention=share, coverage=coverage.amax(0))
+
+    def _fuse(self, tokens: Tensor, coverage: Tensor) -> tuple[Tensor, Tensor]:
+        """Tokens [M, B, X, Y, C], coverage [M, B, X, Y] -> the fused grid [B, X, Y, C], each modality's share [B, M, X, Y]."""
+        raise NotImplementedError
 
 
 def feed_forward(channels: int) -> nn.Sequential:
