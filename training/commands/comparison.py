@@ -18,8 +18,7 @@ def compare(
         list[str],
         typer.Argument(metavar="CONFIG|key=value", help="YAML files, and settings over each of them."),
     ],
-    seeds: Annotated[int | None, typer.Option("--seeds", help="So many seeds, from 0; default: 1.")] = None,
-    seed_list: Annotated[str | None, typer.Option("--seed-list", help="These seeds instead, as 0,5,7.")] = None,
+    seeds: Annotated[int, typer.Option("--seeds", min=1, help="So many seeds, from 0.")] = 1,
     case: Annotated[
         list[str] | None,
         typer.Option("--case", help="A corruption to measure beyond the sensor subsets, as fog-3; again for more."),
@@ -33,10 +32,10 @@ def compare(
     fresh: Annotated[bool, typer.Option("--fresh", help="Remove what the runs wrote before and start over.")] = False,
 ) -> None:
     """Train and evaluate configurations with several seeds each, and put means and deviations side by side."""
-    from training.comparison.plan import read_entries, seeds_of, split_words
+    from training.comparison.plan import read_entries, split_words
 
     files, settings = split_words(configs)
-    entries, chosen = tuple(read_entries(files, settings)), seeds_of(seeds, seed_list)
+    entries = tuple(read_entries(files, settings))
     from sensors.extras import require
 
     require("robustbev compare", "data", "nuscenes", "simplejpeg")
@@ -44,7 +43,7 @@ def compare(
     from training.comparison.run import Request, print_comparison
     from training.comparison.run import compare as run
 
-    ended = run(Request(entries, chosen, tuple(case or ()), name, out, jobs, address, fresh))
+    ended = run(Request(entries, tuple(range(seeds)), tuple(case or ()), name, out, jobs, address, fresh))
     print_comparison(ended)
     if ended.interrupted:
         tell("stopped; the same command goes on from there", file=sys.stderr)

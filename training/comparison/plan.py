@@ -23,7 +23,7 @@ SAME_DATA = (
 )  # fmt: skip
 # What a model was given to learn from. Augmentation is no budget: schedules of failures are there to be compared.
 BUDGET = (
-    "epochs", "batch_size", "optim.accumulation", "init_from", "camera_weights", "data.balance", "data.repeat_threshold",
+    "epochs", "batch_size", "optim.accumulation", "init_from", "camera_weights", "data.balance",
     "data.min_points", "data.nuscenes.camera_channels", "data.nuscenes.lidar_channels", "data.nuscenes.radar_channels",
     "data.nuscenes.lidar_sweeps", "data.nuscenes.radar_sweeps", "data.nuscenes.radar_filter",
     "evaluation.score_threshold", "evaluation.max_boxes_per_sample",
@@ -175,27 +175,6 @@ def check_name(name: str) -> str:
     if not _STEM.fullmatch(name):
         raise ValueError(f"--name: expected letters, digits, '.', '_' and '-', got {name!r}")
     return name
-
-
-def seeds_of(count: int | None, chosen: str | None) -> tuple[int, ...]:
-    """The seeds meant by `--seeds N` or `--seed-list 0,5,7`.
-
-    Raises:
-        ValueError: both are given, or no whole numbers from 0, or one twice.
-    """
-    if chosen is None:
-        if count is not None and count < 1:
-            raise ValueError(f"--seeds: expected a number of seeds from 1, got {count}")
-        return tuple(range(1 if count is None else count))
-    if count is not None:
-        raise ValueError("give --seeds or --seed-list, not both")
-    words = [word for word in re.split(r"[,\s]+", chosen) if word]
-    if not words or not all(word.isdecimal() for word in words):
-        raise ValueError(f"--seed-list: expected whole numbers from 0 with commas between, as 0,1,2, got {chosen!r}")
-    seeds = tuple(int(word) for word in words)
-    if len(set(seeds)) < len(seeds):
-        raise ValueError(f"--seed-list: a seed is named twice in {chosen!r}")
-    return seeds
 
 
 def plan_jobs(entries: Sequence[Entry], seeds: Sequence[int], name: str, cases: Sequence[str] = ()) -> list[Job]:

@@ -51,8 +51,7 @@ class DataConfig(StrictModel):
 
     nuscenes: NuScenesConfig = NuScenesConfig()
     augmentation: AugmentationConfig = AugmentationConfig()  # of training samples
-    balance: Balance = "none"  # of training samples: repeat_factor or cbgs visit rare classes more often
-    repeat_threshold: Annotated[float, Field(gt=0, le=1)] = 0.3  # repeat_factor: classes in fewer samples are repeated
+    balance: Balance = "none"  # of training samples: cbgs visits rare classes more often
     min_points: Annotated[int, Field(ge=0)] = 1  # LiDAR and radar points that a box must have to be trained on
     lidar_min_range_m: Annotated[float, Field(ge=0)] = 1.0  # nearer points are the vehicle itself
     keep_outside: bool = False  # True: points outside the grid go to the network, which will not use them

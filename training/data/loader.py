@@ -201,7 +201,7 @@ def build_loader(
     """
     dataset = NuScenesDataset(config, model, split, train=train, seed=seed, alter=alter, device=device)
     balance: Balance = config.balance if train else "none"
-    repeats = repeat_factors(dataset.reader.class_counts(config.min_points), balance, config.repeat_threshold)
+    repeats = repeat_factors(dataset.reader.class_counts(config.min_points), balance)
     plan = BatchPlan(repeats, batch_size=batch_size, train=train, seed=seed, rank=rank, world_size=world_size)
     return SampleLoader(dataset, plan, config)
 

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch.utils.data import Sampler
 
-Balance = Literal["none", "repeat_factor", "cbgs"]
+Balance = Literal["none", "cbgs"]
 
 
 @dataclass(frozen=True)
@@ -26,12 +26,10 @@ class SampleKey:
     visit: int  # balanced sampling visits some samples more than once an epoch
 
 
-def repeat_factors(class_counts: NDArray[np.int64], balance: Balance, threshold: float) -> NDArray[np.float64]:
+def repeat_factors(class_counts: NDArray[np.int64], balance: Balance) -> NDArray[np.float64]:
     """[S] how often to visit each sample an epoch, on average; `class_counts` [S, K] boxes.
 
-    "repeat_factor" (LVIS, Gupta et al., CVPR 2019): a class found in a fraction f < threshold of the samples is visited
-    sqrt(threshold / f) times as often. "cbgs" (Zhu et al. 2019): every class gets an equal share of the visits; a sample
-    without any box gets none.
+    "cbgs" (Zhu et al. 2019): every class gets an equal share of the visits; a sample without any box gets none.
     """
     samples = len(class_counts)
     if balance == "none" or samples == 0:
@@ -39,9 +37,6 @@ def repeat_factors(class_counts: NDArray[np.int64], balance: Balance, threshold:
     has = class_counts > 0
     samples_with = has.sum(axis=0)
     with np.errstate(divide="ignore"):
-        if balance == "repeat_factor":
-            factor = np.maximum(1.0, np.sqrt(threshold * samples / samples_with))
-            return np.maximum(1.0, np.where(has, factor, 0.0).max(axis=1))
         visits = samples_with.sum() / max(1, (samples_with > 0).sum())
         weights: NDArray[np.float64] = np.where(has, visits / samples_with, 0.0).sum(axis=1)
     return weights

@@ -17,7 +17,6 @@ from training.comparison.plan import (
     default_name,
     plan_jobs,
     read_entries,
-    seeds_of,
     settings_that_differ,
     split_words,
 )
@@ -101,17 +100,6 @@ def test_equal_names_no_files_and_other_places_are_refused(folder: Path) -> None
         read_entries([first, write(folder, "b", runs_dir="elsewhere")])
     with pytest.raises(ConfigError, match="the file's name names its runs"):
         read_entries([write(folder, "with space")])
-
-
-def test_seeds() -> None:
-    assert seeds_of(None, None) == (0,)
-    assert seeds_of(3, None) == (0, 1, 2)
-    assert seeds_of(None, "4, 2") == (4, 2)
-    for count, chosen, message in (
-        (0, None, "from 1"), (2, "1,2", "not both"), (None, "1,1", "twice"), (None, "a", "got 'a'"), (None, "-1", "from 0"),
-    ):  # fmt: skip
-        with pytest.raises(ValueError, match=message):
-            seeds_of(count, chosen)
 
 
 def test_the_name_comes_from_the_folder(folder: Path) -> None:

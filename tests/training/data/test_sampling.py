@@ -66,13 +66,8 @@ def test_a_batch_that_cannot_be_filled_is_said() -> None:
 COUNTS = np.array([[5, 0]] * 90 + [[1, 2]] * 10)  # the second class is in a tenth of the samples
 
 
-def test_rare_classes_are_repeated_by_the_square_root_of_their_rarity() -> None:
-    factors = repeat_factors(COUNTS, "repeat_factor", threshold=0.4)
-    np.testing.assert_allclose(factors, [1.0] * 90 + [2.0] * 10)
-
-
 def test_cbgs_gives_every_class_an_equal_share_of_visits() -> None:
-    factors = repeat_factors(COUNTS, "cbgs", threshold=1.0)
+    factors = repeat_factors(COUNTS, "cbgs")
     visits = ((COUNTS > 0) * factors[:, None]).sum(axis=0)
     assert factors.sum() == pytest.approx(110)  # as many as (class, sample) pairs
     # Samples of the rare class hold the common one too, so that exactly equal shares cannot be; CBGS draws them as such.
@@ -81,7 +76,7 @@ def test_cbgs_gives_every_class_an_equal_share_of_visits() -> None:
 
 
 def test_no_balance_visits_each_sample_once() -> None:
-    np.testing.assert_array_equal(repeat_factors(COUNTS, "none", 0.3), np.ones(100))
+    np.testing.assert_array_equal(repeat_factors(COUNTS, "none"), np.ones(100))
 
 
 def test_balanced_epochs_have_one_length_and_visit_by_the_factors() -> None:
@@ -97,11 +92,6 @@ def test_balanced_epochs_have_one_length_and_visit_by_the_factors() -> None:
         assert (counts <= np.ceil(factors)).all()
         visits += counts
     np.testing.assert_allclose(visits / 200, factors, atol=0.1)
-
-
-def test_a_sample_without_any_class_is_not_lost_to_balancing() -> None:
-    factors = repeat_factors(np.array([[1, 0], [0, 0], [1, 1]]), "repeat_factor", threshold=0.5)
-    assert (factors >= 1).all()
 
 
 def test_randomness_follows_from_the_key_alone() -> None:
