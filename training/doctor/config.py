@@ -10,8 +10,15 @@ from typing import TYPE_CHECKING
 import torch
 
 from robustbev.precision import choose_precision
-from sensors.errors import SensorDataWarning
+from sensors.checks.calibration import check_frame_calibration
+from sensors.errors import DataRootError, SensorDataError, SensorDataWarning
 from sensors.extras import require
+from sensors.nuscenes.arrays import check_root
+from sensors.nuscenes.channels import check_channels
+from sensors.nuscenes.index import find_index, open_index
+from sensors.nuscenes.reader import NuScenesReader
+from sensors.nuscenes.summary import check_truth
+from training.data.dataset import rig_of, with_rig
 from training.data.handover import shared_memory_bytes, shared_memory_fault
 from training.doctor.answer import Answer, without
 
@@ -42,13 +49,6 @@ def _libraries(run: RunConfig) -> Answer:
 
 def _data(run: RunConfig) -> list[Answer]:
     """Data set, index, channels, splits and truth, as far as can be known: the first that is not there ends it."""
-    from sensors.errors import DataRootError, SensorDataError
-    from sensors.nuscenes.arrays import check_root
-    from sensors.nuscenes.channels import check_channels
-    from sensors.nuscenes.index import find_index, open_index
-    from sensors.nuscenes.reader import NuScenesReader
-    from sensors.nuscenes.summary import check_truth
-
     config = run.data.nuscenes
     try:
         tables = check_root(config)
@@ -80,9 +80,6 @@ def _rig(run: RunConfig, path: Path) -> list[Answer]:
     """Where the sensors of the first keyframe of training stand and look: as a picture, and what is odd about it."""
     require("robustbev doctor --rig", "train", "matplotlib")
     require("robustbev doctor --rig", "data", "cv2", "simplejpeg")
-    from sensors.checks.calibration import check_frame_calibration
-    from sensors.errors import DataRootError, SensorDataError
-    from sensors.nuscenes.reader import NuScenesReader
     from training.pictures.scene.canvas import save
     from training.pictures.scene.rig import draw_rig
 
@@ -102,8 +99,6 @@ def _rig(run: RunConfig, path: Path) -> list[Answer]:
 
 
 def _model(run: RunConfig) -> Answer:
-    from training.data.dataset import rig_of, with_rig
-
     try:
         with warnings.catch_warnings(action="ignore", category=SensorDataWarning):  # of what is answered below
             with_rig(run.model, run.data)
