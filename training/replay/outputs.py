@@ -126,7 +126,8 @@ def _open(path: Path, setup: ReplaySetup, script: FaultScript, suffix: str | Non
                 )
             return SubmissionWriter(path, scene_samples(setup.source.nuscenes, request.scene))
         case ".html":
-            return PageResults(path, model.config, fps=rate_hz, title=title, truth_at=truth_at(setup.truth), **common)
+            truth, about = truth_at(setup.truth), setup.origin(script)
+            return PageResults(path, model.config, fps=rate_hz, title=title, truth_at=truth, about=about, **common)
         case _:
             return VideoResults(
                 path,

@@ -114,8 +114,8 @@ def _html(robustness: Robustness, facts: dict[str, str], drawn: Sequence[Path]) 
     meanings = "".join(f"<tr><td>{k}</td><td>{html_text(v)}</td></tr>\n" for k, v in _FORMULAS)
     every = case_table(robustness)
     parts += [
-        f"<h2>Measures</h2>\n{wide(f'<table><tbody>{meanings}</tbody></table>')}",
-        f"<h2>What was run</h2>\n{wide(f'<table><tbody>{rows}</tbody></table>')}",
+        f"<h2>Measures</h2>\n{wide(f'<table class=words><tbody>{meanings}</tbody></table>')}",
+        f"<h2>What was run</h2>\n{wide(f'<table class=words><tbody>{rows}</tbody></table>')}",
         f"<details><summary>{every.title}: {len(every.rows)} rows</summary>\n{wide(every.html())}</details>",
     ]
     return html_page(f"Robustness of {robustness.model.config.name}", "\n".join(parts))
