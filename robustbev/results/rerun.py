@@ -145,14 +145,22 @@ class RerunResults:
             rrb.TimeSeriesView(
                 origin="shares", name="shares of the attention", axis_y=rrb.ScalarAxis(range=(0.0, 1.0))
             ),
-            rrb.TimeSeriesView(origin="sensors", name="sensors: 0 ok, 1 doubted, 2 absent"),
-            rrb.TimeSeriesView(origin="boxes", name="boxes found"),
+            rrb.TimeSeriesView(
+                origin="sensors",
+                name="states: 2 absent, 1 doubted",
+                axis_y=rrb.ScalarAxis(range=(-0.1, 2.1)),
+                plot_legend=rrb.PlotLegend(
+                    visible=False
+                ),  # a dozen names would cover the curves; colours are as in the shares
+            ),
+            rrb.TimeSeriesView(origin="boxes", name="boxes found", plot_legend=rrb.PlotLegend(visible=False)),
         ]
         words = rrb.Tabs(
             rrb.TextDocumentView(origin="perception", name="perception"), rrb.TextLogView(origin="log", name="log")
         )
         classes = rrb.Spatial2DView(origin="classes", name="classes")
-        left = rrb.Vertical(words, scene, rrb.Horizontal(classes, *maps), row_shares=[2, 5, 2])
+        top = rrb.Horizontal(words, classes, column_shares=[3, 1])
+        left = rrb.Vertical(top, scene, rrb.Horizontal(*maps), row_shares=[3, 5, 2])
         large = [rrb.Grid(*pictures, grid_columns=min(_IN_A_ROW, len(pictures)))] if pictures else []
         right = rrb.Vertical(*large, rrb.Horizontal(*curves), row_shares=[*[3] * len(large), 1])
         self._stream.send_blueprint(rrb.Blueprint(rrb.Horizontal(left, right), collapse_panels=True))
@@ -167,17 +175,34 @@ class RerunResults:
                 colour = MODALITY_COLOURS.get(modality, _GREY)
                 series.append((f"sensors/{channel}", _darker(colour, k / len(channels)), channel))
         for entity, colour, name in series:
-            self._stream.log(entity, self._rr.SeriesLines(colors=[colour], names=[name]), static=True)
+            # Not the mean of what lies within a pixel, which would make a ramp of a step.
+            off = self._rr.components.AggregationPolicy.Off
+            lines = self._rr.SeriesLines(colors=[colour], names=[name], aggregation_policy=off)
+            self._stream.log(entity, lines, static=True)
         rgb_of = {name: class_rgb(name, label) for label, name in enumerate(result.classes)}
-        legend = self._rr.Points2D(
-            [(0.0, k) for k in range(len(rgb_of))],
-            colors=list(rgb_of.values()),
-            labels=list(rgb_of),
-            radii=0.3,
-            show_labels=True,
+        legend = (
+            self._rr.Boxes2D(  # as wide as they are many: a view of points in a column would be a view of one point
+                centers=[(0.0, 2 * k) for k in range(len(rgb_of))],
+                half_sizes=[(0.6 * len(rgb_of), 0.8)] * len(rgb_of),
+                colors=list(rgb_of.values()),
+                labels=list(rgb_of),
+                show_labels=True,
+            )
         )
         self._stream.log("classes", legend, static=True)
+        room = self._rr.Points2D(
+            [(0.0, 2 * len(rgb_of))], colors=[(0, 0, 0)]
+        )  # names stand below their boxes, the last too
+        self._stream.log("classes/room", room, static=True)
+        # Shown where the mouse is: all of them would hide each other and the boxes.
+        self._stream.log(FOUND, self._rr.Boxes3D.from_fields(show_labels=False), static=True)
         self._stream.log(EGO, self._rr.ViewCoordinates.FLU, static=True)
+        # A view of all that it shows; what is always there keeps it where it is when sensors are lost.
+        turn = np.linspace(0.0, 2 * np.pi, 73)
+        circle = np.stack([np.cos(turn), np.sin(turn), 0 * turn], axis=1)
+        radii_m = (10.0, 20.0, NEAR_M)
+        rings = self._rr.LineStrips3D([r * circle for r in radii_m], colors=_GREY, radii=-0.5)
+        self._stream.log(f"{EGO}/rings", rings, static=True)
 
     def _write_pose(self, result: TickResult) -> None:
         """Map -> vehicle; the identity where the log knows no ego motion."""
@@ -277,11 +302,9 @@ class RerunResults:
         self._stream.send_columns(entity, [times], self._rr.Scalars.columns(scalars=values), strict=True)
 
     def _write_words(self, result: TickResult) -> None:
-        head = (
-            f"# tick {result.tick.index}\n\n"
-            if result.perceived
-            else f"# {NO_PERCEPTION}\n\ntick {result.tick.index}\n\n"
-        )
+        head = f"tick {result.tick.index}\n\n"
+        if not result.perceived:
+            head = f"# {NO_PERCEPTION}\n\n{head}"
         trouble_first = sorted(result.tick.sensors.values(), key=lambda status: -sensor_level(status))
         rows = [f"| {status.channel} | {status.state} | {status.detail} |" for status in trouble_first]
         text = head + "\n".join(["| sensor | state | why |", "|---|---|---|", *rows])

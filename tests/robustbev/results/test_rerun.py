@@ -125,6 +125,13 @@ def test_it_has_a_name_and_a_legend(tmp_path: Path) -> None:
     ]
 
 
+def test_what_is_always_there_keeps_the_view_when_sensors_are_lost(tmp_path: Path) -> None:
+    recording = written(tmp_path / "out.rrd", result(perceived=False))
+    view = recording.view(index="log_time", contents="/map/ego/rings").select_static().read_all().to_pylist()[0]
+    radii_m = [np.linalg.norm(ring, axis=1) for ring in view["/map/ego/rings:LineStrip3D"]]
+    assert np.allclose(radii_m, np.array([[10], [20], [30]]))
+
+
 def test_the_file_is_there_whole_or_not_at_all(tmp_path: Path) -> None:
     writer = RerunResults(tmp_path / "out.rrd", GRID)
     writer.write(result())
