@@ -3,7 +3,7 @@
 | topic | type | content |
 |---|---|---|
 | /tf | foxglove.FrameTransforms | map -> base_link where that is known; base_link -> given/CHANNEL of every sensor given so far |
-| /detections | foxglove.SceneUpdate | boxes in base_link; each tick deletes those before it |
+| /detections | foxglove.SceneUpdate | boxes in base_link, with words where there is room; each tick deletes those before it |
 | /truth | foxglove.SceneUpdate | where the log has them, the annotated boxes, outlined |
 | /perceived | foxglove.SceneUpdate | a text above the vehicle at ticks without perception |
 | /log | foxglove.Log | perception that goes and comes, sensors that change state, jumps of the clock |
@@ -21,7 +21,8 @@ A metadata record, "robustbev", says what the results came of.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import combinations, product
 from pathlib import Path
@@ -58,6 +59,9 @@ if TYPE_CHECKING:
 
 _NAMES = FrameNames()
 MOVING_MPS = 0.5  # slower velocities get no arrow
+_WORDS_APART_M = (
+    6.0  # of boxes nearer to each other the best has its class and score written; a click tells the others'
+)
 _TRUTH: RGB = (255, 255, 255)
 # Ends [13, 2, 3] of the lines that a box is outlined with, in halves of its sides: its edges, and where it heads.
 _CORNERS = [np.array(corner) for corner in product((-1.0, 1.0), repeat=3)]
@@ -197,7 +201,9 @@ class FoxgloveResults:
     def _write_detections(self, result: TickResult) -> None:
         t = self._types
         everything = t.SceneEntityDeletion(timestamp=self._stamp(result), type=t.SceneEntityDeletionType.All)
-        boxes = [self._entity(result, box) for box in found_boxes(result, self._min_score)]
+        found = found_boxes(result, self._min_score)
+        with_words = _apart(found)
+        boxes = [self._entity(result, box, words=box in with_words) for box in found]
         self._add(result, "/detections", t.SceneUpdate(deletions=[everything], entities=boxes))
         alarms = [] if result.perceived else [self._no_perception(result)]
         self._add(result, "/perceived", t.SceneUpdate(deletions=[everything], entities=alarms))
@@ -207,7 +213,7 @@ class FoxgloveResults:
             outlines = [self._outline(result, box) for box in there]
             self._add(result, "/truth", t.SceneUpdate(deletions=[everything], entities=outlines))
 
-    def _entity(self, result: TickResult, box: FoundBox) -> SceneEntity:
+    def _entity(self, result: TickResult, box: FoundBox, *, words: bool) -> SceneEntity:
         t, colour = self._types, class_rgb(box.class_name, box.label)
         x, y, z = box.center_m
         top = self._pose((x, y, z + box.height_m / 2 + 0.5), (0.0, 0.0, 0.0, 1.0))
@@ -234,7 +240,7 @@ class FoxgloveResults:
             id=box.id,
             lifetime=self._lifetime(),
             cubes=[cube],
-            texts=[label],
+            texts=[label] if words else [],
             arrows=self._arrows(box, self._colour(colour, 1.0)),
             metadata=[t.KeyValuePair(key=key, value=value) for key, value in metadata.items()],
         )
@@ -366,6 +372,15 @@ class FoxgloveResults:
     def _lifetime(self) -> Any:
         seconds, nanoseconds = divmod(round(self._lifetime_s * 1e9), 1_000_000_000)
         return self._types.Duration(sec=seconds, nsec=nanoseconds)
+
+
+def _apart(boxes: Sequence[FoundBox]) -> list[FoundBox]:
+    """The best of them, and each that is `_WORDS_APART_M` or more from those before it: words do not lie on words."""
+    kept: list[FoundBox] = []
+    for box in boxes:
+        if all(math.dist(box.center_m[:2], other.center_m[:2]) >= _WORDS_APART_M for other in kept):
+            kept.append(box)
+    return kept
 
 
 def _stamp(result: TickResult) -> dict[str, int]:

@@ -62,6 +62,13 @@ def test_boxes_are_where_they_were_found_under_full_ids(tmp_path: Path) -> None:
     assert {pair.key: pair.value for pair in forklift.metadata}["velocity (m/s)"] == "unknown"
 
 
+def test_words_do_not_lie_on_words(tmp_path: Path) -> None:
+    found = boxes((10, 3, 0, 0, 0.9), (10, 8, 0, 1, 0.8), (10, 10, 0, 2, 0.7))  # 5 m and 7 m from the first
+    (update,) = written(tmp_path / "out.mcap", result(found=found))["/detections"]
+    assert [[text.text for text in entity.texts] for entity in update.entities] == [["car 0.90"], [], ["forklift 0.70"]]
+    assert [pair.value for pair in update.entities[1].metadata][:2] == ["pedestrian", "0.8000"]  # which a click shows
+
+
 def test_an_arrow_points_along_the_velocity_and_is_as_long_as_the_way_in_a_second(tmp_path: Path) -> None:
     (update,) = written(tmp_path / "out.mcap", result())["/detections"]
     (arrow,) = update.entities[0].arrows
