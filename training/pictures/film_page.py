@@ -7,7 +7,6 @@ be read on a phone.
 from __future__ import annotations
 
 import base64
-import html
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -21,6 +20,7 @@ from robustbev.results.result import ResultWriter, TickResult, TruthAt
 from sensors.logs.log import LogError
 from sensors.logs.mcap.out import check_target, partial_name
 from sensors.palette import RGB
+from sensors.text import html_text, plain
 from training.files.atomic import write_text
 from training.files.html_page import html_page
 from training.pictures.film import VideoResults
@@ -98,7 +98,7 @@ class PageResults(ResultWriter):
         words += [f"attention: {shares}, nulls {result.null_share:.0%}"] if shares else []
         # Those in trouble first: a phone shows few rows.
         sensors = sorted(result.tick.sensors.values(), key=lambda status: status.given)
-        rows = [(status.channel, str(status.state), status.detail) for status in sensors]
+        rows = [(plain(status.channel), str(status.state), plain(status.detail)) for status in sensors]
         self._ticks.append({"summary": " · ".join(words), "perceived": result.perceived, "sensors": rows})
 
     def close(self) -> None:
@@ -111,7 +111,7 @@ class PageResults(ResultWriter):
             content = {"fps": self._fps, "ticks": self._ticks, "colours": colours, "film": film}
             text = json.dumps(content, ensure_ascii=False).replace("<", "\\u003c")  # no text of a log ends the script
             about = "".join(
-                f"<tr><td>{html.escape(name)}<td>{html.escape(value)}</tr>" for name, value in self._about.items()
+                f"<tr><td>{html_text(name)}<td>{html_text(value)}</tr>" for name, value in self._about.items()
             )
             body = _BODY.substitute(alarm=_css(ALARM), about=about, replay=text)
             check_target(self._path, overwrite=self._overwrite)

@@ -6,13 +6,14 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import torch
 from pydantic import BaseModel
 
 import robustbev
 from robustbev.precision import usable_device
+from sensors.nuscenes.config import NuScenesConfig
 from sensors.nuscenes.index import build_index
 from sensors.nuscenes.summary import check_truth, describe
 from sensors.text import tell
@@ -27,6 +28,7 @@ from training.runs.config import RunConfig
 from training.runs.files import RunFiles
 from training.runs.precision import report_precision
 from training.runs.worker import Post, work
+from training.tracking.mlflow_store import DataUsed
 from training.tracking.run import MLflowRun, git_commit
 from training.tracking.sending import Sending
 
@@ -112,7 +114,7 @@ def _train(
 def _start_tracking(config: RunConfig, files: RunFiles, more: Mapping[str, str]) -> MLflowRun:
     data = describe(config.data.nuscenes)
     tags = {"data.id": str(data["data_id"]), "data.version": str(data["version"]), "run_dir": str(files.root.resolve())}
-    tags |= more
+    tags |= {"mlflow.source.name": "robustbev train", "mlflow.source.type": "LOCAL"} | dict(more)
     commit = git_commit(Path(robustbev.__file__).parent)
     if commit is not None:
         tags["mlflow.source.git.commit"] = commit
@@ -124,9 +126,23 @@ def _start_tracking(config: RunConfig, files: RunFiles, more: Mapping[str, str])
         artifacts=config.runs_dir / "mlartifacts",
         parameters=config.model_dump(mode="json"),
         tags=tags,
+        data=_data_used(config.data.nuscenes, data),
     )
     tracker.outbox.files([files.config])
     return tracker
+
+
+def _data_used(config: NuScenesConfig, data: Mapping[str, Any]) -> list[DataUsed]:
+    """Of a split that is for both, training alone: MLflow takes a part of a data set once a run."""
+    place, samples = str(config.root.resolve()), data["samples_per_split"]
+    uses: dict[str, Literal["training", "validation"]] = {
+        config.val_split: "validation",
+        config.train_split: "training",
+    }
+    return [
+        DataUsed(f"{config.root.name} {split}", str(data["data_id"]), place, samples.get(split, 0), use)
+        for split, use in uses.items()
+    ]
 
 
 def _began(files: RunFiles, tracker: MLflowRun | None) -> None:

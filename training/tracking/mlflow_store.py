@@ -5,13 +5,15 @@ Everything goes through a client and a run id; there is no global active run.
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import re
 import warnings
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import unquote, urlsplit
 
 from sensors.extras import require
@@ -20,7 +22,19 @@ from training.tracking.outbox import Outbox, Row
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
+_DATA_NAME_LENGTH, _DIGEST_LENGTH = 500, 8  # as long as MLflow makes them, so that its page has room for both
 _NAME_LENGTH, _VALUE_LENGTH, _PARAMETERS_A_CALL = 250, 500, 100  # what MLflow takes
+
+
+@dataclass(frozen=True)
+class DataUsed:
+    """A part of a data set, as MLflow lists it with the runs that used it."""
+
+    name: str
+    digest: str  # another one: other data
+    place: str
+    samples: int
+    use: Literal["training", "validation"]
 
 
 class TrackingWarning(UserWarning):
@@ -63,6 +77,7 @@ def begin_run(
     artifacts: str | None,
     parameters: Mapping[str, Any],
     tags: Mapping[str, str],
+    data: Sequence[DataUsed],
 ) -> str:
     """Make a run, and the experiment where there is none; -> its id.
 
@@ -73,12 +88,19 @@ def begin_run(
     Raises:
         TrackingError: the experiment was deleted in MLflow.
     """
-    from mlflow.entities import Param
+    from mlflow.entities import Dataset, DatasetInput, InputTag, Param
 
     run = client.create_run(_experiment(client, experiment, artifacts), run_name=name, tags=dict(tags))
     logged = [Param(key, str(value)[:_VALUE_LENGTH]) for key, value in parameters.items()]
     for i in range(0, len(logged), _PARAMETERS_A_CALL):
         client.log_batch(run.info.run_id, params=logged[i : i + _PARAMETERS_A_CALL])
+    inputs = []
+    for one in data:
+        profile, source = json.dumps({"num_rows": one.samples}), json.dumps({"uri": one.place})
+        dataset = Dataset(one.name[:_DATA_NAME_LENGTH], one.digest[:_DIGEST_LENGTH], "local", source, profile=profile)
+        inputs.append(DatasetInput(dataset, [InputTag("mlflow.data.context", one.use)]))
+    if inputs:
+        client.log_inputs(run.info.run_id, inputs)
     return str(run.info.run_id)
 
 

@@ -10,7 +10,7 @@ import os
 import re
 import subprocess
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, TypeVar
@@ -20,7 +20,7 @@ from training.files.settings import flat
 from training.loop.callbacks import Callback, StepRecord
 from training.loop.history import read_history
 from training.tracking import mlflow_store as store
-from training.tracking.mlflow_store import TrackingError
+from training.tracking.mlflow_store import DataUsed, TrackingError
 from training.tracking.outbox import Outbox, Row
 
 Result = TypeVar("Result")
@@ -106,6 +106,7 @@ class MLflowRun:
         artifacts: Path,
         parameters: Mapping[str, Any],
         tags: Mapping[str, str],
+        data: Sequence[DataUsed] = (),
         patience_s: float = _BEGIN_SECONDS,
     ) -> MLflowRun:
         """Continue the run named in `file`, or begin one and write it there. Makes the database where there is none.
@@ -116,6 +117,7 @@ class MLflowRun:
             file: JSON with "uri" and "run_id".
             artifacts: where artifacts go with a SQLite store; a server decides for itself.
             parameters: the resolved configuration; nested mappings become dotted names.
+            data: what the run is trained and measured on.
             patience_s: how long a store may take to answer.
 
         Raises:
@@ -126,7 +128,12 @@ class MLflowRun:
         store.load_mlflow()
         if not file.is_file() or run._known["uri"] != uri:
             location = artifacts.resolve().as_uri() if uri.startswith("sqlite:") else None
-            about: Mapping[str, Any] = {"artifacts": location, "parameters": flat(parameters), "tags": tags}
+            about: Mapping[str, Any] = {
+                "artifacts": location,
+                "parameters": flat(parameters),
+                "tags": tags,
+                "data": data,
+            }
             try:
                 opening_s = _DATABASE_SECONDS if uri.startswith("sqlite:") else patience_s
                 client = _within(opening_s, lambda: store.open_store(uri))

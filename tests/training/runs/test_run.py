@@ -251,11 +251,17 @@ def test_mlflow_gets_configuration_figures_and_model_of_one_run(
     with sqlite3.connect(tmp_path / "mlflow.db") as database:
         (run_id, status), *others = database.execute("select run_uuid, status from runs").fetchall()
         tags = dict(database.execute("select key, value from tags").fetchall())
+        data = database.execute("select name, digest from datasets order by name").fetchall()
         params = dict(database.execute("select key, value from params").fetchall())
         rows = database.execute("select key, step, value from metrics order by step").fetchall()
     assert (others, status) == ([], "FINISHED")
     assert run_id == json.loads(RunFiles(run.run_dir).mlflow.read_text())["run_id"]
     assert tags["data.id"]
+    assert (tags["mlflow.source.name"], tags["mlflow.source.type"]) == ("robustbev train", "LOCAL")
+    assert [(name, tags["data.id"].startswith(digest)) for name, digest in data] == [
+        (f"{small_nuscenes.root.name} small_train", True),
+        (f"{small_nuscenes.root.name} small_val", True),
+    ]
     assert tags["precision"].startswith(f"{choose_precision('auto', 'cpu', training=True).name}: ")
     assert params["model.grid.cell_m"] == "1.6"
     assert {"train/loss", "train/loss/heatmap", "train/lr", "train/samples_per_s", "memory/resident_mib"} <= {

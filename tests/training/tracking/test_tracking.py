@@ -9,7 +9,7 @@ import pytest
 from sensors.errors import MissingExtraError
 from sensors.extras import require
 from training.loop.callbacks import StepRecord
-from training.tracking.mlflow_store import TrackingError, TrackingWarning
+from training.tracking.mlflow_store import DataUsed, TrackingError, TrackingWarning
 from training.tracking.run import MLflowRun, TrackSteps, absolute_uri, default_uri, git_commit
 from training.tracking.sending import send_now
 
@@ -27,6 +27,7 @@ def start(folder: Path) -> MLflowRun:
     return MLflowRun.start(
         folder / "a" / "mlflow_run.json", uri=default_uri(folder), experiment="tests", name="a",
         artifacts=folder / "mlartifacts", parameters={"optim": {"lr": 0.1}, "seed": 3}, tags={"data.id": "d1"},
+        data=[DataUsed("sim sim_train", "d1" * 32, "/data/sim", 880, "training")],
     )  # fmt: skip
 
 
@@ -74,6 +75,9 @@ def test_a_run_is_begun_fed_and_continued(store: Path, tmp_path: Path) -> None:
     assert sorted(rows(store, "select key, value from params")) == [("optim.lr", "0.1"), ("seed", "3")]
     assert ("data.id", "d1") in rows(store, "select key, value from tags")
     assert rows(store, "select status from runs") == [("FINISHED",)]
+    data = "select d.name, digest, dataset_source, dataset_profile, t.value from datasets d"
+    joined = f"{data} join inputs i on i.source_id = d.dataset_uuid join input_tags t on t.input_uuid = i.input_uuid"
+    assert rows(store, joined) == [("sim sim_train", "d1" * 4, '{"uri": "/data/sim"}', '{"num_rows": 880}', "training")]
     assert (store / "mlartifacts" / run.run_id / "artifacts" / "evaluation" / "table.md").is_file()
 
 
