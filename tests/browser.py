@@ -22,7 +22,7 @@ CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", 
 needs_chromium = pytest.mark.skipif(
     CHROMIUM is None, reason="no Chromium on the PATH (Debian: apt-get install chromium)"
 )
-_PATIENCE_S = 60.0
+_PATIENCE_S = 120.0  # of a busy machine; a quiet one needs seconds
 # Where Chromium expects the ends of its two pipes.
 _AS_3_AND_4 = """
 import fcntl, os, sys
@@ -113,7 +113,7 @@ def page_in_chromium(profile: Path) -> Iterator[Page]:
     assert CHROMIUM is not None
     commands_out, commands_in = os.pipe()
     answers_out, answers_in = os.pipe()
-    flags = ["--headless=new", "--no-sandbox", "--remote-debugging-pipe", f"--user-data-dir={profile}"]
+    flags = ["--headless=new", "--no-sandbox", "--disable-gpu", "--remote-debugging-pipe", f"--user-data-dir={profile}"]
     command = [sys.executable, "-c", _AS_3_AND_4, str(commands_out), str(answers_in), CHROMIUM, *flags]
     with profile.with_suffix(".log").open("wb") as log:
         process = subprocess.Popen(command, pass_fds=(commands_out, answers_in), stdout=log, stderr=log)
