@@ -26,7 +26,6 @@ from tests.small_nuscenes import VERSION, SmallNuScenes
 from tests.tiny_model import tiny_config
 from tests.training.comparison.test_report import COLUMNS, job
 from tests.training.pictures.scene.scenes import scene
-from tests.training.replay.test_compare import recorded
 from training.commands.app import app
 from training.comparison.pictures import comparison_dots
 from training.comparison.report import Comparison, Row
@@ -35,7 +34,6 @@ from training.pictures.charts import subset_chart, training_curves
 from training.pictures.scene import canvas
 from training.pictures.scene.canvas import save
 from training.pictures.scene.page import page
-from training.replay.compare import draw_comparison
 from training.runs.config import RunConfig
 from training.runs.files import RunFiles
 from training.tasks.detection.result import SubsetResult
@@ -64,16 +62,12 @@ def compared(path: Path) -> None:
     comparison_dots(path, Comparison(ALL, (0,), COLUMNS, rows, tuple(NAMES)))
 
 
-def replays(path: Path) -> None:
-    draw_comparison(path, [recorded(name, *map(result, range(3))) for name in NAMES[:6]], title=ALL)
-
-
 def sample(path: Path) -> None:
     classes = tuple(NAMES[: len(result().classes)])
     save(path, page(scene(result(), classes=classes), [], title=ALL, note=ALL * 100))
 
 
-@pytest.mark.parametrize("draw", [subsets, curves, compared, replays, sample])
+@pytest.mark.parametrize("draw", [subsets, curves, compared, sample])
 def test_a_picture_shows_names_and_runs_no_formula(draw: Callable[[Path], None], tmp_path: Path) -> None:
     with warnings.catch_warnings():
         warnings.filterwarnings("error", message="Glyph")  # of what no font has: an escape that was not spelt out
